@@ -1,0 +1,143 @@
+"""The plan format: what to prepare, when, why, and how each decision ended."""
+
+from enum import StrEnum
+
+import msgspec
+
+from graph.ids import FunctionId, TenantId
+
+
+class Trigger(StrEnum):
+    """Why a plan was made."""
+
+    INVOCATION = "invocation"
+    WANTED = "wanted"  # the wanted count of the entry grew
+    PREDICTED = "predicted"
+    TIMER = "timer"
+    RELEASE = "release"
+    WARM = "warm"  # `foreglow warm`
+
+
+class Outcome(StrEnum):
+    """How a decision ended. `PENDING` and `READY` are the two states before that."""
+
+    PENDING = "pending"
+    READY = "ready"
+    HIT = "hit"  # an invocation found the instance ready
+    LATE = "late"  # an invocation came while it was being prepared, and adopted it
+    WASTED = "wasted"  # ready, never used, given up at the end of its unused lifetime
+    CANCELLED = "cancelled"  # given up before it was ready: branch resolved, node full, or it failed
+
+    @property
+    def final(self) -> bool:
+        return self not in (Outcome.PENDING, Outcome.READY)
+
+
+class EdgeSource(StrEnum):
+    DECLARED = "declared"
+    LEARNED = "learned"
+    BOTH = "declared+learned"
+    REQUESTED = "requested"  # the entry itself, asked for by name
+
+
+class Prices(msgspec.Struct, frozen=True):
+    """What idling and lateness cost, in one arbitrary unit.
+
+    `idle_gb_s` (c_w): one GB held ready, unused, for one second. `late_s` (c_l): one second an invocation waits.
+    kappa = c_w * m / (c_l + c_w * m), with m in GB, is the probability under which preparing does not pay.
+    The default makes kappa about 0.05 for a 1 GB instance that idles about a second.
+    """
+
+    idle_gb_s: float = 1.0
+    late_s: float = 19.0
+
+
+class Budget(msgspec.Struct, frozen=True):
+    """Bounds of one plan, per tenant. `path` is bounded by the first three, `priced` by all.
+
+    `instances` and `memory_mb`: speculative ones alive at once, what other live plans hold already taken off.
+    `unused_s`: how long a prepared instance may stay unused. `idle_s_per_busy_s`: the priced policy's rate.
+    `min_reach`: reach probability under which `path` leaves a function out.
+    """
+
+    instances: int = 64
+    memory_mb: int = 8192
+    unused_s: float = 60.0
+    idle_s_per_busy_s: float = 1.0
+    min_reach: float = 0.05
+
+
+class Evidence(msgspec.Struct, frozen=True):
+    """What a decision stands on.
+
+    `reach`: probability that the entry's trace reaches the function, given the stages seen. `concurrent`: probability
+    that at least this many instances are busy at once. `samples`: traces behind it (0: declared only).
+    `lead_s`: expected time from now to the call (None: never observed). `start_s`: expected time to ready.
+    `price`: expected cost of preparing less that of not preparing (0 where the policy does not price).
+    `trace_ids`: up to 3 recent traces in which the call was seen.
+    """
+
+    source: EdgeSource
+    reach: float
+    concurrent: float
+    samples: int
+    lead_s: float | None = None
+    start_s: float | None = None
+    price: float = 0.0
+    trace_ids: tuple[str, ...] = ()
+
+
+class PrewarmDecision(msgspec.Struct, frozen=True):
+    """One instance of one function to prepare. `start_in_s` is relative to the plan; `expires_s` to being ready."""
+
+    decision_id: str
+    function: FunctionId
+    ordinal: int  # the j-th instance of this function in the plan, from 1
+    memory_mb: int
+    start_in_s: float
+    expires_s: float
+    reason: str
+    evidence: Evidence
+
+
+class Skipped(msgspec.Struct, frozen=True):
+    """A function the plan considered and left out, and why."""
+
+    function: FunctionId
+    why: str
+    reach: float = 0.0
+
+
+class PrewarmPlan(msgspec.Struct, frozen=True):
+    """What to prepare because `entry` is about to run. `ready` names what already was, so nothing was decided."""
+
+    plan_id: str
+    tenant: TenantId
+    entry: FunctionId
+    trigger: Trigger
+    policy: str  # path | priced | off
+    created_at: float
+    trace_id: str | None = None
+    decisions: tuple[PrewarmDecision, ...] = ()
+    ready: tuple[FunctionId, ...] = ()
+    skipped: tuple[Skipped, ...] = ()
+
+
+class ExpectedCall(msgspec.Struct, frozen=True):
+    """One function the entry is expected to reach; what predict() returns and plan() takes.
+
+    `concurrent[j-1]` is P(at least j instances busy at once in one trace), not increasing.
+    `offsets_s`: up to 64 sorted samples of the time from the entry's start to the call, cold waits taken off.
+    `start_s`: expected time to ready. `weight`: decayed traces of the entry behind it.
+    """
+
+    function: FunctionId
+    reach: float
+    concurrent: tuple[float, ...]
+    offsets_s: tuple[float, ...]
+    samples: int
+    weight: float
+    source: EdgeSource
+    memory_mb: int
+    start_s: float
+    trace_ids: tuple[str, ...] = ()

@@ -1,0 +1,1 @@
+"""What exists: tables and use cases (model, store), and the routes that gateways and planners hold (routes, watch)."""

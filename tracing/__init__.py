@@ -1,0 +1,1 @@
+"""Watches calls: OpenTelemetry in and out, traces of any origin into Calls."""

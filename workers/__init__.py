@@ -1,0 +1,1 @@
+"""One node: drivers, standbys, code tiers, tunnels, the guest runtime, and the RPC by which other floors reach it."""

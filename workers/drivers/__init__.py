@@ -1,0 +1,1 @@
+"""Drivers: ways to make templates and clones, and to talk to one instance."""

@@ -1,0 +1,26 @@
+"""The guest protocol: what passes between a node and the runtime inside a sandbox. Meta is a JSON object.
+
+The guest side knows the same numbers (workers/guest/runtime.py imports nothing of ours); tests/contracts/test_frames.py
+holds the golden bytes of both. Ids: the node numbers invocations, the guest numbers its calls; they do not mix, because
+a kind belongs to one of the two.
+"""
+
+from enum import IntEnum
+
+
+class ToGuest(IntEnum):
+    SPECIALISE = 1  # {version, handler, kind, concurrency, environment, paths, entropy (hex), now}: become this version
+    INVOKE = 2  # {invocation, type, content_type, deadline_s, trace_id, depth, http?}, body: the payload
+    CALL_RESULT = 3  # {status, content_type, error?}, body: the answer to a CALL with this id
+    CANCEL = 4  # the invocation with this id is given up
+    PING = 5
+
+
+class FromGuest(IntEnum):
+    READY = 17  # {init_ms, error?: {type, message, stack}}: SPECIALISE is done
+    RESULT = 18  # {content_type, http?: {status, headers}}, body (MORE: streamed)
+    ERROR = 19  # {type, message, stack}: the handler raised
+    CALL = 20  # {invocation id as u32 `invocation`, function, content_type, asynchronous}, body: a child call
+    LOG = 21  # {stream: out | err}, body: text the handler wrote, id of its invocation
+    PONG = 22
+    CANCEL_CALL = 23  # the call with this id is not waited for any more

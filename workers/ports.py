@@ -1,0 +1,123 @@
+"""What a node asks of a driver and of the code tiers. Protocols live here, beside their consumer (workers.node)."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import msgspec
+
+from workers.framing import Frame
+from workers.versions import Kind, VersionSpec
+
+
+class DriverError(Exception):
+    """A clone or a specialisation failed; the message says which step and why."""
+
+
+class InitFailed(DriverError):
+    """The user's module raised while it was imported. `detail` is {type, message, stack}."""
+
+    def __init__(self, detail: Mapping[str, str]) -> None:
+        super().__init__(f"{detail.get('type', 'Error')}: {detail.get('message', '')}")
+        self.detail = dict(detail)
+
+
+class IsolationReport(msgspec.Struct, frozen=True):
+    """What isolation a driver really gives here, found by doing it once, not by asking.
+
+    `tier`: root+cgroups | root | userns | none. `limits`: how memory and pids are held (cgroup-v1, cgroup-v2, rlimit, none).
+    `missing`: one line for each thing that is not in force.
+    """
+
+    driver: str
+    tier: str
+    limits: Mapping[str, str]
+    missing: tuple[str, ...] = ()
+
+    @property
+    def isolated(self) -> bool:
+        return self.tier != "none"
+
+
+class Specialisation(msgspec.Struct, frozen=True):
+    """What a clone needs to become an instance of a version. `layers`: folders on this node, code first."""
+
+    version: str
+    handler: str
+    kind: Kind
+    concurrency: int
+    memory_mb: int
+    layers: tuple[Path, ...]
+    environment: Mapping[str, str]
+
+
+class InitReport(msgspec.Struct, frozen=True):
+    """`attach_ms`: code attached and lockdown done. `init_ms`: the handler's module imported."""
+
+    attach_ms: float
+    init_ms: float
+
+
+class Usage(msgspec.Struct, frozen=True):
+    memory_bytes: int
+    processes: int
+
+
+class Clone(Protocol):
+    """One sandbox: a standby until it is specialised, an instance after. Callbacks run on the event loop.
+
+    `on_frame` gets every frame of the guest but READY. `on_exit` is called once, with a reason, when the sandbox is gone
+    for whatever cause; after that `send` does nothing.
+    """
+
+    clone_id: str
+    on_frame: Callable[[Frame], None]
+    on_output: Callable[[str, bytes], None]  # (out | err, bytes written past the runtime, by C code or a child process)
+    on_exit: Callable[[str], None]
+
+    async def specialise(self, work: Specialisation, timeout_s: float) -> InitReport:
+        """Attaches the code, locks the sandbox, imports the handler. Raises InitFailed, DriverError, TimeoutError."""
+
+    def send(self, kind: int, ident: int, meta: bytes = b"", body: bytes = b"") -> None:
+        """Queues one frame to the guest; never blocks."""
+
+    def speculative(self, on: bool) -> None:
+        """Lets the sandbox yield to others (or no more), by the means this tier has; does nothing where it has none."""
+
+    def usage(self) -> Usage | None:
+        """Memory and processes now; None when it cannot be read."""
+
+    async def kill(self, reason: str) -> None:
+        """Ends every process of the sandbox and frees what it held. Idempotent; returns when they are gone."""
+
+
+class Driver(Protocol):
+    """Makes templates and clones. One per node process."""
+
+    name: str
+
+    async def start(self) -> IsolationReport:
+        """Probes by doing it, sweeps what a dead predecessor left, and is ready to clone. Raises DriverError."""
+
+    async def clone(self, tenant: str, memory_mb: int) -> Clone:
+        """A new sandbox for `tenant` with no code in it, waiting to be specialised. Raises DriverError."""
+
+    async def retire(self, tenant: str) -> None:
+        """The tenant has nothing here any more: its template goes once its clones have."""
+
+    async def stop(self) -> None:
+        """Kills every clone and template; nothing is left."""
+
+
+class CodeTier(Protocol):
+    """Brings layers of code onto this node. Tier 1 is the node's own disk."""
+
+    async def fetch(self, spec: VersionSpec) -> Sequence[Path]:
+        """The folders of the version's layers, code first; from tier 1 when there. Raises CodeUnavailable."""
+
+    def held(self, spec: VersionSpec) -> bool:
+        """True when tier 1 has all layers."""
+
+
+class CodeUnavailable(Exception):
+    """A layer could not be fetched or did not match its digest."""

@@ -1,0 +1,1 @@
+"""The RPC between the platform's processes: messages, and the connection that carries them."""

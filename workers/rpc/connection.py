@@ -1,0 +1,271 @@
+"""One connection between two platform processes: frames in and out over a unix socket, with hello and questions.
+
+The hot kinds (INVOKE, RESULT, CALL) go straight to the owner's callback, without a task or a future in between.
+"""
+
+import asyncio
+import contextlib
+import hmac
+import os
+import socket
+import struct
+from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import msgspec
+
+from workers.framing import Frame, FrameError, FrameParser, encode
+from workers.rpc.messages import MESSAGES, PROTOCOL, Ask, Hello, Refusal, Rpc, Welcome
+
+HELLO_TIMEOUT_S = 5.0
+WRITE_LIMIT = 8 << 20
+
+_encoder = msgspec.msgpack.Encoder()
+_decoders: dict[int, msgspec.msgpack.Decoder[Any]] = {
+    int(kind): msgspec.msgpack.Decoder(message) for kind, message in MESSAGES.items()
+}
+
+
+def _peer_uid(sock: socket.socket) -> int:
+    """The uid of the process at the other end of a unix socket (SO_PEERCRED)."""
+    _, uid, _ = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    return int(uid)
+
+
+class RpcError(Exception):
+    """The peer refused, broke the protocol or went away. `status` as in HTTP."""
+
+    def __init__(self, message: str, status: int = 503) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class Owner(Protocol):
+    """Who a connection belongs to."""
+
+    def on_message(self, connection: "Connection", kind: int, ident: int, message: Any, body: bytes) -> None:
+        """A whole frame came; `message` is decoded (None where the kind has no meta). Must not block."""
+
+    def on_lost(self, connection: "Connection", why: str) -> None:
+        """The connection is gone; called once, only after on_open or a successful dial."""
+
+    def on_open(self, connection: "Connection") -> None:
+        """A dialling peer said a valid hello (listening side only)."""
+
+
+Answerer = Callable[[Mapping[str, Any]], Awaitable[object]]
+
+
+class Connection(asyncio.Protocol):
+    """Both ends. Made by `dial` or `listen`, never directly."""
+
+    def __init__(
+        self,
+        owner: Owner,
+        secret: str,
+        answers: Mapping[str, Answerer] | None = None,
+        hello: Hello | None = None,
+        name: str = "",
+    ) -> None:
+        self.peer = Hello(role="", name="", secret="")
+        self.welcome: Welcome | None = None
+        self.defined: set[str] = set()  # versions this side has sent or been sent on this connection
+        self._owner = owner
+        self._secret = secret
+        self._answers = answers or {}
+        self._hello = hello
+        self._name = name
+        self._open = False
+        self._lost = False
+        self._parser = FrameParser()
+        self._transport: asyncio.Transport | None = None
+        self._asked: dict[int, asyncio.Future[bytes]] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._next = 0
+        self.ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._hello_timer = asyncio.get_running_loop().call_later(HELLO_TIMEOUT_S, self._hello_late)
+
+    # -- life
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+        if self._hello is None and _peer_uid(transport.get_extra_info("socket")) != os.geteuid():
+            self._close("the peer runs as another user")
+            return
+        transport.set_write_buffer_limits(high=WRITE_LIMIT)
+        if self._hello is not None:
+            self.send(Rpc.HELLO, 0, self._hello)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._close(str(exc) if exc else "the peer closed the connection")
+
+    def close(self) -> None:
+        if self._transport is not None:
+            self._transport.close()
+
+    @property
+    def closed(self) -> bool:
+        return self._lost
+
+    def _hello_late(self) -> None:
+        if not self._open:
+            self._close("no hello within the time limit")
+
+    def _close(self, why: str) -> None:
+        if self._lost:
+            return
+        self._lost = True
+        self._hello_timer.cancel()
+        if self._transport is not None:
+            self._transport.abort()
+        if not self.ready.done():
+            self.ready.set_exception(RpcError(why))
+            self.ready.exception()  # a dial that timed out does not look at it any more
+        for future in self._asked.values():
+            if not future.done():
+                future.set_exception(RpcError(why))
+        self._asked.clear()
+        for task in self._tasks:
+            task.cancel()
+        if self._open:
+            self._owner.on_lost(self, why)
+
+    # -- out
+
+    def next_id(self) -> int:
+        self._next = (self._next + 1) & 0xFFFFFFFF
+        return self._next
+
+    def send(self, kind: int, ident: int, message: object = None, body: bytes = b"") -> None:
+        """Queues one frame. Nothing happens on a lost connection: the owner hears of it through on_lost."""
+        if self._transport is None or self._lost:
+            return
+        meta = _encoder.encode(message) if message is not None else b""
+        self._transport.write(encode(kind, ident, meta, body))
+
+    @property
+    def congested(self) -> bool:
+        """True while more than WRITE_LIMIT bytes wait for the peer: send nothing that can be left out."""
+        return self._transport is not None and self._transport.get_write_buffer_size() > WRITE_LIMIT
+
+    async def ask(self, what: str, timeout_s: float = 5.0, **args: object) -> Any:
+        """The peer's answer to a question, decoded from JSON. Raises RpcError (its status) or TimeoutError."""
+        return msgspec.json.decode(await self.ask_raw(what, timeout_s, **args))
+
+    async def ask_raw(self, what: str, timeout_s: float = 5.0, **args: object) -> bytes:
+        """Like ask, the answer left as JSON bytes."""
+        if self._lost:
+            raise RpcError("the connection is closed")
+        ident = self.next_id()
+        future: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+        self._asked[ident] = future
+        self.send(Rpc.ASK, ident, Ask(what, args))
+        try:
+            return await asyncio.wait_for(future, timeout_s)
+        finally:
+            self._asked.pop(ident, None)
+
+    # -- in
+
+    def data_received(self, data: bytes) -> None:
+        try:
+            for frame in self._parser.feed(data):
+                self._take(frame)
+        except (FrameError, msgspec.DecodeError, RpcError) as error:
+            self._close(f"protocol error: {error}")
+
+    def _take(self, frame: Frame) -> None:
+        kind = frame.kind
+        decoder = _decoders.get(kind)
+        message = decoder.decode(frame.meta) if decoder is not None and frame.meta else None
+        if not self._open:
+            self._handshake(kind, message)
+        elif kind == Rpc.ASK:
+            self._start_answer(frame.id, message)
+        elif kind in (Rpc.ANSWER, Rpc.REFUSED):
+            self._answered(kind, frame.id, message, frame.body)
+        else:
+            self._owner.on_message(self, kind, frame.id, message, frame.body)
+
+    def _handshake(self, kind: int, message: Any) -> None:
+        if self._hello is None:
+            if kind != Rpc.HELLO or not isinstance(message, Hello) or message.protocol != PROTOCOL:
+                raise RpcError("expected a hello of this protocol version")
+            if not hmac.compare_digest(message.secret.encode(), self._secret.encode()):
+                raise RpcError("wrong cluster key")
+            self.peer = message
+            self._opened()
+            self.send(Rpc.WELCOME, 0, Welcome(self._name))
+            self._owner.on_open(self)
+        else:
+            if kind != Rpc.WELCOME or not isinstance(message, Welcome) or message.protocol != PROTOCOL:
+                raise RpcError("expected a welcome of this protocol version")
+            self.welcome = message
+            self._opened()
+
+    def _opened(self) -> None:
+        self._open = True
+        self._hello_timer.cancel()
+        if not self.ready.done():
+            self.ready.set_result(None)
+
+    def _start_answer(self, ident: int, message: Any) -> None:
+        task = asyncio.get_running_loop().create_task(self._answer(ident, message))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _answer(self, ident: int, message: Ask | None) -> None:
+        if message is None or message.what not in self._answers:
+            what = message.what if message else ""
+            self.send(Rpc.REFUSED, ident, Refusal(404, f"{self._name or 'this process'} knows no question {what!r}"))
+            return
+        try:
+            answer = await self._answers[message.what](message.args)
+        except RpcError as error:
+            self.send(Rpc.REFUSED, ident, Refusal(error.status, str(error)))
+        except (KeyError, TypeError, ValueError) as error:
+            self.send(Rpc.REFUSED, ident, Refusal(400, f"{message.what}: {type(error).__name__}: {error}"))
+        else:
+            self.send(Rpc.ANSWER, ident, None, answer if isinstance(answer, bytes) else msgspec.json.encode(answer))
+
+    def _answered(self, kind: int, ident: int, message: Any, body: bytes) -> None:
+        future = self._asked.get(ident)
+        if future is None or future.done():
+            return
+        if kind == Rpc.ANSWER:
+            future.set_result(body)
+        elif isinstance(message, Refusal):
+            future.set_exception(RpcError(message.message, message.status))
+
+
+async def dial(
+    path: Path, owner: Owner, hello: Hello, answers: Mapping[str, Answerer] | None = None, timeout_s: float = 5.0
+) -> Connection:
+    """Connects to a listening process. Raises RpcError when it refuses or is not there."""
+    loop = asyncio.get_running_loop()
+    try:
+        _, connection = await asyncio.wait_for(
+            loop.create_unix_connection(lambda: Connection(owner, hello.secret, answers, hello, hello.name), str(path)),
+            timeout_s,
+        )
+        await asyncio.wait_for(asyncio.shield(connection.ready), timeout_s)
+    except (OSError, TimeoutError) as error:
+        raise RpcError(f"cannot reach {path.name}: {error or 'timed out'}") from error
+    return connection
+
+
+async def listen(
+    path: Path, owner: Owner, secret: str, name: str, answers: Mapping[str, Answerer] | None = None
+) -> asyncio.AbstractServer:
+    """Serves connections on a unix socket (0600, only this user's processes are let in)."""
+    with contextlib.suppress(FileNotFoundError):
+        path.unlink()
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    previous = os.umask(0o177)
+    try:
+        sock.bind(str(path))
+    finally:
+        os.umask(previous)
+    return await asyncio.get_running_loop().create_unix_server(lambda: Connection(owner, secret, answers, name=name), sock=sock)

@@ -1,0 +1,223 @@
+"""Messages: one Struct a kind, msgpack arrays in the meta of a frame (workers.framing).
+
+Fields are only ever added at the end, with a default: an older peer ignores what it does not know.
+"""
+
+from enum import IntEnum
+
+import msgspec
+
+from graph.calls import StartKind
+from tracing.records import InvocationRecord, Timings
+from workers.versions import VersionSpec
+
+PROTOCOL = 1
+
+
+class Rpc(IntEnum):
+    HELLO = 1  # Hello: first frame of the dialling side
+    WELCOME = 2  # Welcome: first frame of the listening side
+    # to a node
+    DEFINE = 10  # VersionSpec: sent once per connection ahead of the first use of a version
+    INVOKE = 11  # InvokeRequest + payload; id numbers the stream. Acquire and body in one
+    CANCEL = 12  # the stream with this id is given up
+    CALL_RESULT = 13  # InvokeResult + body: answers the CALL with this id
+    PREPARE = 14  # PrepareBatch
+    REVOKE = 15  # Revoke: decisions no longer wanted
+    DRAIN = 16  # Drain: a version's instances go when idle; none is made
+    # from a node
+    RESULT = 20  # InvokeResult + body
+    CALL = 21  # ChildCall + payload; id numbers the call
+    CANCEL_CALL = 22
+    OUTCOMES = 23  # Outcomes, to subscribers
+    INVENTORY = 24  # Inventory, to subscribers: changes as they happen, all of it once a second (heartbeat)
+    # from a gateway
+    TRIGGERS = 30  # Triggers, to subscribers: ahead of records on the stream
+    RECORDS = 31  # Records, to subscribers
+    # questions, any direction
+    SUBSCRIBE = 40
+    ASK = 41  # Ask; the answer comes as ANSWER or REFUSED with the same id
+    ANSWER = 42  # body: JSON
+    REFUSED = 43  # Refusal
+
+
+class Hello(msgspec.Struct, array_like=True, frozen=True):
+    role: str  # gateway | planner | control
+    name: str
+    secret: str  # the cluster key's RPC token, compared in constant time
+    epoch: int = 0  # a planner's lease; a node refuses one lower than it has seen
+    protocol: int = PROTOCOL
+
+
+class Welcome(msgspec.Struct, array_like=True, frozen=True):
+    name: str
+    epoch: int = 0
+    protocol: int = PROTOCOL
+
+
+class HttpRequest(msgspec.Struct, array_like=True, frozen=True):
+    method: str
+    path: str
+    query: str
+    headers: list[tuple[str, str]]
+
+
+class InvokeRequest(msgspec.Struct, array_like=True, frozen=True):
+    """`deadline_s` is what is left, not a date: clocks differ between hosts."""
+
+    version: str
+    invocation_id: str
+    trace_id: str
+    parent_id: str
+    depth: int
+    deadline_s: float
+    content_type: str
+    http: HttpRequest | None = None
+
+
+class ErrorDetail(msgspec.Struct, array_like=True, frozen=True):
+    type: str
+    message: str
+    stack: str = ""
+
+
+class InvokeResult(msgspec.Struct, array_like=True, frozen=True):
+    """`status`: ok | error | timeout | killed | init-failed | code-unavailable | full | draining | cancelled |
+    unknown-version | not-found | too-large | too-deep. Only `full`, `draining` and `unknown-version` promise that no byte
+    reached an instance."""
+
+    status: str
+    start: StartKind = StartKind.UNKNOWN
+    timings: Timings = Timings()
+    content_type: str = ""
+    http_status: int = 0
+    headers: list[tuple[str, str]] = []
+    error: ErrorDetail | None = None
+    decision_id: str = ""
+
+
+class ChildCall(msgspec.Struct, array_like=True, frozen=True):
+    """A call made by a live invocation. The parent is named by the node, never by the guest.
+
+    `invocation_id` is the parent's; `function` is `name` or `name:qualifier` in the parent's tenant.
+    """
+
+    invocation_id: str
+    function: str
+    content_type: str
+    asynchronous: bool = False
+
+
+class PrepareItem(msgspec.Struct, array_like=True, frozen=True):
+    """`level`: ready (an instance) or code (only the layers into tier 1). `delay_s` is relative to receipt; the instance, once
+    ready and unused for `expires_s`, is given up."""
+
+    decision_id: str
+    version: str
+    level: str = "ready"
+    delay_s: float = 0.0
+    expires_s: float = 60.0
+    needed_in_s: float = 0.0
+
+
+class PrepareBatch(msgspec.Struct, array_like=True, frozen=True):
+    items: list[PrepareItem]
+    epoch: int = 0
+
+
+class Revoke(msgspec.Struct, array_like=True, frozen=True):
+    decision_ids: list[str]
+    why: str = ""
+    epoch: int = 0
+
+
+class Drain(msgspec.Struct, array_like=True, frozen=True):
+    version: str
+
+
+class DecisionUpdate(msgspec.Struct, array_like=True, frozen=True):
+    """`outcome` as in graph.plans.Outcome. `start_s` (with `ready`): how long preparing took. `invocation_id` with hit and late.
+    `detail`: the steps in ms, or why it was cancelled."""
+
+    decision_id: str
+    outcome: str
+    at: float
+    start_s: float = 0.0
+    invocation_id: str = ""
+    detail: str = ""
+    timings: Timings = Timings()
+
+
+class Outcomes(msgspec.Struct, array_like=True, frozen=True):
+    updates: list[DecisionUpdate]
+
+
+class VersionCount(msgspec.Struct, array_like=True, frozen=True):
+    """Instances of a version on a node. `preparing` counts those nobody has adopted yet."""
+
+    version: str
+    idle: int
+    busy: int
+    preparing: int
+
+
+class Inventory(msgspec.Struct, array_like=True, frozen=True):
+    """`whole`: all versions are listed, what is missing has none. Otherwise only the changed ones are."""
+
+    versions: list[VersionCount]
+    free_mb: int
+    standbys: int
+    whole: bool = False
+
+
+class TriggerEvent(msgspec.Struct, array_like=True, frozen=True):
+    """An invocation is about to be sent to a node. `parent_id` empty: the entry of a run. `ended`: the run is over."""
+
+    version: str
+    trace_id: str
+    invocation_id: str
+    parent_id: str
+    at: float
+    ended: bool = False
+
+
+class Triggers(msgspec.Struct, array_like=True, frozen=True):
+    events: list[TriggerEvent]
+    dropped: int = 0
+
+
+class Records(msgspec.Struct, array_like=True, frozen=True):
+    records: list[InvocationRecord]
+    dropped: int = 0
+
+
+class Ask(msgspec.Struct, array_like=True, frozen=True):
+    """`what` names the question, see the answering process's table; `args` are its fields."""
+
+    what: str
+    args: dict[str, object]
+
+
+class Refusal(msgspec.Struct, array_like=True, frozen=True):
+    status: int  # as in HTTP
+    message: str
+
+
+MESSAGES: dict[int, type[msgspec.Struct]] = {
+    Rpc.HELLO: Hello,
+    Rpc.WELCOME: Welcome,
+    Rpc.DEFINE: VersionSpec,
+    Rpc.INVOKE: InvokeRequest,
+    Rpc.CALL_RESULT: InvokeResult,
+    Rpc.PREPARE: PrepareBatch,
+    Rpc.REVOKE: Revoke,
+    Rpc.DRAIN: Drain,
+    Rpc.RESULT: InvokeResult,
+    Rpc.CALL: ChildCall,
+    Rpc.OUTCOMES: Outcomes,
+    Rpc.INVENTORY: Inventory,
+    Rpc.TRIGGERS: Triggers,
+    Rpc.RECORDS: Records,
+    Rpc.ASK: Ask,
+    Rpc.REFUSED: Refusal,
+}
