@@ -16,12 +16,23 @@ class PrewarmPolicy(StrEnum):
     PATH = "path"
 
 
+def default_state() -> Path:
+    """FOREGLOW_HOME, else the XDG state folder, for root the system's."""
+    home = os.environ.get("FOREGLOW_HOME")
+    if home:
+        return Path(home)
+    if os.geteuid() == 0:
+        return Path("/var/lib/foreglow")
+    base = os.environ.get("XDG_STATE_HOME") or str(Path.home() / ".local" / "state")
+    return Path(base) / "foreglow"
+
+
 class Settings(BaseSettings):
     """Raises pydantic.ValidationError naming the field; the CLI turns that into one line."""
 
     model_config = SettingsConfigDict(env_prefix="FOREGLOW_", extra="ignore", frozen=True)
 
-    state: Path = Field(default_factory=lambda: default_state())
+    state: Path = Field(default_factory=default_state)
     host: str = "127.0.0.1"
     functions_port: int = Field(default=8700, ge=0, le=65535)
     control_port: int = Field(default=8701, ge=0, le=65535)
@@ -30,6 +41,9 @@ class Settings(BaseSettings):
     redis_url: str = ""  # empty: the embedded Valkey of this state folder
     database_url: str = ""  # empty: SQLite in the state folder
     origin_url: str = ""  # empty: a folder in the state folder
+
+    nodes: str = ""  # sockets of nodes, comma-separated; empty: the node of this state folder
+    gateways: str = ""  # likewise, for the planner
 
     prewarm: PrewarmPolicy = PrewarmPolicy.PATH
     prewarm_instances: int = Field(default=64, ge=0)
@@ -72,6 +86,14 @@ class Settings(BaseSettings):
         return self.runtime_folder / f"{name}.sock"
 
     @property
+    def node_sockets(self) -> list[Path]:
+        return [Path(one) for one in self.nodes.split(",") if one] or [self.socket("node")]
+
+    @property
+    def gateway_sockets(self) -> list[Path]:
+        return [Path(one) for one in self.gateways.split(",") if one] or [self.socket("gateway")]
+
+    @property
     def origin_folder(self) -> Path:
         return self.state / "origin"
 
@@ -111,17 +133,6 @@ class Settings(BaseSettings):
     @property
     def effective_origin_url(self) -> str:
         return self.origin_url or self.origin_folder.as_uri()
-
-
-def default_state() -> Path:
-    """FOREGLOW_HOME, else the XDG state folder, for root the system's."""
-    home = os.environ.get("FOREGLOW_HOME")
-    if home:
-        return Path(home)
-    if os.geteuid() == 0:
-        return Path("/var/lib/foreglow")
-    base = os.environ.get("XDG_STATE_HOME") or str(Path.home() / ".local" / "state")
-    return Path(base) / "foreglow"
 
 
 def rpc_secret(key: bytes) -> str:

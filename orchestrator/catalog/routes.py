@@ -1,8 +1,8 @@
 """The routes: what a gateway or planner needs of the catalog to work without it.
 
 They live in Redis/Valkey as two hashes (functions, keys) and a stream of changes. `sequence` numbers changes without
-gaps; a reader that misses one loads everything again. A function's `generation` comes from the database: a publisher never writes a
-lower one over a higher one. All of it can be rebuilt from the database.
+gaps; a reader that misses one loads everything again. A function's `generation` comes from the database: a publisher
+never writes a lower one over a higher one. All of it can be rebuilt from the database.
 """
 
 import msgspec

@@ -1,0 +1,142 @@
+"""Routes in memory, kept current from Redis/Valkey: a snapshot, then the stream; a gap loads everything again.
+
+When Redis is away, or was emptied and not rebuilt yet, the last routes stay in force: warm and cold invocations go on.
+"""
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import redis.asyncio as redis
+import structlog
+from redis.exceptions import RedisError
+
+from graph.ids import LATEST, FunctionId, VersionId, version_id
+from orchestrator.catalog.routes import (
+    FUNCTIONS_KEY,
+    KEYS_KEY,
+    SEQUENCE_KEY,
+    STREAM_KEY,
+    KeyRoute,
+    Route,
+    decode_key,
+    decode_route,
+)
+from workers.versions import VersionSpec
+
+BLOCK_MS = 1000
+READ_COUNT = 500
+RETRY_S = (0.05, 2.0)
+
+log = structlog.get_logger(__name__)
+
+
+class RouteTable:
+    """What exists, for lookups in constant time. `on_route(function, route | None)` is called after each change."""
+
+    def __init__(self, on_route: Callable[[FunctionId, Route | None], None] | None = None) -> None:
+        self.routes: dict[str, Route] = {}
+        self.versions: dict[str, VersionSpec] = {}
+        self.keys: dict[str, KeyRoute] = {}
+        self.loaded = asyncio.Event()
+        self._on_route = on_route
+
+    def version(self, route: Route, qualifier: str) -> VersionSpec | None:
+        """The version behind `name:qualifier`: a number, $LATEST, or nothing ("" is $LATEST)."""
+        if not qualifier or qualifier == LATEST:
+            return self.versions.get(version_id(route.function, route.latest))
+        if qualifier.isascii() and qualifier.isdigit():
+            return self.versions.get(VersionId(f"{route.function}:{int(qualifier)}"))
+        return None
+
+    def put(self, function: str, route: Route | None) -> None:
+        old = self.routes.get(function)
+        if route is None:
+            if old is None:
+                return
+            del self.routes[function]
+        else:
+            if old is not None and old.generation > route.generation:
+                return
+            self.routes[function] = route
+        kept = {spec.version for spec in route.versions} if route is not None else set()
+        for spec in old.versions if old is not None else ():
+            if spec.version not in kept:
+                self.versions.pop(spec.version, None)
+        for spec in route.versions if route is not None else ():
+            self.versions[spec.version] = spec
+        if self._on_route is not None:
+            self._on_route(FunctionId(function), route)
+
+    def replace(self, routes: dict[str, Route], keys: dict[str, KeyRoute]) -> None:
+        for function in self.routes.keys() - routes.keys():
+            self.put(function, None)
+        for function, route in routes.items():
+            if self.routes.get(function) != route:
+                self.put(function, route)
+        self.keys = keys
+        self.loaded.set()
+
+
+class RouteWatcher:
+    """Fills a RouteTable for as long as `run` runs."""
+
+    def __init__(self, url: str, table: RouteTable) -> None:
+        self._url = url
+        self._table = table
+
+    async def run(self) -> None:
+        """Never returns; reconnects with back-off for ever."""
+        delay = RETRY_S[0]
+        while True:
+            client = redis.from_url(self._url, protocol=2, socket_timeout=BLOCK_MS / 1000 + 5, socket_connect_timeout=5)
+            try:
+                while True:
+                    await self._follow(client)
+                    delay = RETRY_S[0]
+                    await asyncio.sleep(delay)
+            except (RedisError, OSError, TimeoutError) as error:
+                log.info("routes.disconnected", error=str(error)[:200])
+            finally:
+                await client.aclose()
+            await asyncio.sleep(delay)
+            delay = min(delay * 2, RETRY_S[1])
+
+    async def _follow(self, client: Any) -> None:
+        """Loads, then reads changes until a gap."""
+        async with client.pipeline(transaction=True) as pipe:
+            pipe.hgetall(FUNCTIONS_KEY)
+            pipe.hgetall(KEYS_KEY)
+            pipe.get(SEQUENCE_KEY)
+            pipe.xrevrange(STREAM_KEY, count=1)
+            functions, keys, sequence, last = await pipe.execute()
+        if sequence is None:
+            return  # emptied: the catalog's owner rebuilds it, until then the old routes stand
+        self._table.replace(
+            {name.decode(): decode_route(value) for name, value in functions.items()},
+            {name.decode(): decode_key(value) for name, value in keys.items()},
+        )
+        position = last[0][0] if last else b"0-0"
+        expected = int(sequence) + 1
+        while True:
+            answer = await client.xread({STREAM_KEY: position}, count=READ_COUNT, block=BLOCK_MS)
+            if not answer:
+                current = await client.get(SEQUENCE_KEY)
+                if current is None or int(current) != expected - 1:
+                    return
+                continue
+            for entry, fields in answer[0][1]:
+                position = entry
+                if int(fields[b"s"]) != expected:
+                    return
+                expected += 1
+                self._apply(fields)
+
+    def _apply(self, fields: dict[bytes, bytes]) -> None:
+        name, value = fields[b"id"].decode(), fields[b"v"]
+        if fields[b"t"] == b"function":
+            self._table.put(name, decode_route(value) if value else None)
+        elif value:
+            self._table.keys[name] = decode_key(value)
+        else:
+            self._table.keys.pop(name, None)

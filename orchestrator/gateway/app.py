@@ -1,0 +1,148 @@
+"""The functions listener, plain ASGI: POST /function/{name}, any method on /function/{name}/{path} for http functions."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+
+from tracing.propagation import parse_traceparent
+
+from graph.calls import StartKind
+from orchestrator.catalog.watch import RouteTable
+from orchestrator.gateway.answers import Headers, answer, headers_of, problem_answer
+from orchestrator.gateway.resolve import NotFound, Unauthorized, authenticate, resolve
+from orchestrator.gateway.runs import Run, Runs, new_span_id, new_trace_id
+from workers.rpc.messages import HttpRequest
+from workers.versions import Kind
+
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+
+PREFIX = "/function/"
+_DROPPED = {b"authorization", b"connection", b"transfer-encoding", b"keep-alive", b"upgrade", b"expect"}
+
+
+class Refused(Exception):
+    """The request cannot become an invocation: status, title and detail of the problem."""
+
+    def __init__(self, status: int, title: str, detail: str, headers: Headers | None = None) -> None:
+        super().__init__(detail)
+        self.status, self.title, self.detail, self.headers = status, title, detail, headers or []
+
+
+class GatewayApp:
+    def __init__(self, table: RouteTable, runs: Runs, max_payload: int) -> None:
+        self._table = table
+        self._runs = runs
+        self._max_payload = max_payload
+        self._loop = asyncio.get_running_loop()
+
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return
+        path: str = scope["path"]
+        try:
+            if path.startswith(PREFIX):
+                status, headers, body = await self._invoke(scope, receive, path[len(PREFIX) :])
+            else:
+                status, headers, body = self._probe(path)
+        except Refused as refused:
+            problem: dict[str, object] = {
+                "type": f"foreglow:{refused.status}",
+                "title": refused.title,
+                "status": refused.status,
+                "detail": refused.detail,
+            }
+            status = refused.status
+            common = [(b"server-timing", b"run;dur=0.00"), (b"x-foreglow-start", StartKind.UNKNOWN.encode())]
+            headers, body = problem_answer(problem, [*common, *refused.headers])
+        await send({"type": "http.response.start", "status": status, "headers": headers})
+        await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})
+
+    def _probe(self, path: str) -> tuple[int, Headers, bytes]:
+        if path == "/healthz":
+            return 200, [(b"content-type", b"text/plain"), (b"content-length", b"3")], b"ok\n"
+        if path == "/readyz":
+            ready = self._table.loaded.is_set() and any(link.up for link in self._runs.links)
+            if not ready:
+                raise Refused(503, "not ready", "no routes yet, or no node reachable")
+            return 200, [(b"content-type", b"text/plain"), (b"content-length", b"6")], b"ready\n"
+        raise Refused(404, "not found", "functions are at /function/NAME")
+
+    async def _invoke(self, scope: Message, receive: Receive, target: str) -> tuple[int, Headers, bytes]:
+        began = self._loop.time()
+        authorization = traceparent = b""
+        content_type = b"application/json"
+        length = 0
+        for name, value in scope["headers"]:
+            if name == b"authorization":
+                authorization = value
+            elif name == b"content-type":
+                content_type = value
+            elif name == b"traceparent":
+                traceparent = value
+            elif name == b"content-length":
+                length = int(value)  # the server has checked it
+        try:
+            key = authenticate(self._table, authorization)
+        except Unauthorized as error:
+            raise Refused(401, "not authenticated", str(error), [(b"www-authenticate", b"Bearer")]) from error
+        if length > self._max_payload:
+            raise Refused(413, "payload too large", f"at most {self._max_payload} bytes")
+        name, slash, rest = target.partition("/")
+        try:
+            _, spec = resolve(self._table, key.tenant, name)
+        except NotFound as error:
+            raise Refused(404, "no such function", str(error)) from error
+        http = None
+        if spec.kind is Kind.HTTP:
+            http = _http_request(scope, "/" + rest)
+        elif slash:
+            raise Refused(404, "not found", f"{name} is an event function: POST {PREFIX}{name}")
+        elif scope["method"] != "POST":
+            raise Refused(405, "method not allowed", "invoke an event function by POST", [(b"allow", b"POST")])
+        body = await self._read(receive)
+        run = Run(
+            key.tenant,
+            spec,
+            new_trace_id(),
+            new_span_id(),
+            "",
+            0,
+            began + spec.timeout_s,
+            content_type.decode("latin-1"),
+            http,
+            _link(traceparent),
+        )
+        result, payload = await self._runs.run(run, body, began)
+        return answer(result, payload, headers_of(result, run.invocation_id, run.trace_id))
+
+    async def _read(self, receive: Receive) -> bytes:
+        message = await receive()
+        body: bytes = message.get("body", b"")
+        if not message.get("more_body"):
+            return body
+        parts, size = [body], len(body)
+        while message.get("more_body"):
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                raise Refused(400, "incomplete request", "the client went away while sending the body")
+            part: bytes = message.get("body", b"")
+            size += len(part)
+            if size > self._max_payload:
+                raise Refused(413, "payload too large", f"at most {self._max_payload} bytes")
+            parts.append(part)
+        return b"".join(parts)
+
+
+def _link(traceparent: bytes) -> str:
+    """A trace id from outside is only ever a link: traces are keyed by tenant, and a caller could name anybody's."""
+    if not traceparent:
+        return ""
+    text = traceparent.decode("latin-1")
+    return text if parse_traceparent(text) is not None else ""
+
+
+def _http_request(scope: Message, path: str) -> HttpRequest:
+    headers = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in scope["headers"] if name not in _DROPPED]
+    return HttpRequest(scope["method"], path, scope["query_string"].decode("latin-1"), headers)

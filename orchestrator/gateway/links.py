@@ -1,0 +1,117 @@
+"""The gateway's side of each node: one connection, its streams in flight, and what the node last said of itself."""
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from workers.rpc.connection import Connection, RpcError, dial
+from workers.rpc.messages import ChildCall, Hello, InvokeRequest, InvokeResult, Rpc
+from workers.versions import VersionSpec
+
+RETRY_S = (0.05, 1.0)
+
+log = structlog.get_logger(__name__)
+
+Answer = tuple[InvokeResult, bytes]
+OnCall = Callable[["NodeLink", int, ChildCall, bytes], None]
+
+
+class NodeLink:
+    """Keeps a connection to one node. `on_call` and `on_cancel_call` hear of child calls; they must not block."""
+
+    def __init__(self, path: Path, hello: Hello, on_call: OnCall, on_cancel_call: Callable[["NodeLink", int], None]) -> None:
+        self.path = path
+        self.connection: Connection | None = None
+        self.free_mb = 0
+        self._hello = hello
+        self._on_call = on_call
+        self._on_cancel_call = on_cancel_call
+        self._streams: dict[int, asyncio.Future[Answer]] = {}
+        self._idle: dict[str, int] = {}
+        self._lost = asyncio.Event()
+
+    @property
+    def up(self) -> bool:
+        return self.connection is not None
+
+    @property
+    def name(self) -> str:
+        welcome = self.connection.welcome if self.connection is not None else None
+        return welcome.name if welcome is not None else self.path.name
+
+    def idle(self, version: str) -> int:
+        return self._idle.get(version, 0)
+
+    async def run(self, subscribe: bool) -> None:
+        """Dials for ever. With several nodes `subscribe` asks for inventories, which placement goes by."""
+        delay = RETRY_S[0]
+        while True:
+            try:
+                self.connection = await dial(self.path, self, self._hello)
+            except RpcError as error:
+                log.debug("node.unreachable", node=str(self.path), error=str(error))
+                await asyncio.sleep(delay)
+                delay = min(delay * 2, RETRY_S[1])
+                continue
+            delay = RETRY_S[0]
+            if subscribe:
+                self.connection.send(Rpc.SUBSCRIBE, 0)
+            self._lost.clear()
+            await self._lost.wait()
+
+    async def invoke(self, spec: VersionSpec, request: InvokeRequest, body: bytes) -> Answer:
+        """One invocation on this node. Raises RpcError when the node is not reachable; whether a byte reached an instance is
+        then unknown unless the link was down before. Cancelling the wait cancels the invocation."""
+        answer = await self._invoke(spec, request, body)
+        if answer[0].status == "unknown-version" and self.connection is not None:
+            self.connection.defined.discard(spec.version)
+            answer = await self._invoke(spec, request, body)
+        return answer
+
+    async def _invoke(self, spec: VersionSpec, request: InvokeRequest, body: bytes) -> Answer:
+        connection = self.connection
+        if connection is None:
+            raise RpcError("the node is not reachable")
+        if spec.version not in connection.defined:
+            connection.defined.add(spec.version)
+            connection.send(Rpc.DEFINE, 0, spec)
+        stream = connection.next_id()
+        future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        self._streams[stream] = future
+        connection.send(Rpc.INVOKE, stream, request, body)
+        try:
+            return await future
+        except asyncio.CancelledError:
+            connection.send(Rpc.CANCEL, stream)
+            raise
+        finally:
+            self._streams.pop(stream, None)
+
+    def on_open(self, connection: Connection) -> None:
+        pass
+
+    def on_message(self, connection: Connection, kind: int, ident: int, message: Any, body: bytes) -> None:
+        if kind == Rpc.RESULT:
+            future = self._streams.get(ident)
+            if future is not None and not future.done():
+                future.set_result((message, body))
+        elif kind == Rpc.CALL:
+            self._on_call(self, ident, message, body)
+        elif kind == Rpc.CANCEL_CALL:
+            self._on_cancel_call(self, ident)
+        elif kind == Rpc.INVENTORY:
+            self.free_mb = message.free_mb
+            if message.whole:
+                self._idle.clear()
+            for count in message.versions:
+                self._idle[count.version] = count.idle + count.preparing
+
+    def on_lost(self, connection: Connection, why: str) -> None:
+        self.connection = None
+        for future in self._streams.values():
+            if not future.done():
+                future.set_exception(RpcError("the connection to the node was lost while the invocation ran"))
+        self._lost.set()

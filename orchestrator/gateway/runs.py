@@ -1,0 +1,205 @@
+"""One invocation from the gateway's side, entry or child: place it, run it on a node, report it. Child calls come back here."""
+
+import asyncio
+import random
+import time
+from dataclasses import dataclass
+
+import structlog
+
+from orchestrator.catalog.watch import RouteTable
+from orchestrator.gateway.links import Answer, NodeLink
+from orchestrator.gateway.reports import Reports
+from orchestrator.gateway.resolve import NotFound, resolve
+from orchestrator.gateway.waiting import Overload, WaitingRoom
+from orchestrator.placement import place
+from tracing.records import InvocationRecord, Timings
+from workers.rpc.connection import RpcError
+from workers.rpc.messages import ChildCall, ErrorDetail, HttpRequest, InvokeRequest, InvokeResult, Rpc, TriggerEvent
+from workers.versions import VersionSpec
+
+RETRIABLE = ("full", "draining")
+
+log = structlog.get_logger(__name__)
+_ids = random.Random(random.SystemRandom().getrandbits(128))  # noqa: S311 (ids must be unique, not secret)
+
+
+def new_trace_id() -> str:
+    return f"{_ids.getrandbits(128) | 1:032x}"
+
+
+def new_span_id() -> str:
+    return f"{_ids.getrandbits(64) | 1:016x}"
+
+
+@dataclass(slots=True, eq=False)
+class Run:
+    """One invocation in flight. `deadline` is in the loop's clock."""
+
+    tenant: str
+    spec: VersionSpec
+    trace_id: str
+    invocation_id: str
+    parent_id: str
+    depth: int
+    deadline: float
+    content_type: str
+    http: HttpRequest | None = None
+    link: str = ""
+    link_used: NodeLink | None = None
+
+
+class Runs:
+    """Everything in flight through this gateway."""
+
+    def __init__(self, table: RouteTable, reports: Reports, waiting: WaitingRoom, max_depth: int, max_payload: int) -> None:
+        self.links: list[NodeLink] = []
+        self._table = table
+        self._reports = reports
+        self._waiting = waiting
+        self._max_depth = max_depth
+        self._max_payload = max_payload
+        self._loop = asyncio.get_running_loop()
+        self._live: dict[str, Run] = {}
+        self._children: dict[tuple[NodeLink, int], asyncio.Task[None]] = {}
+
+    def __len__(self) -> int:
+        return len(self._live)
+
+    async def run(self, run: Run, body: bytes, placed_from: float) -> Answer:
+        """Runs it and reports it. Never raises but for cancellation: trouble is in the result's status."""
+        began = time.time()
+        self._live[run.invocation_id] = run
+        self._reports.trigger(TriggerEvent(run.spec.version, run.trace_id, run.invocation_id, run.parent_id, began))
+        place_ms = (self._loop.time() - placed_from) * 1000
+        result, answer = InvokeResult("cancelled"), b""
+        try:
+            result, answer = await self._place(run, body)
+        except RpcError as error:
+            result = InvokeResult("killed", error=ErrorDetail("NodeLost", str(error)))
+        except Overload as error:
+            result = InvokeResult("full", error=ErrorDetail("Overload", str(error)))
+        finally:
+            del self._live[run.invocation_id]
+            self._waiting.wake_one()
+            self._record(run, result, began, place_ms)
+            if not run.parent_id:
+                self._reports.trigger(
+                    TriggerEvent(run.spec.version, run.trace_id, run.invocation_id, "", time.time(), ended=True)
+                )
+        return result, answer
+
+    async def _place(self, run: Run, body: bytes) -> Answer:
+        """Tries nodes until one takes it. Only an answer that promises that no byte reached an instance is tried again."""
+        since = self._loop.time()
+        while True:
+            up = [link for link in self.links if link.up]
+            for link in up if len(up) < 2 else place(run.spec.version, run.spec.memory_mb, up):
+                left = run.deadline - self._loop.time()
+                if left <= 0:
+                    detail = ErrorDetail("Timeout", "the deadline passed while waiting for capacity")
+                    return InvokeResult("timeout", error=detail), b""
+                run.link_used = link
+                request = InvokeRequest(
+                    run.spec.version,
+                    run.invocation_id,
+                    run.trace_id,
+                    run.parent_id,
+                    run.depth,
+                    left,
+                    run.content_type,
+                    run.http,
+                )
+                result, answer = await link.invoke(run.spec, request, body)
+                if result.status not in RETRIABLE:
+                    waited = (self._loop.time() - since) * 1000 - result.timings.start_ms - result.timings.run
+                    return _with_wait(result, waited), answer
+            await self._waiting.wait(since, reserved=bool(run.parent_id))
+
+    def _record(self, run: Run, result: InvokeResult, began: float, place_ms: float) -> None:
+        timings = result.timings
+        self._reports.record(
+            InvocationRecord(
+                run.tenant,
+                run.trace_id,
+                run.invocation_id,
+                run.parent_id,
+                run.spec.version.rpartition(":")[0],
+                int(run.spec.version.rpartition(":")[2]),
+                began,
+                time.time(),
+                result.start,
+                result.status,
+                Timings(timings.queue, place_ms, timings.clone, timings.code, timings.net, timings.init, timings.run),
+                run.link_used.name if run.link_used is not None else "",
+                result.error.type if result.error is not None else "",
+                run.link,
+                result.decision_id,
+            )
+        )
+
+    # -- child calls
+
+    def on_call(self, link: NodeLink, ident: int, call: ChildCall, body: bytes) -> None:
+        """A live invocation calls another function."""
+        task = self._loop.create_task(self._child(link, ident, call, body))
+        self._children[link, ident] = task
+        task.add_done_callback(lambda _: self._children.pop((link, ident), None))
+
+    def on_cancel_call(self, link: NodeLink, ident: int) -> None:
+        task = self._children.get((link, ident))
+        if task is not None:
+            task.cancel()
+
+    async def _child(self, link: NodeLink, ident: int, call: ChildCall, body: bytes) -> None:
+        connection = link.connection
+        result, answer = await self._run_child(call, body)
+        if connection is not None:
+            connection.send(Rpc.CALL_RESULT, ident, result, answer)
+
+    async def _run_child(self, call: ChildCall, body: bytes) -> Answer:
+        now = self._loop.time()
+        parent = self._live.get(call.invocation_id)
+        if parent is None:
+            return InvokeResult("refused", error=ErrorDetail("CallRefused", "the calling invocation has ended")), b""
+        if parent.depth + 1 > self._max_depth:
+            detail = ErrorDetail("TooDeep", f"more than {self._max_depth} calls deep")
+            return InvokeResult("too-deep", error=detail), b""
+        if call.asynchronous:
+            return InvokeResult("refused", error=ErrorDetail("CallRefused", "asynchronous calls are not offered")), b""
+        if len(body) > self._max_payload:
+            detail = ErrorDetail("PayloadTooLarge", f"the payload is over {self._max_payload} bytes")
+            return InvokeResult("too-large", error=detail), b""
+        try:
+            _, spec = resolve(self._table, parent.tenant, call.function)
+        except NotFound as error:
+            return InvokeResult("not-found", error=ErrorDetail("FunctionNotFound", str(error))), b""
+        child = Run(
+            parent.tenant,
+            spec,
+            parent.trace_id,
+            new_span_id(),
+            parent.invocation_id,
+            parent.depth + 1,
+            min(parent.deadline, now + spec.timeout_s),
+            call.content_type,
+        )
+        return await self.run(child, body, now)
+
+
+def _with_wait(result: InvokeResult, waited_ms: float) -> InvokeResult:
+    """Adds time spent waiting at the gateway to the result's queue time; the RPC itself is below what counts."""
+    if waited_ms < 1.0:
+        return result
+    timings = result.timings
+    queue = timings.queue + waited_ms
+    return InvokeResult(
+        result.status,
+        result.start,
+        Timings(queue, timings.place, timings.clone, timings.code, timings.net, timings.init, timings.run),
+        result.content_type,
+        result.http_status,
+        result.headers,
+        result.error,
+        result.decision_id,
+    )

@@ -1,0 +1,70 @@
+"""The gateway process: links to nodes, routes, reports to planners, and the HTTP listener, in one event loop."""
+
+import asyncio
+import contextlib
+import socket
+
+import uvicorn
+import uvloop
+
+from orchestrator.catalog.watch import RouteTable, RouteWatcher
+from orchestrator.gateway.app import GatewayApp
+from orchestrator.gateway.links import NodeLink
+from orchestrator.gateway.reports import Reports
+from orchestrator.gateway.runs import Runs
+from orchestrator.gateway.waiting import WaitingRoom
+from orchestrator.settings import Settings, rpc_secret
+from workers.rpc.connection import listen
+from workers.rpc.messages import Hello
+from workers.sealing import load_key
+
+DRAIN_S = 10
+
+
+async def serve(settings: Settings) -> None:
+    """Runs until SIGTERM."""
+    secret = rpc_secret(load_key(settings.key_file))
+    name = f"gateway-{socket.gethostname()}"
+    table = RouteTable()
+    reports = Reports()
+    runs = Runs(
+        table,
+        reports,
+        WaitingRoom(settings.max_waiting, settings.max_wait_s),
+        settings.max_depth,
+        settings.max_payload_bytes,
+    )
+    hello = Hello("gateway", name, secret)
+    runs.links = [NodeLink(path, hello, runs.on_call, runs.on_cancel_call) for path in settings.node_sockets]
+    server = await listen(settings.socket("gateway"), reports, secret, name)
+    background = [
+        asyncio.create_task(RouteWatcher(settings.effective_redis_url, table).run()),
+        *(asyncio.create_task(link.run(subscribe=len(runs.links) > 1)) for link in runs.links),
+    ]
+    http = uvicorn.Server(
+        uvicorn.Config(
+            GatewayApp(table, runs, settings.max_payload_bytes),
+            host=settings.host,
+            port=settings.functions_port,
+            lifespan="off",
+            access_log=False,
+            log_level="warning",
+            server_header=False,
+            date_header=False,
+            timeout_graceful_shutdown=DRAIN_S,
+        )
+    )
+    try:
+        await http.serve()
+    finally:
+        reports.flush()
+        server.close()
+        for task in background:
+            task.cancel()
+        await asyncio.gather(*background, return_exceptions=True)
+        with contextlib.suppress(FileNotFoundError):
+            settings.socket("gateway").unlink()
+
+
+def run(settings: Settings) -> None:
+    uvloop.run(serve(settings))

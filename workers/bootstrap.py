@@ -1,0 +1,74 @@
+"""Wires a node from its parts and runs it until SIGTERM."""
+
+import asyncio
+import os
+import signal
+from pathlib import Path
+
+import msgspec
+import structlog
+import uvloop
+
+from workers.admission import machine_memory_mb
+from workers.code.origin import Origin
+from workers.code.tier1 import Tier1
+from workers.drivers.process.driver import ProcessDriver
+from workers.node import Node
+from workers.sealing import Sealer
+
+MEMORY_SHARE = 0.8
+
+log = structlog.get_logger(__name__)
+
+
+class NodeConfig(msgspec.Struct, frozen=True):
+    """`memory_mb` 0 means 80 % of what the machine has free; `python` empty means found."""
+
+    name: str
+    folder: Path
+    socket: Path
+    secret: str
+    key: bytes
+    origin_url: str
+    python: str
+    memory_mb: int
+    standbys: int
+    idle_s: float
+    allow_no_isolation: bool
+
+
+async def serve(config: NodeConfig) -> None:
+    """Runs until SIGTERM or SIGINT; nothing of the node is left after that. Raises DriverError when it cannot start."""
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    config.folder.mkdir(parents=True, exist_ok=True)
+    driver = ProcessDriver(config.folder / "process", config.python, config.allow_no_isolation)
+    report = await driver.start()
+    log.info("node.isolation", tier=report.tier, limits=dict(report.limits), missing=list(report.missing))
+    node = Node(
+        config.name,
+        driver,
+        Tier1(config.folder / "code", Origin(config.origin_url)),
+        Sealer(config.key),
+        report,
+        config.memory_mb or int(machine_memory_mb() * MEMORY_SHARE),
+        os.cpu_count() or 1,
+        config.standbys,
+        config.idle_s,
+    )
+    serving = asyncio.create_task(node.serve(config.socket, config.secret))
+    stopping = asyncio.create_task(stop.wait())
+    try:
+        await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        if serving.done():
+            serving.result()
+    finally:
+        serving.cancel()
+        stopping.cancel()
+        await asyncio.gather(serving, stopping, return_exceptions=True)
+        await driver.stop()
+
+
+def run(config: NodeConfig) -> None:
+    uvloop.run(serve(config))

@@ -1,0 +1,95 @@
+"""Prewarm decisions on this node, from the order to prepare to how each ended."""
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from graph.plans import Outcome
+from tracing.records import Timings
+from workers.rpc.messages import DecisionUpdate, PrepareItem
+
+KEPT = 20_000
+
+
+@dataclass(slots=True, eq=False)
+class _Open:
+    item: PrepareItem
+    began: float
+    ready: bool = False
+    timer: asyncio.TimerHandle | None = None
+
+
+class DecisionBook:
+    """Open decisions, each ending exactly once. `tell` gets every update; it must not block."""
+
+    def __init__(self, tell: Callable[[DecisionUpdate], None]) -> None:
+        self._tell = tell
+        self._open: dict[str, _Open] = {}
+
+    def __len__(self) -> int:
+        return len(self._open)
+
+    def __contains__(self, decision_id: str) -> bool:
+        return decision_id in self._open
+
+    def accept(self, item: PrepareItem, begin: Callable[[PrepareItem], None]) -> bool:
+        """Takes an order; `begin` is called when its delay is over. False: known already, or the book is full."""
+        if item.decision_id in self._open or len(self._open) >= KEPT:
+            return False
+        loop = asyncio.get_running_loop()
+        entry = self._open[item.decision_id] = _Open(item, loop.time())
+        if item.delay_s > 0:
+            entry.timer = loop.call_later(item.delay_s, self._begin, entry, begin)
+        else:
+            self._begin(entry, begin)
+        return True
+
+    def _begin(self, entry: _Open, begin: Callable[[PrepareItem], None]) -> None:
+        entry.timer = None
+        entry.began = asyncio.get_running_loop().time()
+        begin(entry.item)
+
+    def ready(self, decision_id: str, timings: Timings, expire: Callable[[str], None]) -> None:
+        """Its instance is ready, unused; `expire` is called when it stays so for the item's lifetime."""
+        entry = self._open.get(decision_id)
+        if entry is None:
+            return
+        loop = asyncio.get_running_loop()
+        entry.ready = True
+        entry.timer = loop.call_later(entry.item.expires_s, expire, decision_id)
+        self._say(decision_id, Outcome.READY, loop.time() - entry.began, timings=timings)
+
+    def used(self, decision_id: str, invocation_id: str) -> None:
+        """An invocation took its instance: a hit when it was ready, late when it was not."""
+        entry = self._open.get(decision_id)
+        if entry is not None:
+            self._end(decision_id, Outcome.HIT if entry.ready else Outcome.LATE, invocation_id=invocation_id)
+
+    def lost(self, decision_id: str, why: str) -> None:
+        """Its instance is given up: wasted when it was ready, cancelled when it was not."""
+        entry = self._open.get(decision_id)
+        if entry is not None:
+            self._end(decision_id, Outcome.WASTED if entry.ready else Outcome.CANCELLED, detail=why)
+
+    def is_ready(self, decision_id: str) -> bool:
+        entry = self._open.get(decision_id)
+        return entry is not None and entry.ready
+
+    def _end(self, decision_id: str, outcome: Outcome, invocation_id: str = "", detail: str = "") -> None:
+        entry = self._open.pop(decision_id)
+        if entry.timer is not None:
+            entry.timer.cancel()
+        took = asyncio.get_running_loop().time() - entry.began
+        self._say(decision_id, outcome, took, invocation_id, detail)
+
+    def _say(
+        self,
+        decision_id: str,
+        outcome: Outcome,
+        start_s: float,
+        invocation_id: str = "",
+        detail: str = "",
+        timings: Timings = Timings(),  # noqa: B008 (frozen)
+    ) -> None:
+        self._tell(DecisionUpdate(decision_id, outcome, time.time(), start_s, invocation_id, detail, timings))

@@ -1,0 +1,463 @@
+"""The request path of a node: acquire an instance, run the invocation in it, carry its calls, answer.
+
+Everything here runs in callbacks on the event loop; only preparing an instance is a task.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable
+from functools import partial
+
+import msgspec
+import structlog
+
+from graph.calls import StartKind
+from graph.ids import VersionId, function_of, tenant_of
+from workers.admission import ON_DEMAND, CoreGate, MemoryLedger
+from workers.decisions import DecisionBook
+from workers.drivers.frames import FromGuest, ToGuest
+from workers.framing import MORE, Frame
+from workers.instances import Instance, InstanceTable, State
+from workers.invocations import (
+    Invocation,
+    decode_call,
+    decode_error,
+    decode_log,
+    decode_result,
+    guest_call_result,
+    guest_invoke,
+)
+from workers.logs import LogStore
+from workers.ports import CodeUnavailable, DriverError, InitFailed
+from workers.preparation import Preparer
+from workers.rpc.connection import Connection
+from workers.rpc.messages import ChildCall, ErrorDetail, InvokeRequest, InvokeResult, Rpc
+from workers.sealing import SealError
+from workers.versions import VersionSpec
+
+MAX_RESULT = 6 << 20
+MAX_CALLS = 256  # child calls in flight of one invocation
+START_BUSY_S = 0.2  # standbys are not refilled this long after a start began
+
+log = structlog.get_logger(__name__)
+
+
+class Execution:
+    """Owns the instances. `changed` is called whenever counts may have moved; it must not block."""
+
+    def __init__(
+        self,
+        preparer: Preparer,
+        gate: CoreGate,
+        memory: MemoryLedger,
+        logs: LogStore,
+        changed: Callable[[], None],
+        started: Callable[[], None],
+    ) -> None:
+        self.table = InstanceTable()
+        self.memory = memory
+        self.decisions: DecisionBook | None = None
+        self._preparer = preparer
+        self._gate = gate
+        self._logs = logs
+        self._changed = changed
+        self._started = started
+        self._loop = asyncio.get_running_loop()
+        self._numbers = 0
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._calls: dict[tuple[Connection, int], tuple[Invocation, int]] = {}
+        self._streams: dict[tuple[Connection, int], Invocation] = {}
+
+    # -- invocations
+
+    def invoke(self, connection: Connection, stream: int, request: InvokeRequest, body: bytes, spec: VersionSpec) -> None:
+        """Runs one invocation; its result goes back on the stream, whatever happens."""
+        now = self._loop.time()
+        invocation = Invocation(connection, stream, request, body, now)
+        self._streams[connection, stream] = invocation
+        instance = self.table.take(request.version)
+        if instance is not None:
+            self._dispatch(invocation, instance, instance.start_kind(), now)
+            return
+        instance = self.table.adoptable(request.version)
+        if instance is not None:
+            self._adopt(invocation, instance)
+            return
+        started = self.begin(spec, ON_DEMAND)
+        if started is None:
+            self._finish(invocation, InvokeResult("full", timings=invocation.timings(now)))
+            return
+        invocation.instance = started
+        self._wait(invocation, started)
+
+    def _adopt(self, invocation: Invocation, instance: Instance) -> None:
+        invocation.start = StartKind.ALMOST_WARM
+        invocation.decision_id = instance.decision_id
+        invocation.instance = instance
+        first = not instance.waiting
+        self._wait(invocation, instance)
+        if first:
+            self._gate.hurry(instance)
+            if instance.clone is not None:
+                instance.clone.speculative(False)
+            if instance.decision_id and self.decisions is not None:
+                self.decisions.used(instance.decision_id, invocation.request.invocation_id)
+
+    def _wait(self, invocation: Invocation, instance: Instance) -> None:
+        instance.waiting.append(invocation)
+        invocation.timer = self._loop.call_later(invocation.request.deadline_s, self._late, invocation)
+        self.table.changed.add(instance.spec.version)
+        self._changed()
+
+    def _dispatch(self, invocation: Invocation, instance: Instance, start: StartKind, now: float) -> None:
+        if invocation.start is StartKind.UNKNOWN:
+            invocation.start = start
+        if instance.decision_id and not instance.served:
+            invocation.decision_id = instance.decision_id
+            if self.decisions is not None:
+                self.decisions.used(instance.decision_id, invocation.request.invocation_id)
+        instance.served += 1
+        instance.next_id = ident = (instance.next_id + 1) & 0xFFFFFFFF
+        invocation.instance = instance
+        invocation.guest_id = ident
+        invocation.dispatched = now
+        instance.live[ident] = invocation
+        self.table.occupied(instance)
+        left = invocation.request.deadline_s - (now - invocation.arrived)
+        if invocation.timer is None:
+            invocation.timer = self._loop.call_later(max(left, 0.0), self._late, invocation)
+        assert instance.clone is not None
+        instance.clone.send(ToGuest.INVOKE, ident, guest_invoke(invocation.request, left), invocation.body)
+        invocation.body = b""
+        self._changed()
+
+    def _late(self, invocation: Invocation) -> None:
+        """The deadline is over. User code cannot be interrupted, so the instance goes."""
+        limit = invocation.request.deadline_s
+        detail = ErrorDetail("Timeout", f"no answer within {limit:.3g} s")
+        self._finish(invocation, InvokeResult("timeout", invocation.start, invocation.timings(self._loop.time()), error=detail))
+        self._abandon(invocation, "a timeout ended the instance")
+
+    def cancel(self, connection: Connection, stream: int) -> None:
+        """Its caller gave it up (or is gone)."""
+        invocation = self._streams.get((connection, stream))
+        if invocation is not None and not invocation.done:
+            self._finish(invocation, InvokeResult("cancelled", invocation.start, invocation.timings(self._loop.time())))
+            self._abandon(invocation, "its caller was cancelled")
+
+    def _abandon(self, invocation: Invocation, why: str) -> None:
+        instance = invocation.instance
+        if instance is None:
+            return
+        if invocation.dispatched:
+            self.kill(instance, why)
+        elif invocation in instance.waiting:
+            instance.waiting.remove(invocation)
+
+    def connection_lost(self, connection: Connection) -> None:
+        """Nobody can take the answers any more: what runs for this connection ends with it."""
+        for peer, stream in [key for key in self._streams if key[0] is connection]:
+            self.cancel(peer, stream)
+
+    def _finish(self, invocation: Invocation, result: InvokeResult, body: bytes = b"") -> None:
+        self._streams.pop((invocation.connection, invocation.stream), None)
+        for ident in invocation.calls.values():
+            if self._calls.pop((invocation.connection, ident), None) is not None:
+                invocation.connection.send(Rpc.CANCEL_CALL, ident)
+        invocation.calls.clear()
+        invocation.finish(result, body)
+
+    # -- what guests say
+
+    def _on_frame(self, instance: Instance, frame: Frame) -> None:
+        """A broken or hostile guest loses its instance, nobody else notices."""
+        try:
+            kind = frame.kind
+            if kind == FromGuest.RESULT:
+                self._on_result(instance, frame)
+            elif kind == FromGuest.CALL:
+                self._on_call(instance, frame)
+            elif kind == FromGuest.LOG:
+                self._on_log(instance, frame)
+            elif kind == FromGuest.ERROR:
+                detail = decode_error(frame.meta)
+                error = ErrorDetail(detail.type[:200], detail.message[:8192], detail.stack[:65536])
+                self._leave(instance, frame.id, "error", error=error)
+            elif kind == FromGuest.CANCEL_CALL:
+                self._on_cancel_call(instance, frame.id)
+        except msgspec.DecodeError as error:
+            self.kill(instance, f"the guest broke the protocol: {error}")
+
+    def _on_result(self, instance: Instance, frame: Frame) -> None:
+        invocation = instance.live.get(frame.id)
+        if invocation is None:
+            return  # it came too late: the invocation was answered already
+        if frame.flags & MORE or invocation.parts:
+            invocation.streamed += len(frame.body)
+            if invocation.streamed > MAX_RESULT:
+                self._too_large(instance, invocation)
+                return
+            invocation.parts.append(frame.body)
+            if frame.meta and invocation.head is None:
+                invocation.head = decode_result(frame.meta)
+            if frame.flags & MORE:
+                return
+            head, body = invocation.head or decode_result(b"{}"), b"".join(invocation.parts)
+        else:
+            head, body = decode_result(frame.meta), frame.body
+        if len(body) > MAX_RESULT:
+            self._too_large(instance, invocation)
+            return
+        http = head.http
+        self._leave(
+            instance,
+            frame.id,
+            "ok",
+            body,
+            content_type=head.content_type,
+            http_status=http.status if http is not None else 0,
+            headers=http.headers if http is not None else [],
+        )
+
+    def _too_large(self, instance: Instance, invocation: Invocation) -> None:
+        detail = ErrorDetail("ResultTooLarge", f"the result is over {MAX_RESULT} bytes")
+        self._finish(invocation, InvokeResult("error", invocation.start, invocation.timings(self._loop.time()), error=detail))
+        self.kill(instance, detail.message)
+
+    def _leave(
+        self,
+        instance: Instance,
+        ident: int,
+        status: str,
+        body: bytes = b"",
+        content_type: str = "",
+        http_status: int = 0,
+        headers: list[tuple[str, str]] | None = None,
+        error: ErrorDetail | None = None,
+    ) -> None:
+        """The handler is done: answer, and the instance has room again."""
+        invocation = instance.live.pop(ident, None)
+        if invocation is None:
+            return
+        now = self._loop.time()
+        self._finish(
+            invocation,
+            InvokeResult(
+                status,
+                invocation.start,
+                invocation.timings(now),
+                content_type,
+                http_status,
+                headers or [],
+                error,
+                invocation.decision_id,
+            ),
+            body,
+        )
+        self.table.released(instance, now)
+        self._changed()
+
+    def _on_call(self, instance: Instance, frame: Frame) -> None:
+        call = decode_call(frame.meta)
+        invocation = instance.live.get(call.invocation)
+        refusal = ""
+        if invocation is None:
+            refusal = "the invocation this call names is not live in this instance"
+        elif len(invocation.calls) >= MAX_CALLS:
+            refusal = f"more than {MAX_CALLS} calls in flight"
+        if invocation is None or refusal:
+            result = InvokeResult("refused", error=ErrorDetail("CallRefused", refusal))
+            self._answer_guest(instance, frame.id, result, b"")
+            return
+        connection = invocation.connection
+        ident = connection.next_id()
+        invocation.calls[frame.id] = ident
+        self._calls[connection, ident] = (invocation, frame.id)
+        connection.send(
+            Rpc.CALL,
+            ident,
+            ChildCall(invocation.request.invocation_id, call.function, call.content_type, call.asynchronous),
+            frame.body,
+        )
+
+    def call_result(self, connection: Connection, ident: int, result: InvokeResult, body: bytes) -> None:
+        """The answer to a child call, for the guest that waits for it."""
+        found = self._calls.pop((connection, ident), None)
+        if found is None:
+            return
+        invocation, guest_call = found
+        invocation.calls.pop(guest_call, None)
+        if invocation.instance is not None:
+            self._answer_guest(invocation.instance, guest_call, result, body)
+
+    def _answer_guest(self, instance: Instance, guest_call: int, result: InvokeResult, body: bytes) -> None:
+        if instance.clone is not None and instance.state is not State.GONE:
+            instance.clone.send(ToGuest.CALL_RESULT, guest_call, guest_call_result(result), body)
+
+    def _on_cancel_call(self, instance: Instance, guest_call: int) -> None:
+        for invocation in instance.live.values():
+            ident = invocation.calls.pop(guest_call, None)
+            if ident is not None:
+                self._calls.pop((invocation.connection, ident), None)
+                invocation.connection.send(Rpc.CANCEL_CALL, ident)
+                return
+
+    def _on_log(self, instance: Instance, frame: Frame) -> None:
+        invocation = instance.live.get(frame.id)
+        stream = "err" if decode_log(frame.meta).stream == "err" else "out"
+        self._write_log(instance, invocation, stream, frame.body)
+
+    def _on_output(self, instance: Instance, stream: str, text: bytes) -> None:
+        """Written past the runtime: it belongs to the one live invocation, if there is just one."""
+        live = list(instance.live.values())
+        self._write_log(instance, live[0] if len(live) == 1 else None, stream, text)
+
+    def _write_log(self, instance: Instance, invocation: Invocation | None, stream: str, text: bytes) -> None:
+        version = instance.spec.version
+        ident = invocation.request.invocation_id if invocation is not None else ""
+        self._logs.write(function_of(VersionId(version)), version, ident, stream, text, time.time())
+
+    # -- instances
+
+    def begin(self, spec: VersionSpec, priority: float, decision_id: str = "") -> Instance | None:
+        """Starts preparing an instance; None when there is no memory for it. On demand, idle ones give way."""
+        victims: list[Instance] = []
+        missing = spec.memory_mb - self.memory.free_mb
+        if missing > 0:
+            if decision_id:
+                return None
+            victims = self.table.victims(missing)
+            if not victims:
+                return None
+            for victim in victims:
+                self._drop(victim, "gave way to a request")
+        self.memory.reserve(spec.memory_mb)
+        self._numbers += 1
+        instance = Instance(f"i{self._numbers}", spec, spec.memory_mb, decision_id, made_at=self._loop.time())
+        self.table.add(instance)
+        self._started()
+        task = self._loop.create_task(self._prepare(instance, priority, victims))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        self._changed()
+        return instance
+
+    async def _prepare(self, instance: Instance, priority: float, victims: list[Instance]) -> None:
+        for victim in victims:
+            if victim.clone is not None:
+                await victim.clone.kill("gave way to a request")
+        status, detail = "", ErrorDetail("", "")
+        try:
+            await self._preparer.prepare(instance, priority)
+        except InitFailed as error:
+            found = error.detail
+            status, detail = (
+                "init-failed",
+                ErrorDetail(found.get("type", "Error"), found.get("message", ""), found.get("stack", "")),
+            )
+        except CodeUnavailable as error:
+            status, detail = "code-unavailable", ErrorDetail("CodeUnavailable", str(error))
+        except TimeoutError:
+            status, detail = "init-failed", ErrorDetail("InitTimeout", "importing the handler took too long")
+        except (DriverError, SealError, OSError) as error:
+            status, detail = "killed", ErrorDetail(type(error).__name__, str(error))
+        if status:
+            self._failed(instance, status, detail)
+            return
+        if instance.state is State.GONE:  # given up while it was being prepared
+            if instance.clone is not None:
+                await instance.clone.kill("given up")
+            return
+        assert instance.clone is not None
+        instance.clone.on_frame = partial(self._on_frame, instance)
+        instance.clone.on_output = partial(self._on_output, instance)
+        instance.clone.on_exit = partial(self._gone, instance)
+        now = self._loop.time()
+        self.table.ready(instance, now)
+        if instance.decision_id and not instance.waiting and self.decisions is not None:
+            self.decisions.ready(instance.decision_id, instance.timings, self.expire)
+        while instance.waiting and instance.free > 0:
+            self._dispatch(instance.waiting.popleft(), instance, instance.made_by, now)
+        self._changed()
+
+    def _failed(self, instance: Instance, status: str, detail: ErrorDetail) -> None:
+        if instance.state is State.GONE:
+            return  # given up while it was being prepared: whoever did that has told everybody
+        log.warning("instance.failed", version=instance.spec.version, status=status, error=detail.message[:500])
+        waiting = list(instance.waiting)
+        instance.waiting.clear()
+        self._drop(instance, f"{status}: {detail.type}: {detail.message}"[:500])
+        now = self._loop.time()
+        for invocation in waiting:
+            if invocation.start is StartKind.UNKNOWN:
+                invocation.start = instance.made_by
+            self._finish(invocation, InvokeResult(status, invocation.start, invocation.timings(now), error=detail))
+
+    def _gone(self, instance: Instance, why: str) -> None:
+        """Its sandbox died. Its own invocations fail, nothing else does."""
+        self._drop(instance, why)
+
+    def _drop(self, instance: Instance, why: str) -> None:
+        """Takes an instance out of the books at once; ending its processes is the caller's next step."""
+        if instance.state is State.GONE:
+            return
+        self.table.remove(instance)
+        self.memory.give_back(instance.memory_mb)
+        if instance.decision_id and self.decisions is not None:
+            self.decisions.lost(instance.decision_id, why)
+        now = self._loop.time()
+        for invocation in [*instance.live.values(), *instance.waiting]:
+            detail = ErrorDetail("InstanceKilled", why)
+            self._finish(invocation, InvokeResult("killed", invocation.start, invocation.timings(now), error=detail))
+        instance.live.clear()
+        instance.waiting.clear()
+        self._changed()
+
+    def kill(self, instance: Instance, why: str) -> None:
+        """Gives an instance up now; its processes end in the background."""
+        self._drop(instance, why)
+        if instance.clone is not None:
+            task = self._loop.create_task(instance.clone.kill(why))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    def expire(self, decision_id: str) -> None:
+        """A prewarmed instance stayed unused for its lifetime."""
+        self.give_up(decision_id, "unused for its lifetime")
+
+    def give_up(self, decision_id: str, why: str) -> None:
+        """Ends the instance of a decision, unless an invocation has taken or adopted it."""
+        for instance in self.table:
+            if instance.decision_id == decision_id:
+                if not instance.served and not instance.waiting:
+                    self.kill(instance, why)
+                return
+
+    def sweep_idle(self, idle_s: float) -> None:
+        """Gives up what has been idle for `idle_s`; prewarmed, unused ones have a lifetime of their own."""
+        limit = self._loop.time() - idle_s
+        for instance in self.table.idle():
+            if instance.idle_since > limit:
+                break
+            if instance.served or not instance.decision_id:
+                self.kill(instance, "idle")
+
+    def cool(self, functions: set[str]) -> int:
+        """Gives up every idle or preparing instance nobody waits for, of these FunctionIds."""
+        chosen = [
+            one
+            for one in self.table
+            if function_of(VersionId(one.spec.version)) in functions and not one.live and not one.waiting
+        ]
+        for instance in chosen:
+            self.kill(instance, "cooled on request")
+        return len(chosen)
+
+    def tenants(self) -> set[str]:
+        return {tenant_of(VersionId(one.spec.version)) for one in self.table}
+
+    async def stop(self) -> None:
+        for instance in list(self.table):
+            self.kill(instance, "the node stops")
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=10.0)

@@ -1,0 +1,263 @@
+"""The node: serves its RPC socket, routes messages to the request path and to decisions, tells subscribers what changes."""
+
+import asyncio
+import contextlib
+import time
+from collections import OrderedDict
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import structlog
+
+from graph.ids import function_id
+from workers.admission import CoreGate, MemoryLedger
+from workers.decisions import DecisionBook
+from workers.execution import START_BUSY_S, Execution
+from workers.logs import LogStore
+from workers.ports import CodeTier, CodeUnavailable, Driver, IsolationReport
+from workers.preparation import Preparer
+from workers.rpc.connection import Connection, listen
+from workers.rpc.messages import (
+    DecisionUpdate,
+    Drain,
+    InvokeRequest,
+    InvokeResult,
+    Outcomes,
+    PrepareBatch,
+    PrepareItem,
+    Revoke,
+    Rpc,
+)
+from workers.rpc.messages import Inventory as InventoryMessage
+from workers.sealing import Sealer
+from workers.standbys import StandbyPool
+from workers.versions import VersionSpec
+
+SPECS = 10_000
+TELL_EVERY_S = 0.002
+HEARTBEAT_S = 1.0
+
+log = structlog.get_logger(__name__)
+
+
+class Node:
+    """One host's instances. Made by workers.bootstrap; `serve` runs until cancelled."""
+
+    def __init__(
+        self,
+        name: str,
+        driver: Driver,
+        code: CodeTier,
+        sealer: Sealer,
+        report: IsolationReport,
+        memory_mb: int,
+        cores: int,
+        standbys: int,
+        idle_s: float,
+    ) -> None:
+        self.name = name
+        self._driver = driver
+        self._code = code
+        self._report = report
+        self._idle_s = idle_s
+        self._gate = CoreGate(cores)
+        self._standbys = StandbyPool(driver, self._gate, standbys)
+        self._logs = LogStore()
+        preparer = Preparer(driver, self._standbys, self._gate, code, sealer)
+        self.execution = Execution(
+            preparer, self._gate, MemoryLedger(memory_mb), self._logs, self._counts_moved, self._start_began
+        )
+        self.decisions = DecisionBook(self._tell_decision)
+        self.execution.decisions = self.decisions
+        self._specs: OrderedDict[str, VersionSpec] = OrderedDict()
+        self._draining: set[str] = set()
+        self._subscribers: set[Connection] = set()
+        self._updates: list[DecisionUpdate] = []
+        self._tell_handle: asyncio.TimerHandle | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._epoch = 0
+        self._loop = asyncio.get_running_loop()
+        self._answers = {
+            "logs": self._answer_logs,
+            "isolation": self._answer_isolation,
+            "state": self._answer_state,
+            "cool": self._answer_cool,
+            "counts": self._answer_counts,
+        }
+
+    async def serve(self, path: Path, secret: str) -> None:
+        """Listens on `path` until cancelled, then ends every instance and standby."""
+        self._standbys.start()
+        server = await listen(path, self, secret, self.name, self._answers)
+        try:
+            while True:
+                await asyncio.sleep(HEARTBEAT_S)
+                self.execution.sweep_idle(self._idle_s)
+                self._tell_whole()
+        finally:
+            server.close()
+            await self._standbys.stop()
+            await self.execution.stop()
+            with contextlib.suppress(FileNotFoundError):
+                path.unlink()
+
+    # -- Owner of connections
+
+    def on_open(self, connection: Connection) -> None:
+        self._epoch = max(self._epoch, connection.peer.epoch)
+
+    def on_lost(self, connection: Connection, why: str) -> None:
+        self._subscribers.discard(connection)
+        self.execution.connection_lost(connection)
+        log.info("peer.lost", role=connection.peer.role, peer=connection.peer.name, why=why)
+
+    def on_message(self, connection: Connection, kind: int, ident: int, message: Any, body: bytes) -> None:
+        if kind == Rpc.INVOKE:
+            self._invoke(connection, ident, message, body)
+        elif kind == Rpc.CALL_RESULT:
+            self.execution.call_result(connection, ident, message, body)
+        elif kind == Rpc.DEFINE:
+            self._define(message)
+        elif kind == Rpc.PREPARE:
+            self._prepare(message)
+        elif kind == Rpc.REVOKE:
+            self._revoke(message)
+        elif kind == Rpc.CANCEL:
+            self.execution.cancel(connection, ident)
+        elif kind == Rpc.DRAIN:
+            self._drain(message)
+        elif kind == Rpc.SUBSCRIBE:
+            self._subscribers.add(connection)
+            self._tell_whole()
+
+    # -- messages
+
+    def _define(self, spec: VersionSpec) -> None:
+        self._specs[spec.version] = spec
+        self._specs.move_to_end(spec.version)
+        if len(self._specs) > SPECS:
+            self._specs.popitem(last=False)
+        self._standbys.want(spec.tenant, spec.memory_mb)
+
+    def _invoke(self, connection: Connection, stream: int, request: InvokeRequest, body: bytes) -> None:
+        spec = self._specs.get(request.version)
+        if spec is None:
+            connection.send(Rpc.RESULT, stream, InvokeResult("unknown-version"))
+        elif request.version in self._draining:
+            connection.send(Rpc.RESULT, stream, InvokeResult("draining"))
+        else:
+            self.execution.invoke(connection, stream, request, body, spec)
+
+    def _prepare(self, batch: PrepareBatch) -> None:
+        for item in batch.items:
+            if batch.epoch < self._epoch:
+                self._tell_decision(DecisionUpdate(item.decision_id, "cancelled", time.time(), detail="older epoch"))
+            elif item.level == "code":
+                self._fetch_only(item)
+            elif not self.decisions.accept(item, self._begin_decision):
+                self._tell_decision(DecisionUpdate(item.decision_id, "cancelled", time.time(), detail="too many open decisions"))
+
+    def _begin_decision(self, item: PrepareItem) -> None:
+        spec = self._specs.get(item.version)
+        if spec is None or item.version in self._draining:
+            self.decisions.lost(item.decision_id, "the node does not know this version" if spec is None else "draining")
+        elif self.execution.begin(spec, self._loop.time() + item.needed_in_s, item.decision_id) is None:
+            self.decisions.lost(item.decision_id, "no memory left on the node")
+
+    def _fetch_only(self, item: PrepareItem) -> None:
+        spec = self._specs.get(item.version)
+        if spec is None or self._code.held(spec):
+            return
+        task = self._loop.create_task(self._fetch(spec))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _fetch(self, spec: VersionSpec) -> None:
+        try:
+            await self._code.fetch(spec)
+        except CodeUnavailable as error:
+            log.warning("code.prefetch_failed", version=spec.version, error=str(error))
+
+    def _revoke(self, message: Revoke) -> None:
+        """Only what is not ready yet is given up: a ready instance costs nothing more to keep for its lifetime."""
+        for decision_id in message.decision_ids:
+            if decision_id in self.decisions and not self.decisions.is_ready(decision_id):
+                self.execution.give_up(decision_id, message.why)
+                self.decisions.lost(decision_id, message.why)
+
+    def _drain(self, message: Drain) -> None:
+        self._draining.add(message.version)
+        for instance in self.execution.table.of(message.version):
+            if not instance.live and not instance.waiting:
+                self.execution.kill(instance, "draining")
+
+    # -- telling
+
+    def _start_began(self) -> None:
+        self._standbys.busy_until = self._loop.time() + START_BUSY_S
+
+    def _counts_moved(self) -> None:
+        if self._subscribers and self._tell_handle is None:
+            self._tell_handle = self._loop.call_later(TELL_EVERY_S, self._tell)
+
+    def _tell_decision(self, update: DecisionUpdate) -> None:
+        self._updates.append(update)
+        del self._updates[:-SPECS]
+        self._counts_moved()
+
+    def _tell(self) -> None:
+        self._tell_handle = None
+        execution = self.execution
+        if self._updates:
+            outcomes = Outcomes(self._updates)
+            self._updates = []
+            for subscriber in self._subscribers:
+                subscriber.send(Rpc.OUTCOMES, 0, outcomes)
+        if execution.table.changed:
+            changed = [execution.table.count(version) for version in execution.table.changed]
+            execution.table.changed.clear()
+            message = InventoryMessage(changed, execution.memory.free_mb, len(self._standbys))
+            for subscriber in self._subscribers:
+                if not subscriber.congested:
+                    subscriber.send(Rpc.INVENTORY, 0, message)
+
+    def _tell_whole(self) -> None:
+        execution = self.execution
+        message = InventoryMessage(execution.table.counts(), execution.memory.free_mb, len(self._standbys), whole=True)
+        for subscriber in self._subscribers:
+            if not subscriber.congested:
+                subscriber.send(Rpc.INVENTORY, 0, message)
+
+    # -- questions
+
+    async def _answer_logs(self, args: Mapping[str, Any]) -> object:
+        function = function_id(args["tenant"], args["function"])
+        return self._logs.read(function, args.get("invocation", ""), int(args.get("limit", 100)), time.time())
+
+    async def _answer_isolation(self, args: Mapping[str, Any]) -> object:
+        return msgspec.to_builtins(self._report)
+
+    async def _answer_counts(self, args: Mapping[str, Any]) -> object:
+        tenant = f"{args['tenant']}/"
+        return [
+            msgspec.to_builtins(msgspec.structs.asdict(count))
+            for count in self.execution.table.counts()
+            if count.version.startswith(tenant)
+        ]
+
+    async def _answer_cool(self, args: Mapping[str, Any]) -> object:
+        functions = {str(function_id(args["tenant"], name)) for name in args["names"]}
+        return {"cooled": self.execution.cool(functions)}
+
+    async def _answer_state(self, args: Mapping[str, Any]) -> object:
+        memory = self.execution.memory
+        return {
+            "name": self.name,
+            "isolation": msgspec.to_builtins(self._report),
+            "instances": len(self.execution.table),
+            "standbys": len(self._standbys),
+            "memory_mb": {"total": memory.total_mb, "promised": memory.used_mb},
+            "open_decisions": len(self.decisions),
+        }
