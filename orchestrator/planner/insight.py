@@ -1,0 +1,201 @@
+"""The planner's answers to control: graph, plans, decisions, runs, workflows; and the few orders that come from people."""
+
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+import msgspec
+from graph.callgraph import CallGraph
+from graph.prediction import predict
+from graph.rendering import as_dot, as_json, as_mermaid
+
+from graph.calls import Trace
+from graph.ids import FunctionId, TenantId, function_id, name_of
+from graph.plans import PrewarmPlan
+from orchestrator.catalog.watch import RouteTable
+from orchestrator.planner.learning import Learner
+from orchestrator.planner.log import DecisionLog
+from orchestrator.planner.log import as_json as decision_json
+from orchestrator.planner.loop import PlannerLoop
+from orchestrator.planner.peers import Fleet
+from orchestrator.planner.runs import RunBook
+from workers.rpc.connection import RpcError
+
+MAX_LIMIT = 1000
+MAX_WARM = 100
+
+_decode_traces = msgspec.msgpack.Decoder(list[Trace]).decode
+
+
+class Insight:
+    """Every answer is about one tenant; `args["tenant"]` comes from control, which has authenticated it."""
+
+    def __init__(
+        self,
+        graph: CallGraph,
+        table: RouteTable,
+        fleet: Fleet,
+        loop: PlannerLoop,
+        decisions: DecisionLog,
+        runs: RunBook,
+        learner: Learner,
+    ) -> None:
+        self._graph = graph
+        self._table = table
+        self._fleet = fleet
+        self._loop = loop
+        self._decisions = decisions
+        self._runs = runs
+        self._learner = learner
+
+    def answers(self) -> dict[str, Callable[[Mapping[str, Any]], Awaitable[object]]]:
+        """The table of questions this process knows."""
+        return {
+            "graph": self.graph,
+            "plan": self.plan,
+            "warm": self.warm,
+            "cool": self.cool,
+            "decisions": self.decisions,
+            "runs": self.runs,
+            "run": self.run,
+            "workflows": self.workflows,
+            "observe": self.observe,
+            "prewarm": self.prewarm,
+            "state": self.state,
+        }
+
+    async def graph(self, args: Mapping[str, Any]) -> object:
+        edges = self._graph.edges(TenantId(args["tenant"]))
+        form = args.get("format", "json")
+        if form == "dot":
+            return {"text": as_dot(edges)}
+        if form == "mermaid":
+            return {"text": as_mermaid(edges)}
+        if form != "json":
+            raise RpcError(f"format {form!r} is not one of json, dot, mermaid", 400)
+        deployed = {name_of(FunctionId(one)) for one in self._table.routes if one.startswith(f"{args['tenant']}/")}
+        drawn = as_json(edges)
+        functions = {edge["caller"] for edge in drawn} | {edge["callee"] for edge in drawn} | deployed
+        return {
+            "functions": [{"name": name, "deployed": name in deployed} for name in sorted(functions)],
+            "edges": drawn,
+        }
+
+    async def plan(self, args: Mapping[str, Any]) -> object:
+        return self._plan_json(self._loop.show(TenantId(args["tenant"]), self._known(args)))
+
+    async def warm(self, args: Mapping[str, Any]) -> object:
+        entry = self._known(args)
+        if entry not in self._table.routes:
+            raise RpcError(f"function {args['name']!r} is not deployed", 404)
+        count = int(args.get("count", 1))
+        if not 1 <= count <= MAX_WARM:
+            raise RpcError(f"count: {count} is not between 1 and {MAX_WARM}", 400)
+        if not self._fleet.up():
+            raise RpcError("no node is reachable")
+        return self._plan_json(self._loop.warm(TenantId(args["tenant"]), entry, count))
+
+    async def cool(self, args: Mapping[str, Any]) -> object:
+        """Drops idle instances: of one function, or of all of the tenant's when `name` is empty."""
+        names = [args["name"]] if args.get("name") else self._names(args["tenant"])
+        answers = await self._fleet.ask_all("cool", tenant=args["tenant"], names=names)
+        return {"cooled": sum(one["cooled"] for one in answers)}
+
+    async def decisions(self, args: Mapping[str, Any]) -> object:
+        after = args.get("after")
+        found = self._decisions.read(
+            args["tenant"],
+            args.get("function") or "",
+            args.get("run") or "",
+            max(1, min(int(args.get("limit") or 100), MAX_LIMIT)),
+            int(after) if after is not None else None,
+        )
+        return {"decisions": [decision_json(one) for one in found], "revision": self._decisions.revision}
+
+    async def runs(self, args: Mapping[str, Any]) -> object:
+        return {"runs": self._runs.list(args["tenant"], max(1, min(int(args.get("limit") or 50), MAX_LIMIT)))}
+
+    async def run(self, args: Mapping[str, Any]) -> object:
+        tree = self._runs.tree(args["tenant"], args["trace_id"])
+        if tree is None:
+            raise RpcError(f"no finished run {args['trace_id']!r}", 404)
+        found = self._decisions.read(args["tenant"], run=args["trace_id"], limit=MAX_LIMIT)
+        return {**tree, "decisions": [decision_json(one) for one in found]}
+
+    async def workflows(self, args: Mapping[str, Any]) -> object:
+        tenant = TenantId(args["tenant"])
+        return {
+            "workflows": [
+                {
+                    "entry": name_of(entry),
+                    "deployed": entry in self._table.routes,
+                    "functions": [
+                        {"name": name_of(one.function), "reach": one.reach, "samples": one.samples, "source": one.source}
+                        for one in predict(self._graph, entry, ())
+                    ],
+                }
+                for entry in self._graph.entries(tenant)
+            ]
+        }
+
+    async def observe(self, args: Mapping[str, Any]) -> object:
+        """Imported traces. They are the caller's tenant's, whatever they say."""
+        tenant = args["tenant"]
+        traces = _decode_traces(args["traces"])
+        if any(trace.tenant != tenant for trace in traces):
+            raise RpcError("a trace names another tenant", 400)
+        self._learner.observe(traces, time.time(), bool(args.get("decay", True)))
+        return {"observed": len(traces)}
+
+    async def prewarm(self, args: Mapping[str, Any]) -> object:
+        """Reads or sets the tenant's policy."""
+        policy = args.get("policy")
+        if policy:
+            if policy not in ("path", "off"):
+                raise RpcError(f"policy: {policy!r} is not one of path, off", 400)
+            self._loop.policies[args["tenant"]] = policy
+        return {"policy": self._loop.policy_of(args["tenant"])}
+
+    async def state(self, args: Mapping[str, Any]) -> object:
+        return {
+            "nodes": [
+                {"name": one.name, "up": one.connection is not None, "free_mb": one.free_mb, "standbys": one.standbys}
+                for one in self._fleet.nodes
+            ],
+            "learned": {name: getattr(self._learner.counters, name) for name in self._learner.counters.__slots__},
+        }
+
+    def _known(self, args: Mapping[str, Any]) -> FunctionId:
+        """The function, deployed or observed. Raises RpcError 404."""
+        function = function_id(args["tenant"], args["name"])
+        if function not in self._table.routes and function not in self._graph.functions(TenantId(args["tenant"])):
+            raise RpcError(f"no function {args['name']!r}", 404)
+        return function
+
+    def _names(self, tenant: str) -> list[str]:
+        return [name_of(FunctionId(one)) for one in self._table.routes if one.startswith(f"{tenant}/")]
+
+    @staticmethod
+    def _plan_json(plan: PrewarmPlan) -> dict[str, Any]:
+        return {
+            "plan_id": plan.plan_id,
+            "entry": name_of(plan.entry),
+            "trigger": plan.trigger,
+            "policy": plan.policy,
+            "created_at": plan.created_at,
+            "decisions": [
+                {
+                    "decision_id": one.decision_id,
+                    "function": name_of(one.function),
+                    "ordinal": one.ordinal,
+                    "memory_mb": one.memory_mb,
+                    "start_in_ms": one.start_in_s * 1000,
+                    "expires_s": one.expires_s,
+                    "reason": one.reason,
+                    "evidence": msgspec.to_builtins(one.evidence),
+                }
+                for one in plan.decisions
+            ],
+            "ready": [name_of(one) for one in plan.ready],
+            "skipped": [{"function": name_of(one.function), "why": one.why, "reach": one.reach} for one in plan.skipped],
+        }

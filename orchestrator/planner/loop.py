@@ -1,0 +1,236 @@
+"""From a trigger to orders: predict, plan, send, and revise while the run goes on. Thin: the policies are in `graph`."""
+
+import time
+from collections import Counter, OrderedDict
+from collections.abc import Sequence
+
+import msgspec
+import structlog
+from graph.callgraph import CallGraph
+from graph.planning import losers, plan
+from graph.prediction import predict
+
+from graph.ids import FunctionId, TenantId, VersionId, function_of, tenant_of
+from graph.plans import (
+    Budget,
+    EdgeSource,
+    ExpectedCall,
+    PrewarmPlan,
+    Prices,
+    Skipped,
+    Trigger,
+)
+from orchestrator.catalog.watch import RouteTable
+from orchestrator.planner.log import DecisionLog
+from orchestrator.planner.peers import Fleet, NodePeer
+from orchestrator.planner.promises import LiveRun, Promises
+from workers.rpc.messages import DecisionUpdate, PrepareItem, TriggerEvent
+from workers.versions import VersionSpec
+
+PREDICTION_KEPT_S = 0.25
+PREDICTIONS = 5_000
+
+log = structlog.get_logger(__name__)
+
+
+class PlannerLoop:
+    """Holds no policy of its own. `policy_of(tenant)` is path or off."""
+
+    def __init__(
+        self,
+        graph: CallGraph,
+        table: RouteTable,
+        fleet: Fleet,
+        decisions: DecisionLog,
+        budget: Budget,
+        default_policy: str,
+        policies: dict[str, str],
+    ) -> None:
+        self.policies = policies
+        self._graph = graph
+        self._table = table
+        self._fleet = fleet
+        self._log = decisions
+        self._budget = budget
+        self._default_policy = default_policy
+        self._prices = Prices()
+        self._promises = Promises()
+        self._predictions: OrderedDict[tuple[str, ...], tuple[float, list[ExpectedCall]]] = OrderedDict()
+        self._numbers = 0
+        self._boot = f"{time.time_ns() // 1_000_000:x}"
+
+    def policy_of(self, tenant: str) -> str:
+        return self.policies.get(tenant, self._default_policy)
+
+    # -- triggers
+
+    def on_event(self, event: TriggerEvent) -> None:
+        """An invocation is about to start, or a run has ended."""
+        function = function_of(VersionId(event.version))
+        tenant = tenant_of(function)
+        if event.ended:
+            self._ended(event.trace_id)
+        elif not event.parent_id:
+            if self.policy_of(tenant) != "off":
+                run = self._promises.begin(event.trace_id, tenant, function)
+                self._plan_run(run)
+        else:
+            live = self._promises.get(event.trace_id)
+            if live is not None:
+                self._promises.started(live, function)
+                self._revise(live)
+
+    def _plan_run(self, run: LiveRun) -> None:
+        expected, skipped = self._expected(run.entry, run.seen)
+        if not expected and not skipped:
+            return
+        self._decide(run.tenant, run.entry, expected, skipped, Trigger.INVOCATION, run)
+
+    def _revise(self, run: LiveRun) -> None:
+        """A stage started: what is expected now may differ; losers are cancelled, newcomers prepared."""
+        if not run.promised and not run.decisions:
+            return
+        expected, skipped = self._expected(run.entry, run.seen)
+        still_open = [entry for entry in self._log.open_of(run.tenant) if entry.trace_id == run.trace_id and not entry.ready_at]
+        if still_open:
+            gone = losers([(one.decision_id, FunctionId(one.function)) for one in still_open], expected, self._budget)
+            self._revoke(gone)
+        self._promises.keep_only(run, {one.function for one in expected})
+        self._decide(run.tenant, run.entry, expected, skipped, Trigger.INVOCATION, run)
+
+    def _ended(self, trace_id: str) -> None:
+        run = self._promises.end(trace_id)
+        if run is None or not run.decisions:
+            return
+        self._revoke(
+            [
+                (entry.decision_id, "the run ended without it")
+                for entry in self._log.open_of(run.tenant)
+                if entry.trace_id == trace_id and not entry.ready_at
+            ]
+        )
+
+    # -- plans
+
+    def show(self, tenant: TenantId, entry: FunctionId) -> PrewarmPlan:
+        """What would be prepared now if `entry` were invoked; orders nothing."""
+        expected, skipped = self._expected(entry, ())
+        made = self._make(tenant, entry, expected, Trigger.INVOCATION, None)
+        return msgspec.structs.replace(made, skipped=(*made.skipped, *skipped))
+
+    def warm(self, tenant: TenantId, entry: FunctionId, count: int) -> PrewarmPlan:
+        """Prepares `count` instances of `entry` and its whole path now."""
+        spec = self._latest(entry)
+        expected, skipped = self._expected(entry, ())
+        own = ExpectedCall(entry, 1.0, (1.0,) * count, (0.0,), 0, 0.0, EdgeSource.REQUESTED, spec.memory_mb if spec else 128, 0.0)
+        return self._decide(tenant, entry, [own, *expected], skipped, Trigger.WARM, None)
+
+    def _decide(
+        self,
+        tenant: TenantId,
+        entry: FunctionId,
+        expected: list[ExpectedCall],
+        skipped: list[Skipped],
+        trigger: Trigger,
+        run: LiveRun | None,
+    ) -> PrewarmPlan:
+        made = self._make(tenant, entry, expected, trigger, run)
+        if run is not None:
+            run.plans += 1
+            for function in made.ready:
+                if not run.promised[function]:
+                    self._promises.promise(run, function, 1)
+        orders: dict[NodePeer, list[PrepareItem]] = {}
+        for decision in made.decisions:
+            spec = self._latest(decision.function)
+            node = self._fleet.choose(spec) if spec is not None else None
+            if spec is None or node is None:
+                continue
+            self._log.add(made, decision, spec.version, node.name)
+            if run is not None:
+                run.decisions.append(decision.decision_id)
+                self._promises.promise(run, decision.function, 1)
+            node.define(spec)
+            orders.setdefault(node, []).append(
+                PrepareItem(
+                    decision.decision_id,
+                    spec.version,
+                    "ready",
+                    decision.start_in_s,
+                    decision.expires_s,
+                    decision.evidence.lead_s or 0.0,
+                )
+            )
+        for node, items in orders.items():
+            node.prepare(items)
+        return msgspec.structs.replace(made, skipped=(*made.skipped, *skipped))
+
+    def _make(
+        self, tenant: TenantId, entry: FunctionId, expected: list[ExpectedCall], trigger: Trigger, run: LiveRun | None
+    ) -> PrewarmPlan:
+        self._numbers += 1
+        alive = self._log.open_of(tenant)
+        budget = msgspec.structs.replace(
+            self._budget,
+            instances=max(0, self._budget.instances - len(alive)),
+            memory_mb=max(0, self._budget.memory_mb - sum(one.memory_mb for one in alive)),
+        )
+        held = run.promised if run is not None else Counter[FunctionId]()
+        idle = {one.function: self._unpromised(one.function) + held[one.function] for one in expected}
+        return plan(
+            expected,
+            self._prices,
+            budget,
+            idle,
+            time.time(),
+            tenant=tenant,
+            entry=entry,
+            trigger=trigger,
+            policy=self.policy_of(tenant) if trigger is not Trigger.WARM else "path",
+            trace_id=run.trace_id if run is not None else None,
+            plan_id=f"p{self._boot}-{self._numbers}",
+        )
+
+    def _unpromised(self, function: FunctionId) -> int:
+        spec = self._latest(function)
+        return max(0, self._fleet.idle(spec.version) - self._promises.total(function)) if spec is not None else 0
+
+    def _expected(self, entry: FunctionId, seen: Sequence[FunctionId]) -> tuple[list[ExpectedCall], list[Skipped]]:
+        """Predictions for deployed functions, kept for a moment: a burst of the same workflow asks the same question."""
+        now = time.monotonic()
+        key = (entry, *seen)
+        kept = self._predictions.get(key)
+        if kept is None or now - kept[0] > PREDICTION_KEPT_S:
+            kept = (now, predict(self._graph, entry, seen))
+            self._predictions[key] = kept
+            self._predictions.move_to_end(key)
+            if len(self._predictions) > PREDICTIONS:
+                self._predictions.popitem(last=False)
+        expected, skipped = [], []
+        for one in kept[1]:
+            if self._latest(one.function) is None:
+                skipped.append(Skipped(one.function, "not deployed", one.reach))
+            else:
+                expected.append(one)
+        return expected, skipped
+
+    def _latest(self, function: FunctionId) -> VersionSpec | None:
+        route = self._table.routes.get(function)
+        return self._table.version(route, "") if route is not None else None
+
+    # -- outcomes
+
+    def on_outcomes(self, updates: Sequence[DecisionUpdate]) -> None:
+        """Keeps the log, and learns how long functions take to get ready."""
+        for update in updates:
+            entry = self._log.update(update)
+            if entry is not None and update.outcome == "ready":
+                self._graph.set_start_time(FunctionId(entry.function), update.start_s)
+
+    def _revoke(self, gone: Sequence[tuple[str, str]]) -> None:
+        by_why: dict[str, list[str]] = {}
+        for decision_id, why in gone:
+            by_why.setdefault(why, []).append(decision_id)
+        for why, ids in by_why.items():
+            for node in self._fleet.up():
+                node.revoke(ids, why)

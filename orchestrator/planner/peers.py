@@ -1,0 +1,174 @@
+"""The planner dials every node and every gateway: what they tell it comes in here, what it orders goes out here."""
+
+import asyncio
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import msgspec
+import structlog
+
+from orchestrator.placement import place
+from workers.rpc.connection import Connection, RpcError, dial
+from workers.rpc.messages import (
+    DecisionUpdate,
+    Hello,
+    PrepareBatch,
+    PrepareItem,
+    Records,
+    Revoke,
+    Rpc,
+    Triggers,
+    VersionCount,
+)
+from workers.versions import VersionSpec
+
+RETRY_S = (0.05, 1.0)
+
+log = structlog.get_logger(__name__)
+
+
+class Listener(Protocol):
+    """Who hears what peers tell. Nothing here may block."""
+
+    def on_triggers(self, triggers: Triggers) -> None: ...
+    def on_records(self, records: Records) -> None: ...
+    def on_outcomes(self, node: str, updates: Sequence[DecisionUpdate]) -> None: ...
+    def on_node(self, node: "NodePeer", up: bool) -> None: ...
+
+
+class Peer:
+    """Keeps one connection up for ever."""
+
+    def __init__(self, path: Path, hello: Hello) -> None:
+        self.path = path
+        self.connection: Connection | None = None
+        self._hello = hello
+        self._lost = asyncio.Event()
+
+    async def run(self) -> None:
+        delay = RETRY_S[0]
+        while True:
+            try:
+                connection = await dial(self.path, self, self._hello)
+            except RpcError as error:
+                log.debug("peer.unreachable", peer=str(self.path), error=str(error))
+                await asyncio.sleep(delay)
+                delay = min(delay * 2, RETRY_S[1])
+                continue
+            delay = RETRY_S[0]
+            self._lost.clear()
+            self.connection = connection
+            connection.send(Rpc.SUBSCRIBE, 0)
+            self.connected()
+            await self._lost.wait()
+
+    def connected(self) -> None: ...
+
+    def on_open(self, connection: Connection) -> None: ...
+
+    def on_message(self, connection: Connection, kind: int, ident: int, message: Any, body: bytes) -> None: ...
+
+    def on_lost(self, connection: Connection, why: str) -> None:
+        self.connection = None
+        self._lost.set()
+
+
+class GatewayPeer(Peer):
+    def __init__(self, path: Path, hello: Hello, listener: Listener) -> None:
+        super().__init__(path, hello)
+        self._listener = listener
+
+    def on_message(self, connection: Connection, kind: int, ident: int, message: Any, body: bytes) -> None:
+        if kind == Rpc.TRIGGERS:
+            self._listener.on_triggers(message)
+        elif kind == Rpc.RECORDS:
+            self._listener.on_records(message)
+
+
+class NodePeer(Peer):
+    """A node with what it last said of itself; the view placement goes by."""
+
+    def __init__(self, path: Path, hello: Hello, listener: Listener) -> None:
+        super().__init__(path, hello)
+        self.free_mb = 0
+        self.standbys = 0
+        self.counts: dict[str, VersionCount] = {}
+        self._listener = listener
+
+    @property
+    def name(self) -> str:
+        welcome = self.connection.welcome if self.connection is not None else None
+        return welcome.name if welcome is not None else self.path.name
+
+    def idle(self, version: str) -> int:
+        count = self.counts.get(version)
+        return count.idle + count.preparing if count is not None else 0
+
+    def connected(self) -> None:
+        self._listener.on_node(self, True)
+
+    def on_lost(self, connection: Connection, why: str) -> None:
+        self._listener.on_node(self, False)
+        super().on_lost(connection, why)
+        self.counts.clear()
+
+    def on_message(self, connection: Connection, kind: int, ident: int, message: Any, body: bytes) -> None:
+        if kind == Rpc.OUTCOMES:
+            self._listener.on_outcomes(self.name, message.updates)
+        elif kind == Rpc.INVENTORY:
+            self.free_mb, self.standbys = message.free_mb, message.standbys
+            if message.whole:
+                self.counts.clear()
+            for count in message.versions:
+                self.counts[count.version] = count
+
+    def define(self, spec: VersionSpec) -> None:
+        connection = self.connection
+        if connection is not None and spec.version not in connection.defined:
+            connection.defined.add(spec.version)
+            connection.send(Rpc.DEFINE, 0, spec)
+
+    def prepare(self, items: list[PrepareItem]) -> None:
+        """Orders, and counts them as on their way until the node's own inventory says better: the next trigger may come first."""
+        for item in items:
+            if item.level == "ready":
+                seen = self.counts.get(item.version) or VersionCount(item.version, 0, 0, 0)
+                self.counts[item.version] = msgspec.structs.replace(seen, preparing=seen.preparing + 1)
+        if self.connection is not None:
+            self.connection.send(Rpc.PREPARE, 0, PrepareBatch(items, self._hello.epoch))
+
+    def revoke(self, decision_ids: list[str], why: str) -> None:
+        if self.connection is not None:
+            self.connection.send(Rpc.REVOKE, 0, Revoke(decision_ids, why, self._hello.epoch))
+
+
+class Fleet:
+    """All nodes, as one thing to order from."""
+
+    def __init__(self, nodes: Sequence[NodePeer]) -> None:
+        self.nodes = nodes
+
+    def up(self) -> list[NodePeer]:
+        return [node for node in self.nodes if node.connection is not None]
+
+    def idle(self, version: str) -> int:
+        """Idle or on its way, nobody's yet, on all nodes together."""
+        return sum(node.idle(version) for node in self.nodes)
+
+    def choose(self, spec: VersionSpec) -> NodePeer | None:
+        nodes = self.up()
+        return place(spec.version, spec.memory_mb, nodes)[0] if nodes else None
+
+    def bring_code(self, spec: VersionSpec, node: NodePeer | None = None) -> None:
+        """Tells nodes of a version ahead of any start: its code into tier 1, its tenant's template and standbys made."""
+        for one in [node] if node is not None else self.up():
+            one.define(spec)
+            one.prepare([PrepareItem("", spec.version, level="code")])
+
+    async def ask_all(self, what: str, **args: object) -> list[Any]:
+        """The answers of all nodes that are up. Raises RpcError when one refuses or none is up."""
+        nodes = [node.connection for node in self.up() if node.connection is not None]
+        if not nodes:
+            raise RpcError("no node is reachable")
+        return list(await asyncio.gather(*(node.ask(what, **args) for node in nodes)))

@@ -1,0 +1,73 @@
+"""Which idle instances are spoken for by live runs, so that two plans never count on the same one. Pure bookkeeping."""
+
+from collections import Counter, OrderedDict
+from dataclasses import dataclass, field
+
+from graph.ids import FunctionId, TenantId
+
+LIVE_RUNS = 10_000
+
+
+@dataclass(slots=True, eq=False)
+class LiveRun:
+    """A run between its trigger and its end. `promised`: instances per function it still counts on."""
+
+    trace_id: str
+    tenant: TenantId
+    entry: FunctionId
+    seen: list[FunctionId] = field(default_factory=list)
+    promised: Counter[FunctionId] = field(default_factory=Counter)
+    decisions: list[str] = field(default_factory=list)
+    plans: int = 0
+
+
+class Promises:
+    """Live runs, the newest LIVE_RUNS; totals are kept so that a look costs nothing."""
+
+    def __init__(self) -> None:
+        self._runs: OrderedDict[str, LiveRun] = OrderedDict()
+        self._totals: Counter[FunctionId] = Counter()
+
+    def __len__(self) -> int:
+        return len(self._runs)
+
+    def get(self, trace_id: str) -> LiveRun | None:
+        return self._runs.get(trace_id)
+
+    def begin(self, trace_id: str, tenant: TenantId, entry: FunctionId) -> LiveRun:
+        run = self._runs[trace_id] = LiveRun(trace_id, tenant, entry)
+        if len(self._runs) > LIVE_RUNS:
+            self.end(next(iter(self._runs)))
+        return run
+
+    def promise(self, run: LiveRun, function: FunctionId, count: int) -> None:
+        run.promised[function] += count
+        self._totals[function] += count
+
+    def started(self, run: LiveRun, function: FunctionId) -> None:
+        """A stage of the run took its instance."""
+        run.seen.append(function)
+        if run.promised[function] > 0:
+            run.promised[function] -= 1
+            self._subtract(function, 1)
+
+    def keep_only(self, run: LiveRun, functions: set[FunctionId]) -> None:
+        """The run counts on nothing but these any more."""
+        for function in [one for one in run.promised if one not in functions]:
+            self._subtract(function, run.promised.pop(function))
+
+    def end(self, trace_id: str) -> LiveRun | None:
+        run = self._runs.pop(trace_id, None)
+        if run is not None:
+            self.keep_only(run, set())
+        return run
+
+    def total(self, function: FunctionId) -> int:
+        return self._totals[function]
+
+    def _subtract(self, function: FunctionId, count: int) -> None:
+        left = self._totals[function] - count
+        if left > 0:
+            self._totals[function] = left
+        else:
+            del self._totals[function]

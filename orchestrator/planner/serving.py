@@ -1,0 +1,210 @@
+"""The planner process: peers, routes, the OTLP listener, snapshots, and the questions of control, in one event loop."""
+
+import asyncio
+import contextlib
+import hashlib
+import socket
+import time
+from collections.abc import Sequence
+from functools import partial
+
+import structlog
+import uvicorn
+import uvloop
+from graph.callgraph import CallGraph
+from graph.snapshot import SnapshotError
+from graph.snapshot import dump as dump_graph
+from graph.snapshot import load as load_graph
+from tracing.assembly import Assembler, Span
+from tracing.export import Exporter
+from tracing.receiver import receiver_app
+
+from graph.ids import FunctionId, TenantId
+from graph.plans import Budget
+from orchestrator.catalog.routes import Route
+from orchestrator.catalog.watch import RouteTable, RouteWatcher
+from orchestrator.planner.insight import Insight
+from orchestrator.planner.learning import Learner
+from orchestrator.planner.log import DecisionLog
+from orchestrator.planner.loop import PlannerLoop
+from orchestrator.planner.peers import Fleet, GatewayPeer, NodePeer
+from orchestrator.planner.runs import RunBook
+from orchestrator.planner.state import FORMAT, PlannerState, load, save
+from orchestrator.settings import Settings, rpc_secret
+from workers.rpc.connection import Connection, listen
+from workers.rpc.messages import DecisionUpdate, Hello, Records, Triggers
+from workers.sealing import load_key
+
+SAVE_EVERY_S = 5.0
+TICK_S = 0.1
+
+log = structlog.get_logger(__name__)
+
+
+class Planner:
+    """Everything of one planner process, wired. Hears peers; `tick` and `save` are called by the loop in `serve`."""
+
+    def __init__(self, settings: Settings, secret: str, name: str) -> None:
+        self.path = settings.planner_folder / "state"
+        stored = load(self.path)
+        self.graph = _restore(stored.graph) if stored is not None else CallGraph()
+        self.table = RouteTable(self._route_changed)
+        self.decisions = DecisionLog(stored.decisions if stored is not None else None)
+        self.runs = RunBook(stored.runs if stored is not None else None)
+        self.learner = Learner(self.graph, self.runs)
+        hello = Hello("planner", name, secret)
+        self.fleet = Fleet([NodePeer(path, hello, self) for path in settings.node_sockets])
+        self.gateways = [GatewayPeer(path, hello, self) for path in settings.gateway_sockets]
+        budget = Budget(settings.prewarm_instances, settings.prewarm_memory_mb, settings.prewarm_unused_s)
+        self.loop = PlannerLoop(
+            self.graph,
+            self.table,
+            self.fleet,
+            self.decisions,
+            budget,
+            settings.prewarm,
+            dict(stored.policies) if stored is not None else {},
+        )
+        self.assembler = Assembler()
+        self.exporter = Exporter(settings.otel_endpoint)
+        self._saved_revision = (-1, -1)
+
+    # -- what peers and routes tell
+
+    def on_triggers(self, triggers: Triggers) -> None:
+        for event in triggers.events:
+            self.loop.on_event(event)
+
+    def on_records(self, records: Records) -> None:
+        self.learner.add(records.records, records.dropped, time.time())
+        self.exporter.submit(records.records)
+
+    def on_outcomes(self, node: str, updates: Sequence[DecisionUpdate]) -> None:
+        self.loop.on_outcomes(updates)
+
+    def on_node(self, node: NodePeer, up: bool) -> None:
+        if not up:
+            self.decisions.lost_node(node.name, time.time())
+            return
+        for route in self.table.routes.values():
+            self._bring_code(route, node)
+
+    def _route_changed(self, function: FunctionId, route: Route | None) -> None:
+        if route is None:
+            self.graph.forget(function)
+            return
+        tenant, now = function.partition("/")[0], time.time()
+        spec = self.table.version(route, "")
+        callees = [FunctionId(f"{tenant}/{name}") for name in route.calls]
+        self.graph.declare(function, callees, spec.memory_mb if spec is not None else 128, now)
+        self._bring_code(route, None)
+
+    def _bring_code(self, route: Route, node: NodePeer | None) -> None:
+        spec = self.table.version(route, "")
+        if spec is not None:
+            self.fleet.bring_code(spec, node)
+
+    # -- traces from outside
+
+    def authenticate(self, token: str) -> TenantId | None:
+        key = self.table.keys.get(hashlib.sha256(token.encode()).hexdigest())
+        return TenantId(key.tenant) if key is not None else None
+
+    def accept_spans(self, tenant: TenantId, spans: list[Span]) -> int:
+        """Returns how many were taken; the rest is counted by the assembler."""
+        return self.assembler.add(tenant, spans, time.time())
+
+    # -- time
+
+    def tick(self, now: float) -> None:
+        self.learner.settle(now)
+        self.learner.observe(self.assembler.settled(now), now)
+
+    async def save(self) -> None:
+        revision = (self.decisions.revision, self.learner.counters.observed + self.learner.counters.records)
+        if revision == self._saved_revision:
+            return
+        state = PlannerState(FORMAT, dump_graph(self.graph), self.decisions.entries(), self.runs.all(), dict(self.loop.policies))
+        try:
+            await asyncio.to_thread(save, self.path, state)
+        except OSError as error:
+            log.error("planner.save_failed", error=str(error))
+        else:
+            self._saved_revision = revision
+
+
+class _Callers:
+    """Control's connections: they only ask."""
+
+    def on_open(self, connection: Connection) -> None: ...
+
+    def on_message(self, connection: Connection, kind: int, ident: int, message: object, body: bytes) -> None: ...
+
+    def on_lost(self, connection: Connection, why: str) -> None: ...
+
+
+def _restore(snapshot: bytes) -> CallGraph:
+    try:
+        return load_graph(snapshot)
+    except SnapshotError as error:
+        log.error("planner.graph_unreadable", error=str(error))
+        return CallGraph()
+
+
+async def _ticking(planner: Planner) -> None:
+    saved = time.monotonic()
+    while True:
+        await asyncio.sleep(TICK_S)
+        planner.tick(time.time())
+        if time.monotonic() - saved >= SAVE_EVERY_S:
+            await planner.save()
+            saved = time.monotonic()
+
+
+async def serve(settings: Settings) -> None:
+    """Runs until SIGTERM; the last state is saved on the way out."""
+    secret = rpc_secret(load_key(settings.key_file))
+    name = f"planner-{socket.gethostname()}"
+    planner = Planner(settings, secret, name)
+    insight = Insight(planner.graph, planner.table, planner.fleet, planner.loop, planner.decisions, planner.runs, planner.learner)
+    server = await listen(settings.socket("planner"), _Callers(), secret, name, insight.answers())
+    background = [
+        asyncio.create_task(RouteWatcher(settings.effective_redis_url, planner.table).run()),
+        *(asyncio.create_task(peer.run()) for peer in (*planner.fleet.nodes, *planner.gateways)),
+        asyncio.create_task(_ticking(planner)),
+    ]
+    for task in background:
+        task.add_done_callback(partial(_died, planner))
+    http = uvicorn.Server(
+        uvicorn.Config(
+            receiver_app(planner.authenticate, planner.accept_spans),
+            host=settings.host,
+            port=settings.otlp_port,
+            lifespan="off",
+            access_log=False,
+            log_level="warning",
+            server_header=False,
+            timeout_graceful_shutdown=3,
+        )
+    )
+    try:
+        await http.serve()
+    finally:
+        server.close()
+        for task in background:
+            task.cancel()
+        await asyncio.gather(*background, return_exceptions=True)
+        await planner.save()
+        planner.exporter.close()
+        with contextlib.suppress(FileNotFoundError):
+            settings.socket("planner").unlink()
+
+
+def _died(planner: Planner, task: "asyncio.Task[None]") -> None:
+    if not task.cancelled() and task.exception() is not None:
+        log.critical("planner.task_died", error=repr(task.exception()))
+        raise SystemExit(1)
+
+
+def run(settings: Settings) -> None:
+    uvloop.run(serve(settings))

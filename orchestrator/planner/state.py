@@ -1,0 +1,54 @@
+"""What a planner knows, on disk: written aside and renamed, so that kill -9 leaves the last whole one."""
+
+import os
+from pathlib import Path
+
+import msgspec
+import structlog
+
+from orchestrator.planner.log import LogEntry
+from tracing.records import InvocationRecord
+
+FORMAT = 1
+
+log = structlog.get_logger(__name__)
+
+
+class PlannerState(msgspec.Struct, frozen=True):
+    """`graph` is what graph.snapshot made of the call graph."""
+
+    format: int
+    graph: bytes
+    decisions: list[LogEntry] = []
+    runs: dict[str, list[InvocationRecord]] = {}
+    policies: dict[str, str] = {}
+
+
+def save(path: Path, state: PlannerState) -> None:
+    """Raises OSError; the old file then stands."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_suffix(".new")
+    try:
+        with aside.open("wb") as file:
+            file.write(msgspec.msgpack.encode(state))
+            file.flush()
+            os.fsync(file.fileno())
+        aside.replace(path)
+    except OSError:
+        aside.unlink(missing_ok=True)
+        raise
+
+
+def load(path: Path) -> PlannerState | None:
+    """None when there is none, or none that can be read: a planner can always start from nothing, and says so."""
+    try:
+        state = msgspec.msgpack.decode(path.read_bytes(), type=PlannerState)
+    except FileNotFoundError:
+        return None
+    except (OSError, msgspec.DecodeError) as error:
+        log.error("planner.state_unreadable", path=str(path), error=str(error))
+        return None
+    if state.format != FORMAT:
+        log.error("planner.state_format", path=str(path), found=state.format, known=FORMAT)
+        return None
+    return state
