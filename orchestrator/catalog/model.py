@@ -1,0 +1,217 @@
+"""The tables. SQLite (write-ahead log) on one machine, PostgreSQL on many; nothing here is particular to either.
+
+Times are seconds since the Unix epoch. A function's `generation` grows with every change of it and never goes back, not even when
+the function is removed and comes again: its row stays, marked removed.
+"""
+
+from enum import StrEnum
+from typing import Any
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Float,
+    ForeignKey,
+    ForeignKeyConstraint,
+    Index,
+    Integer,
+    LargeBinary,
+    String,
+    Text,
+    UniqueConstraint,
+)
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+
+class VersionState(StrEnum):
+    PENDING = "pending"
+    READY = "ready"
+    FAILED = "failed"
+
+
+class ConditionName(StrEnum):
+    CODE = "code"
+    NETWORK = "network"
+    CAPACITY = "capacity"
+
+
+class ConditionStatus(StrEnum):
+    TRUE = "true"
+    FALSE = "false"
+    UNKNOWN = "unknown"
+    NOT_NEEDED = "not needed"
+
+
+class EventKind(StrEnum):
+    DEPLOYED = "deployed"
+    REMOVED = "removed"
+    KEY = "key"
+
+
+class Module(StrEnum):
+    """The control-flow modules; each has the Celery queue of its name."""
+
+    FUNCTION_MANAGEMENT = "function_management"
+    METADATA_SYNC = "metadata_sync"
+
+
+class LayerRole(StrEnum):
+    CODE = "code"
+    DEPENDENCIES = "dependencies"
+
+
+class Base(DeclarativeBase):
+    type_annotation_map = {dict[str, Any]: JSON, list[str]: JSON, str: String(255), float: Float, bytes: LargeBinary}  # noqa: RUF012
+
+
+class Installation(Base):
+    """One row: who wrote what is in Redis. Another database's routes are not ours to keep."""
+
+    __tablename__ = "installation"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    identity: Mapped[str]
+
+
+class Tenant(Base):
+    __tablename__ = "tenants"
+
+    name: Mapped[str] = mapped_column(String(63), primary_key=True)
+    created: Mapped[float]
+
+
+class Key(Base):
+    """A bearer token, kept as its SHA-256. `generation`: 1 when made, 2 when revoked."""
+
+    __tablename__ = "keys"
+
+    key_id: Mapped[str] = mapped_column(String(32), primary_key=True)
+    tenant: Mapped[str] = mapped_column(ForeignKey("tenants.name"))
+    digest: Mapped[str] = mapped_column(String(64), unique=True)
+    name: Mapped[str]
+    created: Mapped[float]
+    revoked: Mapped[float | None]
+    last_used: Mapped[float | None]
+    generation: Mapped[int] = mapped_column(default=1)
+
+
+class Function(Base):
+    """`serving` is the version that $LATEST means, None when none is ready yet; `latest` the highest number ever given.
+
+    `route_generation` is the generation at which what gateways must know last changed; `published` the serving version once
+    the routes really said so, which is what users are shown.
+    """
+
+    __tablename__ = "functions"
+    __table_args__ = (UniqueConstraint("tenant", "name"),)
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    tenant: Mapped[str] = mapped_column(ForeignKey("tenants.name"))
+    name: Mapped[str] = mapped_column(String(63))
+    kind: Mapped[str] = mapped_column(String(16))  # of the version deployed last
+    generation: Mapped[int] = mapped_column(BigInteger)
+    route_generation: Mapped[int] = mapped_column(BigInteger, default=0)
+    latest: Mapped[int] = mapped_column(default=0)
+    serving: Mapped[int | None]
+    published: Mapped[int | None]
+    created: Mapped[float]
+    deleted: Mapped[float | None]
+
+
+class Package(Base):
+    """What a tenant has uploaded. `digest` is also the digest of its layer as uploaded."""
+
+    __tablename__ = "packages"
+
+    tenant: Mapped[str] = mapped_column(ForeignKey("tenants.name"), primary_key=True)
+    digest: Mapped[str] = mapped_column(String(80), primary_key=True)
+    files: Mapped[int]
+    size: Mapped[int] = mapped_column(BigInteger)
+    requirements: Mapped[str] = mapped_column(Text)  # accepted lines, empty when there are none
+    requirements_digest: Mapped[str] = mapped_column(String(64))
+    created: Mapped[float]
+
+
+class Layer(Base):
+    """Built for a runtime: code with its bytecode (source: the package's digest), or dependencies (the requirements')."""
+
+    __tablename__ = "layers"
+
+    tenant: Mapped[str] = mapped_column(ForeignKey("tenants.name"), primary_key=True)
+    role: Mapped[str] = mapped_column(String(16), primary_key=True)
+    source: Mapped[str] = mapped_column(String(80), primary_key=True)
+    runtime: Mapped[str] = mapped_column(String(32), primary_key=True)
+    digest: Mapped[str] = mapped_column(String(80))
+    size: Mapped[int] = mapped_column(BigInteger)
+    created: Mapped[float]
+
+
+class Version(Base):
+    """Immutable but for its state and the layers, which are filled in once."""
+
+    __tablename__ = "versions"
+    __table_args__ = (ForeignKeyConstraint(["tenant", "package"], ["packages.tenant", "packages.digest"]),)
+
+    function: Mapped[int] = mapped_column(ForeignKey("functions.id"), primary_key=True)
+    number: Mapped[int] = mapped_column(primary_key=True)
+    generation: Mapped[int] = mapped_column(BigInteger)
+    tenant: Mapped[str] = mapped_column(String(63))
+    kind: Mapped[str] = mapped_column(String(16))
+    handler: Mapped[str]
+    runtime: Mapped[str] = mapped_column(String(32))
+    memory_mb: Mapped[int]
+    timeout_s: Mapped[float]
+    concurrency: Mapped[int]
+    environment: Mapped[bytes]  # sealed
+    environment_names: Mapped[list[str]]
+    calls: Mapped[list[str]]
+    egress: Mapped[str] = mapped_column(String(16))
+    package: Mapped[str] = mapped_column(String(80))
+    code_layer: Mapped[str] = mapped_column(String(80), default="")
+    dependency_layer: Mapped[str] = mapped_column(String(80), default="")
+    layers_size: Mapped[int] = mapped_column(BigInteger, default=0)
+    state: Mapped[str] = mapped_column(String(16))
+    created: Mapped[float]
+
+
+class Condition(Base):
+    """One module's word on a version. Rows, not one JSON column: modules write theirs at the same time."""
+
+    __tablename__ = "conditions"
+    __table_args__ = (ForeignKeyConstraint(["function", "number"], ["versions.function", "versions.number"], ondelete="CASCADE"),)
+
+    function: Mapped[int] = mapped_column(primary_key=True)
+    number: Mapped[int] = mapped_column(primary_key=True)
+    name: Mapped[str] = mapped_column(String(16), primary_key=True)
+    status: Mapped[str] = mapped_column(String(16))
+    reason: Mapped[str] = mapped_column(Text)
+
+
+class Event(Base):
+    """The outbox: written in the transaction of the change it tells of. `subject`: a function id, or a key's digest."""
+
+    __tablename__ = "events"
+
+    id: Mapped[int] = mapped_column(BigInteger().with_variant(Integer, "sqlite"), primary_key=True, autoincrement=True)
+    kind: Mapped[str] = mapped_column(String(16))
+    subject: Mapped[str]
+    generation: Mapped[int] = mapped_column(BigInteger)
+    payload: Mapped[dict[str, Any]]
+    created: Mapped[float]
+
+
+class Delivery(Base):
+    """One event for one module, from due to done. `due` None: it waits for the version's conditions, or is done or parked."""
+
+    __tablename__ = "deliveries"
+    __table_args__ = (Index("deliveries_due", "due"),)
+
+    event: Mapped[int] = mapped_column(
+        BigInteger().with_variant(Integer, "sqlite"), ForeignKey("events.id", ondelete="CASCADE"), primary_key=True
+    )
+    module: Mapped[str] = mapped_column(String(32), primary_key=True)
+    due: Mapped[float | None]
+    tries: Mapped[int] = mapped_column(default=0)
+    done: Mapped[float | None]
+    parked: Mapped[float | None]
+    reason: Mapped[str] = mapped_column(Text, default="")

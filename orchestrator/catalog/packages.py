@@ -1,0 +1,76 @@
+"""What tenants have uploaded, and what was built from it."""
+
+from collections.abc import Sequence
+
+import msgspec
+from sqlalchemy.orm import Session
+
+from orchestrator.catalog.database import Database
+from orchestrator.catalog.model import Layer, LayerRole, Package
+
+
+class PackageView(msgspec.Struct, frozen=True):
+    """`requirements`: the accepted lines of requirements.txt."""
+
+    tenant: str
+    digest: str
+    files: int
+    size: int
+    requirements: tuple[str, ...]
+    requirements_digest: str
+
+
+class LayerView(msgspec.Struct, frozen=True):
+    digest: str
+    size: int
+
+
+class Packages:
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def register(
+        self, tenant: str, digest: str, files: int, size: int, requirements: Sequence[str], requirements_digest: str, now: float
+    ) -> None:
+        """Registering the same package again changes nothing."""
+        with self._database.write() as session:
+            if session.get(Package, (tenant, digest)) is None:
+                session.add(
+                    Package(
+                        tenant=tenant,
+                        digest=digest,
+                        files=files,
+                        size=size,
+                        requirements="\n".join(requirements),
+                        requirements_digest=requirements_digest if requirements else "",
+                        created=now,
+                    )
+                )
+
+    def find(self, tenant: str, digest: str) -> PackageView | None:
+        with self._database.read() as session:
+            return view_package(session, tenant, digest)
+
+    def find_layer(self, tenant: str, role: LayerRole, source: str, runtime: str) -> LayerView | None:
+        with self._database.read() as session:
+            layer = session.get(Layer, (tenant, role, source, runtime))
+            return LayerView(layer.digest, layer.size) if layer is not None else None
+
+    def add_layer(self, tenant: str, role: LayerRole, source: str, runtime: str, layer: LayerView, now: float) -> LayerView:
+        """The layer that counts: the first one built from a source stays, so that versions that share a source share it."""
+        with self._database.write() as session:
+            known = session.get(Layer, (tenant, role, source, runtime))
+            if known is not None:
+                return LayerView(known.digest, known.size)
+            session.add(
+                Layer(tenant=tenant, role=role, source=source, runtime=runtime, digest=layer.digest, size=layer.size, created=now)
+            )
+            return layer
+
+
+def view_package(session: Session, tenant: str, digest: str) -> PackageView | None:
+    package = session.get(Package, (tenant, digest))
+    if package is None:
+        return None
+    lines = tuple(package.requirements.splitlines())
+    return PackageView(tenant, digest, package.files, package.size, lines, package.requirements_digest)

@@ -1,0 +1,103 @@
+"""Writes the routes that gateways and planners read (catalog.routes): never a lower generation over a higher one, no gaps."""
+
+import time
+
+import redis
+
+from graph.ids import FunctionId
+from orchestrator.catalog.routes import (
+    FUNCTIONS_KEY,
+    KEYS_KEY,
+    SEQUENCE_KEY,
+    STREAM_KEY,
+    STREAM_LENGTH,
+    Route,
+    encode,
+)
+from orchestrator.catalog.store import PublishedFunction, PublishedKey, Store
+
+GENERATIONS_KEY = "foreglow:routes:generations"  # hash: `function <id>` | `key <digest>` -> generation, tombstones too
+SOURCE_KEY = "foreglow:routes:source"  # identity of the database all of this comes from
+TIMEOUT_S = 2.0
+
+# A reader takes a jump in the sequence for a gap and loads everything again. So a sequence that was lost starts at a number no
+# reader can expect next, the time in milliseconds, and never again at one it might have seen.
+_PUBLISH = """
+local known = redis.call('HGET', KEYS[2], ARGV[1] .. ' ' .. ARGV[2])
+local current = redis.call('HGET', KEYS[1], ARGV[2]) or ''
+if known and (tonumber(known) > tonumber(ARGV[3]) or (known == ARGV[3] and current == ARGV[4])) then
+  return 0
+end
+redis.call('HSET', KEYS[2], ARGV[1] .. ' ' .. ARGV[2], ARGV[3])
+if ARGV[4] == '' then
+  redis.call('HDEL', KEYS[1], ARGV[2])
+else
+  redis.call('HSET', KEYS[1], ARGV[2], ARGV[4])
+end
+if redis.call('EXISTS', KEYS[3]) == 0 then
+  redis.call('SET', KEYS[3], ARGV[5])
+end
+local sequence = redis.call('INCR', KEYS[3])
+redis.call('XADD', KEYS[4], 'MAXLEN', '~', ARGV[6], '*', 's', sequence, 't', ARGV[1], 'id', ARGV[2], 'v', ARGV[4])
+return 1
+"""
+
+
+class Publisher:
+    """Synchronous and thread-safe. Every method raises redis.RedisError while Redis is away; waits are bounded by TIMEOUT_S."""
+
+    def __init__(self, url: str) -> None:
+        self._redis = redis.Redis.from_url(url, socket_timeout=TIMEOUT_S, socket_connect_timeout=TIMEOUT_S)
+        self._script = self._redis.register_script(_PUBLISH)
+
+    def publish_route(self, route: Route) -> bool:
+        """True when readers had something to learn from it."""
+        return self._publish("function", FUNCTIONS_KEY, route.function, route.generation, encode(route))
+
+    def remove_route(self, function: FunctionId, generation: int) -> bool:
+        """The generation stays known, so that a late publisher cannot bring the function back."""
+        return self._publish("function", FUNCTIONS_KEY, function, generation, b"")
+
+    def publish_function(self, published: PublishedFunction) -> bool:
+        if published.route is None:
+            return self.remove_route(published.function, published.generation)
+        return self.publish_route(published.route)
+
+    def publish_key(self, published: PublishedKey) -> bool:
+        value = encode(published.route) if published.route is not None else b""
+        return self._publish("key", KEYS_KEY, published.digest, published.generation, value)
+
+    def rebuild(self, store: Store) -> None:
+        """Everything again from the database, which is right whatever Redis says: what is in neither is forgotten."""
+        identity = store.identity()
+        if self._redis.get(SOURCE_KEY) != identity.encode():
+            # another database's routes, or none: their generations mean nothing here
+            self._redis.delete(FUNCTIONS_KEY, KEYS_KEY, GENERATIONS_KEY, SEQUENCE_KEY)
+        for function in store.published_functions():
+            self.publish_function(function)
+        for key in store.published_keys():
+            self.publish_key(key)
+        if not self._redis.exists(SEQUENCE_KEY):
+            self._redis.set(SEQUENCE_KEY, _fresh_sequence(), nx=True)
+        self._redis.set(SOURCE_KEY, identity)
+
+    def behind(self, store: Store) -> bool:
+        """True when Redis has lost the routes or holds another database's. Cheap: asked every few seconds."""
+        return not self._redis.exists(SEQUENCE_KEY) or self._redis.get(SOURCE_KEY) != store.identity().encode()
+
+    def ping(self) -> bool:
+        try:
+            return bool(self._redis.ping())
+        except redis.RedisError:
+            return False
+
+    def close(self) -> None:
+        self._redis.close()
+
+    def _publish(self, kind: str, key: str, identity: str, generation: int, value: bytes) -> bool:
+        keys = [key, GENERATIONS_KEY, SEQUENCE_KEY, STREAM_KEY]
+        return bool(self._script(keys=keys, args=[kind, identity, generation, value, _fresh_sequence(), STREAM_LENGTH]))
+
+
+def _fresh_sequence() -> int:
+    return int(time.time() * 1000)

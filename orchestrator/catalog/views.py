@@ -1,0 +1,142 @@
+"""What the catalog shows: functions and versions as users see them, routes as gateways need them."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+
+import msgspec
+from sqlalchemy import or_, select
+from sqlalchemy.orm import Session
+
+from graph.ids import function_id, version_id
+from orchestrator.catalog.model import Condition, Function, Version, VersionState
+from orchestrator.catalog.routes import VERSIONS_PER_ROUTE, Route
+from workers.versions import CodePackage, Kind, VersionSpec
+
+VERSIONS_SHOWN = 20
+MASK = "***"
+
+
+class ConditionView(msgspec.Struct, frozen=True):
+    name: str
+    status: str
+    reason: str
+
+
+class VersionView(msgspec.Struct, frozen=True):
+    number: int
+    state: str
+    created_at: float
+    kind: str
+    handler: str
+    runtime: str
+    memory_mb: int
+    timeout_s: float
+    concurrency: int
+    environment: dict[str, str]
+    calls: list[str]
+    egress: str
+    package: str
+    conditions: list[ConditionView]
+
+
+class CallView(msgspec.Struct, frozen=True):
+    """A declared callee; `deployed`: it exists and serves."""
+
+    name: str
+    deployed: bool
+
+
+class FunctionView(msgspec.Struct, frozen=True):
+    """`latest`: the version that serves, None when none does yet. `versions`: newest first, VERSIONS_SHOWN and that one."""
+
+    name: str
+    kind: str
+    latest: int | None
+    versions: list[VersionView]
+    calls: list[CallView]
+
+
+def view_version(version: Version, conditions: Iterable[Condition]) -> VersionView:
+    return VersionView(
+        number=version.number,
+        state=version.state,
+        created_at=version.created,
+        kind=version.kind,
+        handler=version.handler,
+        runtime=version.runtime,
+        memory_mb=version.memory_mb,
+        timeout_s=version.timeout_s,
+        concurrency=version.concurrency,
+        environment=dict.fromkeys(version.environment_names, MASK),
+        calls=list(version.calls),
+        egress=version.egress,
+        package=version.package,
+        conditions=[ConditionView(condition.name, condition.status, condition.reason) for condition in conditions],
+    )
+
+
+def view_functions(session: Session, functions: Sequence[Function]) -> list[FunctionView]:
+    """In the order given; four queries however many there are."""
+    if not functions:
+        return []
+    ids = [function.id for function in functions]
+    recent = or_(Version.number > Function.latest - VERSIONS_SHOWN, Version.number == Function.published)
+    versions: dict[int, list[Version]] = defaultdict(list)
+    query = select(Version).join(Function, Function.id == Version.function).where(Function.id.in_(ids), recent)
+    for version in session.scalars(query.order_by(Version.number.desc())):
+        versions[version.function].append(version)
+    conditions: dict[tuple[int, int], list[Condition]] = defaultdict(list)
+    for condition in session.scalars(select(Condition).where(Condition.function.in_(ids)).order_by(Condition.name)):
+        conditions[condition.function, condition.number].append(condition)
+    callees = {name for found in versions.values() for name in found[0].calls}
+    serving = select(Function.name).where(
+        Function.tenant == functions[0].tenant,
+        Function.name.in_(callees),
+        Function.deleted.is_(None),
+        Function.published.is_not(None),
+    )
+    deployed = set(session.scalars(serving)) if callees else set()
+    return [
+        FunctionView(
+            name=function.name,
+            kind=function.kind,
+            latest=function.published,
+            versions=[view_version(version, conditions[function.id, version.number]) for version in versions[function.id]],
+            calls=[
+                CallView(name, name in deployed) for name in (versions[function.id][0].calls if versions[function.id] else ())
+            ],
+        )
+        for function in functions
+    ]
+
+
+def view_route(session: Session, function: Function) -> Route | None:
+    """None while nothing serves. The serving version is always in it, however many newer ones are ready."""
+    if function.serving is None or function.deleted is not None:
+        return None
+    query = select(Version).where(Version.function == function.id, Version.state == VersionState.READY)
+    ready = list(session.scalars(query.order_by(Version.number.desc()).limit(VERSIONS_PER_ROUTE)))
+    if all(version.number != function.serving for version in ready):
+        serving = session.get(Version, (function.id, function.serving))
+        assert serving is not None
+        ready = [*ready[: VERSIONS_PER_ROUTE - 1], serving]
+    calls = next(version.calls for version in ready if version.number == function.serving)
+    identity = function_id(function.tenant, function.name)
+    specs = tuple(_spec(function, version) for version in reversed(ready))
+    return Route(identity, function.route_generation, function.serving, specs, tuple(calls))
+
+
+def _spec(function: Function, version: Version) -> VersionSpec:
+    return VersionSpec(
+        version=version_id(function_id(function.tenant, function.name), version.number),
+        tenant=function.tenant,
+        handler=version.handler,
+        kind=Kind(version.kind),
+        runtime=version.runtime,
+        memory_mb=version.memory_mb,
+        timeout_s=version.timeout_s,
+        concurrency=version.concurrency,
+        package=CodePackage(version.code_layer, version.dependency_layer, version.layers_size),
+        environment=version.environment,
+        egress=version.egress,
+    )
