@@ -1,0 +1,202 @@
+"""The program of a template process: warms an interpreter, assembles the sandbox root, and clones itself on request.
+
+Started as `python -I -S template.py FD` by templates.py; FD is a SOCK_SEQPACKET socket to the node. It stays single
+threaded, is never pid 1, runs no tenant code, and dies with the node. Its clones become sandboxes (see isolation.py) and
+then run workers/guest/runtime.py. Messages, JSON both ways: first the set-up (Setup in templates.py), answered by
+{ready} or {error}; then {id, memory_mb, ...} with descriptors [channel, out, err, cgroup...], answered by {id, pid} with
+the clone's pidfd or by {id, error}; {exit: id, code | signal} when a clone has ended.
+"""
+
+import fcntl
+import gc
+import importlib
+import json
+import os
+import select
+import signal
+import socket
+import sys
+import types
+
+PRELOADED = (
+    "argparse", "array", "ast", "asyncio", "base64", "bisect", "calendar", "cmath", "collections.abc", "concurrent.futures",
+    "contextlib", "contextvars", "copy", "csv", "ctypes", "dataclasses", "datetime", "decimal", "difflib", "email.message",
+    "enum", "fractions", "functools", "glob", "gzip", "hashlib", "heapq", "hmac", "html", "http.client", "http.cookies",
+    "importlib.metadata", "importlib.resources", "inspect", "io", "ipaddress", "itertools", "json", "locale", "logging",
+    "math", "mimetypes", "numbers", "operator", "os", "pathlib", "pickle", "platform", "pprint", "queue", "random", "re",
+    "secrets", "select", "selectors", "shutil", "signal", "socket", "ssl", "statistics", "string", "struct", "subprocess",
+    "tempfile", "textwrap", "threading", "time", "timeit", "traceback", "types", "typing", "unicodedata", "urllib.parse",
+    "urllib.request", "uuid", "warnings", "weakref", "xml.etree.ElementTree", "zipfile", "zlib", "zoneinfo",
+)  # fmt: skip
+CHANNEL = 3  # descriptor of the channel in a sandbox
+SAFE = 600  # above every descriptor a template has
+LISTEN_LIMIT = 65536
+
+
+def _load_siblings() -> None:
+    """Makes the modules beside this file importable by their usual names, for the imports below only."""
+    here = os.getcwd()
+    for name, path in (("workers", []), ("workers.drivers", []), ("workers.drivers.process", [here])):
+        module = types.ModuleType(name)
+        module.__path__ = path
+        sys.modules[name] = module
+    sys.modules["workers"].__path__ = [os.path.dirname(os.path.dirname(here))]
+
+
+_load_siblings()
+
+from workers.drivers.process import isolation, seccomp, syscalls  # noqa: E402
+from workers.guest import runtime  # noqa: E402
+
+
+class Template:
+    """One template process. `serve` does not return."""
+
+    def __init__(self, node: socket.socket) -> None:
+        self._node = node
+        self._poll = select.poll()
+        self._clones: dict[int, int] = {}  # pidfd -> request id
+        self._lockdown = isolation.Lockdown(seccomp.assemble())
+        self._landlock = syscalls.landlock_version()
+        self._tid_address = syscalls.thread_id_address()
+        self._sandboxed = True
+        self._proc = os.open("/proc", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+
+    def set_up(self, setup: dict) -> None:
+        """Becomes the tenant's user, assembles the root, warms up."""
+        self._sandboxed = setup["sandboxed"]
+        if setup["uid"]:
+            isolation.become(setup["uid"])
+        if self._sandboxed:
+            isolation.enter_template(
+                [tuple(pair) for pair in setup["binds"]],
+                [tuple(pair) for pair in setup["links"]],
+                setup["masks"],
+                self._proc,
+            )
+            syscalls.die_with_parent()
+        for name in PRELOADED:
+            try:
+                importlib.import_module(name)
+            except ImportError:
+                continue  # a slim build of the interpreter
+        for name in [name for name in sys.modules if name.partition(".")[0] == "workers"]:
+            del sys.modules[name]
+        runtime.__name__ = "foreglow"
+        for thing in (runtime.InvokeError, runtime.Request, runtime.Context, runtime.Call):
+            thing.__module__ = "foreglow"
+        sys.modules["foreglow"] = runtime
+        sys.modules["__main__"] = types.ModuleType("__main__")
+        sys.argv = [""]
+        gc.collect()
+        gc.freeze()
+        gc.disable()
+
+    def serve(self) -> None:
+        self._poll.register(self._node, select.POLLIN)
+        while True:
+            for descriptor, _ in self._poll.poll():
+                if descriptor == self._node.fileno():
+                    self._request()
+                else:
+                    self._ended(descriptor)
+
+    def _ended(self, pidfd: int) -> None:
+        result = os.waitid(os.P_PIDFD, pidfd, os.WEXITED)
+        self._poll.unregister(pidfd)
+        os.close(pidfd)
+        ident = self._clones.pop(pidfd)
+        if result is not None:
+            key = "code" if result.si_code == os.CLD_EXITED else "signal"
+            self._say({"exit": ident, key: result.si_status})
+
+    def _say(self, message: dict, descriptors: tuple[int, ...] = ()) -> None:
+        try:
+            socket.send_fds(self._node, [json.dumps(message).encode()], descriptors)
+        except OSError:
+            os._exit(0)  # the node has gone
+
+    def _request(self) -> None:
+        message, descriptors, _, _ = socket.recv_fds(self._node, LISTEN_LIMIT, 16)
+        if not message:
+            os._exit(0)
+        request = json.loads(message)
+        cgroup = descriptors[3] if request["into_cgroup"] else -1
+        try:
+            pid, pidfd = syscalls.clone3(syscalls.NAMESPACES if self._sandboxed else 0, self._tid_address, cgroup)
+        except OSError as error:
+            self._say({"id": request["id"], "error": str(error)})
+        else:
+            if pid == 0:
+                self._become_clone(request, descriptors)
+            self._clones[pidfd] = request["id"]
+            self._poll.register(pidfd, select.POLLIN)
+            self._say({"id": request["id"], "pid": pid}, (pidfd,))
+        for descriptor in descriptors:
+            os.close(descriptor)
+
+    def _become_clone(self, request: dict, descriptors: list[int]) -> None:
+        """In the clone. Never returns."""
+        code = 1
+        channel = None
+        try:
+            syscalls.die_with_parent()
+            for target, source in ((1, descriptors[1]), (2, descriptors[2])):
+                os.dup2(source, target)
+            if not request["into_cgroup"]:
+                for tasks in descriptors[3:]:
+                    os.write(tasks, b"0")
+            channel = socket.socket(fileno=descriptors[0])
+            if self._sandboxed:
+                syscalls.unshare(syscalls.NEWCGROUP)
+                isolation.enter_sandbox(self._proc, request["tmp_mb"])
+            else:
+                os.setsid()
+            isolation.set_limits(request["tmp_mb"], request["address_space_mb"])
+            self._lockdown.prepare(self._landlock, self._sandboxed)
+            channel = self._keep_only(channel)
+            gc.enable()
+            runtime.serve(channel, self._attach)
+            code = 0
+        except BaseException as error:
+            if channel is not None:
+                note = {"init_ms": 0.0, "step": "sandbox", "error": runtime.describe(error)}
+                runtime.Channel(channel).send(runtime.READY, 0, json.dumps(note).encode())
+        finally:
+            os._exit(code)
+
+    def _keep_only(self, channel: socket.socket) -> socket.socket:
+        """The channel becomes descriptor 3; the ruleset of the lockdown is kept; everything else is closed."""
+        high = fcntl.fcntl(channel.detach(), fcntl.F_DUPFD_CLOEXEC, SAFE)
+        kept = self._lockdown.keep_at(CHANNEL + 1, SAFE)
+        os.dup2(high, CHANNEL, inheritable=False)
+        syscalls.close_range(CHANNEL + 1 + kept, 0xFFFF_FFFF)
+        self._node.detach()
+        return socket.socket(fileno=CHANNEL)
+
+    def _attach(self, _meta: dict, descriptors: list[int]) -> None:
+        """Between SPECIALISE and the first byte of tenant code."""
+        if self._sandboxed:
+            isolation.attach_layers(descriptors)
+            os.chdir(isolation.CODE_AT)
+        self._lockdown.apply(CHANNEL + 1, self._sandboxed)
+
+
+def main() -> None:
+    syscalls.die_with_parent()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    node = socket.socket(fileno=int(sys.argv[1]))
+    template = Template(node)
+    try:
+        template.set_up(json.loads(node.recv(LISTEN_LIMIT)))
+        answer = {"ready": True}
+    except BaseException as error:
+        answer = {"error": f"{type(error).__name__}: {error}"}
+    node.send(json.dumps(answer).encode())
+    if "error" in answer:
+        sys.exit(1)
+    template.serve()
+
+
+if __name__ == "__main__":
+    main()
