@@ -5,13 +5,13 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 import msgspec
-from graph.callgraph import CallGraph
-from graph.prediction import predict
-from graph.rendering import as_dot, as_json, as_mermaid
 
+from graph.callgraph import CallGraph
 from graph.calls import Trace
 from graph.ids import FunctionId, TenantId, function_id, name_of
 from graph.plans import PrewarmPlan
+from graph.prediction import predict
+from graph.rendering import render
 from orchestrator.catalog.watch import RouteTable
 from orchestrator.planner.learning import Learner
 from orchestrator.planner.log import DecisionLog
@@ -65,21 +65,13 @@ class Insight:
         }
 
     async def graph(self, args: Mapping[str, Any]) -> object:
-        edges = self._graph.edges(TenantId(args["tenant"]))
-        form = args.get("format", "json")
-        if form == "dot":
-            return {"text": as_dot(edges)}
-        if form == "mermaid":
-            return {"text": as_mermaid(edges)}
-        if form != "json":
-            raise RpcError(f"format {form!r} is not one of json, dot, mermaid", 400)
-        deployed = {name_of(FunctionId(one)) for one in self._table.routes if one.startswith(f"{args['tenant']}/")}
-        drawn = as_json(edges)
-        functions = {edge["caller"] for edge in drawn} | {edge["callee"] for edge in drawn} | deployed
-        return {
-            "functions": [{"name": name, "deployed": name in deployed} for name in sorted(functions)],
-            "edges": drawn,
-        }
+        tenant = TenantId(args["tenant"])
+        form = args.get("format") or "json"
+        if form not in ("json", "dot", "mermaid"):
+            raise RpcError(f"format: {form!r} is not one of json, dot, mermaid", 400)
+        deployed = [FunctionId(one) for one in self._table.routes if one.startswith(f"{tenant}/")]
+        text = render(self._graph.edges(tenant), form, deployed=deployed)
+        return text.encode() if form == "json" else {"text": text}
 
     async def plan(self, args: Mapping[str, Any]) -> object:
         return self._plan_json(self._loop.show(TenantId(args["tenant"]), self._known(args)))

@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from graph.callgraph import CallGraph
 from tracing.assembly import records_to_trace
 
+from graph.callgraph import CallGraph
 from graph.calls import Trace
 from orchestrator.planner.runs import RunBook
 from tracing.records import InvocationRecord

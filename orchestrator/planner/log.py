@@ -103,6 +103,11 @@ class DecisionLog:
     def open_of(self, tenant: str) -> list[LogEntry]:
         return [one for one in self._open.values() if one.tenant == tenant]
 
+    def unready(self, decision_id: str) -> bool:
+        """Still to be prepared, or on its way."""
+        entry = self._open.get(decision_id)
+        return entry is not None and entry.outcome is Outcome.PENDING
+
     def lost_node(self, node: str, now: float) -> None:
         """A node went away with everything it held."""
         for entry in [one for one in self._open.values() if one.node == node]:

@@ -6,11 +6,10 @@ from collections.abc import Sequence
 
 import msgspec
 import structlog
-from graph.callgraph import CallGraph
-from graph.planning import losers, plan
-from graph.prediction import predict
 
+from graph.callgraph import CallGraph
 from graph.ids import FunctionId, TenantId, VersionId, function_of, tenant_of
+from graph.planning import losers, plan
 from graph.plans import (
     Budget,
     EdgeSource,
@@ -20,6 +19,7 @@ from graph.plans import (
     Skipped,
     Trigger,
 )
+from graph.prediction import predict
 from orchestrator.catalog.watch import RouteTable
 from orchestrator.planner.log import DecisionLog
 from orchestrator.planner.peers import Fleet, NodePeer
@@ -72,7 +72,7 @@ class PlannerLoop:
             self._ended(event.trace_id)
         elif not event.parent_id:
             if self.policy_of(tenant) != "off":
-                run = self._promises.begin(event.trace_id, tenant, function)
+                run = self._promises.begin(event.trace_id, tenant, function, time.monotonic())
                 self._plan_run(run)
         else:
             live = self._promises.get(event.trace_id)
@@ -91,10 +91,9 @@ class PlannerLoop:
         if not run.promised and not run.decisions:
             return
         expected, skipped = self._expected(run.entry, run.seen)
-        still_open = [entry for entry in self._log.open_of(run.tenant) if entry.trace_id == run.trace_id and not entry.ready_at]
-        if still_open:
-            gone = losers([(one.decision_id, FunctionId(one.function)) for one in still_open], expected, self._budget)
-            self._revoke(gone)
+        waiting = [one for one in run.decisions.values() if self._log.unready(one.decision_id)]
+        if waiting:
+            self._revoke(losers(waiting, expected, self._budget, run.seen))
         self._promises.keep_only(run, {one.function for one in expected})
         self._decide(run.tenant, run.entry, expected, skipped, Trigger.INVOCATION, run)
 
@@ -102,13 +101,7 @@ class PlannerLoop:
         run = self._promises.end(trace_id)
         if run is None or not run.decisions:
             return
-        self._revoke(
-            [
-                (entry.decision_id, "the run ended without it")
-                for entry in self._log.open_of(run.tenant)
-                if entry.trace_id == trace_id and not entry.ready_at
-            ]
-        )
+        self._revoke([(one, "the run ended without it") for one in run.decisions if self._log.unready(one)])
 
     # -- plans
 
@@ -136,7 +129,6 @@ class PlannerLoop:
     ) -> PrewarmPlan:
         made = self._make(tenant, entry, expected, trigger, run)
         if run is not None:
-            run.plans += 1
             for function in made.ready:
                 if not run.promised[function]:
                     self._promises.promise(run, function, 1)
@@ -148,7 +140,7 @@ class PlannerLoop:
                 continue
             self._log.add(made, decision, spec.version, node.name)
             if run is not None:
-                run.decisions.append(decision.decision_id)
+                run.decisions[decision.decision_id] = decision
                 self._promises.promise(run, decision.function, 1)
             node.define(spec)
             orders.setdefault(node, []).append(
@@ -189,6 +181,7 @@ class PlannerLoop:
             policy=self.policy_of(tenant) if trigger is not Trigger.WARM else "path",
             trace_id=run.trace_id if run is not None else None,
             plan_id=f"p{self._boot}-{self._numbers}",
+            elapsed_s=time.monotonic() - run.began if run is not None else 0.0,
         )
 
     def _unpromised(self, function: FunctionId) -> int:

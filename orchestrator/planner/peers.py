@@ -171,4 +171,4 @@ class Fleet:
         nodes = [node.connection for node in self.up() if node.connection is not None]
         if not nodes:
             raise RpcError("no node is reachable")
-        return list(await asyncio.gather(*(node.ask(what, **args) for node in nodes)))
+        return list(await asyncio.gather(*(node.ask(what, 5.0, **args) for node in nodes)))

@@ -4,6 +4,7 @@ from collections import Counter, OrderedDict
 from dataclasses import dataclass, field
 
 from graph.ids import FunctionId, TenantId
+from graph.plans import PrewarmDecision
 
 LIVE_RUNS = 10_000
 
@@ -17,8 +18,8 @@ class LiveRun:
     entry: FunctionId
     seen: list[FunctionId] = field(default_factory=list)
     promised: Counter[FunctionId] = field(default_factory=Counter)
-    decisions: list[str] = field(default_factory=list)
-    plans: int = 0
+    decisions: dict[str, PrewarmDecision] = field(default_factory=dict)
+    began: float = 0.0
 
 
 class Promises:
@@ -34,8 +35,8 @@ class Promises:
     def get(self, trace_id: str) -> LiveRun | None:
         return self._runs.get(trace_id)
 
-    def begin(self, trace_id: str, tenant: TenantId, entry: FunctionId) -> LiveRun:
-        run = self._runs[trace_id] = LiveRun(trace_id, tenant, entry)
+    def begin(self, trace_id: str, tenant: TenantId, entry: FunctionId, now: float) -> LiveRun:
+        run = self._runs[trace_id] = LiveRun(trace_id, tenant, entry, began=now)
         if len(self._runs) > LIVE_RUNS:
             self.end(next(iter(self._runs)))
         return run

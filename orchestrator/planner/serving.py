@@ -11,16 +11,16 @@ from functools import partial
 import structlog
 import uvicorn
 import uvloop
-from graph.callgraph import CallGraph
-from graph.snapshot import SnapshotError
-from graph.snapshot import dump as dump_graph
-from graph.snapshot import load as load_graph
 from tracing.assembly import Assembler, Span
 from tracing.export import Exporter
 from tracing.receiver import receiver_app
 
+from graph.callgraph import CallGraph
 from graph.ids import FunctionId, TenantId
 from graph.plans import Budget
+from graph.snapshot import SnapshotError
+from graph.snapshot import dump as dump_graph
+from graph.snapshot import load as load_graph
 from orchestrator.catalog.routes import Route
 from orchestrator.catalog.watch import RouteTable, RouteWatcher
 from orchestrator.planner.insight import Insight
