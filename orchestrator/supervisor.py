@@ -196,12 +196,12 @@ def reachable(host: str) -> str:
 
 
 async def healthy(host: str, port: int) -> bool:
-    """True when GET /healthz there is answered with a status under 500."""
+    """True when GET /readyz there is answered with a status under 500: a listener that has no such page is ready by listening."""
     try:
         async with asyncio.timeout(PROBE_TIMEOUT_S):
             reader, writer = await asyncio.open_connection(host, port)
             try:
-                writer.write(f"GET /healthz HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode())
+                writer.write(f"GET /readyz HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode())
                 status = (await reader.readline()).split(b" ", 2)
                 return len(status) > 1 and status[1].isdigit() and int(status[1]) < 500
             finally:

@@ -4,7 +4,7 @@ import sys
 
 import typer
 
-from orchestrator.cli import processes
+from orchestrator.cli import deploying, invoking, processes, seeing
 from orchestrator.cli.failure import Failure
 
 app = typer.Typer(
@@ -15,15 +15,26 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-for command in (
-    processes.up,
-    processes.control,
-    processes.flow,
-    processes.gateway,
-    processes.planner,
-    processes.node,
-):
-    app.command()(command)
+app.command("up")(processes.up)
+app.command("init")(deploying.init)
+app.command("deploy")(deploying.deploy)
+app.command("invoke")(invoking.invoke)
+app.command("list")(deploying.list_functions)
+app.command("describe")(deploying.describe)
+app.command("logs")(invoking.logs)
+app.command("remove")(deploying.remove)
+app.command("graph")(seeing.graph)
+app.command("plan")(seeing.plan)
+app.command("decisions")(seeing.decisions)
+app.command("runs")(seeing.runs)
+app.command("warm")(invoking.warm)
+app.command("status")(seeing.status)
+app.add_typer(seeing.traces, name="traces")
+app.command("control")(processes.control)
+app.command("flow")(processes.flow)
+app.command("gateway")(processes.gateway)
+app.command("planner")(processes.planner)
+app.command("node")(processes.node)
 
 
 def main() -> None:

@@ -1,0 +1,253 @@
+"""Functions: a new project, deploy, list, describe, remove."""
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from orchestrator.cli.failure import Failure
+from orchestrator.cli.options import Json, State, state_folder
+
+if TYPE_CHECKING:
+    from orchestrator.cli.client import Client
+    from orchestrator.cli.manifest import FunctionEntry
+
+READY_TIMEOUT_S = 600.0  # the first build of a package downloads its dependencies
+POLL_S = 0.1
+
+MANIFEST = """\
+# One table a function; `foreglow deploy .` makes a new version of each.
+[defaults]
+memory_mb = 128
+timeout_s = 10
+
+[functions.hello]
+handler = "hello:handle"
+calls = ["greeting"]  # started together with hello from the very first request; traces teach the rest
+
+[functions.greeting]
+handler = "greeting:handle"
+"""
+HELLO = '''\
+def handle(event, context):
+    """Asks another function for the words."""
+    name = (event or {}).get("name", "world")
+    return {"message": context.invoke("greeting", {"name": name})}
+'''
+GREETING = """\
+def handle(event, context):
+    return f"Hello, {event['name']}!"
+"""
+
+
+def init(folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where to make it; may be empty or new.")]) -> None:
+    """Make a small working project of two functions."""
+    files = {"foreglow.toml": MANIFEST, "hello.py": HELLO, "greeting.py": GREETING}
+    for name in files:
+        if (folder / name).exists():
+            raise Failure(f"{folder / name} is there already; nothing was written")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, content in files.items():
+            (folder / name).write_text(content)
+    except OSError as error:
+        raise Failure(f"cannot write {error.filename}: {error.strerror}") from error
+    print(f"Made {', '.join(files)} in {folder}. Next:\n  foreglow deploy {folder}")
+    print("""  foreglow invoke hello --data '{"name": "you"}'""")
+
+
+def deploy(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder with the manifest.")],
+    manifest: Annotated[str, typer.Option(help="Name of the manifest in DIR.")] = "foreglow.toml",
+    state: State = None,
+    json: Json = False,
+) -> None:
+    """Deploy the functions of DIR: a new version of each."""
+    from orchestrator.cli import show
+    from orchestrator.cli.client import Client
+    from orchestrator.cli.manifest import ManifestError, read_manifest
+
+    try:
+        entries = read_manifest(folder, manifest)
+    except ManifestError as error:
+        raise Failure(str(error)) from error
+    with Client(state_folder(state)) as client, _progress(len(entries), quiet=json) as step:
+        versions = deploy_entries(client, entries, step)
+    if json:
+        show.as_json(versions)
+    else:
+        columns = ("function", "version>", "state", "handler", "memory>", "reason")
+        rows = [
+            (
+                f"[bold]{name}[/]",
+                one["number"],
+                _state_text(one["state"]),
+                one["handler"],
+                f"{one['memory_mb']} MB",
+                show.plain(reason_of(one)),
+            )
+            for name, one in versions.items()
+        ]
+        show.console().print(show.table("", columns, rows))
+    failed = [name for name, one in versions.items() if one["state"] != "ready"]
+    if failed:
+        raise Failure(
+            f"{len(failed)} of {len(versions)} not ready: " + "; ".join(f"{n}: {reason_of(versions[n])}" for n in failed)
+        )
+
+
+def deploy_entries(
+    client: "Client", entries: "Sequence[FunctionEntry]", step: Callable[[str, int], None] = lambda what, done: None
+) -> dict[str, dict[str, Any]]:
+    """Uploads each distinct package once, makes a version of every function, waits until each is ready or has failed.
+
+    `step(what, done)` hears of progress. Returns the version descriptions by name. Raises Failure.
+    """
+    from orchestrator.cli.archive import ArchiveError, pack
+
+    digests: dict[tuple[Path, Path | None], str] = {}
+    for entry in entries:
+        source = (entry.folder, entry.requirements)
+        if source not in digests:
+            step(f"uploading {entry.folder.name or entry.folder}", 0)
+            try:
+                digests[source] = client.upload(pack(*source))["digest"]
+            except ArchiveError as error:
+                raise Failure(f"functions.{entry.name}.path: {error}") from error
+            except Failure as error:
+                raise Failure(f"functions.{entry.name}: {error}", error.more) from error
+    versions: dict[str, dict[str, Any]] = {}
+    for entry in entries:
+        document = {"package": digests[entry.folder, entry.requirements], "handler": entry.handler, **entry.settings}
+        try:
+            described = client.put(f"/v1/functions/{entry.name}", document)
+        except Failure as error:
+            raise Failure(f"functions.{entry.name}: {error}", error.more) from error
+        versions[entry.name] = max(described["versions"], key=lambda one: int(one["number"]))
+    deadline = time.monotonic() + READY_TIMEOUT_S
+    while waiting := [name for name, one in versions.items() if one["state"] == "pending"]:
+        step(f"preparing {', '.join(waiting[:3])}{' ...' if len(waiting) > 3 else ''}", len(versions) - len(waiting))
+        if time.monotonic() > deadline:
+            raise Failure(f"not ready in {READY_TIMEOUT_S:.0f} s: {', '.join(waiting)}; see `foreglow describe {waiting[0]}`")
+        time.sleep(POLL_S)
+        for name in waiting:
+            versions[name] = client.get(f"/v1/functions/{name}/versions/{versions[name]['number']}")
+    step("done", len(versions))
+    return versions
+
+
+def list_functions(state: State = None, json: Json = False) -> None:
+    """List the functions."""
+    from orchestrator.cli import show
+    from orchestrator.cli.client import Client
+
+    with Client(state_folder(state)) as client:
+        answer = client.get("/v1/functions")
+    functions = rows_of(answer, "functions")
+    if json:
+        show.as_json(answer)
+        return
+    rows = []
+    for one in functions:
+        newest = max(one["versions"], key=lambda version: int(version["number"]), default=None)
+        rows.append(
+            (
+                f"[bold]{one['name']}[/]",
+                one["kind"],
+                one["latest"],
+                _state_text(newest["state"]) if newest else "",
+                f"{newest['memory_mb']} MB" if newest else "",
+                ", ".join(call["name"] for call in one.get("calls", ())),
+            )
+        )
+    show.console().print(show.table("", ("function", "kind", "serves>", "newest", "memory>", "declared calls"), rows))
+
+
+def describe(
+    name: Annotated[str, typer.Argument(metavar="NAME")],
+    state: State = None,
+    json: Json = False,
+) -> None:
+    """Show one function: its versions, what each waits for, its declared calls."""
+    from orchestrator.cli import show
+    from orchestrator.cli.client import Client
+
+    with Client(state_folder(state)) as client:
+        one = client.get(f"/v1/functions/{name}")
+    if json:
+        show.as_json(one)
+        return
+    out = show.console()
+    serves = f"version {one['latest']} serves" if one["latest"] else "no version serves yet"
+    out.print(f"[bold]{one['name']}[/]  {one['kind']}, {serves}")
+    calls = [call["name"] if call["deployed"] else f"{call['name']} [yellow](declared, not deployed)[/]" for call in one["calls"]]
+    if calls:
+        out.print("calls " + ", ".join(calls))
+    rows = [
+        (
+            version["number"],
+            _state_text(version["state"]),
+            version["handler"],
+            f"{version['memory_mb']} MB",
+            f"{version['timeout_s']:g} s",
+            version["concurrency"],
+            "  ".join(f"{part['name']}: {part['status']}" for part in version["conditions"]),
+            show.plain(reason_of(version)),
+        )
+        for version in sorted(one["versions"], key=lambda version: -int(version["number"]))
+    ]
+    columns = ("version>", "state", "handler", "memory>", "timeout>", "concurrency>", "conditions", "reason")
+    out.print(show.table("", columns, rows))
+
+
+def remove(
+    names: Annotated[list[str], typer.Argument(metavar="NAME...")],
+    state: State = None,
+) -> None:
+    """Remove functions with all their versions."""
+    from orchestrator.cli.client import Client
+
+    with Client(state_folder(state)) as client:
+        for name in names:
+            client.delete(f"/v1/functions/{name}")
+            print(f"removed {name}")
+
+
+def rows_of(answer: Any, name: str) -> list[dict[str, Any]]:
+    """The list in an answer that is one, or holds one under `name`."""
+    return list(answer[name] if isinstance(answer, dict) else answer)
+
+
+def reason_of(version: Mapping[str, Any]) -> str:
+    """Why a version is not ready: the reasons of its conditions that do not hold."""
+    if version["state"] == "ready":
+        return ""
+    reasons = [
+        f"{part['name']}: {part['reason']}" for part in version["conditions"] if part["status"] == "false" and part["reason"]
+    ]
+    return "; ".join(reasons)
+
+
+def _state_text(state: str) -> str:
+    colour = {"ready": "green", "failed": "red"}.get(state, "yellow")
+    return f"[{colour}]{state}[/]"
+
+
+@contextmanager
+def _progress(total: int, quiet: bool) -> Iterator[Callable[[str, int], None]]:
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    from orchestrator.cli.show import progress_console
+
+    columns = (
+        BarColumn(bar_width=30),
+        TextColumn("{task.completed}/{task.total}"),
+        TimeElapsedColumn(),
+        TextColumn("{task.description}"),
+    )
+    with Progress(*columns, console=progress_console(), transient=True, disable=quiet) as progress:
+        task = progress.add_task("", total=total)
+        yield lambda what, done: progress.update(task, description=what, completed=done)

@@ -1,0 +1,278 @@
+"""See what the platform knows and does: graph, plan, decisions, runs, status; and teach it from files of traces."""
+
+import gzip
+import json as jsonlib
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from orchestrator.cli.failure import Failure
+from orchestrator.cli.options import Json, State, state_folder
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from orchestrator.cli.client import Client
+
+FOLLOW_LIMIT = 200
+MAX_TRACE_BYTES = 256 << 20
+
+traces = typer.Typer(help="Traces of other systems.", no_args_is_help=True)
+
+
+def graph(
+    form: Annotated[str, typer.Option("--format", help="table, dot or mermaid.")] = "table",
+    state: State = None,
+    json: Json = False,
+) -> None:
+    """Show who calls whom: learned from runs and traces, or declared."""
+    from orchestrator.cli import show
+    from orchestrator.cli.client import Client
+
+    if form not in ("table", "dot", "mermaid"):
+        raise Failure(f"--format: {form!r} is not one of table, dot, mermaid")
+    with Client(state_folder(state)) as client:
+        if form != "table" and not json:
+            print(client.text("/v1/graph", format=form).rstrip("\n"))
+            return
+        document = client.get("/v1/graph", format="json")
+    if json:
+        show.as_json(document)
+    else:
+        show.console().print(graph_table(document["edges"]))
+
+
+def graph_table(edges: Sequence[Mapping[str, Any]], title: str = "") -> "Table":
+    from orchestrator.cli import show
+
+    rows = [
+        (
+            show.plain(edge["caller"]),
+            show.plain(edge["callee"]),
+            show.percent(edge["probability"]),
+            f"{edge['fan_out']:.1f}",
+            edge["traces"],
+            edge["source"],
+            show.ms(edge.get("offset_p50_ms")),
+        )
+        for edge in edges
+    ]
+    return show.table(title, ("caller", "callee", "called>", "fan-out>", "traces>", "source", "after ms>"), rows)
+
+
+def plan(name: Annotated[str, typer.Argument(metavar="NAME")], state: State = None, json: Json = False) -> None:
+    """Show what would be prepared if NAME were invoked now, and why."""
+    from orchestrator.cli import show
+    from orchestrator.cli.client import Client
+
+    with Client(state_folder(state)) as client:
+        document = client.get(f"/v1/plans/{name}")
+    if json:
+        show.as_json(document)
+    else:
+        print_plan(document)
+
+
+def print_plan(document: Mapping[str, Any]) -> None:
+    from orchestrator.cli import show
+
+    out = show.console()
+    out.print(f"plan for [bold]{document['entry']}[/], policy {document['policy']}, trigger {document['trigger']}")
+    if document["decisions"]:
+        out.print(plan_table(document["decisions"]))
+    else:
+        out.print("nothing to prepare")
+    if document["ready"]:
+        out.print("ready already: " + ", ".join(show.plain(name) for name in document["ready"]))
+    for one in document["skipped"]:
+        out.print(f"left out: {show.plain(one['function'])}, reach {show.percent(one['reach'])}: {show.plain(one['why'])}")
+
+
+def plan_table(decisions: Sequence[Mapping[str, Any]]) -> "Table":
+    from orchestrator.cli import show
+
+    rows = [
+        (
+            f"[bold]{show.plain(one['function'])}[/]" + (f" #{one['ordinal']}" if one["ordinal"] > 1 else ""),
+            show.ms(one["start_in_ms"]),
+            show.percent(one["evidence"]["reach"]),
+            one["evidence"]["samples"],
+            one["evidence"]["source"],
+            f"{one['memory_mb']} MB",
+            show.plain(one["reason"]),
+        )
+        for one in decisions
+    ]
+    return show.table("", ("prepare", "in ms>", "reach>", "traces>", "source", "memory>", "why"), rows)
+
+
+def decisions(
+    function: Annotated[str | None, typer.Option(help="Only about this function.")] = None,
+    run: Annotated[str | None, typer.Option(help="Only of this run (trace id).")] = None,
+    limit: Annotated[int, typer.Option(help="How many, newest last.")] = 50,
+    follow: Annotated[bool, typer.Option("--follow", help="Go on as they are made and end; Ctrl-C stops.")] = False,
+    state: State = None,
+    json: Json = False,
+) -> None:
+    """Show prewarm decisions: reason, evidence, outcome."""
+    from orchestrator.cli import show
+    from orchestrator.cli.client import Client
+
+    with Client(state_folder(state)) as client:
+        if follow:
+            _follow(client, function, run, json)
+            return
+        answer = client.get("/v1/decisions", function=function, run=run, limit=limit)
+    if json:
+        show.as_json(answer)
+    else:
+        show.console().print(decisions_table(answer["decisions"]))
+
+
+def decisions_table(found: Sequence[Mapping[str, Any]], title: str = "") -> "Table":
+    from orchestrator.cli import show
+
+    rows = [
+        (
+            show.clock(one["created_at"]),
+            f"[bold]{show.plain(one['function'])}[/]" + (f" #{one['ordinal']}" if one["ordinal"] > 1 else ""),
+            show.plain(one["entry"]),
+            show.outcome_text(one["outcome"]),
+            show.ms(one["start_ms"]) if one["start_ms"] else "",
+            show.plain(one["reason"]),
+            show.plain(one["detail"]) if one["outcome"] in ("cancelled", "wasted") else "",
+        )
+        for one in found
+    ]
+    return show.table(title, ("at", "function", "entry", "outcome", "took ms>", "why", "detail"), rows)
+
+
+def _follow(client: "Client", function: str | None, run: str | None, json: bool) -> None:
+    from orchestrator.cli import show
+
+    out = show.console()
+    chosen = {name: value for name, value in (("function", function), ("run", run)) if value}
+    try:
+        for one in client.events("/v1/decisions/stream", **chosen):
+            if json:
+                print(jsonlib.dumps(one), flush=True)
+            else:
+                out.print(
+                    f"{show.clock(one['created_at'])}  [bold]{show.plain(one['function'])}[/]  "
+                    f"{show.outcome_text(one['outcome'])}  {show.plain(one['reason'])}  [dim]{show.plain(one['detail'])}[/]"
+                )
+    except KeyboardInterrupt:
+        return
+
+
+def runs(
+    run: Annotated[str | None, typer.Argument(metavar="[RUN]", help="Trace id: that run as a tree.")] = None,
+    limit: Annotated[int, typer.Option(help="How many, newest last.")] = 20,
+    state: State = None,
+    json: Json = False,
+) -> None:
+    """List runs, or show one as a tree with start kinds and milliseconds."""
+    from orchestrator.cli import show
+    from orchestrator.cli.client import Client
+
+    with Client(state_folder(state)) as client:
+        document = client.get(f"/v1/runs/{run}") if run else client.get("/v1/runs", limit=limit)
+    if json:
+        show.as_json(document)
+        return
+    out = show.console()
+    if run:
+        out.print(show.run_tree(document))
+        if document.get("decisions"):
+            out.print(decisions_table(document["decisions"]))
+        return
+    rows = [
+        (
+            one["trace_id"],
+            f"[bold]{show.plain(one['entry'])}[/]",
+            show.ago(one["started_at"]),
+            show.ms(one["duration_ms"]),
+            one["invocations"],
+            ", ".join(f"{count} {show.start_text(kind)}" for kind, count in sorted(one["starts"].items())),
+            one["status"] if one["status"] == "ok" else f"[red]{one['status']}[/]",
+        )
+        for one in document["runs"]
+    ]
+    out.print(show.table("", ("run", "entry", "when", "ms>", "invocations>", "starts", "status"), rows))
+
+
+@traces.command("import")
+def import_traces(
+    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="CSV, or CSV in gzip.")],
+    names: Annotated[Path | None, typer.Option("--map", help="JSON: observed name -> deployed name.")] = None,
+    no_decay: Annotated[bool, typer.Option("--no-decay", help="Old traces count as much as new ones.")] = False,
+    state: State = None,
+    json: Json = False,
+) -> None:
+    """Learn the call graph from recorded traces."""
+    from orchestrator.cli import show
+    from orchestrator.cli.client import Client
+
+    renamed = _names(names)
+    answers = []
+    with Client(state_folder(state)) as client:
+        for file in files:
+            document = {"format": "csv", "text": _trace_text(file), "map": renamed, "decay": not no_decay}
+            answers.append({"file": str(file), **client.post("/v1/traces/import", document)})
+            if not json:
+                print(f"{file.name}: {_counts(answers[-1])}")
+    if json:
+        show.as_json(answers)
+
+
+def _counts(answer: Mapping[str, Any]) -> str:
+    return ", ".join(f"{value} {name.replace('_', ' ')}" for name, value in answer.items() if isinstance(value, int) and value)
+
+
+def _names(path: Path | None) -> dict[str, str]:
+    if path is None:
+        return {}
+    try:
+        names = jsonlib.loads(path.read_text())
+    except OSError as error:
+        raise Failure(f"--map: cannot read {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise Failure(f"--map: {path} is not JSON: {error}") from error
+    if not isinstance(names, dict) or not all(isinstance(value, str) for value in names.values()):
+        raise Failure(f"--map: {path} must be one JSON object of texts")
+    return names
+
+
+def _trace_text(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            packed = file.read(2) == b"\x1f\x8b"
+        with gzip.open(path, "rb") if packed else path.open("rb") as content:
+            found = content.read(MAX_TRACE_BYTES + 1)
+        if len(found) > MAX_TRACE_BYTES:
+            raise Failure(f"{path}: over {MAX_TRACE_BYTES >> 20} MB; split it")
+        return found.decode()
+    except (OSError, EOFError) as error:
+        raise Failure(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
+    except UnicodeDecodeError as error:
+        raise Failure(f"{path} is not UTF-8 text") from error
+
+
+def status(state: State = None, json: Json = False) -> None:
+    """Show what runs, where, and what isolation is in force."""
+    from orchestrator.cli import show
+    from orchestrator.cli.client import Client
+
+    with Client(state_folder(state)) as client:
+        document = client.get("/v1/status")
+    if json:
+        show.as_json(document)
+        return
+    out = show.console()
+    for name, value in document.items():
+        shown = ", ".join(f"{key} {one}" for key, one in value.items()) if isinstance(value, dict) else value
+        out.print(f"[bold]{name}[/]  {show.plain(shown)}")
+    out.print(f"[dim]at {show.clock(time.time())}[/]")
