@@ -38,7 +38,7 @@ class DecisionBook:
         if item.decision_id in self._open or len(self._open) >= KEPT:
             return False
         loop = asyncio.get_running_loop()
-        entry = self._open[item.decision_id] = _Open(item, loop.time())
+        entry = self._open[item.decision_id] = _Open(item, time.monotonic())
         if item.delay_s > 0:
             entry.timer = loop.call_later(item.delay_s, self._begin, entry, begin)
         else:
@@ -47,7 +47,7 @@ class DecisionBook:
 
     def _begin(self, entry: _Open, begin: Callable[[PrepareItem], None]) -> None:
         entry.timer = None
-        entry.began = asyncio.get_running_loop().time()
+        entry.began = time.monotonic()
         begin(entry.item)
 
     def ready(self, decision_id: str, timings: Timings, expire: Callable[[str], None]) -> None:
@@ -58,7 +58,7 @@ class DecisionBook:
         loop = asyncio.get_running_loop()
         entry.ready = True
         entry.timer = loop.call_later(entry.item.expires_s, expire, decision_id)
-        self._say(decision_id, Outcome.READY, loop.time() - entry.began, timings=timings)
+        self._say(decision_id, Outcome.READY, time.monotonic() - entry.began, timings=timings)
 
     def used(self, decision_id: str, invocation_id: str) -> None:
         """An invocation took its instance: a hit when it was ready, late when it was not."""
@@ -80,7 +80,7 @@ class DecisionBook:
         entry = self._open.pop(decision_id)
         if entry.timer is not None:
             entry.timer.cancel()
-        took = asyncio.get_running_loop().time() - entry.began
+        took = time.monotonic() - entry.began
         self._say(decision_id, outcome, took, invocation_id, detail)
 
     def _say(

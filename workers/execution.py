@@ -72,7 +72,7 @@ class Execution:
 
     def invoke(self, connection: Connection, stream: int, request: InvokeRequest, body: bytes, spec: VersionSpec) -> None:
         """Runs one invocation; its result goes back on the stream, whatever happens."""
-        now = self._loop.time()
+        now = time.monotonic()
         invocation = Invocation(connection, stream, request, body, now)
         self._streams[connection, stream] = invocation
         instance = self.table.take(request.version)
@@ -135,14 +135,14 @@ class Execution:
         """The deadline is over. User code cannot be interrupted, so the instance goes."""
         limit = invocation.request.deadline_s
         detail = ErrorDetail("Timeout", f"no answer within {limit:.3g} s")
-        self._finish(invocation, InvokeResult("timeout", invocation.start, invocation.timings(self._loop.time()), error=detail))
+        self._finish(invocation, InvokeResult("timeout", invocation.start, invocation.timings(time.monotonic()), error=detail))
         self._abandon(invocation, "a timeout ended the instance")
 
     def cancel(self, connection: Connection, stream: int) -> None:
         """Its caller gave it up (or is gone)."""
         invocation = self._streams.get((connection, stream))
         if invocation is not None and not invocation.done:
-            self._finish(invocation, InvokeResult("cancelled", invocation.start, invocation.timings(self._loop.time())))
+            self._finish(invocation, InvokeResult("cancelled", invocation.start, invocation.timings(time.monotonic())))
             self._abandon(invocation, "its caller was cancelled")
 
     def _abandon(self, invocation: Invocation, why: str) -> None:
@@ -221,7 +221,7 @@ class Execution:
 
     def _too_large(self, instance: Instance, invocation: Invocation) -> None:
         detail = ErrorDetail("ResultTooLarge", f"the result is over {MAX_RESULT} bytes")
-        self._finish(invocation, InvokeResult("error", invocation.start, invocation.timings(self._loop.time()), error=detail))
+        self._finish(invocation, InvokeResult("error", invocation.start, invocation.timings(time.monotonic()), error=detail))
         self.kill(instance, detail.message)
 
     def _leave(
@@ -239,7 +239,7 @@ class Execution:
         invocation = instance.live.pop(ident, None)
         if invocation is None:
             return
-        now = self._loop.time()
+        now = time.monotonic()
         self._finish(
             invocation,
             InvokeResult(
@@ -333,7 +333,7 @@ class Execution:
                 self._drop(victim, "gave way to a request")
         self.memory.reserve(spec.memory_mb)
         self._numbers += 1
-        instance = Instance(f"i{self._numbers}", spec, spec.memory_mb, decision_id, made_at=self._loop.time())
+        instance = Instance(f"i{self._numbers}", spec, spec.memory_mb, decision_id, made_at=time.monotonic())
         self.table.add(instance)
         self._started()
         task = self._loop.create_task(self._prepare(instance, priority, victims))
@@ -372,7 +372,7 @@ class Execution:
         instance.clone.on_frame = partial(self._on_frame, instance)
         instance.clone.on_output = partial(self._on_output, instance)
         instance.clone.on_exit = partial(self._gone, instance)
-        now = self._loop.time()
+        now = time.monotonic()
         self.table.ready(instance, now)
         if instance.decision_id and not instance.waiting and self.decisions is not None:
             self.decisions.ready(instance.decision_id, instance.timings, self.expire)
@@ -387,7 +387,7 @@ class Execution:
         waiting = list(instance.waiting)
         instance.waiting.clear()
         self._drop(instance, f"{status}: {detail.type}: {detail.message}"[:500])
-        now = self._loop.time()
+        now = time.monotonic()
         for invocation in waiting:
             if invocation.start is StartKind.UNKNOWN:
                 invocation.start = instance.made_by
@@ -405,7 +405,7 @@ class Execution:
         self.memory.give_back(instance.memory_mb)
         if instance.decision_id and self.decisions is not None:
             self.decisions.lost(instance.decision_id, why)
-        now = self._loop.time()
+        now = time.monotonic()
         for invocation in [*instance.live.values(), *instance.waiting]:
             detail = ErrorDetail("InstanceKilled", why)
             self._finish(invocation, InvokeResult("killed", invocation.start, invocation.timings(now), error=detail))
@@ -435,7 +435,7 @@ class Execution:
 
     def sweep_idle(self, idle_s: float) -> None:
         """Gives up what has been idle for `idle_s`; prewarmed, unused ones have a lifetime of their own."""
-        limit = self._loop.time() - idle_s
+        limit = time.monotonic() - idle_s
         for instance in self.table.idle():
             if instance.idle_since > limit:
                 break

@@ -163,7 +163,7 @@ class Node:
         spec = self._specs.get(item.version)
         if spec is None or item.version in self._draining:
             self.decisions.lost(item.decision_id, "the node does not know this version" if spec is None else "draining")
-        elif self.execution.begin(spec, self._loop.time() + item.needed_in_s, item.decision_id) is None:
+        elif self.execution.begin(spec, time.monotonic() + item.needed_in_s, item.decision_id) is None:
             self.decisions.lost(item.decision_id, "no memory left on the node")
 
     def _fetch_only(self, item: PrepareItem) -> None:
@@ -196,7 +196,7 @@ class Node:
     # -- telling
 
     def _start_began(self) -> None:
-        self._standbys.busy_until = self._loop.time() + START_BUSY_S
+        self._standbys.busy_until = time.monotonic() + START_BUSY_S
 
     def _counts_moved(self) -> None:
         if self._subscribers and self._tell_handle is None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import time
 from collections import defaultdict, deque
 from functools import partial
 
@@ -74,7 +75,7 @@ class StandbyPool:
                 self._nudge.clear()
                 await self._nudge.wait()
                 continue
-            quiet_in = self.busy_until - loop.time()
+            quiet_in = self.busy_until - time.monotonic()
             if quiet_in > 0:
                 await asyncio.sleep(quiet_in)
                 continue

@@ -1,6 +1,7 @@
 """What the gateway tells planners: triggers first, records behind them; bounded, dropped and counted."""
 
 import asyncio
+import time
 from typing import Any
 
 import structlog
@@ -39,7 +40,7 @@ class Reports:
         self._triggers.append(event)
         if self._trigger_timer is not None:
             return
-        since = self._loop.time() - self._triggers_sent_at
+        since = time.monotonic() - self._triggers_sent_at
         if since >= TRIGGER_GAP_S:
             self._send_triggers()
         else:
@@ -55,7 +56,7 @@ class Reports:
 
     def _send_triggers(self) -> None:
         self._trigger_timer = None
-        self._triggers_sent_at = self._loop.time()
+        self._triggers_sent_at = time.monotonic()
         message = Triggers(self._triggers)
         self._triggers = []
         for subscriber in self._subscribers:

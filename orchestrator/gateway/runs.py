@@ -71,7 +71,7 @@ class Runs:
         began = time.time()
         self._live[run.invocation_id] = run
         self._reports.trigger(TriggerEvent(run.spec.version, run.trace_id, run.invocation_id, run.parent_id, began))
-        place_ms = (self._loop.time() - placed_from) * 1000
+        place_ms = (time.monotonic() - placed_from) * 1000
         result, answer = InvokeResult("cancelled"), b""
         try:
             result, answer = await self._place(run, body)
@@ -91,11 +91,11 @@ class Runs:
 
     async def _place(self, run: Run, body: bytes) -> Answer:
         """Tries nodes until one takes it. Only an answer that promises that no byte reached an instance is tried again."""
-        since = self._loop.time()
+        since = time.monotonic()
         while True:
             up = [link for link in self.links if link.up]
             for link in up if len(up) < 2 else place(run.spec.version, run.spec.memory_mb, up):
-                left = run.deadline - self._loop.time()
+                left = run.deadline - time.monotonic()
                 if left <= 0:
                     detail = ErrorDetail("Timeout", "the deadline passed while waiting for capacity")
                     return InvokeResult("timeout", error=detail), b""
@@ -112,7 +112,7 @@ class Runs:
                 )
                 result, answer = await link.invoke(run.spec, request, body)
                 if result.status not in RETRIABLE:
-                    waited = (self._loop.time() - since) * 1000 - result.timings.start_ms - result.timings.run
+                    waited = (time.monotonic() - since) * 1000 - result.timings.start_ms - result.timings.run
                     return _with_wait(result, waited), answer
             await self._waiting.wait(since, reserved=bool(run.parent_id))
 
@@ -158,7 +158,7 @@ class Runs:
             connection.send(Rpc.CALL_RESULT, ident, result, answer)
 
     async def _run_child(self, call: ChildCall, body: bytes) -> Answer:
-        now = self._loop.time()
+        now = time.monotonic()
         parent = self._live.get(call.invocation_id)
         if parent is None:
             return InvokeResult("refused", error=ErrorDetail("CallRefused", "the calling invocation has ended")), b""

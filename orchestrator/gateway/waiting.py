@@ -1,6 +1,7 @@
 """Waiting for capacity: bounded in number and in time; whoever waits is woken when an invocation ends somewhere."""
 
 import asyncio
+import time
 from collections import deque
 
 POLL_S = 0.05  # another gateway's invocations end without telling us
@@ -31,7 +32,7 @@ class WaitingRoom:
         """Returns when it is worth trying again. `since`: loop time at which the waiting began. Children have reserved
         places: a parent that waits for its child must not keep the child out. Raises Overload."""
         loop = asyncio.get_running_loop()
-        left = since + self._max_wait_s - loop.time()
+        left = since + self._max_wait_s - time.monotonic()
         if left <= 0:
             raise Overload(f"no capacity became free within {self._max_wait_s:g} s")
         if not reserved and len(self._queue) >= self._places:
