@@ -143,6 +143,7 @@ class Layer(Base):
     runtime: Mapped[str] = mapped_column(String(32), primary_key=True)
     digest: Mapped[str] = mapped_column(String(80))
     size: Mapped[int] = mapped_column(BigInteger)
+    failures: Mapped[dict[str, Any]]  # path -> why this source does not compile
     created: Mapped[float]
 
 

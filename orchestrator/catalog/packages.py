@@ -21,8 +21,11 @@ class PackageView(msgspec.Struct, frozen=True):
 
 
 class LayerView(msgspec.Struct, frozen=True):
+    """`failures`: sources of the user's that do not compile, path -> line and reason."""
+
     digest: str
     size: int
+    failures: dict[str, str] = {}
 
 
 class Packages:
@@ -54,17 +57,17 @@ class Packages:
     def find_layer(self, tenant: str, role: LayerRole, source: str, runtime: str) -> LayerView | None:
         with self._database.read() as session:
             layer = session.get(Layer, (tenant, role, source, runtime))
-            return LayerView(layer.digest, layer.size) if layer is not None else None
+            return LayerView(layer.digest, layer.size, layer.failures) if layer is not None else None
 
     def add_layer(self, tenant: str, role: LayerRole, source: str, runtime: str, layer: LayerView, now: float) -> LayerView:
         """The layer that counts: the first one built from a source stays, so that versions that share a source share it."""
         with self._database.write() as session:
             known = session.get(Layer, (tenant, role, source, runtime))
             if known is not None:
-                return LayerView(known.digest, known.size)
-            session.add(
-                Layer(tenant=tenant, role=role, source=source, runtime=runtime, digest=layer.digest, size=layer.size, created=now)
-            )
+                return LayerView(known.digest, known.size, known.failures)
+            built = Layer(tenant=tenant, role=role, source=source, runtime=runtime, digest=layer.digest, size=layer.size)
+            built.failures, built.created = layer.failures, now
+            session.add(built)
             return layer
 
 

@@ -1,6 +1,7 @@
 """Writes the routes that gateways and planners read (catalog.routes): never a lower generation over a higher one, no gaps."""
 
 import time
+from enum import IntEnum
 
 import redis
 
@@ -20,8 +21,9 @@ GENERATIONS_KEY = "foreglow:routes:generations"  # hash: `function <id>` | `key 
 SOURCE_KEY = "foreglow:routes:source"  # identity of the database all of this comes from
 TIMEOUT_S = 2.0
 
-# A reader takes a jump in the sequence for a gap and loads everything again. So a sequence that was lost starts at a number no
-# reader can expect next, the time in milliseconds, and never again at one it might have seen.
+# Without a sequence the routes are lost and being written anew: hashes are filled, nobody is told until `rebuild` ends by
+# setting one. It starts at the time in milliseconds, a number that no reader of the lost one expects next: that is a gap, and a
+# reader that sees a gap loads everything again.
 _PUBLISH = """
 local known = redis.call('HGET', KEYS[2], ARGV[1] .. ' ' .. ARGV[2])
 local current = redis.call('HGET', KEYS[1], ARGV[2]) or ''
@@ -35,12 +37,20 @@ else
   redis.call('HSET', KEYS[1], ARGV[2], ARGV[4])
 end
 if redis.call('EXISTS', KEYS[3]) == 0 then
-  redis.call('SET', KEYS[3], ARGV[5])
+  return 2
 end
 local sequence = redis.call('INCR', KEYS[3])
-redis.call('XADD', KEYS[4], 'MAXLEN', '~', ARGV[6], '*', 's', sequence, 't', ARGV[1], 'id', ARGV[2], 'v', ARGV[4])
+redis.call('XADD', KEYS[4], 'MAXLEN', '~', ARGV[5], '*', 's', sequence, 't', ARGV[1], 'id', ARGV[2], 'v', ARGV[4])
 return 1
 """
+
+
+class Published(IntEnum):
+    """What publishing did."""
+
+    NOTHING = 0  # a higher generation was there, or this very one
+    TOLD = 1
+    LOST = 2  # written, but Redis has lost the routes: nobody is told before `rebuild`
 
 
 class Publisher:
@@ -50,25 +60,24 @@ class Publisher:
         self._redis = redis.Redis.from_url(url, socket_timeout=TIMEOUT_S, socket_connect_timeout=TIMEOUT_S)
         self._script = self._redis.register_script(_PUBLISH)
 
-    def publish_route(self, route: Route) -> bool:
-        """True when readers had something to learn from it."""
+    def publish_route(self, route: Route) -> Published:
         return self._publish("function", FUNCTIONS_KEY, route.function, route.generation, encode(route))
 
-    def remove_route(self, function: FunctionId, generation: int) -> bool:
+    def remove_route(self, function: FunctionId, generation: int) -> Published:
         """The generation stays known, so that a late publisher cannot bring the function back."""
         return self._publish("function", FUNCTIONS_KEY, function, generation, b"")
 
-    def publish_function(self, published: PublishedFunction) -> bool:
+    def publish_function(self, published: PublishedFunction) -> Published:
         if published.route is None:
             return self.remove_route(published.function, published.generation)
         return self.publish_route(published.route)
 
-    def publish_key(self, published: PublishedKey) -> bool:
+    def publish_key(self, published: PublishedKey) -> Published:
         value = encode(published.route) if published.route is not None else b""
         return self._publish("key", KEYS_KEY, published.digest, published.generation, value)
 
     def rebuild(self, store: Store) -> None:
-        """Everything again from the database, which is right whatever Redis says: what is in neither is forgotten."""
+        """Everything again from the database, which is right whatever Redis says. Readers keep what they have until the end."""
         identity = store.identity()
         if self._redis.get(SOURCE_KEY) != identity.encode():
             # another database's routes, or none: their generations mean nothing here
@@ -77,13 +86,13 @@ class Publisher:
             self.publish_function(function)
         for key in store.published_keys():
             self.publish_key(key)
-        if not self._redis.exists(SEQUENCE_KEY):
-            self._redis.set(SEQUENCE_KEY, _fresh_sequence(), nx=True)
         self._redis.set(SOURCE_KEY, identity)
+        self._redis.set(SEQUENCE_KEY, int(time.time() * 1000), nx=True)
 
-    def behind(self, store: Store) -> bool:
+    def lost(self, store: Store) -> bool:
         """True when Redis has lost the routes or holds another database's. Cheap: asked every few seconds."""
-        return not self._redis.exists(SEQUENCE_KEY) or self._redis.get(SOURCE_KEY) != store.identity().encode()
+        sequence, source = self._redis.mget(SEQUENCE_KEY, SOURCE_KEY)
+        return sequence is None or source != store.identity().encode()
 
     def ping(self) -> bool:
         try:
@@ -94,10 +103,6 @@ class Publisher:
     def close(self) -> None:
         self._redis.close()
 
-    def _publish(self, kind: str, key: str, identity: str, generation: int, value: bytes) -> bool:
+    def _publish(self, kind: str, key: str, identity: str, generation: int, value: bytes) -> Published:
         keys = [key, GENERATIONS_KEY, SEQUENCE_KEY, STREAM_KEY]
-        return bool(self._script(keys=keys, args=[kind, identity, generation, value, _fresh_sequence(), STREAM_LENGTH]))
-
-
-def _fresh_sequence() -> int:
-    return int(time.time() * 1000)
+        return Published(self._script(keys=keys, args=[kind, identity, generation, value, STREAM_LENGTH]))

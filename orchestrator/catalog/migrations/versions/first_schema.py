@@ -90,6 +90,7 @@ def upgrade() -> None:
         sa.Column("runtime", sa.String(length=32), nullable=False),
         sa.Column("digest", sa.String(length=80), nullable=False),
         sa.Column("size", sa.BigInteger(), nullable=False),
+        sa.Column("failures", sa.JSON(), nullable=False),
         sa.Column("created", sa.Float(), nullable=False),
         sa.ForeignKeyConstraint(
             ["tenant"],

@@ -1,0 +1,46 @@
+"""Metadata sync: carries to the routes what gateways must know, once all that a version needs holds."""
+
+import structlog
+
+from graph.ids import FunctionId
+from orchestrator.catalog.model import EventKind, Module
+from orchestrator.catalog.outbox import OpenEvent
+from orchestrator.catalog.publish import Published, Publisher
+from orchestrator.catalog.store import Store
+
+log = structlog.get_logger(__name__)
+
+
+class MetadataSync:
+    """One event at a time, any event any number of times."""
+
+    module = Module.METADATA_SYNC
+
+    def __init__(self, store: Store, publisher: Publisher) -> None:
+        self._store = store
+        self._publisher = publisher
+
+    def apply(self, event: OpenEvent) -> None:
+        """Raises redis.RedisError while Redis is away: the event is then tried again."""
+        if event.kind is EventKind.DEPLOYED:
+            published = self._serve(FunctionId(event.subject), int(event.payload["number"]))
+        elif event.kind is EventKind.REMOVED:
+            published = self._publisher.remove_route(FunctionId(event.subject), event.generation)
+        else:
+            key = self._store.published_key(event.subject)
+            published = self._publisher.publish_key(key) if key is not None else Published.NOTHING
+        if published is Published.LOST:
+            self._publisher.rebuild(self._store)
+
+    def give_up(self, event: OpenEvent, reason: str) -> None:
+        """Nothing to undo: what serves goes on serving, and `rebuild` brings the rest."""
+        log.error("routes.given_up", subject=event.subject, reason=reason)
+
+    def _serve(self, function: FunctionId, number: int) -> Published:
+        route = self._store.functions.mark_serving(function, number)
+        if route is None:
+            return Published.NOTHING
+        published = self._publisher.publish_route(route)
+        self._store.functions.mark_published(route)
+        log.info("route.published", function=function, latest=route.latest, generation=route.generation)
+        return published

@@ -1,0 +1,123 @@
+"""The flow process: the relay in one thread, a Celery worker with the two modules in the main one."""
+
+import contextlib
+import signal
+import threading
+import time
+from collections.abc import Callable
+from typing import Protocol
+
+import structlog
+from celery.apps.worker import Worker
+from sqlalchemy.exc import SQLAlchemyError
+
+from orchestrator.catalog.database import SchemaMissing
+from orchestrator.catalog.model import Module
+from orchestrator.catalog.nudge import Nudge
+from orchestrator.catalog.outbox import OpenEvent
+from orchestrator.catalog.publish import Publisher
+from orchestrator.catalog.store import Store
+from orchestrator.flow.app import add_module, build_app
+from orchestrator.flow.building import Builder
+from orchestrator.flow.function_management import FunctionManagement
+from orchestrator.flow.metadata_sync import MetadataSync
+from orchestrator.flow.relay import Relay
+from orchestrator.settings import Settings
+from workers.code.origin import Origin
+from workers.drivers.process.interpreter import find_interpreter
+
+CONCURRENCY = 2
+SCHEMA_POLL_S = 0.1
+RELAY_STOP_S = 5.0
+
+log = structlog.get_logger(__name__)
+
+
+class FlowModule(Protocol):
+    """A control-flow module."""
+
+    module: Module
+
+    def apply(self, event: OpenEvent) -> None:
+        """Does what the event asks for; raises when it must be tried again."""
+
+    def give_up(self, event: OpenEvent, reason: str) -> None:
+        """It was tried too often."""
+
+
+def guarded(module: FlowModule, store: Store, nudge: Nudge) -> Callable[[int], None]:
+    """The module as a task: loads the event, closes it when done, asks for another try when not."""
+
+    def apply(number: int) -> None:
+        event = store.outbox.load(number, module.module)
+        if event is None:
+            return
+        try:
+            module.apply(event)
+        except Exception as error:  # whatever it was, it is written down and tried again, and at last parked
+            reason = f"{type(error).__name__}: {error}"
+            log.warning("event.failed", module=module.module, event_number=number, tries=event.tries, reason=reason[:500])
+            if not store.outbox.retry(number, module.module, reason, time.time()):
+                module.give_up(event, reason)
+        else:
+            store.outbox.close(number, module.module, time.time())
+        nudge.give()
+
+    return apply
+
+
+def run(settings: Settings) -> None:
+    """Blocks until SIGTERM or SIGINT; a task that runs then is finished first."""
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    store = Store(settings.effective_database_url)
+    if not _wait_for_schema(store, stop):
+        return
+    python = find_interpreter(settings.python).executable
+    publisher = Publisher(settings.effective_redis_url)
+    nudge = Nudge(settings.effective_redis_url)
+    builder = Builder(store.packages, Origin(settings.effective_origin_url), python, settings.state / "flow")
+    app = build_app(settings.effective_redis_url)
+    modules: list[FlowModule] = [FunctionManagement(store, builder), MetadataSync(store, publisher)]
+    for module in modules:
+        add_module(app, module.module, guarded(module, store, nudge))
+    relay = Relay(app, store, publisher, nudge)
+    thread = threading.Thread(target=relay.run, name="relay", daemon=True)
+    thread.start()
+    try:
+        # blocks; Celery takes over SIGTERM and SIGINT: warm shutdown
+        Worker(
+            app=app,
+            pool="threads",
+            concurrency=CONCURRENCY,
+            queues=[module.module.value for module in modules],
+            without_gossip=True,
+            without_mingle=True,
+            without_heartbeat=True,
+            quiet=True,
+            loglevel=settings.log_level.upper(),
+        ).start()
+    finally:
+        relay.stop()
+        thread.join(RELAY_STOP_S)
+        with contextlib.suppress(OSError):
+            app.close()
+        for closing in (publisher, nudge, store):
+            closing.close()
+
+
+def _wait_for_schema(store: Store, stop: threading.Event) -> bool:
+    """Control migrates; until it has, there is nothing to do. False when told to stop."""
+    told = ""
+    while not stop.is_set():
+        try:
+            store.database.check_schema()
+        except (SchemaMissing, SQLAlchemyError) as error:
+            if str(error) != told:
+                told = str(error)
+                log.info("flow.waiting", reason=told[:300])
+            stop.wait(SCHEMA_POLL_S)
+        else:
+            return True
+    return False
