@@ -1,3 +1,50 @@
-.PHONY: check
-check:
-	.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/mypy && .venv/bin/lint-imports
+# demo and check need only Python; test also installs system packages when it runs as root on Debian. Never sudo.
+SHELL := /bin/sh
+BIN := .venv/bin
+PYTEST_ARGS ?=
+export PYTHON
+
+.PHONY: help demo check test soak bench system environment clean
+
+help:
+	@echo "make demo       the story in the terminal: deploy, invoke cold, learn, prewarm, show why (DEMO_ARGS=--keep leaves it running)"
+	@echo "make test       everything; PYTEST_ARGS selects"
+	@echo "make check      ruff, mypy, import rules"
+	@echo "make bench      all benchmarks; make bench-warm, bench-cold, bench-chain: one topic"
+	@echo "make soak       what takes long"
+	@echo "make clean      removes .venv and caches"
+
+demo: .venv/.made-run
+	@$(BIN)/python examples/demo.py $(DEMO_ARGS)
+
+check: .venv/.made-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+test: system .venv/.made-dev
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+soak: system .venv/.made-dev
+	FULL=1 $(BIN)/python -m pytest $(PYTEST_ARGS)
+
+bench: system .venv/.made-dev
+	$(BIN)/python -m benchmarks all
+
+bench-%: system .venv/.made-dev
+	$(BIN)/python -m benchmarks $*
+
+environment: .venv/.made-dev
+
+system:
+	@sh scripts/system-packages.sh
+
+.venv/.made-run: requirements.lock requirements-build.lock pyproject.toml scripts/environment.sh
+	@sh scripts/environment.sh run
+
+.venv/.made-dev: requirements-dev.lock requirements-build.lock pyproject.toml scripts/environment.sh
+	@sh scripts/environment.sh dev
+
+clean:
+	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache dist build

@@ -1,0 +1,25 @@
+#!/bin/sh
+# As root on Debian: installs the system packages that tests and benchmarks use and that are missing, and says so.
+# As an ordinary user it only says what is missing: those tests are skipped with their reason.
+set -eu
+
+missing=""
+need() { # need PROGRAM PACKAGE
+    command -v "$1" >/dev/null 2>&1 || missing="$missing $2"
+}
+need wrk wrk
+need setpriv util-linux
+need ip iproute2
+need useradd passwd
+sh "$(dirname "$0")/find-python.sh" >/dev/null 2>&1 || missing="$missing python3.11 python3.11-venv"
+
+[ -n "$missing" ] || exit 0
+if [ "$(id -u)" -eq 0 ] && [ -f /etc/debian_version ] && command -v apt-get >/dev/null; then
+    echo "Installing missing system packages:$missing"
+    export DEBIAN_FRONTEND=noninteractive
+    # shellcheck disable=SC2086 - a list of words
+    apt-get install -y -qq --no-install-recommends $missing >/dev/null 2>&1 ||
+        { apt-get update -qq && apt-get install -y -qq --no-install-recommends $missing >/dev/null; }
+else
+    echo "Missing system packages:$missing (what needs them is skipped; as root on Debian they are installed)"
+fi
