@@ -1,10 +1,10 @@
 """Functions and their versions: every change writes state, a higher generation and one event in one transaction."""
 
 import msgspec
-from sqlalchemy import delete, select
+from sqlalchemy import delete, select, update
 from sqlalchemy.orm import Session
 
-from graph.ids import FunctionId, function_id, name_of, tenant_of
+from graph.ids import FunctionId, VersionId, function_id, name_of, number_of, tenant_of
 from orchestrator.catalog.database import Database
 from orchestrator.catalog.errors import NotFound, Refused
 from orchestrator.catalog.model import (
@@ -147,9 +147,10 @@ class Functions:
             conditions_changed(session, version.function, number, function, version.generation, now)
 
     def mark_serving(self, function: FunctionId, number: int) -> Route | None:
-        """Makes the version ready when all its conditions hold, and the serving one unless one with a higher generation is.
+        """Makes the version invocable when all its conditions hold, and the serving one unless one with a higher generation is.
 
-        Returns the route to publish; None when there is nothing to publish. Asking again changes nothing.
+        Returns the route to publish, to be followed by `mark_published`; None when there is nothing to publish. Asking again
+        changes nothing.
         """
         with self._database.write() as session:
             version = _version(session, function, number)
@@ -159,8 +160,8 @@ class Functions:
             statuses = session.scalars(select(Condition.status).where(Condition.function == row.id, Condition.number == number))
             if not set(statuses) <= {ConditionStatus.TRUE, ConditionStatus.NOT_NEEDED}:
                 return None
-            if version.state != VersionState.READY:
-                version.state = VersionState.READY
+            if version.state not in (VersionState.READY, VersionState.PUBLISHING):
+                version.state = VersionState.PUBLISHING
                 serving = session.get(Version, (row.id, row.serving)) if row.serving is not None else None
                 if serving is None or serving.generation < version.generation:
                     row.serving = number
@@ -175,6 +176,9 @@ class Functions:
             row = _row(session, tenant_of(route.function), name_of(route.function))
             if row is not None and row.deleted is None and row.route_generation == route.generation:
                 row.published = route.latest
+                ready = [number_of(VersionId(spec.version)) for spec in route.versions]
+                told = update(Version).where(Version.function == row.id, Version.number.in_(ready))
+                session.execute(told.values(state=VersionState.READY))
 
     def route(self, function: FunctionId) -> Route | None:
         """What gateways should know of the function now."""

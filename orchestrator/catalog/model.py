@@ -24,7 +24,10 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 
 class VersionState(StrEnum):
+    """`PUBLISHING`: all its conditions hold, the routes are about to say so; users see `pending` until they do."""
+
     PENDING = "pending"
+    PUBLISHING = "publishing"
     READY = "ready"
     FAILED = "failed"
 

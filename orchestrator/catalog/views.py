@@ -59,7 +59,7 @@ class FunctionView(msgspec.Struct, frozen=True):
 def view_version(version: Version, conditions: Iterable[Condition]) -> VersionView:
     return VersionView(
         number=version.number,
-        state=version.state,
+        state=VersionState.PENDING if version.state == VersionState.PUBLISHING else version.state,
         created_at=version.created,
         kind=version.kind,
         handler=version.handler,
@@ -114,7 +114,8 @@ def view_route(session: Session, function: Function) -> Route | None:
     """None while nothing serves. The serving version is always in it, however many newer ones are ready."""
     if function.serving is None or function.deleted is not None:
         return None
-    query = select(Version).where(Version.function == function.id, Version.state == VersionState.READY)
+    invocable = (VersionState.READY, VersionState.PUBLISHING)
+    query = select(Version).where(Version.function == function.id, Version.state.in_(invocable))
     ready = list(session.scalars(query.order_by(Version.number.desc()).limit(VERSIONS_PER_ROUTE)))
     if all(version.number != function.serving for version in ready):
         serving = session.get(Version, (function.id, function.serving))
