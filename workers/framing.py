@@ -40,17 +40,23 @@ class FrameParser:
 
     def __init__(self, max_meta: int = MAX_META, max_body: int = MAX_BODY) -> None:
         self._buffer = bytearray()
+        self._wanted = 0  # bytes the buffer must hold before it is worth looking at again
         self._max_meta = max_meta
         self._max_body = max_body
 
     def feed(self, chunk: bytes) -> Iterator[Frame]:
         """Yields the frames completed by `chunk`. Raises FrameError when a length is over its limit or reserved is set."""
-        if self._buffer:
-            self._buffer += chunk
-            view = bytes(self._buffer)
+        buffer = self._buffer
+        if buffer:
+            buffer += chunk
+            if len(buffer) < self._wanted:
+                return
+            view = bytes(buffer)
+            buffer.clear()
         else:
             view = chunk
         start, end, header_size = 0, len(view), HEADER.size
+        wanted = header_size
         while end - start >= header_size:
             kind, flags, reserved, ident, meta_length, body_length = HEADER.unpack_from(view, start)
             if reserved or meta_length > self._max_meta or body_length > self._max_body:
@@ -58,10 +64,10 @@ class FrameParser:
             body_at = start + header_size + meta_length
             stop = body_at + body_length
             if stop > end:
+                wanted = stop - start
                 break
             yield Frame(kind, flags, ident, view[start + header_size : body_at], view[body_at:stop])
             start = stop
-        if self._buffer:
-            del self._buffer[:start]
-        elif start < end:
-            self._buffer += view[start:]
+        if start < end:
+            buffer += view[start:]
+            self._wanted = wanted
