@@ -1,0 +1,48 @@
+"""Tests of asynchronous parts run on the event loop of production, and nothing may be left or lost in it."""
+
+import asyncio
+import functools
+from collections.abc import Callable, Coroutine
+from typing import Any, ParamSpec
+
+import uvloop
+
+P = ParamSpec("P")
+
+LIMIT_S = 20.0
+SETTLE_S = 2.0
+
+
+def in_loop(test: Callable[P, Coroutine[Any, Any, None]]) -> Callable[P, None]:
+    """Runs a coroutine test on uvloop. Fails when a task outlives it or an error went to the loop instead of to a caller."""
+
+    @functools.wraps(test)
+    def run(*args: P.args, **kwargs: P.kwargs) -> None:
+        uvloop.run(_watched(test(*args, **kwargs)))
+
+    return run
+
+
+async def _watched(test: Coroutine[Any, Any, None]) -> None:
+    lost: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: lost.append(context))
+    await asyncio.wait_for(test, LIMIT_S)
+    await until(lambda: len(asyncio.all_tasks()) == 1, "every task has ended", SETTLE_S)
+    assert not lost, f"errors nobody handled: {lost}"
+
+
+async def until(holds: Callable[[], object], what: str = "", limit_s: float = 5.0) -> None:
+    """Waits until `holds()` is true; bounded, and quick when it soon is."""
+    loop = asyncio.get_running_loop()
+    end = loop.time() + limit_s
+    while not holds():
+        if loop.time() > end:
+            tasks = [repr(task.get_coro()) for task in asyncio.all_tasks()]
+            raise AssertionError(f"not within {limit_s} s: {what or 'the condition'}; tasks: {tasks}")
+        await asyncio.sleep(0.001)
+
+
+async def settle(turns: int = 5) -> None:
+    """Lets everything that is ready to run, run: callbacks, tasks, and what they wake."""
+    for _ in range(turns):
+        await asyncio.sleep(0)
