@@ -38,7 +38,10 @@ class Call(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Trace(msgspec.Struct, frozen=True, array_like=True):
-    """One run of a workflow: its entry and every call below it, callers before callees."""
+    """One run of a workflow: its entry and every call below it, callers before callees.
+
+    `ran` is False when the entry never reached an instance (refused): then there is nothing to learn from it.
+    """
 
     tenant: TenantId
     trace_id: str
@@ -47,6 +50,7 @@ class Trace(msgspec.Struct, frozen=True, array_like=True):
     calls: tuple[Call, ...] = ()
     wait_s: float = 0.0
     failed: bool = False
+    ran: bool = True
 
 
 class CallEdge(msgspec.Struct, frozen=True):

@@ -128,7 +128,8 @@ class ExpectedCall(msgspec.Struct, frozen=True):
 
     `concurrent[j-1]` is P(at least j instances busy at once in one trace), not increasing.
     `offsets_s`: up to 64 sorted samples of the time from the entry's start to the call, cold waits taken off.
-    `start_s`: expected time to ready. `weight`: decayed traces of the entry behind it.
+    `start_s`: expected time to ready. `weight`: decayed traces of the entry behind it. `given`: the stage that had started
+    last when this was predicted, None before any.
     """
 
     function: FunctionId
@@ -141,3 +142,4 @@ class ExpectedCall(msgspec.Struct, frozen=True):
     memory_mb: int
     start_s: float
     trace_ids: tuple[str, ...] = ()
+    given: FunctionId | None = None

@@ -1,0 +1,312 @@
+"""CallGraph: all that is known of who calls whom, per tenant. The only module that imports networkx.
+
+networkx holds the functions and edges; the statistics at them (graph.statistics) are read against the clock of the caller:
+every call is a run of its callee, so each function is an entry of its own.
+"""
+
+from collections.abc import Iterable, Mapping, Set
+
+import msgspec
+import networkx as nx
+
+from graph.calls import CallEdge, Trace
+from graph.ids import FunctionId, TenantId, tenant_of
+from graph.reach import EntryReach
+from graph.runs import Run, check, runs_of
+from graph.statistics import DEFAULT_MEMORY_MB, EdgeStatistics, FunctionStatistics
+from graph.timing import DEFAULT_START_S, smoothed_start
+
+
+class Bounds(msgspec.Struct, frozen=True):
+    """What a tenant may hold. What was not seen for longest makes room; declared functions and calls stay.
+
+    `records`: edges plus (entry, function) pairs, each about 0.7 kB.
+    """
+
+    functions: int = 150_000
+    functions_per_entry: int = 512
+    records: int = 600_000
+    calls_per_trace: int = 5_000
+
+
+class TenantGraph:
+    """One tenant's functions, in the order in which they were last seen, and their edges."""
+
+    def __init__(self, bounds: Bounds) -> None:
+        self.bounds = bounds
+        self.functions: dict[FunctionId, FunctionStatistics] = {}
+        self.network: nx.DiGraph[FunctionId] = nx.DiGraph()
+        self.records = 0  # edges and (entry, function) pairs
+        self.dropped_runs = 0
+
+    # -- structure
+
+    def function(self, function: FunctionId) -> FunctionStatistics:
+        """The function's statistics, now the most recently seen."""
+        statistics = self.functions.pop(function, None)
+        if statistics is None:
+            statistics = FunctionStatistics()
+            self.network.add_node(function)
+        self.functions[function] = statistics
+        return statistics
+
+    def edge(self, caller: FunctionId, callee: FunctionId) -> EdgeStatistics | None:
+        found = self.network.get_edge_data(caller, callee)
+        return found["of"] if found else None
+
+    def out(self, caller: FunctionId) -> list[tuple[FunctionId, EdgeStatistics]]:
+        return [(callee, held["of"]) for callee, held in self.network.adj[caller].items()]
+
+    def connect(self, caller: FunctionId, callee: FunctionId, statistics: EdgeStatistics) -> EdgeStatistics:
+        """A new edge; functions it does not know yet are added."""
+        if callee not in self.functions:
+            self.function(callee)
+        self.network.add_edge(caller, callee, of=statistics)
+        self.records += 1
+        return statistics
+
+    def disconnect(self, caller: FunctionId, callee: FunctionId) -> None:
+        self.network.remove_edge(caller, callee)
+        self.records -= 1
+
+    def undeclare(self, caller: FunctionId, callee: FunctionId) -> None:
+        """The caller does not declare this call any more. What traces taught of it stays."""
+        edge = self.edge(caller, callee)
+        if edge is None:
+            return
+        edge.declared_at = None
+        if not edge.traces:
+            self.disconnect(caller, callee)
+            held = self.functions[callee]
+            if not held.deployed and not held.reach.clock.runs and not self.network.degree(callee):
+                self.remove({callee})
+
+    # -- forgetting
+
+    def unlearn(self, function: FunctionId) -> None:
+        """Forgets what its runs taught. Declared calls are again as they were before the first."""
+        statistics = self.functions[function]
+        self.records -= len(statistics.reach.reached)
+        statistics.reach = EntryReach()
+        for callee, edge in self.out(function):
+            self.disconnect(function, callee)
+            if edge.declared_at is not None:
+                self.connect(function, callee, EdgeStatistics(declared_at=0))
+
+    def remove(self, functions: Set[FunctionId]) -> None:
+        """Takes them out, but for the place that the declarations of others keep for them."""
+        for function in functions:
+            self.unlearn(function)
+            for callee, _ in self.out(function):
+                if callee in functions:
+                    self.disconnect(function, callee)
+                else:
+                    self.undeclare(function, callee)
+        for statistics in self.functions.values():
+            for function in functions & statistics.reach.reached.keys():
+                self.records -= statistics.reach.forget(function)
+        for function in functions:
+            for caller, held in list(self.network.pred[function].items()):
+                self.disconnect(caller, function)
+                if held["of"].declared_at is not None:
+                    self.connect(caller, function, EdgeStatistics(declared_at=held["of"].declared_at))
+            if self.network.in_degree(function):
+                self.functions[function] = FunctionStatistics()
+            else:
+                del self.functions[function]
+                self.network.remove_node(function)
+
+    def make_room(self) -> bool:
+        """Gives up what was seen least recently, a little more than must be. False when the tenant has too much that stays."""
+        excess = len(self.functions) - self.bounds.functions + 1
+        if excess > 0:
+            victims: set[FunctionId] = set()
+            for oldest in list(self.functions):
+                if len(victims) >= excess + self.bounds.functions // 64:
+                    break
+                if self.functions[oldest].deployed or self._declared(oldest):
+                    self.function(oldest)  # stays: to the end of the queue
+                else:
+                    victims.add(oldest)
+            self.remove(victims)
+        if self.records > self.bounds.records:
+            for oldest in list(self.functions):
+                if self.records <= self.bounds.records - self.bounds.records // 64:
+                    break
+                self.unlearn(oldest)
+        return len(self.functions) < self.bounds.functions
+
+    def _declared(self, function: FunctionId) -> bool:
+        return any(held["of"].declared_at is not None for held in self.network.pred[function].values())
+
+    # -- learning
+
+    def observe_run(self, run: Run, trace_id: str, now: float, decay: bool) -> None:
+        if run.function not in self.functions and len(self.functions) >= self.bounds.functions and not self.make_room():
+            self.dropped_runs += 1
+            return
+        reach = self.function(run.function).reach
+        self.records += reach.observe(run, trace_id, now, decay, self.bounds.functions_per_entry)
+        for callee, (calls, first_s) in run.direct.items():
+            edge = self.edge(run.function, callee)
+            if edge is None:
+                self._spare_edge(run.function, reach)
+                edge = self.connect(run.function, callee, EdgeStatistics())
+            edge.observe(reach.clock, decay, calls, first_s, trace_id)
+
+    def _spare_edge(self, caller: FunctionId, reach: EntryReach) -> None:
+        out = self.out(caller)
+        learned = [(edge.value(reach.clock), callee) for callee, edge in out if edge.declared_at is None]
+        if len(out) >= self.bounds.functions_per_entry and learned:
+            self.disconnect(caller, min(learned)[1])
+
+
+class CallGraph:
+    """Learned and declared calls of every tenant. Not thread-safe; times are seconds of any one epoch."""
+
+    def __init__(self, bounds: Bounds | None = None) -> None:
+        self.bounds = bounds or Bounds()
+        self.tenants: dict[TenantId, TenantGraph] = {}
+
+    def _tenant(self, tenant: TenantId) -> TenantGraph:
+        found = self.tenants.get(tenant)
+        if found is None:
+            found = self.tenants[tenant] = TenantGraph(self.bounds)
+        return found
+
+    # -- what is told
+
+    def declare(self, function: FunctionId, calls: Iterable[FunctionId], memory_mb: int, now: float) -> None:
+        """`function` is deployed and says it calls `calls`, its only declaration from now on. Cycles are legal.
+
+        A call counts as certain with the weight of 20 runs, halved every 50 runs of the caller. Declaring it again does not
+        renew that. A callee that was never declared itself is "declared, not deployed". Raises ValueError for a callee
+        of another tenant.
+        """
+        tenant = tenant_of(function)
+        callees = dict.fromkeys(calls)
+        for callee in callees:
+            if tenant_of(callee) != tenant:
+                raise ValueError(f"calls: {callee!r} is not a function of tenant {tenant!r}")
+        graph = self._tenant(tenant)
+        statistics = graph.function(function)
+        statistics.deployed = True
+        statistics.memory_mb = memory_mb
+        statistics.reach.last_seen = max(statistics.reach.last_seen, now)
+        for callee in callees:
+            edge = graph.edge(function, callee)
+            if edge is None:
+                edge = graph.connect(function, callee, EdgeStatistics())
+            if edge.declared_at is None:
+                edge.declared_at = statistics.reach.clock.runs
+        for callee, edge in graph.out(function):
+            if edge.declared_at is not None and callee not in callees:
+                graph.undeclare(function, callee)
+        graph.make_room()
+
+    def forget(self, function: FunctionId) -> None:
+        """Removes the function and all that was learned of it. Where others declare it, it is "declared, not deployed"."""
+        graph = self.tenants.get(tenant_of(function))
+        if graph and function in graph.functions:
+            graph.remove({function})
+
+    def set_start_time(self, function: FunctionId, start_s: float) -> None:
+        """One more measured time from the order to prepare an instance until it was ready, seconds."""
+        graph = self.tenants.get(tenant_of(function))
+        if graph and function in graph.functions:
+            statistics = graph.functions[function]
+            statistics.start_s = smoothed_start(statistics.start_s, max(0.0, start_s))
+
+    def observe(self, trace: Trace, now: float, decay: bool = True) -> None:
+        """Learns one trace: as a run of its entry, and of every function below it.
+
+        `decay=False` weighs it like all others, for imports of history. Of a longer trace the first 5,000 calls are
+        used. Raises ValueError naming the field when the trace contradicts itself.
+        """
+        if not trace.ran:
+            return
+        if len(trace.calls) > self.bounds.calls_per_trace:
+            trace = msgspec.structs.replace(trace, calls=trace.calls[: self.bounds.calls_per_trace])
+        check(trace)
+        graph = self._tenant(trace.tenant)
+        for run in runs_of(trace):
+            graph.observe_run(run, trace.trace_id, now, decay)
+        if graph.records > self.bounds.records or len(graph.functions) > self.bounds.functions:
+            graph.make_room()
+
+    def restore(
+        self,
+        tenant: TenantId,
+        functions: Mapping[FunctionId, FunctionStatistics],
+        edges: Iterable[tuple[FunctionId, FunctionId, EdgeStatistics]],
+        dropped_runs: int = 0,
+    ) -> None:
+        """Sets a tenant to a state held elsewhere (graph.snapshot). Takes the statistics over, does not copy them."""
+        graph = self.tenants[tenant] = TenantGraph(self.bounds)
+        graph.dropped_runs = dropped_runs
+        for function, statistics in functions.items():
+            graph.function(function)
+            graph.functions[function] = statistics
+            graph.records += len(statistics.reach.reached)
+        for caller, callee, edge in edges:
+            if caller in graph.functions:
+                graph.connect(caller, callee, edge)
+
+    # -- what is known
+
+    def edges(self, tenant: TenantId) -> list[CallEdge]:
+        """Every edge, sorted by caller and callee."""
+        graph = self.tenants.get(tenant)
+        if graph is None:
+            return []
+        return [
+            edge.edge(caller, callee, graph.functions[caller].reach.clock)
+            for caller in sorted(graph.functions)
+            for callee, edge in sorted(graph.out(caller), key=lambda out: out[0])
+        ]
+
+    def functions(self, tenant: TenantId) -> list[FunctionId]:
+        """Every function deployed, declared or observed, sorted."""
+        graph = self.tenants.get(tenant)
+        return sorted(graph.functions) if graph else []
+
+    def entries(self, tenant: TenantId) -> list[FunctionId]:
+        """The functions that were the root of a trace, sorted."""
+        graph = self.tenants.get(tenant)
+        return sorted(function for function, held in graph.functions.items() if held.reach.roots) if graph else []
+
+    def deployed(self, function: FunctionId) -> bool:
+        """True when it was declared itself, not only by its callers or by traces."""
+        held = self._held(function)
+        return held is not None and held.deployed
+
+    def reachable(self, function: FunctionId) -> set[FunctionId]:
+        """Every function there is a way to, over edges of any kind and strength, without the function itself."""
+        graph = self.tenants.get(tenant_of(function))
+        return set(nx.descendants(graph.network, function)) if graph and function in graph.functions else set()
+
+    def reach(self, function: FunctionId) -> EntryReach | None:
+        """What runs of the function reach; None for a function nobody knows."""
+        held = self._held(function)
+        return held.reach if held else None
+
+    def declared_calls(self, function: FunctionId) -> list[tuple[FunctionId, float]]:
+        """The callees it declares, each with the weight the declaration still has, in runs."""
+        graph = self.tenants.get(tenant_of(function))
+        if graph is None or function not in graph.functions:
+            return []
+        clock = graph.functions[function].reach.clock
+        return [(callee, edge.prior(clock)) for callee, edge in graph.out(function) if edge.declared_at is not None]
+
+    def memory_mb(self, function: FunctionId) -> int:
+        held = self._held(function)
+        return held.memory_mb if held else DEFAULT_MEMORY_MB
+
+    def start_s(self, function: FunctionId) -> float:
+        """Expected seconds to ready; 0.1 until one was measured."""
+        held = self._held(function)
+        return held.start_s if held and held.start_s is not None else DEFAULT_START_S
+
+    def _held(self, function: FunctionId) -> FunctionStatistics | None:
+        graph = self.tenants.get(tenant_of(function))
+        return graph.functions.get(function) if graph else None

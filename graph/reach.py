@@ -1,0 +1,133 @@
+"""Per entry: which functions its runs reach, how often, when, how many at once, and given the stages seen."""
+
+from collections.abc import Sequence
+
+import msgspec
+
+from graph.decay import SLOW, RunClock, Share
+from graph.ids import FunctionId
+from graph.recent import RecentRuns
+from graph.runs import Run
+from graph.timing import Reservoir
+
+AT_ONCE = 64
+"""Calls of one function at once are counted up to this many."""
+
+TRACE_IDS = 3
+
+
+class Reached(Share, array_like=True, gc=False):
+    """What the runs of one entry tell of one function.
+
+    `at_once[j-1]`: decayed runs with exactly j calls at the same time; empty while it was never more than one.
+    """
+
+    column: int = 0
+    offsets: Reservoir = msgspec.field(default_factory=Reservoir)
+    at_once: tuple[float, ...] = ()
+    trace_ids: tuple[str, ...] = ()
+
+    def observe(self, clock: RunClock, decay: bool, first_s: float, at_once: int, trace_id: str) -> None:
+        self.hit(clock, decay)
+        self.offsets.offer(first_s, decay)
+        if at_once > 1 or self.at_once:
+            self._count(decay, min(at_once, AT_ONCE))
+        if trace_id not in self.trace_ids:
+            self.trace_ids = (trace_id, *self.trace_ids[: TRACE_IDS - 1])
+
+    def _count(self, decay: bool, at_once: int) -> None:
+        faded = SLOW if decay else 1.0
+        alone = self.offsets.offered - 1  # runs before this one, if they are not counted yet: all had one at a time
+        before = self.at_once or ((1.0 - SLOW**alone) / (1.0 - SLOW) if decay else float(alone),)
+        weights = [weight * faded for weight in before] + [0.0] * (at_once - len(before))
+        weights[at_once - 1] += 1.0
+        self.at_once = tuple(weights)
+
+    def at_least(self) -> tuple[float, ...]:
+        """P(at least j at once), given that the function is reached at all; the first is 1."""
+        if not self.at_once:
+            return (1.0,)
+        total = left = sum(self.at_once)
+        tail = []
+        for weight in self.at_once:
+            tail.append(min(1.0, left / total))
+            left -= weight
+        return tuple(share for share in tail if share > 1e-9)
+
+
+class EntryReach(msgspec.Struct, array_like=True, gc=False):
+    """What the runs of one function reach. Holds at most `limit` functions; the rarest make room for new ones.
+
+    `roots`: how many of the runs were the root of a trace; only those keep the order of their stages.
+    """
+
+    clock: RunClock = msgspec.field(default_factory=RunClock)
+    reached: dict[FunctionId, Reached] = msgspec.field(default_factory=dict)
+    recent: RecentRuns = msgspec.field(default_factory=RecentRuns)
+    free_columns: list[int] = msgspec.field(default_factory=list)
+    roots: int = 0
+    last_seen: float = 0.0
+
+    def observe(self, run: Run, trace_id: str, now: float, decay: bool, limit: int) -> int:
+        """Takes in one run. Returns by how many functions `reached` grew (negative: it shrank)."""
+        before = len(self.reached)
+        self.clock.advance(decay)
+        self.last_seen = now
+        for function, visit in run.visits.items():
+            reached = self.reached.get(function)
+            if reached is None:
+                reached = self._new(function, limit)
+            reached.observe(self.clock, decay, visit.first_s, visit.at_once, trace_id)
+        if run.root:
+            self.roots += 1
+            self._remember(run)
+        return len(self.reached) - before
+
+    def _remember(self, run: Run) -> None:
+        stages = sorted(run.visits, key=lambda function: run.visits[function].first_s)
+        columns = [self.reached[function].column for function in stages if function in self.reached]
+        self.recent.add(columns, self.clock.ticks)
+
+    def _new(self, function: FunctionId, limit: int) -> Reached:
+        if len(self.reached) >= limit:
+            rarest = sorted(self.reached, key=lambda each: self.reached[each].value(self.clock))
+            for each in rarest[: max(1, limit // 16)]:
+                self.forget(each)
+        column = self.free_columns.pop() if self.free_columns else len(self.reached)
+        reached = self.reached[function] = Reached(column=column)
+        return reached
+
+    def forget(self, function: FunctionId) -> bool:
+        """True when there was something to forget."""
+        reached = self.reached.pop(function, None)
+        if reached is None:
+            return False
+        self.recent.clear(reached.column)
+        self.free_columns.append(reached.column)
+        return True
+
+    def share(self, function: FunctionId) -> float:
+        """In which part of the runs the function was reached, 0 when never."""
+        reached = self.reached.get(function)
+        return reached.value(self.clock) if reached else 0.0
+
+    def given(self, seen: Sequence[FunctionId]) -> tuple[dict[FunctionId, float], int] | None:
+        """For each function not in `seen` the probability that it is still to come, and the number of comparable runs.
+
+        None when nothing comparable was seen: the plain shares are the best there is. A stage this entry never reached
+        is not comparable to anything and is left out of the comparison.
+        """
+        stages = dict.fromkeys(function for function in seen if function in self.reached)
+        others = {
+            reached.column: (function, reached.changing(self.clock))
+            for function, reached in self.reached.items()
+            if function not in stages
+        }
+        known = self.recent.given(
+            [self.reached[function].column for function in stages],
+            {column: changing for column, (_, changing) in others.items()},
+        )
+        if known is None:
+            return None
+        shares, runs = known
+        return {function: shares.get(column, 0.0) for column, (function, _) in others.items()}, runs
