@@ -5,7 +5,7 @@ import hashlib
 import numpy
 import numpy.polynomial
 import numpy.random
-import numpy.testing  # noqa: F401 - the fit checks itself with it
+import numpy.testing
 from requests.utils import default_headers, urlparse
 
 FEATURES = 8

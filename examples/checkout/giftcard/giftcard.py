@@ -38,4 +38,9 @@ def handle(event, context):
     card.save(out, "PNG")
     words = WORDS.render(amount=amount, until=format_date(until, "long", locale="de"))
     told = context.invoke("notify", {"customer": event["customer"], "subject": "Your gift card", "body": words})
-    return {"paper": "giftcard", "png_bytes": len(out.getvalue()), "sha256": hashlib.sha256(out.getvalue()).hexdigest()[:12], **told}
+    return {
+        "paper": "giftcard",
+        "png_bytes": len(out.getvalue()),
+        "sha256": hashlib.sha256(out.getvalue()).hexdigest()[:12],
+        **told,
+    }

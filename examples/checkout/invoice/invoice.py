@@ -49,4 +49,9 @@ def handle(event, context):
         ]
     )
     told = context.invoke("notify", {"customer": event["customer"], "subject": f"Your invoice {event['order']}", "body": html})
-    return {"paper": "invoice", "pdf_bytes": len(out.getvalue()), "sha256": hashlib.sha256(html.encode()).hexdigest()[:12], **told}
+    return {
+        "paper": "invoice",
+        "pdf_bytes": len(out.getvalue()),
+        "sha256": hashlib.sha256(html.encode()).hexdigest()[:12],
+        **told,
+    }

@@ -1,4 +1,4 @@
-"""Signs the receipt with a key that is certified here, prepares the charge, and branches: a gift gets a card, the rest an invoice."""
+"""Prepares the charge, signs the receipt with a key certified here, and branches: a gift gets a card, the rest an invoice."""
 
 import base64
 import datetime

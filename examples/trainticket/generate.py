@@ -1,0 +1,104 @@
+"""Turns recorded traces into functions that behave like the recorded services, and a map from recorded to deployed names.
+
+python examples/trainticket/generate.py OUT FILE.csv.gz...      then: foreglow deploy OUT
+                                                                      foreglow traces import --map OUT/map.json FILE.csv.gz...
+"""
+
+import gzip
+import hashlib
+import json
+import re
+import shutil
+import sys
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from tracing.formats.csv import read_csv
+
+from graph.calls import Trace
+from graph.ids import FunctionId, TenantId, name_of
+
+SAMPLES = 64  # recorded invocations kept per function
+MAX_NAME = 63
+TENANT = TenantId("recorded")
+
+Behaviour = tuple[float, list[list[str]]]
+"""Own work in ms, and the calls: groups one after the other, the calls of a group at once."""
+
+
+def main() -> None:
+    out, *files = map(Path, sys.argv[1:])
+    names = generate(read(files), out)
+    print(f"{len(names)} functions in {out}")
+
+
+def read(files: Iterable[Path]) -> list[Trace]:
+    traces: list[Trace] = []
+    for file in files:
+        content = gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()
+        traces += read_csv(content.decode(), TENANT)
+    return traces
+
+
+def generate(traces: Sequence[Trace], out: Path) -> dict[str, str]:
+    """Writes a deployable folder. Returns recorded -> deployed names."""
+    recorded = behaviours(traces)
+    names = {name: deployable(name) for name in recorded}
+    if len(set(names.values())) != len(names):
+        raise ValueError("two recorded names became the same deployable one")
+    out.mkdir(parents=True, exist_ok=True)
+    shutil.copy(Path(__file__).with_name("service.py"), out / "service.py")
+    behaviour = {
+        names[name]: [(work_ms, [[names[callee] for callee in group] for group in groups]) for work_ms, groups in of]
+        for name, of in recorded.items()
+    }
+    (out / "behaviour.json").write_text(json.dumps(behaviour))
+    (out / "map.json").write_text(json.dumps(names, indent=1))
+    tables = (f'[functions.{name}]\nhandler = "service:handle"\n' for name in sorted(names.values()))
+    (out / "foreglow.toml").write_text("[defaults]\nmemory_mb = 128\ntimeout_s = 60\n\n" + "\n".join(tables))
+    return names
+
+
+def behaviours(traces: Sequence[Trace]) -> dict[str, list[Behaviour]]:
+    """Per function up to SAMPLES invocations, spread evenly over those recorded."""
+    found: dict[str, list[Behaviour]] = defaultdict(list)
+    for trace in traces:
+        below = defaultdict(list)
+        for call in trace.calls:
+            below[call.caller_index].append(call)
+        found[_name(trace.entry)].append(_behaviour(trace.duration_s, below[-1]))
+        for index, call in enumerate(trace.calls):
+            found[_name(call.callee)].append(_behaviour(call.duration_s, below[index]))
+    return {name: of[:: max(1, -(-len(of) // SAMPLES))] for name, of in found.items()}
+
+
+def _behaviour(duration_s: float, calls) -> Behaviour:
+    groups: list[list[str]] = []
+    ends, waiting = float("-inf"), 0.0
+    for call in sorted(calls, key=lambda one: one.offset_s):
+        if groups and call.offset_s < ends:
+            groups[-1].append(_name(call.callee))
+        else:
+            groups.append([_name(call.callee)])
+        end = call.offset_s + call.duration_s
+        waiting += max(0.0, end - max(call.offset_s, ends))
+        ends = max(ends, end)
+    return round(max(0.0, duration_s - waiting) * 1000, 2), groups
+
+
+def deployable(name: str) -> str:
+    """A recorded name as one a function may have; a cut one keeps a digest of the whole."""
+    plain = re.sub(r"[^A-Za-z0-9_-]+", "-", name).strip("-_") or "unnamed"
+    if plain == name and len(name) <= MAX_NAME:
+        return name
+    digest = hashlib.sha256(name.encode()).hexdigest()[:6]
+    return f"{plain[: MAX_NAME - 7]}-{digest}" if len(plain) > MAX_NAME else plain
+
+
+def _name(function: FunctionId) -> str:
+    return name_of(function)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,370 @@
+"""The client commands against an API that answers as the contract says: what they send, print, and say when it goes wrong."""
+
+import io
+import json
+import sys
+import threading
+import zipfile
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orchestrator.cli.main import main
+
+KEY = "test-key"
+
+
+class Api:
+    """Canned answers by (method, path); what was asked is kept."""
+
+    def __init__(self) -> None:
+        self.answers: dict[tuple[str, str], tuple[int, dict[str, str], bytes]] = {}
+        self.asked: list[tuple[str, str, bytes, str]] = []
+
+    def on(self, method: str, path: str, document: Any = None, status: int = 200, **headers: str) -> None:
+        body = document if isinstance(document, bytes) else json.dumps(document).encode()
+        kind = "application/problem+json" if status >= 400 else "application/json"
+        named = {"content-type": kind} | {name.replace("_", "-"): value for name, value in headers.items()}
+        self.answers[method, path] = (status, named, body)
+
+
+@pytest.fixture
+def api(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Api]:
+    known = Api()
+
+    class Handler(BaseHTTPRequestHandler):
+        def answer(self) -> None:
+            body = self.rfile.read(int(self.headers.get("content-length", 0)))
+            known.asked.append((self.command, self.path, body, self.headers.get("authorization", "")))
+            missing = (404, {"content-type": "application/problem+json"}, b'{"title":"no such page","status":404}')
+            status, headers, content = known.answers.get((self.command, self.path), missing)
+            self.send_response(status)
+            for name, value in headers.items():
+                self.send_header(name, value)
+            self.send_header("content-length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+        do_GET = do_PUT = do_POST = do_DELETE = answer  # noqa: N815 - the names the server calls
+
+        def log_message(self, *arguments: object) -> None: ...
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    address = f"http://127.0.0.1:{server.server_port}"
+    (tmp_path / "addresses.json").write_text(json.dumps({"functions": address, "control": address, "otlp": address}))
+    (tmp_path / "key").write_text(KEY + "\n")
+    monkeypatch.setenv("FOREGLOW_HOME", str(tmp_path))
+    for name in ("FOREGLOW_STATE", "FOREGLOW_KEY", "FOREGLOW_CONTROL_URL", "FOREGLOW_FUNCTIONS_URL"):
+        monkeypatch.delenv(name, raising=False)
+    yield known
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+@pytest.fixture
+def foreglow(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    def run(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["foreglow", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        said = capsys.readouterr()
+        return int(ended.value.code or 0), said.out, said.err
+
+    return run
+
+
+def version(number: int, state: str = "ready", reason: str = "", **more: Any) -> dict[str, Any]:
+    return {
+        "number": number,
+        "state": state,
+        "created_at": 1.0,
+        "handler": "app:handle",
+        "runtime": "python3.11",
+        "memory_mb": 128,
+        "timeout_s": 30.0,
+        "concurrency": 1,
+        "environment": {},
+        "calls": [],
+        "package": "sha256:1",
+        "conditions": [{"name": "code", "status": "false" if reason else "true", "reason": reason}],
+        **more,
+    }
+
+
+def described(name: str, *versions: dict[str, Any], calls: tuple[dict[str, Any], ...] = ()) -> dict[str, Any]:
+    return {"name": name, "kind": "event", "latest": 1, "versions": list(versions), "calls": list(calls)}
+
+
+# -- deploy
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    folder = tmp_path / "project"
+    folder.mkdir()
+    (folder / "app.py").write_text("def handle(event, context):\n    return 1\n")
+    (folder / "foreglow.toml").write_text(
+        '[functions.a]\nhandler = "app:handle"\ncalls = ["b"]\n[functions.b]\nhandler = "app:handle"\nmemory_mb = 256\n'
+    )
+    return folder
+
+
+def test_deploy_uploads_a_shared_package_once_and_waits_until_ready(api: Api, foreglow: Any, project: Path) -> None:
+    api.on("POST", "/v1/packages", {"digest": "sha256:1", "files": 1, "bytes": 10, "requirements": False}, 201)
+    for name in ("a", "b"):
+        api.on("PUT", f"/v1/functions/{name}", described(name, version(1), version(2, "pending")), 202)
+        api.on("GET", f"/v1/functions/{name}/versions/2", version(2))
+    code, out, err = foreglow("deploy", str(project), "--json")
+    assert (code, err) == (0, "")
+    assert {name: (one["number"], one["state"]) for name, one in json.loads(out).items()} == {
+        "a": (2, "ready"),
+        "b": (2, "ready"),
+    }
+    uploads = [body for method, path, body, _ in api.asked if path == "/v1/packages"]
+    assert len(uploads) == 1
+    assert zipfile.ZipFile(io.BytesIO(uploads[0])).namelist() == ["app.py"]
+    puts = {path: json.loads(body) for method, path, body, _ in api.asked if method == "PUT"}
+    assert puts == {
+        "/v1/functions/a": {"package": "sha256:1", "handler": "app:handle", "calls": ["b"]},
+        "/v1/functions/b": {"package": "sha256:1", "handler": "app:handle", "memory_mb": 256},
+    }
+    assert {authorization for *_, authorization in api.asked} == {f"Bearer {KEY}"}
+
+
+def test_a_version_that_fails_shows_its_reason(api: Api, foreglow: Any, project: Path) -> None:
+    api.on("POST", "/v1/packages", {"digest": "sha256:1"}, 201)
+    api.on("PUT", "/v1/functions/a", described("a", version(1)), 202)
+    api.on("PUT", "/v1/functions/b", described("b", version(1, "failed", "requirements.txt: no such package")), 202)
+    code, out, err = foreglow("deploy", str(project))
+    assert code == 1
+    assert "requirements.txt: no such package" in out
+    assert err.splitlines()[-1] == "foreglow: 1 of 2 not ready: b: code: requirements.txt: no such package"
+
+
+def test_a_refused_deploy_names_function_and_field(api: Api, foreglow: Any, project: Path) -> None:
+    api.on("POST", "/v1/packages", {"digest": "sha256:1"}, 201)
+    problem = {"type": "x", "title": "invalid", "status": 422, "detail": "no node has it", "field": "runtime"}
+    api.on("PUT", "/v1/functions/a", problem, 422)
+    code, _, err = foreglow("deploy", str(project), "--json")
+    assert (code, err) == (1, "foreglow: functions.a: runtime: no node has it\n")
+
+
+def test_a_mistake_in_the_manifest_sends_nothing(api: Api, foreglow: Any, project: Path) -> None:
+    (project / "foreglow.toml").write_text('[functions.a]\nhandlr = "app:handle"\n')
+    code, _, err = foreglow("deploy", str(project))
+    assert (code, err) == (1, "foreglow: foreglow.toml: functions.a.handlr: unknown key; did you mean handler?\n")
+    assert not api.asked
+
+
+def test_init_makes_a_project_that_deploys(api: Api, foreglow: Any, tmp_path: Path) -> None:
+    code, out, _ = foreglow("init", str(tmp_path / "new"))
+    assert code == 0
+    assert "foreglow deploy" in out
+    api.on("POST", "/v1/packages", {"digest": "sha256:1"}, 201)
+    for name in ("hello", "greeting"):
+        api.on("PUT", f"/v1/functions/{name}", described(name, version(1)), 202)
+    assert foreglow("deploy", str(tmp_path / "new"))[0] == 0
+    code, _, err = foreglow("init", str(tmp_path / "new"))
+    assert code == 1
+    assert "is there already; nothing was written" in err
+
+
+# -- invoke
+
+
+def test_invoke_prints_the_answer_and_on_request_how_it_started(api: Api, foreglow: Any) -> None:
+    api.on(
+        "POST",
+        "/function/a",
+        {"n": 1},
+        server_timing="clone;dur=3.10, run;dur=1.5",
+        x_foreglow_start="cold",
+        x_foreglow_trace="t1",
+    )
+    code, out, err = foreglow("invoke", "a", "--data", '{"x": 2}', "--show")
+    assert (code, json.loads(out)) == (0, {"n": 1})
+    assert err == "cold  clone 3.1  run 1.5  (ms)  run t1\n"
+    assert api.asked[0][2] == b'{"x": 2}'
+
+
+def test_a_handlers_exception_is_one_line_and_its_stack(api: Api, foreglow: Any) -> None:
+    raised = {"type": "KeyError", "message": "'sku'", "stack": "Traceback ...\n  line 3"}
+    api.on("POST", "/function/a", {"title": "the function raised an exception", "status": 502, "error": raised}, 502)
+    code, _, err = foreglow("invoke", "a")
+    assert code == 1
+    assert err == "foreglow: a: the function raised an exception: KeyError: 'sku'\nTraceback ...\n  line 3\n"
+
+
+def test_invoke_sends_files_and_bytes(api: Api, foreglow: Any, tmp_path: Path) -> None:
+    api.on("POST", "/function/a", b"\x00\x01", content_type="application/octet-stream")
+    (tmp_path / "blob").write_bytes(b"\xff\x00")
+    assert foreglow("invoke", "a", "--file", str(tmp_path / "blob"), "--raw")[0] == 0
+    assert api.asked[0][2] == b"\xff\x00"
+    code, _, err = foreglow("invoke", "a", "--file", str(tmp_path / "blob"))
+    assert code == 1
+    assert err.startswith("foreglow: --file: not JSON")
+    assert len(api.asked) == 1
+
+
+# -- seeing
+
+INVOCATION = {
+    "invocation_id": "i1",
+    "function": "shop",
+    "version": 2,
+    "start": "cold",
+    "status": "ok",
+    "error_type": "",
+    "node": "n",
+    "offset_ms": 0.0,
+    "duration_ms": 120.4,
+    "wait_ms": 88.0,
+    "timings_ms": {"clone": 3.0},
+    "decision_id": "",
+    "children": [],
+}
+CHILD = INVOCATION | {"function": "pay", "start": "prewarmed", "wait_ms": 0.0, "status": "error", "error_type": "ValueError"}
+RUN = {
+    "trace_id": "t1",
+    "entry": "shop",
+    "started_at": 1.0,
+    "duration_ms": 120.4,
+    "status": "ok",
+    "invocations": 2,
+    "starts": {"cold": 1, "prewarmed": 1},
+    "link": "",
+}
+DECISION = {
+    "revision": 3,
+    "decision_id": "d1",
+    "plan_id": "p1",
+    "function": "pay",
+    "version": 1,
+    "ordinal": 1,
+    "entry": "shop",
+    "node": "n",
+    "trigger": "invocation",
+    "trace_id": "t1",
+    "reason": "reached in [98 %] of runs",
+    "evidence": {"source": "learned", "reach": 0.98, "samples": 41},
+    "memory_mb": 128,
+    "created_at": 1.0,
+    "outcome": "hit",
+    "start_ms": 88.2,
+    "detail": "",
+}
+
+
+def test_a_run_is_a_tree_with_start_kinds_and_times(api: Api, foreglow: Any) -> None:
+    api.on("GET", "/v1/runs/t1", RUN | {"root": INVOCATION | {"children": [CHILD]}, "decisions": [DECISION]})
+    code, out, _ = foreglow("runs", "t1")
+    assert code == 0
+    lines = out.splitlines()
+    assert lines[0] == "shop:2  cold  120 ms (waited 88.0, at +0.0)"
+    assert lines[1] == "└── pay:2  prewarmed  120 ms (waited 0.0, at +0.0)  error ValueError"
+    assert "reached in [98 %] of runs" in out
+
+
+def test_lists_are_tables_and_json_is_passed_through(api: Api, foreglow: Any) -> None:
+    edge = {
+        "caller": "shop",
+        "callee": "pay",
+        "probability": 0.98,
+        "fan_out": 1.0,
+        "weight": 4,
+        "traces": 41,
+        "source": "learned",
+    }
+    plan = {
+        "plan_id": "p",
+        "entry": "shop",
+        "trigger": "invocation",
+        "policy": "path",
+        "created_at": 1.0,
+        "decisions": [DECISION | {"start_in_ms": 0.0, "expires_s": 60.0}],
+        "ready": ["price"],
+        "skipped": [{"function": "gift", "why": "reach under 5 %", "reach": 0.01}],
+    }
+    log = {
+        "invocation_id": "i1",
+        "version": "default/pay:3",
+        "at": 1.0,
+        "cut": False,
+        "output": [{"stream": "out", "text": "hello\n"}],
+    }
+    calls = ({"name": "b", "deployed": False},)
+    answers = {
+        ("list",): ("/v1/functions", {"functions": [described("a", version(1), calls=calls)]}, "a "),
+        ("describe", "a"): ("/v1/functions/a", described("a", version(1), calls=calls), "b (declared, not deployed)"),
+        ("graph",): ("/v1/graph?format=json", {"functions": [], "edges": [edge]}, "98 %"),
+        ("plan", "shop"): ("/v1/plans/shop", plan, "left out: gift, reach 1.0 %: reach under 5 %"),
+        ("decisions",): ("/v1/decisions?limit=50", {"decisions": [DECISION], "revision": 3}, "reached in [98 %] of runs"),
+        ("runs",): ("/v1/runs?limit=20", {"runs": [RUN]}, "1 cold, 1 prewarmed"),
+        ("logs", "pay"): ("/v1/functions/pay/logs?limit=20", {"logs": [log]}, "version 3\nhello"),
+        ("status",): ("/v1/status", {"version": "0.1.0", "isolation": {"tier": "root"}}, "tier root"),
+    }
+    for arguments, (path, document, shown) in answers.items():
+        api.on("GET", path, document)
+        code, out, err = foreglow(*arguments)
+        assert (code, err) == (0, ""), arguments
+        assert shown in out, arguments
+        code, out, err = foreglow(*arguments, "--json")
+        assert (code, json.loads(out)) == (0, document), arguments
+
+
+def test_graph_as_dot_is_printed_as_it_comes(api: Api, foreglow: Any) -> None:
+    api.on("GET", "/v1/graph?format=dot", b"digraph { a -> b }\n")
+    assert foreglow("graph", "--format", "dot")[1] == "digraph { a -> b }\n"
+    assert foreglow("graph", "--format", "svg")[2] == "foreglow: --format: 'svg' is not one of table, dot, mermaid\n"
+
+
+def test_decisions_can_be_followed(api: Api, foreglow: Any) -> None:
+    stream = f": hello\n\ndata: {json.dumps(DECISION)}\n\n".encode()
+    api.on("GET", "/v1/decisions/stream?function=pay", stream, content_type="text/event-stream")
+    code, out, _ = foreglow("decisions", "--follow", "--function", "pay")
+    assert code == 0
+    assert "pay  hit  reached in [98 %] of runs" in out
+
+
+def test_traces_are_sent_whole_with_the_map(api: Api, foreglow: Any, tmp_path: Path) -> None:
+    import gzip
+
+    (tmp_path / "t.csv.gz").write_bytes(gzip.compress(b"TraceID\n1\n"))
+    (tmp_path / "map.json").write_text('{"old": "new"}')
+    api.on("POST", "/v1/traces/import", {"observed": 1, "orphans": 0})
+    code, out, _ = foreglow("traces", "import", str(tmp_path / "t.csv.gz"), "--map", str(tmp_path / "map.json"), "--no-decay")
+    assert (code, out) == (0, "t.csv.gz: 1 observed\n")
+    assert json.loads(api.asked[0][2]) == {"format": "csv", "text": "TraceID\n1\n", "map": {"old": "new"}, "decay": False}
+
+
+# -- what goes wrong
+
+
+def test_no_platform_is_one_line_with_the_way_out(foreglow: Any, tmp_path: Path) -> None:
+    code, out, err = foreglow("list", "--state", str(tmp_path / "nothing"))
+    assert (code, out) == (1, "")
+    assert err.startswith(f"foreglow: no platform runs on {tmp_path / 'nothing'}: start one with `foreglow up`")
+
+
+def test_a_dead_platform_is_told_from_a_missing_one(foreglow: Any, tmp_path: Path) -> None:
+    (tmp_path / "addresses.json").write_text('{"functions": "http://127.0.0.1:1", "control": "http://127.0.0.1:1"}')
+    (tmp_path / "key").write_text("k")
+    code, _, err = foreglow("list", "--state", str(tmp_path))
+    assert code == 1
+    assert err == f"foreglow: nothing answers at http://127.0.0.1:1: is `foreglow up` running on {tmp_path}?\n"
+
+
+def test_a_wrong_key_says_where_the_key_comes_from(api: Api, foreglow: Any) -> None:
+    api.on("GET", "/v1/functions", {"title": "not authenticated", "status": 401, "detail": "unknown key"}, 401)
+    assert foreglow("list")[2] == "foreglow: unknown key; the key is read from FOREGLOW_KEY or the state folder (--state)\n"
+
+
+def test_an_answer_that_is_no_problem_document_is_shown_shortened(api: Api, foreglow: Any) -> None:
+    api.on("GET", "/v1/functions", b"<html>proxy</html>", 503)
+    assert foreglow("list")[2] == "foreglow: status 503: <html>proxy</html>\n"
