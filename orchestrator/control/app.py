@@ -1,0 +1,159 @@
+"""The control process: the API and what it stands on, put together."""
+
+import contextlib
+import ipaddress
+import socket
+import threading
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+import redis
+import structlog
+import uvicorn
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+
+import orchestrator
+from orchestrator.catalog.nudge import Nudge
+from orchestrator.catalog.publish import Publisher
+from orchestrator.catalog.store import Store
+from orchestrator.control import functions, insight, status
+from orchestrator.control.admin import ensure_admin_key
+from orchestrator.control.guard import OPEN_PATHS, Guard
+from orchestrator.control.peers import Peer
+from orchestrator.control.problems import MEDIA_TYPE, add_handlers
+from orchestrator.control.schemas import ProblemAnswer
+from orchestrator.control.stream import DecisionStream
+from orchestrator.settings import Settings, rpc_secret
+from workers.code.origin import Origin
+from workers.rpc.messages import Hello
+from workers.sealing import Sealer, load_key
+
+GRACE_S = 5
+ERRORS: dict[int | str, dict[str, Any]] = {
+    status: {"model": ProblemAnswer, "description": text}
+    for status, text in (
+        (400, "The request breaks a rule; `field` names where."),
+        (401, "No key, or not a live one."),
+        (404, "It does not exist, or is another tenant's."),
+        (413, "The body is too large."),
+        (421, "The Host header is not one of ours."),
+        (503, "What answers this is away."),
+    )
+}
+
+log = structlog.get_logger(__name__)
+
+
+def build(settings: Settings) -> FastAPI:
+    """The application: migrates the database, makes the first key, publishes the routes, then serves.
+
+    Raises OSError, sqlalchemy's errors and OriginError when it cannot be put together.
+    """
+    settings.state.mkdir(mode=0o700, parents=True, exist_ok=True)
+    key = load_key(settings.key_file)
+    store = Store(settings.effective_database_url)
+    store.migrate()
+    ensure_admin_key(store.keys, settings.admin_key_file, time.time())
+    publisher = Publisher(settings.effective_redis_url)
+    nudge = Nudge(settings.effective_redis_url)
+    hello = Hello("control", f"control-{socket.gethostname()}", rpc_secret(key))
+    planner = Peer("planner", settings.socket("planner"), hello)
+    nodes = [Peer(_node_name(index), path, hello) for index, path in enumerate(settings.node_sockets)]
+    stopping = threading.Event()
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        # in a thread: Redis may be away, and everything but invocations works without it
+        threading.Thread(target=_publish_all, args=(publisher, store, nudge), name="publish", daemon=True).start()
+        yield
+        stopping.set()
+        for peer in (planner, *nodes):
+            peer.close()
+        for closing in (publisher, nudge, store):
+            closing.close()
+
+    app = FastAPI(
+        title="Foreglow",
+        version=orchestrator.__version__,
+        description="Deploy functions, see what was learned of their calls, and why each prewarm was made.",
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+        responses=ERRORS,
+    )
+    app.state.stopping = stopping
+    add_handlers(app)
+    app.include_router(functions.router(store, Origin(settings.effective_origin_url), Sealer(key), nudge))
+    app.include_router(insight.router(store, planner, nodes, DecisionStream(planner, stopping.is_set)))
+    app.include_router(status.router(store, publisher, planner, nodes))
+    app.add_middleware(Guard, keys=store.keys, names=[settings.host], any_address=not _loopback(settings.host))
+    app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
+    return app
+
+
+class _Server(uvicorn.Server):
+    """Tells open streams to end as soon as a signal comes, so that the graceful shutdown does not wait for them."""
+
+    def handle_exit(self, sig: int, frame: Any) -> None:
+        self.config.app.state.stopping.set()  # type: ignore[union-attr]
+        super().handle_exit(sig, frame)
+
+
+def run(settings: Settings, listener: socket.socket | None = None) -> None:
+    """Serves on settings.host and control_port, or on a bound socket, until SIGTERM or SIGINT."""
+    config = uvicorn.Config(
+        build(settings),
+        host=settings.host,
+        port=settings.control_port,
+        access_log=False,
+        log_config=None,
+        server_header=False,
+        timeout_graceful_shutdown=GRACE_S,
+        limit_concurrency=500,
+        h11_max_incomplete_event_size=64 << 10,
+    )
+    _Server(config).run([listener] if listener is not None else None)
+
+
+def _publish_all(publisher: Publisher, store: Store, nudge: Nudge) -> None:
+    """Only when Redis lost the routes; flow looks after it from then on."""
+    try:
+        if publisher.lost(store):
+            publisher.rebuild(store)
+        nudge.give()
+    except redis.RedisError as error:
+        log.info("routes.not_published", reason=str(error)[:200])
+
+
+def _node_name(index: int) -> str:
+    return f"node-{index + 1}" if index else "node"
+
+
+def _loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _openapi(app: FastAPI) -> dict[str, Any]:
+    """FastAPI's document with our errors: problems instead of its 422, and the key where one is needed."""
+    if app.openapi_schema:
+        return app.openapi_schema
+    schema = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
+    components = schema["components"]
+    components["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+    for path, operations in schema["paths"].items():
+        for operation in operations.values():
+            operation["responses"].pop("422", None)
+            if path not in OPEN_PATHS:
+                operation["security"] = [{"key": []}]
+            for code, response in operation["responses"].items():
+                if int(code) >= 400:
+                    response["content"] = {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/ProblemAnswer"}}}
+    for unused in ("HTTPValidationError", "ValidationError"):
+        components["schemas"].pop(unused, None)
+    app.openapi_schema = schema
+    return schema

@@ -1,0 +1,101 @@
+"""What a request must pass before it is read: a Host of ours, a live key, a body within the limit of its path."""
+
+import ipaddress
+import time
+from collections.abc import Iterable
+
+from sqlalchemy.exc import SQLAlchemyError
+from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from orchestrator.catalog.keys import Keys
+from orchestrator.control.problems import Problem, ProblemResponse, problem_response
+from workers.code.package import MAX_ZIP_BYTES
+
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
+OPEN_PATHS = ("/healthz", "/readyz", "/openapi.json")
+MAX_BODY_BYTES = 1 << 20
+MAX_IMPORT_BYTES = 96 << 20
+LIMITS = {"/v1/packages": MAX_ZIP_BYTES, "/v1/traces/import": MAX_IMPORT_BYTES}
+MAX_TOKEN = 256
+
+
+class Guard:
+    """ASGI middleware. It answers before the body is read, so nobody without a key can make us parse anything.
+
+    A Host that is a name must be one of `names`: a page elsewhere cannot reach a listener here by pointing a name of its own at
+    it. On a listener that is not on loopback any IP address is accepted, which such a page cannot be served from.
+    """
+
+    def __init__(self, app: ASGIApp, keys: Keys, names: Iterable[str], any_address: bool) -> None:
+        self._app = app
+        self._keys = keys
+        self._names = {*LOOPBACK, *names}
+        self._any_address = any_address
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        refusal = await self._check(scope)
+        if refusal is not None:
+            await refusal(scope, receive, send)
+            return
+        limit = LIMITS.get(scope["path"], MAX_BODY_BYTES)
+        await self._app(scope, _limited(receive, limit), send)
+
+    async def _check(self, scope: Scope) -> ProblemResponse | None:
+        headers = Headers(scope=scope)
+        if not self._ours(headers.get("host", "")):
+            return problem_response(421, "this Host is not served here", "Host")
+        if scope["path"] in OPEN_PATHS:
+            return None
+        scheme, _, token = headers.get("authorization", "").partition(" ")
+        try:
+            tenant = await self._authenticate(token.strip()) if scheme.lower() == "bearer" else None
+        except SQLAlchemyError:
+            return problem_response(503, "the database is not reachable; try again", headers={"Retry-After": "1"})
+        if tenant is None:
+            detail = "send a live key as `Authorization: Bearer KEY`"
+            return problem_response(401, detail, "Authorization", {"WWW-Authenticate": "Bearer"})
+        scope.setdefault("state", {})["tenant"] = tenant
+        length = headers.get("content-length", "0")
+        limit = LIMITS.get(scope["path"], MAX_BODY_BYTES)
+        if not length.isdigit() or int(length) > limit:
+            return problem_response(413, _too_large(limit), "body", {"Connection": "close"})
+        return None
+
+    async def _authenticate(self, token: str) -> str | None:
+        if not token or len(token) > MAX_TOKEN:
+            return None
+        return await run_in_threadpool(self._keys.authenticate, token, time.time())
+
+    def _ours(self, host: str) -> bool:
+        name = host.rpartition("]")[0].removeprefix("[") if host.startswith("[") else host.partition(":")[0]
+        if name.lower() in self._names:
+            return True
+        try:
+            ipaddress.ip_address(name)
+        except ValueError:
+            return False
+        return self._any_address
+
+
+def _limited(receive: Receive, limit: int) -> Receive:
+    read = 0
+
+    async def counted() -> Message:
+        nonlocal read
+        message = await receive()
+        if message["type"] == "http.request":
+            read += len(message.get("body", b""))
+            if read > limit:
+                raise Problem(413, _too_large(limit), "body", {"Connection": "close"})
+        return message
+
+    return counted
+
+
+def _too_large(limit: int) -> str:
+    return f"the body is over {limit >> 20} MiB"

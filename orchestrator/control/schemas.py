@@ -1,0 +1,218 @@
+"""What the API takes and gives, as OpenAPI shows it."""
+
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator
+
+from graph.ids import NAME_PATTERN
+from workers.versions import SHAPES_MB, Kind
+
+NAME = NAME_PATTERN.pattern.replace(r"\Z", "$")
+HANDLER = r"^[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*:[A-Za-z_][A-Za-z0-9_]*$"
+RUNTIMES = ("python3.11",)
+MAX_TIMEOUT_S = 900
+MAX_CONCURRENCY = 1000
+MAX_CALLS = 100
+MAX_ENVIRONMENT_BYTES = 4096
+VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
+RESERVED = "FOREGLOW_"
+
+FunctionName = Annotated[str, StringConstraints(pattern=f"^{NAME}")]
+DIGEST_EXAMPLE = "sha256:de48a5553563f0bc8801302b9baf521ab8d3649efd0551ce39c5cb93b6d27e70"
+
+
+class Request(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class FunctionRequest(Request):
+    """The settings of a new version. Every deploy makes one; it never changes after."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        strict=True,
+        json_schema_extra={
+            "examples": [
+                {
+                    "package": DIGEST_EXAMPLE,
+                    "handler": "checkout:handle",
+                    "memory_mb": 256,
+                    "timeout_s": 10,
+                    "environment": {"CURRENCY": "EUR"},
+                    "calls": ["price", "stock", "pay"],
+                }
+            ]
+        },
+    )
+
+    package: str = Field(pattern=r"^sha256:[0-9a-f]{64}$", description="Digest that POST /v1/packages gave.")
+    handler: str = Field(pattern=HANDLER, max_length=255, description="module:function")
+    kind: Literal["event", "http", "web"] = "event"
+    runtime: str = Field(default=RUNTIMES[0], max_length=32)
+    memory_mb: int = Field(default=128, ge=1, le=SHAPES_MB[-1], description=f"Rounds up to one of {SHAPES_MB}.")
+    timeout_s: float = Field(default=30.0, ge=0.001, le=MAX_TIMEOUT_S, allow_inf_nan=False)
+    concurrency: int = Field(default=1, ge=1, le=MAX_CONCURRENCY)
+    environment: dict[str, str] = Field(default={}, description="At most 4 KiB in all; values are never shown again.")
+    calls: list[FunctionName] = Field(default=[], max_length=MAX_CALLS, description="Functions it is expected to call.")
+    egress: Literal["none", "internet"] = "none"
+
+    @field_validator("kind")
+    @classmethod
+    def _kind(cls, kind: str) -> str:
+        if kind == Kind.WEB:
+            raise ValueError("web functions are not served by this release; use event or http")
+        return kind
+
+    @field_validator("runtime")
+    @classmethod
+    def _runtime(cls, runtime: str) -> str:
+        if runtime not in RUNTIMES:
+            raise ValueError(f"no node offers it; offered: {', '.join(RUNTIMES)}")
+        return runtime
+
+    @field_validator("egress")
+    @classmethod
+    def _egress(cls, egress: str) -> str:
+        if egress != "none":
+            raise ValueError("internet is not on this node; use none")
+        return egress
+
+    @field_validator("environment")
+    @classmethod
+    def _environment(cls, environment: dict[str, str]) -> dict[str, str]:
+        for name, value in environment.items():
+            if not VARIABLE.match(name) or name.startswith(RESERVED):
+                raise ValueError(f"{name[:80]!r} is not a name: letters, digits and _, no digit first, not {RESERVED}...")
+            if "\0" in value:
+                raise ValueError(f"{name} holds a zero character")
+        if (
+            sum(len(name.encode()) + len(value.encode("utf-8", "replace")) for name, value in environment.items())
+            > MAX_ENVIRONMENT_BYTES
+        ):
+            raise ValueError(f"over {MAX_ENVIRONMENT_BYTES >> 10} KiB in all")
+        return environment
+
+
+class WarmRequest(Request):
+    model_config = ConfigDict(extra="forbid", strict=True, json_schema_extra={"examples": [{"count": 2}]})
+
+    count: int = Field(default=1, ge=1, le=100, description="Instances of the entry; its path follows.")
+
+
+class CoolRequest(Request):
+    model_config = ConfigDict(extra="forbid", strict=True, json_schema_extra={"examples": [{"function": "checkout"}, {}]})
+
+    function: FunctionName | None = Field(default=None, description="None: all functions of the tenant.")
+
+
+class PrewarmRequest(Request):
+    model_config = ConfigDict(extra="forbid", strict=True, json_schema_extra={"examples": [{"policy": "off"}]})
+
+    policy: Literal["path", "off"]
+
+
+class ImportRequest(Request):
+    """Traces of any origin. `map` renames observed functions to deployed ones."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        strict=True,
+        json_schema_extra={
+            "examples": [{"format": "csv", "text": "trace_id,...\n", "map": {"ts-travel-service": "travel"}, "decay": True}]
+        },
+    )
+
+    format: Literal["csv"] = "csv"
+    text: str
+    map: dict[str, str] = {}
+    decay: bool = Field(default=True, description="Old traces count less than new ones.")
+
+
+class PackageAnswer(BaseModel):
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"digest": DIGEST_EXAMPLE, "files": 3, "bytes": 5120, "requirements": True}]}
+    )
+
+    digest: str
+    files: int
+    bytes: int = Field(description="Unpacked.")
+    requirements: bool = Field(description="It has a requirements.txt that asks for something.")
+
+
+class ConditionAnswer(BaseModel):
+    model_config = ConfigDict(from_attributes=True)
+
+    name: Literal["code", "network", "capacity"]
+    status: Literal["true", "false", "unknown", "not needed"]
+    reason: str
+
+
+class VersionAnswer(BaseModel):
+    model_config = ConfigDict(from_attributes=True)
+
+    number: int
+    state: Literal["pending", "ready", "failed"]
+    created_at: float = Field(description="Seconds since the Unix epoch.")
+    kind: str
+    handler: str
+    runtime: str
+    memory_mb: int
+    timeout_s: float
+    concurrency: int
+    environment: dict[str, str] = Field(description="Values are masked.")
+    calls: list[str]
+    egress: str
+    package: str
+    conditions: list[ConditionAnswer]
+
+
+class CallAnswer(BaseModel):
+    model_config = ConfigDict(from_attributes=True)
+
+    name: str
+    deployed: bool
+
+
+class FunctionAnswer(BaseModel):
+    model_config = ConfigDict(from_attributes=True)
+
+    name: str
+    kind: str
+    latest: int | None = Field(description="The version that serves; null when none does yet.")
+    versions: list[VersionAnswer] = Field(description="Newest first, at most the newest 20 and the one that serves.")
+    calls: list[CallAnswer] = Field(description="What the newest version declares.")
+
+
+class FunctionsAnswer(BaseModel):
+    functions: list[FunctionAnswer]
+
+
+class HealthAnswer(BaseModel):
+    status: Literal["ok"]
+
+
+class ProblemAnswer(BaseModel):
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "type": "about:blank",
+                    "title": "Bad Request",
+                    "status": 400,
+                    "detail": "memory_mb: Input should be less than or equal to 2048",
+                    "field": "memory_mb",
+                }
+            ]
+        }
+    )
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    field: str | None = None
+
+
+Document = dict[str, Any]
+"""What planner and nodes answer, handed through."""
