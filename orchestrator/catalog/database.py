@@ -1,18 +1,18 @@
 """The connection to the database: transactions, SQLite's settings, the schema's migrations."""
 
 import contextlib
+import logging
 import sqlite3
 import time
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from alembic import command
-from alembic.config import Config
-from alembic.runtime.migration import MigrationContext
-from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, create_engine, event, text
 from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.orm import Session
+
+if TYPE_CHECKING:
+    from alembic.config import Config
 
 BUSY_TIMEOUT_S = 10
 POOL = 16
@@ -63,12 +63,18 @@ class Database:
             if not self._sqlite:
                 connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _MIGRATION_LOCK})
             config = _configuration()
+            from alembic import command
+
             config.attributes["connection"] = connection
             command.upgrade(config, "head")
 
     def check_schema(self) -> None:
         """Raises SchemaMissing, or what the database raises when it cannot be reached."""
-        head = ScriptDirectory.from_config(_configuration()).get_current_head()
+        config = _configuration()
+        from alembic.runtime.migration import MigrationContext
+        from alembic.script import ScriptDirectory
+
+        head = ScriptDirectory.from_config(config).get_current_head()
         with self._engine.connect() as connection:
             current = MigrationContext.configure(connection).get_current_revision()
         if current != head:
@@ -88,7 +94,11 @@ class Database:
         self._engine.dispose()
 
 
-def _configuration() -> Config:
+def _configuration() -> "Config":
+    """Alembic is loaded here, once a process, after it was told not to speak of each plugin it has."""
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    from alembic.config import Config
+
     config = Config()
     config.set_main_option("script_location", "orchestrator.catalog:migrations")
     return config

@@ -2,10 +2,11 @@
 
 import contextlib
 import ipaddress
+import signal
 import socket
 import threading
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import redis
@@ -95,6 +96,17 @@ def build(settings: Settings) -> FastAPI:
 
 class _Server(uvicorn.Server):
     """Tells open streams to end as soon as a signal comes, so that the graceful shutdown does not wait for them."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Without uvicorn's second half, which raises the signal again at the end: a process that was told to stop ends well."""
+        main = threading.current_thread() is threading.main_thread()
+        before = {number: signal.signal(number, self.handle_exit) for number in (signal.SIGTERM, signal.SIGINT) if main}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
     def handle_exit(self, sig: int, frame: Any) -> None:
         self.config.app.state.stopping.set()  # type: ignore[union-attr]

@@ -126,7 +126,7 @@ def router(store: Store, origin: Origin, sealer: Sealer, nudge: Nudge) -> APIRou
         """One version. Its state is `ready` once the routes say so."""
         return VersionAnswer.model_validate(store.functions.describe_version(tenant_of(request), name, number))
 
-    @routes.delete("/v1/functions/{name}", status_code=204, tags=["functions"])
+    @routes.delete("/v1/functions/{name}", status_code=204, tags=["functions"], response_class=Response)
     def remove_function(name: Name, request: Request) -> None:
         """Remove a function with all its versions. Version numbers are never given again."""
         store.functions.remove(tenant_of(request), name, time.time())

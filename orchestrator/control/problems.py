@@ -62,9 +62,10 @@ def _validation(request: Request, error: Exception) -> ProblemResponse:
     first = error.errors()[0]
     place = [str(part) for part in first["loc"]]
     where, field = place[0], ".".join(place[1:])
-    if first["type"] == "json_invalid":
-        return problem_response(400, "the body is not JSON", "body")
-    return problem_response(400, f"{field or where}: {first['msg']}", field or where)
+    whole = where == "body" and (not field or first["type"] == "json_invalid")
+    if whole and first["type"] != "missing":
+        return problem_response(400, "the body must be a JSON object, sent as application/json", "body")
+    return problem_response(400, f"{field or where}: {first['msg'].removeprefix('Value error, ')}", field or where)
 
 
 def _refused(request: Request, error: Exception) -> ProblemResponse:

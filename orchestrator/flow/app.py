@@ -41,6 +41,7 @@ def build_app(redis_url: str) -> Celery:
         task_create_missing_queues=False,
         task_default_queue=Module.FUNCTION_MANAGEMENT.value,
         worker_prefetch_multiplier=1,
+        worker_consumer="orchestrator.flow.consumer:PatientConsumer",
         worker_hijack_root_logger=False,
         worker_redirect_stdouts=False,
         worker_enable_remote_control=False,

@@ -1,14 +1,17 @@
 """The flow process: the relay in one thread, a Celery worker with the two modules in the main one."""
 
 import contextlib
+import logging
 import signal
 import threading
 import time
+import warnings
 from collections.abc import Callable
 from typing import Protocol
 
 import structlog
 from celery.apps.worker import Worker
+from celery.exceptions import CPendingDeprecationWarning, SecurityWarning
 from sqlalchemy.exc import SQLAlchemyError
 
 from orchestrator.catalog.database import SchemaMissing
@@ -29,6 +32,7 @@ from workers.drivers.process.interpreter import find_interpreter
 CONCURRENCY = 2
 SCHEMA_POLL_S = 0.1
 RELAY_STOP_S = 5.0
+QUIET = ("celery.worker.strategy", "celery.app.trace")
 
 log = structlog.get_logger(__name__)
 
@@ -74,6 +78,7 @@ def run(settings: Settings) -> None:
     store = Store(settings.effective_database_url)
     if not _wait_for_schema(store, stop):
         return
+    _quiet_libraries()
     python = find_interpreter(settings.python).executable
     publisher = Publisher(settings.effective_redis_url)
     nudge = Nudge(settings.effective_redis_url)
@@ -105,6 +110,14 @@ def run(settings: Settings) -> None:
             app.close()
         for closing in (publisher, nudge, store):
             closing.close()
+
+
+def _quiet_libraries() -> None:
+    """What Celery says of itself: every task by name, and that we run as root, which carries JSON only."""
+    for name in QUIET:
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for category in (SecurityWarning, CPendingDeprecationWarning):
+        warnings.filterwarnings("ignore", category=category)
 
 
 def _wait_for_schema(store: Store, stop: threading.Event) -> bool:

@@ -18,7 +18,7 @@ from orchestrator.catalog.store import Store
 from orchestrator.flow.app import send
 
 POLL_S = 0.25
-AWAY_S = (0.1, 2.0)
+AWAY_S = (0.1, 1.0)
 CHECK_ROUTES_EVERY_S = 2.0
 
 log = structlog.get_logger(__name__)
