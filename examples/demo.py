@@ -61,8 +61,7 @@ class Story:
         out.print(f"Deployed {len(versions)} functions from {folder.name}/{manifest} in {time.monotonic() - began:.1f} s.")
 
     def cool(self) -> None:
-        for name in self.functions:
-            self.client.post(f"/v1/functions/{name}/cool")
+        self.client.post("/v1/cool", {})
 
     def prewarm(self, policy: str) -> None:
         self.client.put("/v1/prewarm", {"policy": policy})

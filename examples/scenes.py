@@ -103,7 +103,8 @@ def by_function(runs: Mapping[str, dict]) -> Table:
 
 def isolation(status: Mapping) -> str:
     """The tier in force, in words."""
-    report = status.get("isolation") or {}
+    node = status["node"]
+    report = node["isolation"] if isinstance(node, dict) else {}
     means = {
         "root+cgroups": "namespaces, seccomp, limits by control groups, a user id per sandbox",
         "root": "namespaces, seccomp, a user id per sandbox; limits by rlimits and a watchdog",
