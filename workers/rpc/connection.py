@@ -14,12 +14,16 @@ from pathlib import Path
 from typing import Any, Protocol, cast
 
 import msgspec
+import structlog
 
 from workers.framing import Frame, FrameError, FrameParser, encode
 from workers.rpc.messages import MESSAGES, PROTOCOL, Ask, Hello, Refusal, Rpc, Welcome
 
 HELLO_TIMEOUT_S = 5.0
 WRITE_LIMIT = 8 << 20
+MAX_ANSWERS = 256  # questions of one peer being answered at once
+
+log = structlog.get_logger(__name__)
 
 _encoder = msgspec.msgpack.Encoder()
 _decoders: dict[int, msgspec.msgpack.Decoder[Any]] = {
@@ -77,6 +81,7 @@ class Connection(asyncio.Protocol):
         self._hello = hello
         self._name = name
         self._open = False
+        self.in_use = False  # its owner knows of it, and is told when it is lost
         self._lost = False
         self._parser = FrameParser()
         self._transport: asyncio.Transport | None = None
@@ -104,6 +109,8 @@ class Connection(asyncio.Protocol):
     def close(self) -> None:
         if self._transport is not None:
             self._transport.close()
+        else:
+            self._close("given up before it was made")
 
     @property
     def closed(self) -> bool:
@@ -129,8 +136,14 @@ class Connection(asyncio.Protocol):
         self._asked.clear()
         for task in self._tasks:
             task.cancel()
-        if self._open:
+        if self.in_use:
             self._owner.on_lost(self, why)
+
+    def hand_over(self) -> None:
+        """The dialling side takes it. Raises RpcError when it was lost right after the welcome."""
+        if self._lost:
+            raise RpcError("the peer closed the connection right after its welcome")
+        self.in_use = True
 
     # -- out
 
@@ -179,7 +192,7 @@ class Connection(asyncio.Protocol):
     def _take(self, frame: Frame) -> None:
         kind = frame.kind
         decoder = _decoders.get(kind)
-        message = decoder.decode(frame.meta) if decoder is not None and frame.meta else None
+        message = decoder.decode(frame.meta) if decoder is not None else None
         if not self._open:
             self._handshake(kind, message)
         elif kind == Rpc.ASK:
@@ -198,6 +211,7 @@ class Connection(asyncio.Protocol):
             self.peer = message
             self._opened()
             self.send(Rpc.WELCOME, 0, Welcome(self._name))
+            self.in_use = True
             self._owner.on_open(self)
         else:
             if kind != Rpc.WELCOME or not isinstance(message, Welcome) or message.protocol != PROTOCOL:
@@ -212,6 +226,9 @@ class Connection(asyncio.Protocol):
             self.ready.set_result(None)
 
     def _start_answer(self, ident: int, message: Any) -> None:
+        if len(self._tasks) >= MAX_ANSWERS:
+            self.send(Rpc.REFUSED, ident, Refusal(429, f"more than {MAX_ANSWERS} questions at once"))
+            return
         task = asyncio.get_running_loop().create_task(self._answer(ident, message))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -223,12 +240,18 @@ class Connection(asyncio.Protocol):
             return
         try:
             answer = await self._answers[message.what](message.args)
+            body = answer if isinstance(answer, bytes) else msgspec.json.encode(answer)
         except RpcError as error:
             self.send(Rpc.REFUSED, ident, Refusal(error.status, str(error)))
-        except (KeyError, TypeError, ValueError) as error:
+        except TimeoutError:
+            self.send(Rpc.REFUSED, ident, Refusal(504, f"{message.what}: a process behind {self._name} did not answer in time"))
+        except (KeyError, TypeError, ValueError, msgspec.DecodeError) as error:
             self.send(Rpc.REFUSED, ident, Refusal(400, f"{message.what}: {type(error).__name__}: {error}"))
+        except Exception:
+            log.exception("question.failed", what=message.what)  # a fault of ours: whoever asked must not wait for it
+            self.send(Rpc.REFUSED, ident, Refusal(500, f"{message.what}: failed, see the log of {self._name}"))
         else:
-            self.send(Rpc.ANSWER, ident, None, answer if isinstance(answer, bytes) else msgspec.json.encode(answer))
+            self.send(Rpc.ANSWER, ident, None, body)
 
     def _answered(self, kind: int, ident: int, message: Any, body: bytes) -> None:
         future = self._asked.get(ident)
@@ -245,15 +268,23 @@ async def dial(
 ) -> Connection:
     """Connects to a listening process. Raises RpcError when it refuses or is not there."""
     loop = asyncio.get_running_loop()
+    made: list[Connection] = []
+
+    def make() -> Connection:
+        made.append(Connection(owner, hello.secret, answers, hello, hello.name))
+        return made[0]
+
     try:
-        _, connection = await asyncio.wait_for(
-            loop.create_unix_connection(lambda: Connection(owner, hello.secret, answers, hello, hello.name), str(path)),
-            timeout_s,
-        )
-        await asyncio.wait_for(asyncio.shield(connection.ready), timeout_s)
+        await asyncio.wait_for(loop.create_unix_connection(make, str(path)), timeout_s)
+        await asyncio.wait_for(asyncio.shield(made[0].ready), timeout_s)
+        made[0].hand_over()
     except (OSError, TimeoutError) as error:
-        raise RpcError(f"cannot reach {path.name}: {error or 'timed out'}") from error
-    return connection
+        raise RpcError(f"cannot reach {path.name}: {str(error) or 'timed out'}") from error
+    finally:
+        for connection in made:
+            if not connection.in_use:
+                connection.close()
+    return made[0]
 
 
 async def listen(
