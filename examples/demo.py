@@ -31,7 +31,7 @@ from orchestrator.cli.show import percent, run_tree
 
 HERE = Path(__file__).parent
 REPEATS = 3
-TICKET_ENTRY = "ts-preserve-service"
+TICKET_ENTRY = "preserve-preserve"
 out = Console(highlight=False)
 
 

@@ -10,14 +10,14 @@ import json
 import re
 import shutil
 import sys
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from tracing.formats.csv import read_csv
-
 from graph.calls import Trace
-from graph.ids import FunctionId, TenantId, name_of
+from graph.ids import TenantId, name_of
+from tracing.assembly import traces_of
+from tracing.formats import trainticket
 
 SAMPLES = 64  # recorded invocations kept per function
 MAX_NAME = 63
@@ -34,19 +34,17 @@ def main() -> None:
 
 
 def read(files: Iterable[Path]) -> list[Trace]:
-    traces: list[Trace] = []
+    spans = []
     for file in files:
         content = gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()
-        traces += read_csv(content.decode(), TENANT)
-    return traces
+        spans += trainticket.read(content.decode().splitlines())
+    return traces_of(TENANT, spans)[0]
 
 
 def generate(traces: Sequence[Trace], out: Path) -> dict[str, str]:
     """Writes a deployable folder. Returns recorded -> deployed names."""
     recorded = behaviours(traces)
-    names = {name: deployable(name) for name in recorded}
-    if len(set(names.values())) != len(names):
-        raise ValueError("two recorded names became the same deployable one")
+    names = deployable_names(recorded)
     out.mkdir(parents=True, exist_ok=True)
     shutil.copy(Path(__file__).with_name("service.py"), out / "service.py")
     behaviour = {
@@ -67,9 +65,9 @@ def behaviours(traces: Sequence[Trace]) -> dict[str, list[Behaviour]]:
         below = defaultdict(list)
         for call in trace.calls:
             below[call.caller_index].append(call)
-        found[_name(trace.entry)].append(_behaviour(trace.duration_s, below[-1]))
+        found[name_of(trace.entry)].append(_behaviour(trace.duration_s, below[-1]))
         for index, call in enumerate(trace.calls):
-            found[_name(call.callee)].append(_behaviour(call.duration_s, below[index]))
+            found[name_of(call.callee)].append(_behaviour(call.duration_s, below[index]))
     return {name: of[:: max(1, -(-len(of) // SAMPLES))] for name, of in found.items()}
 
 
@@ -78,26 +76,34 @@ def _behaviour(duration_s: float, calls) -> Behaviour:
     ends, waiting = float("-inf"), 0.0
     for call in sorted(calls, key=lambda one: one.offset_s):
         if groups and call.offset_s < ends:
-            groups[-1].append(_name(call.callee))
+            groups[-1].append(name_of(call.callee))
         else:
-            groups.append([_name(call.callee)])
+            groups.append([name_of(call.callee)])
         end = call.offset_s + call.duration_s
         waiting += max(0.0, end - max(call.offset_s, ends))
         ends = max(ends, end)
     return round(max(0.0, duration_s - waiting) * 1000, 2), groups
 
 
+def deployable_names(recorded: Iterable[str]) -> dict[str, str]:
+    """A name a function may have for each recorded one: short where that tells them apart. Raises ValueError otherwise."""
+    short = {name: deployable(re.sub(r"/\{[^}]*\}", "", name)) for name in recorded}
+    taken = Counter(short.values())
+    names = {name: one if taken[one] == 1 else deployable(name) for name, one in short.items()}
+    if len(set(names.values())) != len(names):
+        raise ValueError("two recorded names became the same deployable one")
+    return names
+
+
 def deployable(name: str) -> str:
-    """A recorded name as one a function may have; a cut one keeps a digest of the whole."""
-    plain = re.sub(r"[^A-Za-z0-9_-]+", "-", name).strip("-_") or "unnamed"
-    if plain == name and len(name) <= MAX_NAME:
-        return name
-    digest = hashlib.sha256(name.encode()).hexdigest()[:6]
-    return f"{plain[: MAX_NAME - 7]}-{digest}" if len(plain) > MAX_NAME else plain
-
-
-def _name(function: FunctionId) -> str:
-    return name_of(function)
+    """`ts-seat-service/api/v1/seatservice/seats/left_tickets` -> `seat-seats-left_tickets`; a cut one keeps a digest."""
+    service, _, route = name.partition("/")
+    service = service.removeprefix("ts-").removesuffix("-service")
+    route = re.sub(r"^api/v\d+/[^/]+", "", route)
+    plain = re.sub(r"[^A-Za-z0-9_]+", "-", f"{service}-{route}").strip("-_") or "unnamed"
+    if len(plain) <= MAX_NAME:
+        return plain
+    return f"{plain[: MAX_NAME - 7]}-{hashlib.sha256(name.encode()).hexdigest()[:6]}"
 
 
 if __name__ == "__main__":
