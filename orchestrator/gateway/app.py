@@ -5,13 +5,12 @@ import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
-from tracing.propagation import parse_traceparent
-
 from graph.calls import StartKind
 from orchestrator.catalog.watch import RouteTable
 from orchestrator.gateway.answers import Headers, answer, headers_of, problem_answer
 from orchestrator.gateway.resolve import NotFound, Unauthorized, authenticate, resolve
 from orchestrator.gateway.runs import Run, Runs, new_span_id, new_trace_id
+from tracing import propagation
 from workers.rpc.messages import HttpRequest
 from workers.versions import Kind
 
@@ -141,7 +140,7 @@ def _link(traceparent: bytes) -> str:
     if not traceparent:
         return ""
     text = traceparent.decode("latin-1")
-    return text if parse_traceparent(text) is not None else ""
+    return text if propagation.parse(text) is not None else ""
 
 
 def _http_request(scope: Message, path: str) -> HttpRequest:

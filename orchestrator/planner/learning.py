@@ -3,11 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tracing.assembly import records_to_trace
-
 from graph.callgraph import CallGraph
 from graph.calls import Trace
 from orchestrator.planner.runs import RunBook
+from tracing.assembly import records_to_trace
 from tracing.records import InvocationRecord
 
 GRACE_S = 0.2

@@ -11,9 +11,6 @@ from functools import partial
 import structlog
 import uvicorn
 import uvloop
-from tracing.assembly import Assembler, Span
-from tracing.export import Exporter
-from tracing.receiver import receiver_app
 
 from graph.callgraph import CallGraph
 from graph.ids import FunctionId, TenantId
@@ -31,6 +28,10 @@ from orchestrator.planner.peers import Fleet, GatewayPeer, NodePeer
 from orchestrator.planner.runs import RunBook
 from orchestrator.planner.state import FORMAT, PlannerState, load, save
 from orchestrator.settings import Settings, rpc_secret
+from tracing.assembly import Assembler
+from tracing.export import Exporter
+from tracing.receiver import receiver_app
+from tracing.spans import Span
 from workers.rpc.connection import Connection, listen
 from workers.rpc.messages import DecisionUpdate, Hello, Records, Triggers
 from workers.sealing import load_key
