@@ -112,10 +112,14 @@ class _HashingReader:
         self._left = source.size
 
     def read(self, size: int = -1) -> bytes:
+        """As much as asked for, whatever pieces it comes in."""
         wanted = self._left if size < 0 else min(size, self._left)
         chunk = self._stream.read(wanted) if wanted else b""
-        if len(chunk) < wanted and not chunk:
-            raise LayerError(f"{self._source.path!r}: shorter than declared")
+        while len(chunk) < wanted:
+            more = self._stream.read(wanted - len(chunk))
+            if not more:
+                raise LayerError(f"{self._source.path!r}: shorter than declared")
+            chunk += more
         self._left -= len(chunk)
         self._hash.update(chunk)
         return chunk
@@ -134,8 +138,8 @@ def write_layer(sources: Iterable[Source], out: BinaryIO) -> Manifest:
     files: list[LayerFile] = []
     size = 0
     with zstandard.ZstdCompressor(level=COMPRESSION_LEVEL).stream_writer(out, closefd=False) as compressed:
-        # leaving early skips the two closing blocks: an error must not leave an archive that looks whole
-        archive = tarfile.open(fileobj=compressed, mode="w|", format=tarfile.PAX_FORMAT)  # noqa: SIM115
+        # not closed when a source fails: an error must not leave an archive that looks whole
+        archive = tarfile.TarFile(fileobj=compressed, mode="w", format=tarfile.PAX_FORMAT)
         for source in sorted(sources, key=lambda source: source.path):
             entry = tarfile.TarInfo(source.path)
             entry.size = source.size

@@ -4,6 +4,7 @@ Nothing is unpacked to disk on the way: files go from the archive into the layer
 accepted only when it names a plain file of the same zip, and becomes a copy of it.
 """
 
+import errno
 import posixpath
 import stat
 import struct
@@ -28,16 +29,7 @@ _END = struct.Struct("<4s4H2LH")
 _ENCRYPTED = 0x1
 _UTF8 = 0x800
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
-_UNREADABLE = (
-    zipfile.BadZipFile,
-    zlib.error,
-    struct.error,
-    EOFError,
-    NotImplementedError,
-    RuntimeError,
-    UnicodeError,
-    OverflowError,
-)
+_UNREADABLE = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, RuntimeError, ValueError, OverflowError, IndexError)
 
 
 class PackageError(ValueError):
@@ -68,12 +60,18 @@ def build_package(archive: BinaryIO, out: BinaryIO, limits: Limits | None = None
             sources = _sources(opened, limits)
             requirements = _requirements(opened, sources)
             manifest = write_layer(sources, out)
+    except PackageError:
+        raise
     except LayerError as error:
         raise PackageError(str(error)) from error
     except RequirementsError as error:
         raise PackageError(str(error), "package.requirements.txt") from error
     except _UNREADABLE as error:
         raise PackageError(f"not a readable zip: {error}") from error
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # a place before the file's beginning; anything else is trouble of our own
+            raise
+        raise PackageError("not a readable zip: an entry lies outside of it") from error
     return Package(manifest, requirements)
 
 
