@@ -31,8 +31,11 @@ from orchestrator.cli.show import percent, run_tree
 
 HERE = Path(__file__).parent
 REPEATS = 3
+LEARN_TIMEOUT_S = 10
 TICKET_ENTRY = "preserve-preserve"
 out = Console(highlight=False)
+if not out.is_terminal:
+    out = Console(highlight=False, width=130)
 
 
 class Story:
@@ -42,6 +45,7 @@ class Story:
         self.client = client
         self.broken: list[str] = []
         self.functions: list[str] = []
+        self.told = 0  # runs the planner should have learned from
 
     # -- steps
 
@@ -71,7 +75,16 @@ class Story:
         if answer.status != 200:
             line, stack = problem_line(answer.status, answer.body)
             raise Failure(f"{name}: {line}", stack)
+        self.told += 1
         return run_of(self.client, answer.trace_id)
+
+    def learned(self) -> None:
+        """Waits until the planner has learned from every run so far; it leaves late records a moment to arrive."""
+        deadline = time.monotonic() + LEARN_TIMEOUT_S
+        while (planner := self.client.get("/v1/status")["planner"])["learned"]["observed"] < self.told:
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"the planner learned from {planner['learned']['observed']} of {self.told} runs")
+            time.sleep(0.1)
 
     def expect(self, holds: bool, promise: str) -> None:
         out.print(f"  [green]yes[/]  {promise}" if holds else f"  [red]NO[/]   {promise}")
@@ -109,6 +122,7 @@ class Story:
         self.expect(told.all_kinds("a") == {"cold"}, "every stage started cold")
 
         out.print("\n[bold](b) All cold again, prewarm from what those runs taught.[/] The path starts with its entry:")
+        self.learned()
         self.prewarm("path")
         self.scene(told, "b", self.repeat([order] * REPEATS, True, "cold, prewarm path"))
         self.expect(told.prewarmed("b"), "every stage below the entry was prepared ahead: prewarmed, or almost-warm")
@@ -119,6 +133,7 @@ class Story:
         self.expect(told.all_kinds("c") <= {"warm", "prewarmed"}, "every stage was warm")
 
         out.print("\n[bold](d) A fresh deploy that declares its calls.[/] Its very first request:")
+        self.learned()
         for name in self.functions:
             self.client.delete(f"/v1/functions/{name}")
         self.deploy(HERE / "checkout", "foreglow.declared.toml")
@@ -140,7 +155,7 @@ class Story:
         plan = self.client.get(f"/v1/plans/{entry}")
         out.print(plan_table(plan["decisions"]))
         out.print("Each decision of the last run, and how it ended:")
-        out.print(decisions_table(self.client.get("/v1/decisions", run=run["trace_id"], limit=100)["decisions"]))
+        out.print(decisions_table(self.client.get("/v1/decisions", run=run["trace_id"], limit=100)["decisions"], one_run=True))
 
     def trainticket(self, folder: Path) -> None:
         out.rule("[bold]Train-Ticket: a system known only from its traces[/]", align="left")

@@ -56,7 +56,7 @@ def graph_table(edges: Sequence[Mapping[str, Any]], title: str = "") -> "Table":
             f"{edge['fan_out']:.1f}",
             edge["traces"],
             edge["source"],
-            show.ms(edge.get("offset_p50_ms")),
+            show.ms(None if edge["offset_p50_s"] is None else edge["offset_p50_s"] * 1000),
         )
         for edge in edges
     ]
@@ -100,13 +100,11 @@ def plan_table(decisions: Sequence[Mapping[str, Any]]) -> "Table":
             show.ms(one["start_in_ms"]),
             show.percent(one["evidence"]["reach"]),
             one["evidence"]["samples"],
-            one["evidence"]["source"],
-            f"{one['memory_mb']} MB",
             show.plain(one["reason"]),
         )
         for one in decisions
     ]
-    return show.table("", ("prepare", "in ms>", "reach>", "traces>", "source", "memory>", "why"), rows)
+    return show.table("", ("prepare", "in ms>", "reach>", "traces>", "why"), rows)
 
 
 def decisions(
@@ -132,22 +130,21 @@ def decisions(
         show.console().print(decisions_table(answer["decisions"]))
 
 
-def decisions_table(found: Sequence[Mapping[str, Any]], title: str = "") -> "Table":
+def decisions_table(found: Sequence[Mapping[str, Any]], one_run: bool = False) -> "Table":
+    """`one_run`: they are all of the same run, so that when and for which entry go without saying."""
     from orchestrator.cli import show
 
-    rows = [
-        (
-            show.clock(one["created_at"]),
-            f"[bold]{show.plain(one['function'])}[/]" + (f" #{one['ordinal']}" if one["ordinal"] > 1 else ""),
-            show.plain(one["entry"]),
-            show.outcome_text(one["outcome"]),
-            show.ms(one["start_ms"]) if one["start_ms"] else "",
-            show.plain(one["reason"]),
-            show.plain(one["detail"]) if one["outcome"] in ("cancelled", "wasted") else "",
-        )
-        for one in found
-    ]
-    return show.table(title, ("at", "function", "entry", "outcome", "took ms>", "why", "detail"), rows)
+    rows = []
+    for one in found:
+        why = show.plain(one["reason"])
+        if one["outcome"] in ("cancelled", "wasted") and one["detail"]:
+            why += f" [dim]({show.plain(one['detail'])})[/]"
+        function = f"[bold]{show.plain(one['function'])}[/]" + (f" #{one['ordinal']}" if one["ordinal"] > 1 else "")
+        took = show.ms(one["start_ms"]) if one["start_ms"] else ""
+        said = (function, show.outcome_text(one["outcome"]), took, why)
+        rows.append(said if one_run else (show.clock(one["created_at"]), show.plain(one["entry"]), *said))
+    columns = ("function", "outcome", "took ms>", "why")
+    return show.table("", columns if one_run else ("at", "entry", *columns), rows)
 
 
 def _follow(client: "Client", function: str | None, run: str | None, json: bool) -> None:
@@ -187,7 +184,7 @@ def runs(
     if run:
         out.print(show.run_tree(document))
         if document.get("decisions"):
-            out.print(decisions_table(document["decisions"]))
+            out.print(decisions_table(document["decisions"], one_run=True))
         return
     rows = [
         (

@@ -279,6 +279,7 @@ def test_lists_are_tables_and_json_is_passed_through(api: Api, foreglow: Any) ->
         "fan_out": 1.0,
         "weight": 4,
         "traces": 41,
+        "offset_p50_s": 0.0123,
         "source": "learned",
     }
     plan = {
@@ -302,7 +303,7 @@ def test_lists_are_tables_and_json_is_passed_through(api: Api, foreglow: Any) ->
     answers = {
         ("list",): ("/v1/functions", {"functions": [described("a", version(1), calls=calls)]}, "a "),
         ("describe", "a"): ("/v1/functions/a", described("a", version(1), calls=calls), "b (declared, not deployed)"),
-        ("graph",): ("/v1/graph?format=json", {"functions": [], "edges": [edge]}, "98 %"),
+        ("graph",): ("/v1/graph?format=json", {"functions": [], "edges": [edge]}, "98 %       1.0       41   learned       12.3"),
         ("plan", "shop"): ("/v1/plans/shop", plan, "left out: gift, reach 1.0 %: reach under 5 %"),
         ("decisions",): ("/v1/decisions?limit=50", {"decisions": [DECISION], "revision": 3}, "reached in [98 %] of runs"),
         ("runs",): ("/v1/runs?limit=20", {"runs": [RUN]}, "1 cold, 1 prewarmed"),
