@@ -26,7 +26,11 @@ def in_loop(test: Callable[P, Coroutine[Any, Any, None]]) -> Callable[P, None]:
 async def _watched(test: Coroutine[Any, Any, None]) -> None:
     lost: list[dict[str, Any]] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: lost.append(context))
-    await asyncio.wait_for(test, LIMIT_S)
+    try:
+        await asyncio.wait_for(test, LIMIT_S)
+    except BaseException:
+        await asyncio.sleep(0.05)  # what the failed test closed on its way out can still close: uvloop waits for it otherwise
+        raise
     await until(lambda: len(asyncio.all_tasks()) == 1, "every task has ended", SETTLE_S)
     assert not lost, f"errors nobody handled: {lost}"
 

@@ -2,8 +2,10 @@
 
 import asyncio
 import contextlib
+import gc
 import stat
 import tempfile
+import weakref
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,7 @@ from typing import Any
 import msgspec
 import pytest
 from doubles.loop import in_loop, settle, until
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from workers.framing import FrameParser, encode
@@ -21,6 +23,7 @@ from workers.rpc.messages import PROTOCOL, Drain, Hello, Revoke, Rpc, TriggerEve
 
 SECRET = "s3cret"
 HELLO = Hello("planner", "p1", SECRET)
+QUICK = (Phase.explicit, Phase.reuse, Phase.generate)  # a failing example here takes its time limit: it is not shrunk
 
 
 class Ear:
@@ -183,9 +186,8 @@ async def test_the_socket_is_this_users_only_and_replaces_a_dead_one(tmp_path: P
 @in_loop
 async def test_a_process_of_another_user_is_turned_away_even_when_it_can_connect() -> None:
     script = (
-        "import socket,sys; s=socket.socket(socket.AF_UNIX); s.connect(sys.argv[1]); s.sendall(bytes.fromhex(sys.argv[2]));"
-        "s.settimeout(5)\n"
-        "try: sys.exit(len(s.recv(1)))\n"
+        "import socket,sys; s=socket.socket(socket.AF_UNIX); s.connect(sys.argv[1]); s.settimeout(5)\n"
+        "try: s.sendall(bytes.fromhex(sys.argv[2])); sys.exit(len(s.recv(1)))\n"
         "except ConnectionError: sys.exit(0)"
     )
     with tempfile.TemporaryDirectory() as folder:
@@ -199,6 +201,30 @@ async def test_a_process_of_another_user_is_turned_away_even_when_it_can_connect
             )
             assert await asyncio.wait_for(process.wait(), 10) == 0
         assert ear.opened == []
+
+
+@in_loop
+async def test_a_connection_that_is_gone_is_kept_by_nobody(tmp_path: Path) -> None:
+    """Neither its hello timer nor a question that ran out of time keeps it alive."""
+    gone: list[weakref.ref[Connection]] = []
+
+    async def never(args: Mapping[str, Any]) -> object:
+        await asyncio.Event().wait()
+
+    async with listening(tmp_path / "s", Ear(), {"never": never}):
+        connection = await dial(tmp_path / "s", Ear(), HELLO)
+        with pytest.raises(TimeoutError):
+            await connection.ask("never", timeout_s=0.01)
+        gone.append(weakref.ref(connection))
+        connection.close()
+        del connection
+    for _ in range(3):
+        with contextlib.suppress(RpcError):
+            await dial(tmp_path / "nobody", Ear(), HELLO)
+    await settle()
+    gc.collect()
+    assert [one() for one in gone] == [None]
+    assert not [one for one in gc.get_objects() if isinstance(one, Connection) and not one.closed]
 
 
 # -- messages
@@ -253,7 +279,7 @@ async def test_a_broken_message_ends_the_connection_and_the_owner_hears_why(tmp_
     assert len(ear.losses) == 1
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=30, deadline=None, phases=QUICK, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(garbage=st.binary(min_size=1, max_size=300))
 def test_garbage_after_the_hello_hurts_only_its_own_connection(tmp_path: Path, garbage: bytes) -> None:
     @in_loop
@@ -300,16 +326,20 @@ async def test_a_peer_that_does_not_read_shows_as_congested_until_it_does(tmp_pa
 
     server = await asyncio.start_unix_server(slow, str(tmp_path / "s"))
     connection = await dial(tmp_path / "s", Ear(), HELLO)
-    assert not connection.congested
-    for _ in range(10):
-        connection.send(Rpc.DRAIN, 0, Drain("t/f:1"), bytes(1 << 20))
-    await settle()
-    assert connection.congested
-    reading.set()
-    await until(lambda: not connection.congested)
-    connection.close()
-    await until(lambda: taken > WRITE_LIMIT)
-    server.close()
+    try:
+        assert not connection.congested
+        for _ in range(10):
+            connection.send(Rpc.DRAIN, 0, Drain("t/f:1"), bytes(1 << 20))
+        await settle()
+        assert connection.congested
+        reading.set()
+        await until(lambda: not connection.congested)
+        connection.close()
+        await until(lambda: taken > WRITE_LIMIT)
+    finally:
+        reading.set()
+        connection.close()
+        server.close()
 
 
 # -- questions
