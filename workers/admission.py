@@ -66,12 +66,21 @@ class CoreGate:
         return len(self._queue)
 
 
+CHILD_SHARE = 0.1
+"""Part of the memory only child calls may use: parents that wait for their children must not keep them out for ever."""
+
+
 class MemoryLedger:
     """Megabytes promised to instances. A node never admits past its total."""
 
     def __init__(self, total_mb: int) -> None:
         self.total_mb = total_mb
         self.used_mb = 0
+
+    def missing(self, memory_mb: int, child: bool) -> int:
+        """How many MB must be freed before `memory_mb` may be reserved; 0 or less: none."""
+        kept_back = 0 if child else int(self.total_mb * CHILD_SHARE)
+        return memory_mb + kept_back - self.free_mb
 
     @property
     def free_mb(self) -> int:

@@ -83,7 +83,7 @@ class Execution:
         if instance is not None:
             self._adopt(invocation, instance)
             return
-        started = self.begin(spec, ON_DEMAND)
+        started = self.begin(spec, ON_DEMAND, child=request.depth > 0)
         if started is None:
             self._finish(invocation, InvokeResult("full", timings=invocation.timings(now)))
             return
@@ -319,10 +319,10 @@ class Execution:
 
     # -- instances
 
-    def begin(self, spec: VersionSpec, priority: float, decision_id: str = "") -> Instance | None:
+    def begin(self, spec: VersionSpec, priority: float, decision_id: str = "", child: bool = False) -> Instance | None:
         """Starts preparing an instance; None when there is no memory for it. On demand, idle ones give way."""
         victims: list[Instance] = []
-        missing = spec.memory_mb - self.memory.free_mb
+        missing = self.memory.missing(spec.memory_mb, child)
         if missing > 0:
             if decision_id:
                 return None

@@ -136,9 +136,11 @@ class Node:
 
     def _define(self, spec: VersionSpec) -> None:
         self._specs[spec.version] = spec
+        self._draining.discard(spec.version)
         self._specs.move_to_end(spec.version)
         if len(self._specs) > SPECS:
-            self._specs.popitem(last=False)
+            forgotten, _ = self._specs.popitem(last=False)
+            self._draining.discard(forgotten)
         self._standbys.want(spec.tenant, spec.memory_mb)
 
     def _invoke(self, connection: Connection, stream: int, request: InvokeRequest, body: bytes) -> None:
@@ -188,7 +190,9 @@ class Node:
                 self.decisions.lost(decision_id, message.why)
 
     def _drain(self, message: Drain) -> None:
-        self._draining.add(message.version)
+        """None is made any more, idle ones go now, busy ones by idle time. Forgotten with the spec."""
+        if message.version in self._specs:
+            self._draining.add(message.version)
         for instance in self.execution.table.of(message.version):
             if not instance.live and not instance.waiting:
                 self.execution.kill(instance, "draining")

@@ -32,14 +32,20 @@ log = structlog.get_logger(__name__)
 
 
 class RouteTable:
-    """What exists, for lookups in constant time. `on_route(function, route | None)` is called after each change."""
+    """What exists, for lookups in constant time. `on_route(function, route | None)` is called after each change,
+    `on_gone(version)` for each version that is not invocable any more."""
 
-    def __init__(self, on_route: Callable[[FunctionId, Route | None], None] | None = None) -> None:
+    def __init__(
+        self,
+        on_route: Callable[[FunctionId, Route | None], None] | None = None,
+        on_gone: Callable[[str], None] | None = None,
+    ) -> None:
         self.routes: dict[str, Route] = {}
         self.versions: dict[str, VersionSpec] = {}
         self.keys: dict[str, KeyRoute] = {}
         self.loaded = asyncio.Event()
         self._on_route = on_route
+        self._on_gone = on_gone
 
     def version(self, route: Route, qualifier: str) -> VersionSpec | None:
         """The version behind `name:qualifier`: a number, $LATEST, or nothing ("" is $LATEST)."""
@@ -63,6 +69,8 @@ class RouteTable:
         for spec in old.versions if old is not None else ():
             if spec.version not in kept:
                 self.versions.pop(spec.version, None)
+                if self._on_gone is not None:
+                    self._on_gone(spec.version)
         for spec in route.versions if route is not None else ():
             self.versions[spec.version] = spec
         if self._on_route is not None:

@@ -12,6 +12,7 @@ from orchestrator.placement import place
 from workers.rpc.connection import Connection, RpcError, dial
 from workers.rpc.messages import (
     DecisionUpdate,
+    Drain,
     Hello,
     PrepareBatch,
     PrepareItem,
@@ -141,6 +142,10 @@ class NodePeer(Peer):
     def revoke(self, decision_ids: list[str], why: str) -> None:
         if self.connection is not None:
             self.connection.send(Rpc.REVOKE, 0, Revoke(decision_ids, why, self._hello.epoch))
+
+    def drain(self, version: str) -> None:
+        if self.connection is not None:
+            self.connection.send(Rpc.DRAIN, 0, Drain(version))
 
 
 class Fleet:

@@ -49,7 +49,7 @@ class Planner:
         self.path = settings.planner_folder / "state"
         stored = load(self.path)
         self.graph = _restore(stored.graph) if stored is not None else CallGraph()
-        self.table = RouteTable(self._route_changed)
+        self.table = RouteTable(self._route_changed, self._version_gone)
         self.decisions = DecisionLog(stored.decisions if stored is not None else None)
         self.runs = RunBook(stored.runs if stored is not None else None)
         self.learner = Learner(self.graph, self.runs)
@@ -99,6 +99,10 @@ class Planner:
         callees = [FunctionId(f"{tenant}/{name}") for name in route.calls]
         self.graph.declare(function, callees, spec.memory_mb if spec is not None else 128, now)
         self._bring_code(route, None)
+
+    def _version_gone(self, version: str) -> None:
+        for node in self.fleet.up():
+            node.drain(version)
 
     def _bring_code(self, route: Route, node: NodePeer | None) -> None:
         spec = self.table.version(route, "")
