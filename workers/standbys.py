@@ -68,7 +68,6 @@ class StandbyPool:
         return None
 
     async def _refill(self) -> None:
-        loop = asyncio.get_running_loop()
         while True:
             key = self._missing()
             if key is None:
