@@ -1,6 +1,6 @@
 """Inside a sandbox: reads frames, runs the handler, answers. Standard library only; user code sees it as `foreglow`.
 
-    from foreglow import InvokeError        # what context.invoke raises
+    from foreglow import InvokeError
     def handler(event, context): return {"total": context.invoke("price", {"sku": event["sku"]})}
 
 One thread at a time reads the channel: whoever waits for something (an invocation to run, the answer to a call) leads
@@ -24,6 +24,8 @@ import time
 import traceback
 import types
 from collections import deque
+from collections.abc import Callable, Iterable
+from typing import Any
 
 HEADER = struct.Struct("!BBHIII")  # kind, flags, reserved, id, meta length, body length
 MORE = 0x01
@@ -31,18 +33,21 @@ MAX_META, MAX_BODY = 1 << 20, 16 << 20
 SPECIALISE, INVOKE, CALL_RESULT, CANCEL, PING = 1, 2, 3, 4, 5
 READY, RESULT, ERROR, CALL, LOG, PONG, CANCEL_CALL = 17, 18, 19, 20, 21, 22, 23
 MAX_LOG = 64 << 10  # bytes of output kept per invocation
+READ_SIZE = 65536
 JSON, BYTES, TEXT = "application/json", "application/octet-stream", "text/plain; charset=utf-8"
-_JSON_RESULT, _BYTES_RESULT = b'{"content_type":"application/json"}', b'{"content_type":"application/octet-stream"}'
+RESULT_META = {kind: json.dumps({"content_type": kind}).encode() for kind in (JSON, BYTES)}
+LOG_META = {stream: json.dumps({"stream": stream}).encode() for stream in ("out", "err")}
 
-_dump = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode
-_current = contextvars.ContextVar("foreglow_invocation", default=None)
+_encoder = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+_current: "contextvars.ContextVar[Context | None]" = contextvars.ContextVar("foreglow_invocation", default=None)
+Frame = tuple[int, int, int, bytes, bytes]  # kind, flags, id, meta, body
 
 
 class InvokeError(Exception):
     """A call to another function failed. `type` and `message` as the callee gave them; `status` says how it ended:
     error, timeout, killed, not-found, full, refused, cancelled, too-large, too-deep ..."""
 
-    def __init__(self, type, message, status="error"):  # noqa: A002
+    def __init__(self, type: str, message: str, status: str = "error") -> None:  # noqa: A002
         super().__init__(f"{type}: {message}")
         self.type, self.message, self.status = type, message, status
 
@@ -50,71 +55,59 @@ class InvokeError(Exception):
 class Channel:
     """Frames over a stream socket, shared by all threads of the sandbox."""
 
-    def __init__(self, sock):
-        self._sock = sock
-        self._buffer = bytearray()
-        self._sending = threading.Lock()
-        self._state = threading.Condition(threading.Lock())
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock, self._buffer = sock, bytearray()
+        self._sending, self._state = threading.Lock(), threading.Condition(threading.Lock())
         self._leading = False
-        self.invocations = deque()  # frames nobody has taken yet
-        self.results = {}  # id of a waited-for call -> None, then its frame
-        self.cancelled = set()
+        self.invocations: deque[Frame] = deque()  # nobody has taken them yet
+        self.results: dict[int, Frame | None] = {}  # calls somebody waits for
+        self.cancelled: set[int] = set()
 
-    def send(self, kind, ident, meta=b"", body=b"", flags=0):
+    def send(self, kind: int, ident: int, meta: bytes = b"", body: bytes = b"", flags: int = 0) -> None:
         head = HEADER.pack(kind, flags, 0, ident, len(meta), len(body)) + meta
         with self._sending:
-            if len(body) < 65536:
-                self._sock.sendall(head + body)
-            else:
-                self._sock.sendall(head)
+            self._sock.sendall(head + body if len(body) < READ_SIZE else head)
+            if len(body) >= READ_SIZE:
                 self._sock.sendall(body)
 
-    def first(self):
+    def first(self) -> tuple[Frame, list[int]]:
         """The first frame and the descriptors that came with it."""
-        chunk, descriptors, _, _ = socket.recv_fds(self._sock, 65536, 8)
+        chunk, descriptors, _, _ = socket.recv_fds(self._sock, READ_SIZE, 8)
         self._buffer += chunk
-        return self._read(None), descriptors
+        frame = self._read(None) if chunk else None
+        return frame or os._exit(0), descriptors
 
-    def _whole(self):
+    def _read(self, until: float | None) -> Frame | None:
+        """One frame; None when `until` (monotonic) passes first. Ends the process when the node has gone."""
         buffer = self._buffer
-        if len(buffer) < 16:
-            return None, 16
-        kind, flags, _, ident, meta_length, body_length = HEADER.unpack_from(buffer)
-        if meta_length > MAX_META or body_length > MAX_BODY:
-            raise EOFError("a frame over the limit")
-        at = 16 + meta_length
-        stop = at + body_length
-        if len(buffer) < stop:
-            return None, stop
-        frame = (kind, flags, ident, bytes(buffer[16:at]), bytes(buffer[at:stop]))
-        del buffer[:stop]
-        return frame, 0
-
-    def _read(self, deadline):
-        """One frame; None when `deadline` (monotonic) passes first. Ends the process when the node has gone."""
         while True:
-            frame, wanted = self._whole()
-            if frame is not None:
-                return frame
-            if deadline is not None:
+            stop = 16
+            if len(buffer) >= 16:
+                kind, flags, _, ident, meta_length, body_length = HEADER.unpack_from(buffer)
+                if meta_length > MAX_META or body_length > MAX_BODY:
+                    os._exit(1)
+                body_at = 16 + meta_length
+                stop = body_at + body_length
+                if len(buffer) >= stop:
+                    frame = (kind, flags, ident, bytes(buffer[16:body_at]), bytes(buffer[body_at:stop]))
+                    del buffer[:stop]
+                    return frame
+            if until is not None:
                 poll = select.poll()
                 poll.register(self._sock, select.POLLIN)
-                if not poll.poll(max(0.0, (deadline - time.monotonic()) * 1000)):
+                if not poll.poll(max(0.0, (until - time.monotonic()) * 1000)):
                     return None
-            chunk = self._sock.recv(max(65536, wanted - len(self._buffer)))
+            chunk = self._sock.recv(max(READ_SIZE, stop - len(buffer)))
             if not chunk:
                 os._exit(0)
-            self._buffer += chunk
+            buffer += chunk
 
-    def wait(self, take, deadline=None):
-        """What `take()` (called with the state locked) finds, as soon as it is not None; None after `deadline`."""
+    def wait(self, take: Callable[[], Any], until: float | None = None) -> Any:
+        """What `take()` (called with the state locked) finds, as soon as it is not None; None after `until`."""
         state = self._state
         with state:
-            while True:
-                found = take()
-                if found is not None:
-                    return found
-                left = None if deadline is None else deadline - time.monotonic()
+            while (found := take()) is None:
+                left = None if until is None else until - time.monotonic()
                 if left is not None and left <= 0:
                     return None
                 if self._leading:
@@ -123,84 +116,84 @@ class Channel:
                 self._leading = True
                 state.release()
                 try:
-                    frame = self._read(deadline)
+                    frame = self._read(until)
                 finally:
                     state.acquire()
                     self._leading = False
                     state.notify_all()
                 if frame is not None:
                     self._dispatch(frame)
+        return found
 
-    def _dispatch(self, frame):
+    def _dispatch(self, frame: Frame) -> None:
         kind, _, ident, _, _ = frame
         if kind == INVOKE:
             self.invocations.append(frame)
-        elif kind == CALL_RESULT:
-            if ident in self.results:
-                self.results[ident] = frame
+        elif kind == CALL_RESULT and ident in self.results:
+            self.results[ident] = frame
         elif kind == CANCEL:
             self.cancelled.add(ident)
         elif kind == PING:
             self.send(PONG, ident)
 
-    def next_invocation(self):
-        return self.wait(lambda: self.invocations.popleft() if self.invocations else None)
+    def next_invocation(self) -> Frame | None:
+        """To be used as `take`."""
+        return self.invocations.popleft() if self.invocations else None
 
 
 class Call:
-    """A call under way. `result()` waits for it; an instance dies with its invocation."""
+    """A call under way; `result()` waits for it."""
 
-    def __init__(self, context, ident, name):
+    def __init__(self, context: "Context", ident: int, name: str) -> None:
         self._context, self._id, self._name = context, ident, name
-        self._frame = None
+        self._frame: Frame | None = None
 
-    def result(self, timeout=None):
-        """The callee's answer (JSON decoded, other content as bytes). Raises InvokeError; `timeout` in seconds."""
-        context, channel = self._context, self._context._channel
+    def result(self, timeout: float | None = None) -> Any:
+        """The callee's answer (JSON decoded, other content as bytes). `timeout` in seconds. Raises InvokeError."""
+        context = self._context
         if self._frame is None:
             until = context._until if timeout is None else min(context._until, time.monotonic() + timeout)
-            frame = channel.wait(self._take, until)
-            if frame is None or frame is False:
-                channel.results.pop(self._id, None)
-                channel.send(CANCEL_CALL, self._id)
+            frame = context._channel.wait(self._take, until)
+            if not frame:
+                context._channel.results.pop(self._id, None)
+                context._channel.send(CANCEL_CALL, self._id)
                 if frame is False:
                     raise InvokeError("Cancelled", f"the invocation that called {self._name} is over", "cancelled")
                 raise InvokeError("Timeout", f"no answer from {self._name} in time", "timeout")
             self._frame = frame
-        _, _, _, meta, body = self._frame
-        head = json.loads(meta)
+        head, body = json.loads(self._frame[3]), self._frame[4]
         if head.get("status", "ok") != "ok":
             error = head.get("error") or {}
             raise InvokeError(error.get("type", "InvokeError"), error.get("message", head["status"]), head["status"])
         return decode(head.get("content_type", ""), body)
 
-    def _take(self):
-        context, results = self._context, self._context._channel.results
-        if context._over or context._id in context._channel.cancelled or self._id not in results:
+    def _take(self) -> Frame | bool | None:
+        channel = self._context._channel
+        if self._context._id in channel.cancelled or self._id not in channel.results:
             return False
-        return results.pop(self._id) if results[self._id] is not None else None
+        return channel.results.pop(self._id) if channel.results[self._id] else None
 
 
 class Context:
     """What a handler is told, and how it calls others. `deadline` is seconds since the epoch."""
 
-    InvokeError = InvokeError
     _numbers = itertools.count(1)
 
-    def __init__(self, instance, ident, head):
+    def __init__(self, instance: "Instance", ident: int, head: dict[str, Any]) -> None:
         self.function_name, self.function_version = instance.function_name, instance.function_version
         self.memory_limit_in_mb = instance.memory_mb
         self.invocation_id, self.trace_id = head.get("invocation", ""), head.get("trace_id", "")
         seconds = float(head.get("deadline_s", 3600.0))
         self.deadline, self._until = time.time() + seconds, time.monotonic() + seconds
         self._channel, self._id, self._over = instance.channel, ident, False
-        self._calls, self._log = [], Log(instance.channel, ident)
+        self._calls: list[int] = []
+        self._log = Log(instance.channel, ident)
 
-    def get_remaining_time_in_millis(self):
+    def get_remaining_time_in_millis(self) -> int:
         return max(0, int((self._until - time.monotonic()) * 1000))
 
-    def start(self, name, payload=None):
-        """Calls another function without waiting; the returned Call's `result()` does."""
+    def start(self, name: str, payload: Any = None) -> Call:
+        """Calls another function without waiting. Raises InvokeError once the invocation has ended."""
         if self._over:
             raise InvokeError("InvocationOver", "this invocation has ended; it cannot call any more", "refused")
         content_type, body = encode(payload)
@@ -208,17 +201,18 @@ class Context:
         self._calls.append(ident)
         self._channel.results[ident] = None
         meta = {"invocation": self._id, "function": name, "content_type": content_type, "asynchronous": False}
-        self._channel.send(CALL, ident, _dump(meta).encode(), body)
+        self._channel.send(CALL, ident, dump(meta), body)
         return Call(self, ident, name)
 
-    def invoke(self, name, payload=None, timeout=None):
-        """Calls another function and waits. Raises InvokeError."""
+    def invoke(self, name: str, payload: Any = None, timeout: float | None = None) -> Any:
+        """Calls another function and waits for its answer. Raises InvokeError."""
         return self.start(name, payload).result(timeout)
 
-    def invoke_all(self, calls, timeout=None):
-        """Calls [(name, payload), ...] at the same time; their results in order. Raises the first InvokeError, after all ended."""
+    def invoke_all(self, calls: Iterable[tuple[str, Any]], timeout: float | None = None) -> list[Any]:
+        """Makes all calls at the same time; answers in order. Raises the first InvokeError, after all have ended."""
         until = None if timeout is None else time.monotonic() + timeout
-        results, failed = [], None
+        results: list[Any] = []
+        failed: InvokeError | None = None
         for call in [self.start(name, payload) for name, payload in calls]:
             try:
                 results.append(call.result(None if until is None else max(0.0, until - time.monotonic())))
@@ -228,249 +222,228 @@ class Context:
             raise failed
         return results
 
-    def _end(self):
+    def _end(self) -> None:
         self._over = True
         for ident in self._calls:
             self._channel.results.pop(ident, None)
         self._channel.cancelled.discard(self._id)
 
 
-class Headers(dict):
-    """Names in lower case; looked up in any case. Of a repeated header the last value counts."""
-
-    def __init__(self, pairs):
-        super().__init__((name.lower(), value) for name, value in pairs)
-
-    def __getitem__(self, name):
-        return super().__getitem__(name.lower())
-
-    def __contains__(self, name):
-        return super().__contains__(name.lower())
-
-    def get(self, name, default=None):
-        return super().get(name.lower(), default)
-
-
 class Request:
-    """What an http handler gets: method, path, query (undecoded), headers, body (bytes), text, json()."""
+    """What an http handler gets. `headers`: names in lower case, of a repeated one the last; `query` is not decoded."""
 
-    def __init__(self, head, body):
+    def __init__(self, head: dict[str, Any], body: bytes) -> None:
         self.method, self.path, self.query = head.get("method", "GET"), head.get("path", "/"), head.get("query", "")
-        self.headers, self.body = Headers(head.get("headers", ())), body
+        self.headers = {name.lower(): value for name, value in head.get("headers", ())}
+        self.body = body
 
     @property
-    def text(self):
+    def text(self) -> str:
         return self.body.decode()
 
-    def json(self):
+    def json(self) -> Any:
         return json.loads(self.body)
 
 
 class Log:
-    """Output of one invocation: whole lines as LOG frames, up to MAX_LOG bytes."""
+    """Output of one invocation: lines as LOG frames, up to MAX_LOG bytes."""
 
-    def __init__(self, channel, ident):
-        self._channel, self._id, self._left = channel, ident, MAX_LOG
-        self._pending = {"out": b"", "err": b""}
+    def __init__(self, channel: Channel, ident: int) -> None:
+        self._channel, self._id, self._left, self._pending = channel, ident, MAX_LOG, {"out": b"", "err": b""}
 
-    def write(self, stream, text):
-        if self._left > 0:
-            pending = self._pending[stream] + text
-            if b"\n" in text or len(pending) > 8192:
-                self._send(stream, pending)
-                pending = b""
-            self._pending[stream] = pending
+    def write(self, stream: str, text: bytes) -> None:
+        self._pending[stream] += text[: MAX_LOG + 1]
+        if b"\n" in text or len(self._pending[stream]) > 8192:
+            self.flush()
 
-    def flush(self):
-        for stream, pending in self._pending.items():
-            if pending:
-                self._pending[stream] = b""
-                self._send(stream, pending)
-
-    def _send(self, stream, text):
-        if len(text) > self._left:
-            text = text[: self._left] + b"\n[the rest of this invocation's output is left out]\n"
-        self._left -= len(text)
-        self._channel.send(LOG, self._id, b'{"stream":"out"}' if stream == "out" else b'{"stream":"err"}', text)
+    def flush(self) -> None:
+        for stream, text in self._pending.items():
+            self._pending[stream] = b""
+            if len(text) > self._left > 0:
+                text = text[: self._left] + b"\n[the rest of this invocation's output is left out]\n"  # noqa: PLW2901
+            if text and self._left > 0:
+                self._left -= len(text)
+                self._channel.send(LOG, self._id, LOG_META[stream], text)
 
 
 class Output(io.RawIOBase):
-    """sys.stdout or sys.stderr: gives each write to the log of the invocation it belongs to."""
+    """sys.stdout or sys.stderr: each write goes to the log of the invocation it belongs to."""
 
-    def __init__(self, instance, stream):
+    def __init__(self, instance: "Instance", stream: str, descriptor: int) -> None:
         super().__init__()
-        self._instance, self._stream = instance, stream
+        self._instance, self._stream, self._descriptor = instance, stream, descriptor
 
-    def writable(self):
+    def writable(self) -> bool:
         return True
 
-    def fileno(self):
-        return 1 if self._stream == "out" else 2
+    def fileno(self) -> int:
+        return self._descriptor
 
-    def write(self, text):
+    def write(self, text: Any) -> int:
         self._instance.log().write(self._stream, bytes(text))
         return len(text)
 
 
-def encode(value):
+def dump(value: Any) -> bytes:
+    return _encoder.encode(value).encode("utf-8", "replace")
+
+
+def encode(value: Any) -> tuple[str, bytes]:
     """(content type, bytes) of a payload or result. Raises TypeError naming what JSON cannot hold."""
-    if isinstance(value, (bytes, bytearray, memoryview)):
-        return BYTES, bytes(value)
-    return JSON, _dump(value).encode()
+    return (BYTES, bytes(value)) if isinstance(value, bytes | bytearray | memoryview) else (JSON, dump(value))
 
 
-def decode(content_type, body):
-    if content_type.startswith(JSON):
-        return json.loads(body) if body else None
-    return body
+def decode(content_type: str, body: bytes) -> Any:
+    return body if content_type and not content_type.startswith(JSON) else json.loads(body) if body else None
 
 
-def describe(error):
-    """{type, message, stack} of an exception, without the runtime's own frames."""
-    tb = error.__traceback__
-    while tb is not None and tb.tb_frame.f_code.co_filename in (__file__, "<frozen importlib._bootstrap>"):
-        tb = tb.tb_next
-    if isinstance(error, SyntaxError):
-        tb = None
-    stack = "".join(traceback.format_exception(type(error), error, tb))[-32768:]
-    message = f"the handler called exit({error.code!r})" if isinstance(error, SystemExit) else str(error)[:4096]
-    return {"type": type(error).__name__, "message": message, "stack": stack}
+def describe(error: BaseException) -> dict[str, str]:
+    """{type, message, stack} of an exception, without the runtime's own frames. Never raises."""
+    try:
+        message = f"the handler called exit({error.code!r})" if isinstance(error, SystemExit) else str(error)
+        trail = [whole := traceback.TracebackException.from_exception(error)]
+        for one in trail:
+            kept = [line for line in one.stack if line.filename != __file__ and "<frozen importlib" not in line.filename]
+            one.stack = traceback.StackSummary.from_list(kept)
+            trail += [other for other in (one.__cause__, one.__context__) if other is not None]
+        stack = "".join(whole.format())
+    except Exception as broken:
+        message = stack = f"the error cannot be described: {type(broken).__name__}"
+    return {"type": type(error).__name__, "message": message[:4096], "stack": stack[-32768:]}
 
 
-def reseed(entropy):
-    """No two clones of one template may draw the same numbers: kernel entropy into every generator that has state."""
+def reseed(entropy: bytes) -> None:
+    """No two clones of one template draw the same numbers: fresh entropy into every generator that has state."""
     random.seed(entropy + os.urandom(16))
-    modules = sys.modules
+    modules: Any = sys.modules  # not copied: that would write to every module
     if "ssl" in modules:
-        modules["ssl"].RAND_add(entropy, float(len(entropy)))
+        modules["ssl"].RAND_add(entropy + os.urandom(16), 48.0)
     if "uuid" in modules:
         modules["uuid"]._node = modules["uuid"]._last_timestamp = None
     if "tempfile" in modules:
         modules["tempfile"]._name_sequence = None
     if "numpy.random" in modules:
-        modules["numpy.random"].seed(struct.unpack("8I", (entropy * 32)[:32]))
+        modules["numpy.random"].seed(struct.unpack("8I", os.urandom(32)))
 
 
 class Instance:
-    """A sandbox that has become a version of a function."""
+    """A sandbox that has become a version of a function. `load` must come before `run`."""
 
-    def __init__(self, channel, meta):
+    def __init__(self, channel: Channel, meta: dict[str, Any]) -> None:
         name, _, self.function_version = meta.get("version", "").rpartition(":")
         self.function_name = name.partition("/")[2]
         self.memory_mb, self.concurrency = int(meta.get("memory_mb", 0)), max(1, int(meta.get("concurrency", 1)))
-        self.kind, self.channel = meta.get("kind", "event"), channel
-        self._log, self._running, self._threads = Log(channel, 0), {}, threading.local()
+        self.kind, self.channel, self._handler_name = meta.get("kind", "event"), channel, meta.get("handler", "")
+        self._outside, self._running, self._threads = Log(channel, 0), dict[int, Context](), threading.local()
+        self._handler: Callable[..., Any] = print
+        self._is_async = False
 
-    def log(self):
+    def log(self) -> Log:
         context = _current.get()
         if context is not None and not context._over:
             return context._log
-        running = list(self._running.values())  # a thread of the handler: clear only when one invocation runs
-        return running[0]._log if len(running) == 1 else self._log
+        running = list(self._running.values())  # a thread of a handler: clear only when one invocation runs
+        return running[0]._log if len(running) == 1 else self._outside
 
-    def load(self, handler):
+    def load(self) -> None:
         """Imports `module:function`. Raises whatever the module does; LookupError when the function is not there."""
         if self.kind not in ("event", "http"):
-            raise ValueError(f"kind {self.kind} is not run by this runtime: deploy the function as http or event")
-        module, _, name = handler.partition(":")
-        found = importlib.import_module(module)
+            raise ValueError(f"kind {self.kind} does not run here yet: deploy the function as event or http")
+        module_name, _, name = self._handler_name.partition(":")
+        found: Any = importlib.import_module(module_name)
         for part in name.split("."):
             if not hasattr(found, part):
-                raise LookupError(f"handler {handler}: {module} has no {name}")
+                raise LookupError(f"handler {self._handler_name}: {module_name} has no {name}")
             found = getattr(found, part)
         if not callable(found):
-            raise TypeError(f"handler {handler} is not callable")
-        self._handler = found
-        self._is_async = inspect.iscoroutinefunction(found)
+            raise TypeError(f"handler {self._handler_name} is not callable")
+        self._handler, self._is_async = found, inspect.iscoroutinefunction(found)
 
-    def work(self):
+    def work(self) -> None:
         while True:
-            self.run(self.channel.next_invocation())
+            self.run(self.channel.wait(self.channel.next_invocation))
 
-    def run(self, frame):
+    def run(self, frame: Frame) -> None:
         _, _, ident, meta, body = frame
         head = json.loads(meta)
-        context = Context(self, ident, head)
-        self._running[ident] = context
+        context = self._running[ident] = Context(self, ident, head)
         token = _current.set(context)
         try:
             if self.kind == "http":
-                answer = self._answer_http(self._call(Request(head.get("http") or {}, body), context), ident, context)
+                meta, body = self._http(self._call(Request(head.get("http") or {}, body), context), context)
             else:
-                content_type, answer_body = encode(self._call(decode(head.get("content_type") or JSON, body), context))
-                answer = (RESULT, ident, _JSON_RESULT if content_type is JSON else _BYTES_RESULT, answer_body)
-            if len(answer[3]) > MAX_BODY:
-                raise ValueError(f"the result has {len(answer[3])} bytes; the limit is {MAX_BODY}")
+                content_type, body = encode(self._call(decode(head.get("content_type", ""), body), context))
+                meta = RESULT_META[content_type]
+            if len(body) > MAX_BODY:
+                raise ValueError(f"the result has {len(body)} bytes; the limit is {MAX_BODY}")
+            kind = RESULT
         except BaseException as error:
-            answer = (ERROR, ident, _dump(describe(error)).encode("utf-8", "replace"), b"")
+            kind, meta, body = ERROR, dump(describe(error)), b""
         context._log.flush()
         context._end()
         _current.reset(token)
         del self._running[ident]
-        self.channel.send(*answer)
+        self.channel.send(kind, ident, meta, body)
 
-    def _call(self, event, context):
+    def _call(self, event: Any, context: Context) -> Any:
         if not self._is_async:
             return self._handler(event, context)
         import asyncio
 
-        loop = getattr(self._threads, "loop", None)
-        if loop is None:
-            loop = self._threads.loop = asyncio.new_event_loop()
-        return loop.run_until_complete(self._handler(event, context))
+        if not hasattr(self._threads, "loop"):
+            self._threads.loop = asyncio.new_event_loop()
+        return self._threads.loop.run_until_complete(self._handler(event, context))
 
-    def _answer_http(self, value, ident, context):
-        status, headers = 200, {}
+    def _http(self, value: Any, context: Context) -> tuple[bytes, bytes]:
+        """Meta and last body of the answer; a generator's parts are sent on the way."""
+        status, headers = 200, dict[str, Any]()
         if isinstance(value, tuple) and len(value) == 2:
             status, value = value
         elif isinstance(value, dict) and value and value.keys() <= {"status", "headers", "body"}:
             status, headers, value = value.get("status", 200), value.get("headers") or {}, value.get("body", b"")
         pairs = [[str(k), str(v)] for k, v in (headers.items() if isinstance(headers, dict) else headers)]
         streamed = isinstance(value, types.GeneratorType)
-        content_type, body = (TEXT, b"") if streamed else (TEXT, value.encode()) if isinstance(value, str) else encode(value)
-        content_type = next((v for k, v in pairs if k.lower() == "content-type"), content_type)
-        meta = _dump({"content_type": content_type, "http": {"status": int(status), "headers": pairs}}).encode()
-        if streamed:
-            for chunk in value:
-                context._log.flush()
-                self.channel.send(RESULT, ident, meta, chunk.encode() if isinstance(chunk, str) else bytes(chunk), MORE)
-                meta = b"{}"
-        return RESULT, ident, meta, body
+        kind, body = (TEXT, value.encode()) if isinstance(value, str) else (TEXT, b"") if streamed else encode(value)
+        kind = next((v for k, v in pairs if k.lower() == "content-type"), kind)
+        meta = dump({"content_type": kind, "http": {"status": int(status), "headers": pairs}})
+        for chunk in value if streamed else ():
+            self.channel.send(RESULT, context._id, meta, chunk.encode() if isinstance(chunk, str) else bytes(chunk), MORE)
+            meta = b"{}"
+        return meta, body
 
 
-def serve(sock, attach):
-    """Waits for SPECIALISE, becomes that version, and runs invocations until the node closes the channel.
-
-    `attach(meta, descriptors)` brings the code in and locks the sandbox; no user code runs before it returned.
-    """
-    channel = Channel(sock)
-    (kind, _, ident, meta_bytes, _), descriptors = channel.first()
+def become(channel: Channel, attach: Callable[[dict[str, Any], list[int]], None]) -> Instance:
+    """Waits for SPECIALISE and becomes that version. `attach(meta, descriptors)` brings the code in and locks the sandbox;
+    no user code runs before it has returned."""
+    (_, _, ident, meta_bytes, _), descriptors = channel.first()
     meta = json.loads(meta_bytes)
-    began = time.perf_counter()
-    ready = {"init_ms": 0.0}
+    began, ready = time.perf_counter(), dict[str, Any]()
     instance = Instance(channel, meta)
     try:
-        if kind != SPECIALISE:
-            raise ValueError(f"the first frame has kind {kind}, not SPECIALISE")
         attach(meta, descriptors)
-        began = time.perf_counter()
     except BaseException as error:
-        ready["error"], ready["step"] = describe(error), "attach"
+        ready = {"error": describe(error), "step": "attach"}
     else:
+        began = time.perf_counter()
         reseed(bytes.fromhex(meta.get("entropy", "")))
         os.environ.update(meta.get("environment", {}))
-        sys.path[:0] = meta.get("paths", [])
-        for stream, name in (("out", "stdout"), ("err", "stderr")):
-            output = io.TextIOWrapper(Output(instance, stream), "utf-8", "backslashreplace", write_through=True)
-            setattr(sys, name, output)
-            setattr(sys, f"__{name}__", output)
+        sys.path[:0] = meta.get("paths", ())
+        for descriptor, stream in ((1, "out"), (2, "err")):
+            output: Any = Output(instance, stream, descriptor)
+            setattr(sys, f"std{stream}", io.TextIOWrapper(output, "utf-8", "backslashreplace", write_through=True))
         try:
-            instance.load(meta["handler"])
+            instance.load()
         except BaseException as error:
-            ready["error"] = describe(error)
+            ready = {"error": describe(error)}
     ready["init_ms"] = (time.perf_counter() - began) * 1000
-    instance._log.flush()
-    channel.send(READY, ident, _dump(ready).encode("utf-8", "replace"))
+    instance._outside.flush()
+    channel.send(READY, ident, dump(ready))
+    return instance
+
+
+def serve(sock: socket.socket, attach: Callable[[dict[str, Any], list[int]], None]) -> None:
+    """All of a guest's life, from standby on. Never returns: the process ends with its channel."""
+    instance = become(Channel(sock), attach)
     for _ in range(instance.concurrency - 1):
         threading.Thread(target=instance.work, daemon=True).start()
     instance.work()

@@ -6,25 +6,68 @@ import hashlib
 import os
 import resource
 import socket
+from dataclasses import dataclass
 from pathlib import Path
 
-from workers.drivers.process import syscalls
+from workers.drivers.process import syscalls, tiers
+from workers.drivers.process.cells import Cell
 from workers.drivers.process.clone import ProcessClone
 from workers.drivers.process.interpreter import Interpreter, NoInterpreter, find_interpreter
 from workers.drivers.process.layers import LayerSource, can_detach
-from workers.drivers.process.limits import CONTROLLERS, Cell, Cgroups, detect, sweep
-from workers.drivers.process.templates import CloneRequest, Template, start_template
+from workers.drivers.process.limits import Cgroups, detect, sweep
+from workers.drivers.process.templates import CloneRequest
+from workers.drivers.process.tenants import TenantTemplates
+from workers.drivers.process.tiers import Tier
 from workers.ports import DriverError, IsolationReport, Specialisation
 from workers.versions import SHAPES_MB, Kind
 
-UID_BASE, UID_COUNT = 200_000, 60_000
-CLONES_PER_TEMPLATE = 500
-PROBE_TIMEOUT_S = 20.0
 PROBE_TENANT = ""
+PROBE_TIMEOUT_S = 20.0
+PROBE_SOURCE = "def handler(event, context):\n    return None\n"
+WATCH_EVERY_S = 0.5
+STOP_TIMEOUT_S = 10.0
+
+
+@dataclass
+class _Ends:
+    """Descriptors of one clone: ours to keep, theirs to hand over."""
+
+    channel: socket.socket
+    outputs: dict[str, int]
+    theirs: list[int]
+
+    def close_theirs(self) -> None:
+        while self.theirs:
+            os.close(self.theirs.pop())
+
+    def close_ours(self) -> None:
+        self.channel.close()
+        for descriptor in self.outputs.values():
+            os.close(descriptor)
+
+
+def _open_ends() -> _Ends:
+    """Raises OSError, with nothing left open."""
+    ours, channel = socket.socketpair()
+    ends = _Ends(ours, {}, [channel.detach()])
+    try:
+        for stream in ("out", "err"):
+            ends.outputs[stream], theirs = os.pipe2(os.O_CLOEXEC)
+            ends.theirs.append(theirs)
+    except OSError:
+        ends.close_theirs()
+        ends.close_ours()
+        raise
+    return ends
 
 
 class ProcessDriver:
-    """Implements workers.ports.Driver. `folder` is its own, for what it must remember across a crash."""
+    """Implements workers.ports.Driver. Use it on one event loop, in a thread that lives as long as the node: templates die
+    with the thread that started them.
+
+    `folder` is its own; its name (with the process id) names the control groups. `python`: the runtime's interpreter,
+    found when empty.
+    """
 
     name = "process"
 
@@ -35,166 +78,175 @@ class ProcessDriver:
         self._interpreter: Interpreter | None = None
         self._cgroups: Cgroups | None = None
         self._layers: LayerSource | None = None
-        self._sandboxed = True
-        self._templates: dict[str, asyncio.Task[Template]] = {}
-        self._retired: set[Template] = set()
+        self._tier = Tier("none")
+        self._templates: TenantTemplates | None = None
         self._clones: set[ProcessClone] = set()
-        self._spare: Template | None = None
         self._numbers = 0
-        self._uids = 0
-        self._freeing: set[asyncio.Future[None]] = set()
+        self._background: set[asyncio.Future[None]] = set()
+        self._watcher: asyncio.Task[None] | None = None
+
+    # -- start and stop
 
     async def start(self) -> IsolationReport:
         if not syscalls.SUPPORTED:
             raise DriverError("the process driver runs on x86_64 Linux only")
-        self._folder.mkdir(parents=True, exist_ok=True)
-        _raise_open_files()
         loop = asyncio.get_running_loop()
         try:
+            self._folder.mkdir(parents=True, exist_ok=True)
             self._interpreter = await loop.run_in_executor(None, find_interpreter, self._python)
-        except NoInterpreter as error:
+            refused = await loop.run_in_executor(None, self._open_cgroups)
+        except (NoInterpreter, OSError) as error:
             raise DriverError(str(error)) from error
-        missing = await loop.run_in_executor(None, self._open_cgroups)
-        self._layers = LayerSource("" if can_detach(self._folder) else self._interpreter.executable)
-        facts = await self._probe()
-        del facts
-        kinds = {c: self._cgroups.layout.kind(c) if self._cgroups else "none" for c in CONTROLLERS}
-        if os.geteuid() == 0:
-            tier = "root+cgroups" if kinds["memory"] != "none" else "root"
-        else:
-            tier = "userns"
-        return IsolationReport("process", tier, kinds, tuple(missing))
+        _raise_open_files()
+        failures: list[str] = []
+        try:
+            for tier in tiers.candidates():
+                try:
+                    await self._probe(tier)
+                    break
+                except (DriverError, TimeoutError, OSError) as error:
+                    failures.append(f"{tier.name}: {error or 'timed out'}")
+            else:
+                raise DriverError("no sandbox could be made: " + "; ".join(failures))
+            assert self._cgroups is not None
+            report = tiers.report(self._tier, self._cgroups, [*failures, *refused])
+            if not report.isolated and not self._allow_no_isolation:
+                raise DriverError(
+                    "no isolation is possible here (" + "; ".join(failures) + "); "
+                    "--allow-no-isolation runs the functions of one tenant unprotected"
+                )
+        except DriverError:
+            await self.stop()
+            raise
+        if report.limits["memory"] == "rlimit":
+            self._watcher = loop.create_task(self._watch())
+        return report
 
     def _open_cgroups(self) -> list[str]:
         layout = detect(Path("/proc/self/mountinfo").read_text(), Path("/proc/self/cgroup").read_text())
-        digest = hashlib.sha256(str(self._folder.resolve()).encode()).hexdigest()[:10]
-        prefix = f"foreglow-{digest}-"
+        prefix = f"foreglow-{hashlib.sha256(str(self._folder.resolve()).encode()).hexdigest()[:10]}-"
         sweep(layout, prefix)
         self._cgroups = Cgroups(layout, f"{prefix}{os.getpid()}")
         return self._cgroups.open()
 
-    async def _probe(self) -> object:
-        """Makes a sandbox, runs a function in it, takes it apart: what works here is what was seen to work."""
+    async def _probe(self, tier: Tier) -> None:
+        """Makes a sandbox, runs a function's module in it, takes it apart: what works here is what was seen to work."""
+        assert self._interpreter is not None
+        assert self._cgroups is not None
+        if self._templates is not None:
+            await self._templates.stop()
+        self._tier, self._templates = tier, TenantTemplates(self._interpreter, tier, self._cgroups)
         code = self._folder / "probe"
         code.mkdir(exist_ok=True)
-        (code / "probe.py").write_text("def handler(event, context):\n    return None\n")
+        code.chmod(0o755)
+        (code / "probe.py").write_text(PROBE_SOURCE)
+        (code / "probe.py").chmod(0o644)
+        if tier.sandboxed and self._layers is None:
+            self._layers = LayerSource("" if can_detach(code) else self._interpreter.executable)
         clone = await self.clone(PROBE_TENANT, SHAPES_MB[0])
         try:
-            await clone.specialise(
-                Specialisation("probe/probe:1", "probe:handler", Kind.EVENT, 1, SHAPES_MB[0], (code,), {}), PROBE_TIMEOUT_S
-            )
+            work = Specialisation("probe/probe:1", "probe:handler", Kind.EVENT, 1, SHAPES_MB[0], (code,), {})
+            await clone.specialise(work, PROBE_TIMEOUT_S)
         finally:
             await clone.kill("the probe is done")
-        self._spare = await self._templates.pop(PROBE_TENANT)
-        return None
+        self._templates.hand_over(PROBE_TENANT)
+
+    async def stop(self) -> None:
+        if self._watcher is not None:
+            self._watcher.cancel()
+        await asyncio.gather(*(clone.kill("the node stops") for clone in list(self._clones)), return_exceptions=True)
+        if self._templates is not None:
+            await self._templates.stop()
+        while self._background:
+            done, _ = await asyncio.wait(self._background, timeout=STOP_TIMEOUT_S)
+            if not done:
+                break
+        if self._cgroups is not None:
+            await asyncio.get_running_loop().run_in_executor(None, self._cgroups.close)
+        if self._layers is not None:
+            self._layers.close()
+            self._layers = None
+
+    async def retire(self, tenant: str) -> None:
+        if self._templates is not None:
+            await self._templates.retire(tenant)
+
+    # -- clones
 
     async def clone(self, tenant: str, memory_mb: int) -> ProcessClone:
-        template = await self._template(tenant)
+        if self._templates is None:
+            raise DriverError("the driver has not been started")
+        template = await self._templates.get(tenant)
         self._numbers += 1
         number = self._numbers
-        cell = self._cell(memory_mb, template.uid)
-        ours, theirs = socket.socketpair()
-        ours.setblocking(False)
-        outputs: dict[str, int] = {}
-        theirs_out: list[int] = []
-        for stream in ("out", "err"):
-            outputs[stream], end = os.pipe2(os.O_CLOEXEC)
-            os.set_blocking(outputs[stream], False)
-            theirs_out.append(end)
-        status: list[str] = []
-        waiting: list[ProcessClone] = []
+        cell = self._take_cell(memory_mb, template.uid)
+        made: list[ProcessClone] = []
+        early: list[str] = []
 
         def on_status(how: str) -> None:
-            status.append(how)
-            for one in waiting:
-                one.exit_status(how)
+            if made:
+                made[0].exit_status(how)
+            else:
+                early.append(how)
 
+        def freed(gone: ProcessClone) -> None:
+            self._clones.discard(gone)
+            template.clone_gone()
+            if cell is not None:
+                self._give_back(cell)
+
+        try:
+            ends = _open_ends()
+        except OSError as error:
+            self._give_back(cell)
+            raise DriverError(f"descriptors of a sandbox: {error}") from error
         request = CloneRequest(
-            number, max(64, memory_mb // 2), 0 if cell else 4 * memory_mb + 1024, bool(cell and cell.into_cgroup)
+            number,
+            tmp_mb=max(64, memory_mb // 2),
+            address_space_mb=0 if self._held_by_cgroup else tiers.address_space_mb(memory_mb),
+            into_cgroup=cell is not None and cell.into_cgroup,
         )
         try:
-            pid, pidfd = await template.clone(request, [theirs.fileno(), *theirs_out, *(cell.join if cell else [])], on_status)
+            process = await template.clone(request, [*ends.theirs, *(cell.join if cell is not None else ())], on_status)
         except BaseException:
-            ours.close()
-            for descriptor in outputs.values():
-                os.close(descriptor)
-            if cell is not None and self._cgroups is not None:
-                self._cgroups.give_back(cell)
+            ends.close_ours()
+            self._give_back(cell)
             raise
         finally:
-            theirs.close()
-            for descriptor in theirs_out:
-                os.close(descriptor)
-        layers = self._layers if self._sandboxed else None
-
-        def freed(clone: ProcessClone) -> None:
-            self._clones.discard(clone)
-            template.clone_gone()
-            if cell is not None and self._cgroups is not None:
-                future = asyncio.get_running_loop().run_in_executor(None, self._cgroups.give_back, cell)
-                self._freeing.add(future)
-                future.add_done_callback(self._freeing.discard)
-
-        clone = ProcessClone(f"p{number}", pid, pidfd, ours, outputs, cell, layers, freed)
-        waiting.append(clone)
+            ends.close_theirs()
+        layers = self._layers if self._tier.sandboxed else None
+        clone = ProcessClone(f"p{number}", memory_mb, process, ends.channel, ends.outputs, cell, layers, freed)
+        made.append(clone)
         self._clones.add(clone)
+        for how in early:
+            clone.exit_status(how)
         return clone
 
-    def _cell(self, memory_mb: int, owner: int) -> Cell | None:
+    @property
+    def _held_by_cgroup(self) -> bool:
+        return self._cgroups is not None and self._cgroups.kind("memory") != "none"
+
+    def _take_cell(self, memory_mb: int, owner: int) -> Cell | None:
         if self._cgroups is None or not self._cgroups.usable:
             return None
         try:
             return self._cgroups.take(memory_mb, owner)
         except OSError as error:
-            raise DriverError(f"limits: {error}") from error
+            raise DriverError(f"control group of a sandbox: {error}") from error
 
-    async def _template(self, tenant: str) -> Template:
-        task = self._templates.get(tenant)
-        if task is not None and task.done():
-            if task.cancelled() or task.exception() is not None or task.result().gone:
-                task = None
-            elif task.result().made >= CLONES_PER_TEMPLATE:
-                task.result().retire()
-                self._retired.add(task.result())
-                task = None
-        if task is None:
-            task = asyncio.get_running_loop().create_task(self._new_template())
-            self._templates[tenant] = task
-        return await asyncio.shield(task)
+    def _give_back(self, cell: Cell | None) -> None:
+        if cell is not None and self._cgroups is not None:
+            future = asyncio.get_running_loop().run_in_executor(None, self._cgroups.give_back, cell)
+            self._background.add(future)
+            future.add_done_callback(self._background.discard)
 
-    async def _new_template(self) -> Template:
-        if self._spare is not None and not self._spare.gone:
-            template, self._spare = self._spare, None
-            return template
-        assert self._interpreter is not None
-        uid = 0
-        if os.geteuid() == 0:
-            uid = UID_BASE + self._uids % UID_COUNT
-            self._uids += 1
-        return await start_template(self._interpreter, uid, self._sandboxed)
-
-    async def retire(self, tenant: str) -> None:
-        task = self._templates.pop(tenant, None)
-        if task is not None:
-            with contextlib.suppress(DriverError):
-                template = await task
-                template.retire()
-                self._retired.add(template)
-
-    async def stop(self) -> None:
-        await asyncio.gather(*(clone.kill("the node stops") for clone in list(self._clones)), return_exceptions=True)
-        for tenant in list(self._templates):
-            await self.retire(tenant)
-        if self._spare is not None:
-            self._spare.end()
-            self._retired.add(self._spare)
-        await asyncio.gather(*(template.wait() for template in self._retired), return_exceptions=True)
-        if self._freeing:
-            await asyncio.wait(self._freeing, timeout=5.0)
-        if self._cgroups is not None:
-            await asyncio.get_running_loop().run_in_executor(None, self._cgroups.close)
-        if self._layers is not None:
-            self._layers.close()
+    async def _watch(self) -> None:
+        """Where no control group holds the memory: looks at every sandbox twice a second and ends those over their shape."""
+        while True:
+            await asyncio.sleep(WATCH_EVERY_S)
+            for clone in list(self._clones):
+                await asyncio.sleep(0)
+                clone.enforce_memory()
 
 
 def _raise_open_files() -> None:

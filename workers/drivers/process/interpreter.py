@@ -8,6 +8,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 RUNTIME = "python3.11"
 PROBE_TIMEOUT_S = 20.0
@@ -120,7 +121,7 @@ def _check_access(path: str) -> None:
         raise NoInterpreter(str(error)) from error
 
 
-def _probe(executable: str) -> dict[str, object] | dict[str, str]:
+def _probe(executable: str) -> dict[str, Any]:
     try:
         done = subprocess.run(
             [executable, "-I", "-S", "-c", _PROBE], capture_output=True, timeout=PROBE_TIMEOUT_S, check=False, env={}
@@ -129,7 +130,7 @@ def _probe(executable: str) -> dict[str, object] | dict[str, str]:
         raise NoInterpreter(f"does not run: {error}") from error
     if done.returncode:
         raise NoInterpreter("misses a standard module: " + done.stderr.decode(errors="replace").strip()[-200:])
-    facts = json.loads(done.stdout)
+    facts: dict[str, Any] = json.loads(done.stdout)
     if facts["implementation"] != "cpython" or facts["version"] != [3, 11]:
         raise NoInterpreter(f"is {facts['implementation']} {facts['version']}, not CPython 3.11")
     return facts

@@ -4,6 +4,7 @@ A template assembles the read-only root once (`enter_template`); a clone of it l
 (`enter_sandbox`), waits as a standby, and is locked for good (`Lockdown.apply`) before a tenant's byte runs.
 """
 
+import contextlib
 import fcntl
 import os
 import resource
@@ -25,22 +26,31 @@ from workers.drivers.process.syscalls import (
     MS_RDONLY,
     MS_REC,
     MS_REMOUNT,
+    NEWIPC,
+    NEWNET,
     NEWNS,
+    NEWPID,
     NEWUSER,
+    NEWUTS,
 )
 
 CODE_AT, DEPENDENCIES_AT = "/var/task", "/opt/deps"
 LAYERS_AT = (CODE_AT, DEPENDENCIES_AT)
 INSIDE_UID = 1000
 DEVICES = ("null", "zero", "urandom", "random")
-FOLDERS = ("/dev", "/etc", "/etc/ssl", "/etc/ssl/certs", "/opt", CODE_AT, DEPENDENCIES_AT, "/proc", "/tmp", "/var/empty")
-DEVICE_LINKS = {"fd": "/proc/self/fd", "stdin": "fd/0", "stdout": "fd/1", "stderr": "fd/2", "shm": "/tmp"}
+FOLDERS = ("/dev", "/etc", "/etc/ssl", "/etc/ssl/certs", "/opt", CODE_AT, DEPENDENCIES_AT, "/proc", "/tmp", "/var/empty")  # noqa: S108
+DEVICE_LINKS = {"fd": "/proc/self/fd", "stdin": "fd/0", "stdout": "fd/1", "stderr": "fd/2", "shm": "/tmp"}  # noqa: S108
 ETC = {
     "passwd": "root:x:0:0::/:/bin/false\nfunction:x:1000:1000::/tmp:/bin/false\nnobody:x:65534:65534::/:/bin/false\n",
     "group": "root:x:0:\nfunction:x:1000:\nnogroup:x:65534:\n",
     "hosts": "127.0.0.1 localhost\n::1 localhost\n",
     "nsswitch.conf": "passwd: files\ngroup: files\nhosts: files dns\n",
 }
+NAMESPACES = NEWNS | NEWUTS | NEWIPC | NEWUSER | NEWPID
+"""Of a clone. Its network namespace is inherited (see fresh_network), its cgroup namespace made after it joined its group."""
+
+REHEARSAL = "foreglow_rehearsal"  # a module in the template's empty code folder; a clone's code covers it
+REHEARSAL_SOURCE = b"def handler(event, context):\n    print(event)\n    return event\n"
 PROCESSES = 128
 OPEN_FILES = 1024
 
@@ -111,14 +121,11 @@ def enter_template(binds: list[tuple[str, str]], links: list[tuple[str, str]], m
     """
     uid, gid = os.geteuid(), os.getegid()
     syscalls.unshare(NEWUSER)
-    map_ids(proc, 0, uid, 0, gid)
+    map_ids(proc, INSIDE_UID, uid, INSIDE_UID, gid)
     syscalls.unshare(NEWNS)
     syscalls.mount("none", "/", None, MS_REC | MS_PRIVATE)
-    trees: list[tuple[int, str, bool]] = []
-    for source, target in binds:
-        trees.append(_tree(source, target, ATTR_RDONLY | ATTR_NOSUID | ATTR_NODEV))
-    for name in DEVICES:
-        trees.append(_tree(f"/dev/{name}", f"/dev/{name}", ATTR_RDONLY | ATTR_NOSUID))
+    trees = [_tree(source, target, ATTR_RDONLY | ATTR_NOSUID | ATTR_NODEV) for source, target in binds]
+    trees += [_tree(f"/dev/{name}", f"/dev/{name}", ATTR_RDONLY | ATTR_NOSUID) for name in DEVICES]
     trees.append(_tree("/proc", "/proc", 0))
     localtime = _read("/etc/localtime")
     root = "/tmp"  # any folder: it is covered, in this namespace only  # noqa: S108
@@ -133,13 +140,14 @@ def enter_template(binds: list[tuple[str, str]], links: list[tuple[str, str]], m
         if os.path.isdir(root + mask):
             syscalls.bind(root + "/var/empty", root + mask, ATTR_RDONLY)
     for path, points_to in links:
-        os.makedirs(os.path.dirname(root + path), exist_ok=True)
-        if not os.path.lexists(root + path):
+        with contextlib.suppress(OSError):  # inside what is bound, where it is as on the host
+            os.makedirs(os.path.dirname(root + path), exist_ok=True)
             os.symlink(points_to, root + path)
     for name, points_to in DEVICE_LINKS.items():
         os.symlink(points_to, f"{root}/dev/{name}")
     for name, text in ETC.items():
         _write(f"{root}/etc/{name}", text.encode())
+    _write(f"{root}{CODE_AT}/{REHEARSAL}.py", REHEARSAL_SOURCE)
     if localtime:
         _write(f"{root}/etc/localtime", localtime)
     syscalls.mount("none", root, None, MS_REMOUNT | MS_BIND | MS_RDONLY | MS_NOSUID | MS_NODEV)
@@ -176,12 +184,18 @@ def _read(path: str) -> bytes:
 
 
 def enter_sandbox(proc: int, tmp_mb: int) -> None:
-    """First steps of a clone in its new namespaces: identity, loopback, its own /tmp and /proc."""
-    map_ids(proc, INSIDE_UID, 0, INSIDE_UID, 0)
-    syscalls.loopback_up()
+    """First steps of a clone in its new namespaces: identity, its own /tmp and /proc."""
+    map_ids(proc, INSIDE_UID, INSIDE_UID, INSIDE_UID, INSIDE_UID)
     syscalls.set_hostname("function")
     syscalls.mount("tmpfs", "/tmp", "tmpfs", MS_NOSUID | MS_NODEV, f"size={tmp_mb}m,nr_inodes=64k,mode=1777")  # noqa: S108
     syscalls.mount("proc", "/proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC)
+
+
+def fresh_network() -> None:
+    """A network namespace with nothing but loopback, for the next clone to inherit. Made ahead, because the kernel takes
+    half a millisecond; it belongs to the template's user namespace, so no clone has a say in it."""
+    syscalls.unshare(NEWNET)
+    syscalls.loopback_up()
 
 
 def set_limits(tmp_mb: int, address_space_mb: int) -> None:

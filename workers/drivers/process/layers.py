@@ -44,7 +44,7 @@ def can_detach(folder: Path) -> bool:
 
 
 class LayerSource:
-    """Gives detached mounts. `helper`: an interpreter to run the small process with; empty when this process can itself."""
+    """Gives detached mounts. `interpreter`: runs the small process; empty when this process can do it itself."""
 
     def __init__(self, interpreter: str = "") -> None:
         self._process: subprocess.Popen[bytes] | None = None
@@ -59,6 +59,7 @@ class LayerSource:
                     env={},
                     stdin=subprocess.DEVNULL,
                     pass_fds=[theirs.fileno()],
+                    start_new_session=True,
                 )
             self._sock = ours
 

@@ -14,7 +14,6 @@ import struct
 
 NEWTIME, NEWNS, NEWCGROUP, NEWUTS = 0x80, 0x20000, 0x0200_0000, 0x0400_0000
 NEWIPC, NEWUSER, NEWPID, NEWNET = 0x0800_0000, 0x1000_0000, 0x2000_0000, 0x4000_0000
-NAMESPACES = NEWNS | NEWCGROUP | NEWUTS | NEWIPC | NEWUSER | NEWPID | NEWNET
 CLONE_PIDFD, CLONE_CHILD_CLEARTID, CLONE_CHILD_SETTID = 0x1000, 0x20_0000, 0x100_0000
 CLONE_INTO_CGROUP = 0x2_0000_0000
 SIGCHLD = 17
@@ -41,10 +40,12 @@ SUPPORTED = platform.machine() == "x86_64" and os.sys.platform == "linux"  # typ
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _held = ctypes.PyDLL(None, use_errno=True)  # keeps the interpreter lock: a clone comes back in two processes at once
-_syscall = _libc.syscall
-_syscall.restype = ctypes.c_long
-_held.syscall.restype = ctypes.c_long
 _long, _bytes = ctypes.c_long, ctypes.c_char_p
+_syscall, _unshare, _mount, _umount, _sethostname = _libc.syscall, _libc.unshare, _libc.mount, _libc.umount2, _libc.sethostname
+_prctl, _clone = _libc.prctl, _held.syscall
+_syscall.restype = _clone.restype = _long
+_prctl.argtypes = (ctypes.c_int, *[ctypes.c_ulong] * 4)
+_mount.argtypes = (_bytes, _bytes, _bytes, ctypes.c_ulong, _bytes)
 
 
 def _check(result: int, what: str) -> int:
@@ -55,19 +56,17 @@ def _check(result: int, what: str) -> int:
 
 
 def unshare(flags: int) -> None:
-    _check(_libc.unshare(ctypes.c_int(flags)), f"unshare {flags:#x}")
+    _check(_unshare(flags), f"unshare {flags:#x}")
 
 
 def mount(source: str, target: str, kind: str | None, flags: int = 0, options: str | None = None) -> None:
     encoded = options.encode() if options else None
-    result = _libc.mount(
-        os.fsencode(source), os.fsencode(target), kind.encode() if kind else None, ctypes.c_ulong(flags), encoded
-    )
+    result = _mount(os.fsencode(source), os.fsencode(target), kind.encode() if kind else None, flags, encoded)
     _check(result, f"mount {kind or source} on {target}")
 
 
 def umount(target: str, flags: int = 0) -> None:
-    _check(_libc.umount2(os.fsencode(target), flags), f"umount {target}")
+    _check(_umount(os.fsencode(target), flags), f"umount {target}")
 
 
 def pivot_root(new: str, old: str) -> None:
@@ -106,7 +105,7 @@ def bind(source: str, target: str, attributes: int, recursive: bool = True) -> N
 def thread_id_address() -> int:
     """Where glibc keeps the thread id of this (single) thread; 0 when it cannot be told."""
     address = ctypes.c_void_p()
-    if _libc.prctl(PR_GET_TID_ADDRESS, ctypes.byref(address), 0, 0, 0) < 0 or not address.value:
+    if _prctl(PR_GET_TID_ADDRESS, ctypes.addressof(address), 0, 0, 0) < 0 or not address.value:
         return 0
     return address.value if ctypes.c_int.from_address(address.value).value == os.getpid() else 0
 
@@ -128,7 +127,7 @@ def clone3(flags: int, tid_address: int = 0, cgroup: int = -1) -> tuple[int, int
     )
     arguments = ctypes.create_string_buffer(packed, len(packed))
     ctypes.pythonapi.PyOS_BeforeFork()
-    pid = _held.syscall(_long(_NR_CLONE3), arguments, _long(len(packed)))
+    pid = _clone(_long(_NR_CLONE3), arguments, _long(len(packed)))
     if pid == 0:
         ctypes.pythonapi.PyOS_AfterFork_Child()
         return 0, -1
@@ -153,7 +152,7 @@ def die_with_parent() -> None:
 def drop_bounding_set() -> None:
     """No exec can gain a capability any more. Needs CAP_SETPCAP."""
     for capability in range(LAST_CAPABILITY + 1):
-        if _libc.prctl(PR_CAPBSET_DROP, ctypes.c_ulong(capability), ctypes.c_ulong(0), ctypes.c_ulong(0), ctypes.c_ulong(0)) < 0:
+        if _prctl(PR_CAPBSET_DROP, capability, 0, 0, 0) < 0:
             if ctypes.get_errno() == errno.EINVAL:
                 return  # past the last one this kernel knows
             raise OSError(ctypes.get_errno(), f"PR_CAPBSET_DROP {capability}")
@@ -176,7 +175,7 @@ def pidfd_send_signal(pidfd: int, number: int) -> None:
 
 
 def set_hostname(name: str) -> None:
-    _check(_libc.sethostname(name.encode(), len(name)), "sethostname")
+    _check(_sethostname(name.encode(), len(name)), "sethostname")
 
 
 def loopback_up() -> None:

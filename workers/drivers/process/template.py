@@ -7,6 +7,7 @@ then run workers/guest/runtime.py. Messages, JSON both ways: first the set-up (S
 the clone's pidfd or by {id, error}; {exit: id, code | signal} when a clone has ended.
 """
 
+import contextlib
 import fcntl
 import gc
 import importlib
@@ -17,6 +18,7 @@ import signal
 import socket
 import sys
 import types
+from typing import Any
 
 PRELOADED = (
     "argparse", "array", "ast", "asyncio", "base64", "bisect", "calendar", "cmath", "collections.abc", "concurrent.futures",
@@ -30,17 +32,25 @@ PRELOADED = (
 )  # fmt: skip
 CHANNEL = 3  # descriptor of the channel in a sandbox
 SAFE = 600  # above every descriptor a template has
+OOM_SCORE = "500"
 LISTEN_LIMIT = 65536
+REHEARSALS = 24
+STANDBY_AFTER_S = 0.02  # a clone nobody has specialised by then is a standby
+QUIET_MS = 3  # without a request before the next clone's network is made
 
 
 def _load_siblings() -> None:
     """Makes the modules beside this file importable by their usual names, for the imports below only."""
     here = os.getcwd()
-    for name, path in (("workers", []), ("workers.drivers", []), ("workers.drivers.process", [here])):
+    packages: dict[str, list[str]] = {
+        "workers": [os.path.dirname(os.path.dirname(here))],
+        "workers.drivers": [],
+        "workers.drivers.process": [here],
+    }
+    for name, path in packages.items():
         module = types.ModuleType(name)
         module.__path__ = path
         sys.modules[name] = module
-    sys.modules["workers"].__path__ = [os.path.dirname(os.path.dirname(here))]
 
 
 _load_siblings()
@@ -60,9 +70,10 @@ class Template:
         self._landlock = syscalls.landlock_version()
         self._tid_address = syscalls.thread_id_address()
         self._sandboxed = True
+        self._network_fresh = True
         self._proc = os.open("/proc", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
 
-    def set_up(self, setup: dict) -> None:
+    def set_up(self, setup: dict[str, Any]) -> None:
         """Becomes the tenant's user, assembles the root, warms up."""
         self._sandboxed = setup["sandboxed"]
         if setup["uid"]:
@@ -82,6 +93,9 @@ class Template:
                 continue  # a slim build of the interpreter
         for name in [name for name in sys.modules if name.partition(".")[0] == "workers"]:
             del sys.modules[name]
+        if self._sandboxed:
+            isolation.fresh_network()
+            self._rehearse(REHEARSALS)
         runtime.__name__ = "foreglow"
         for thing in (runtime.InvokeError, runtime.Request, runtime.Context, runtime.Call):
             thing.__module__ = "foreglow"
@@ -92,16 +106,50 @@ class Template:
         gc.freeze()
         gc.disable()
 
+    def _rehearse(self, times: int, invoke: bool = True) -> None:
+        """Runs the runtime's path on a harmless function, so that clones find caches filled, bytecode specialised and lazy
+        things made: what a clone need not write it goes on sharing."""
+        path, streams = list(sys.path), (sys.stdout, sys.stderr)
+        handler, entropy = f"{isolation.REHEARSAL}:handler", "00" * 32
+        specialise = {"handler": handler, "version": "a/b:1", "entropy": entropy, "paths": [isolation.CODE_AT]}
+        for _ in range(times):
+            guest, node = socket.socketpair()
+            with guest, node:
+                for kind, meta, body in ((runtime.SPECIALISE, specialise, b""), (runtime.INVOKE, {"deadline_s": 1}, b"{}")):
+                    encoded = runtime.dump(meta)
+                    node.sendall(runtime.HEADER.pack(kind, 0, 0, 1, len(encoded), len(body)) + encoded + body)
+                channel = runtime.Channel(guest)
+                instance = runtime.become(channel, lambda _meta, _descriptors: None)
+                if invoke:
+                    instance.run(channel.wait(channel.next_invocation))
+            del sys.modules[isolation.REHEARSAL]
+            sys.path[:] = path
+        sys.stdout, sys.stderr = streams
+        sys.path_importer_cache.pop(isolation.CODE_AT, None)
+
     def serve(self) -> None:
         self._poll.register(self._node, select.POLLIN)
         while True:
-            for descriptor, _ in self._poll.poll():
+            ready = self._poll.poll(None if self._network_fresh else QUIET_MS)
+            if not ready:
+                self._refresh_network()
+            for descriptor, _ in ready:
                 if descriptor == self._node.fileno():
                     self._request()
                 else:
                     self._ended(descriptor)
 
+    def _refresh_network(self) -> None:
+        if self._sandboxed and not self._network_fresh:
+            isolation.fresh_network()
+        self._network_fresh = True
+
     def _ended(self, pidfd: int) -> None:
+        if not self._sandboxed:
+            dead = os.waitid(os.P_PIDFD, pidfd, os.WEXITED | os.WNOWAIT)
+            if dead is not None:
+                with contextlib.suppress(OSError):  # not reaped yet, so the number is still its own
+                    os.killpg(dead.si_pid, signal.SIGKILL)
         result = os.waitid(os.P_PIDFD, pidfd, os.WEXITED)
         self._poll.unregister(pidfd)
         os.close(pidfd)
@@ -110,32 +158,37 @@ class Template:
             key = "code" if result.si_code == os.CLD_EXITED else "signal"
             self._say({"exit": ident, key: result.si_status})
 
-    def _say(self, message: dict, descriptors: tuple[int, ...] = ()) -> None:
+    def _say(self, message: dict[str, Any], descriptors: tuple[int, ...] = ()) -> None:
         try:
             socket.send_fds(self._node, [json.dumps(message).encode()], descriptors)
         except OSError:
             os._exit(0)  # the node has gone
 
     def _request(self) -> None:
-        message, descriptors, _, _ = socket.recv_fds(self._node, LISTEN_LIMIT, 16)
+        try:
+            message, descriptors, _, _ = socket.recv_fds(self._node, LISTEN_LIMIT, 16)
+        except OSError:
+            message, descriptors = b"", []
         if not message:
-            os._exit(0)
+            os._exit(0)  # the node has gone
         request = json.loads(message)
         cgroup = descriptors[3] if request["into_cgroup"] else -1
         try:
-            pid, pidfd = syscalls.clone3(syscalls.NAMESPACES if self._sandboxed else 0, self._tid_address, cgroup)
+            self._refresh_network()
+            pid, pidfd = syscalls.clone3(isolation.NAMESPACES if self._sandboxed else 0, self._tid_address, cgroup)
         except OSError as error:
             self._say({"id": request["id"], "error": str(error)})
         else:
             if pid == 0:
                 self._become_clone(request, descriptors)
+            self._network_fresh = not self._sandboxed
             self._clones[pidfd] = request["id"]
             self._poll.register(pidfd, select.POLLIN)
             self._say({"id": request["id"], "pid": pid}, (pidfd,))
         for descriptor in descriptors:
             os.close(descriptor)
 
-    def _become_clone(self, request: dict, descriptors: list[int]) -> None:
+    def _become_clone(self, request: dict[str, Any], descriptors: list[int]) -> None:
         """In the clone. Never returns."""
         code = 1
         channel = None
@@ -155,6 +208,8 @@ class Template:
             isolation.set_limits(request["tmp_mb"], request["address_space_mb"])
             self._lockdown.prepare(self._landlock, self._sandboxed)
             channel = self._keep_only(channel)
+            if self._sandboxed and not select.select([channel], [], [], STANDBY_AFTER_S)[0]:
+                self._rehearse(1, invoke=False)  # nobody is in a hurry: touch now what specialising will write
             gc.enable()
             runtime.serve(channel, self._attach)
             code = 0
@@ -174,7 +229,7 @@ class Template:
         self._node.detach()
         return socket.socket(fileno=CHANNEL)
 
-    def _attach(self, _meta: dict, descriptors: list[int]) -> None:
+    def _attach(self, _meta: dict[str, Any], descriptors: list[int]) -> None:
         """Between SPECIALISE and the first byte of tenant code."""
         if self._sandboxed:
             isolation.attach_layers(descriptors)
@@ -185,11 +240,13 @@ class Template:
 def main() -> None:
     syscalls.die_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with open("/proc/self/oom_score_adj", "w", encoding="ascii") as file:
+        file.write(OOM_SCORE)  # when the host is out of memory, a sandbox goes before a process of the platform
     node = socket.socket(fileno=int(sys.argv[1]))
     template = Template(node)
     try:
         template.set_up(json.loads(node.recv(LISTEN_LIMIT)))
-        answer = {"ready": True}
+        answer: dict[str, Any] = {"ready": True}
     except BaseException as error:
         answer = {"error": f"{type(error).__name__}: {error}"}
     node.send(json.dumps(answer).encode())

@@ -1,6 +1,7 @@
 """Template processes seen from the node: started, asked for clones, retired once their clones have gone."""
 
 import asyncio
+import contextlib
 import os
 import socket
 import subprocess
@@ -10,6 +11,7 @@ from typing import Any
 
 import msgspec
 
+from workers.drivers.process import syscalls
 from workers.drivers.process.interpreter import Interpreter
 from workers.ports import DriverError
 
@@ -51,7 +53,9 @@ class CloneRequest(msgspec.Struct, frozen=True):
 class Template:
     """One template process. Made by `start_template`, on the thread of the event loop: the process dies with that thread."""
 
-    def __init__(self, process: subprocess.Popen[bytes], sock: socket.socket, uid: int) -> None:
+    def __init__(
+        self, process: subprocess.Popen[bytes], sock: socket.socket, uid: int, on_gone: Callable[["Template"], None]
+    ) -> None:
         self.uid = uid
         self.made = 0
         self.living = 0
@@ -59,6 +63,7 @@ class Template:
         self.retired = False
         self._process = process
         self._sock = sock
+        self._on_gone = on_gone
         self._loop = asyncio.get_running_loop()
         self._asked: dict[int, asyncio.Future[tuple[int, int]]] = {}
         self._exits: dict[int, Callable[[str], None]] = {}
@@ -67,6 +72,11 @@ class Template:
         self._ended = asyncio.Event()
         self._loop.add_reader(self._pidfd, self._on_end)
         self._loop.add_reader(sock.fileno(), self._on_message)
+
+    @property
+    def ended(self) -> bool:
+        """Its process is no more."""
+        return self._ended.is_set()
 
     @property
     def pid(self) -> int:
@@ -136,6 +146,7 @@ class Template:
         status = self._process.wait()
         self._lost(f"the template process ended ({'signal ' + str(-status) if status < 0 else 'exit ' + str(status)})")
         self._ended.set()
+        self._on_gone(self)
 
     def _lost(self, why: str) -> None:
         if self.gone:
@@ -143,11 +154,11 @@ class Template:
         self.gone = True
         self._loop.remove_reader(self._sock.fileno())
         self._sock.close()
-        error = DriverError(why)
-        for future in [self._hello, *self._asked.values()]:
+        waiting: list[asyncio.Future[Any]] = [self._hello, *self._asked.values()]
+        for future in waiting:
             if not future.done():
-                future.set_exception(error)
-                future.exception()
+                future.set_exception(DriverError(why))
+                future.exception()  # nobody may be waiting any more
         self._asked.clear()
 
     def _on_message(self) -> None:
@@ -186,33 +197,29 @@ class Template:
 
 def _discard(pidfd: int) -> None:
     """Ends a clone nobody waits for any more."""
-    from workers.drivers.process.syscalls import SIGKILL, pidfd_send_signal
-
-    try:
-        pidfd_send_signal(pidfd, SIGKILL)
-    except OSError:
-        pass
-    finally:
-        os.close(pidfd)
+    with contextlib.suppress(OSError):
+        syscalls.pidfd_send_signal(pidfd, syscalls.SIGKILL)
+    os.close(pidfd)
 
 
-async def start_template(interpreter: Interpreter, uid: int, sandboxed: bool) -> Template:
-    """A warmed template process. Raises DriverError."""
+async def start_template(interpreter: Interpreter, uid: int, sandboxed: bool, on_gone: Callable[[Template], None]) -> Template:
+    """A warmed template process; `on_gone` is called when it has ended. Raises DriverError."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     ours.setblocking(False)
     try:
         with theirs:
-            process = subprocess.Popen(
+            process = subprocess.Popen(  # noqa: ASYNC220  the process dies with the thread that starts it: it must be this one
                 [interpreter.executable, "-I", "-S", "-B", "-X", "utf8", "template.py", str(theirs.fileno())],
                 cwd=Path(__file__).parent,
                 env=ENVIRONMENT,
                 stdin=subprocess.DEVNULL,
                 pass_fds=[theirs.fileno()],
+                start_new_session=True,
             )
     except OSError as error:
         ours.close()
         raise DriverError(f"{interpreter.executable} does not start: {error}") from error
-    template = Template(process, ours, uid)
+    template = Template(process, ours, uid, on_gone)
     try:
         await template.set_up(Setup(sandboxed, uid, interpreter.binds, interpreter.links, interpreter.masks))
     except BaseException:
