@@ -45,11 +45,12 @@ class Story:
         self.client = client
         self.broken: list[str] = []
         self.functions: list[str] = []
+        self.entries: list[str] = []
         self.told = 0  # runs the planner should have learned from
 
     # -- steps
 
-    def deploy(self, folder: Path, manifest: str = "foreglow.toml") -> None:
+    def deploy(self, folder: Path, entry: str, manifest: str = "foreglow.toml") -> None:
         entries = read_manifest(folder, manifest)
         columns = (SpinnerColumn(), BarColumn(bar_width=30), TextColumn("{task.completed}/{task.total}"), TimeElapsedColumn())
         with Progress(*columns, TextColumn("{task.description}"), console=out, transient=True) as progress:
@@ -62,10 +63,17 @@ class Story:
         if failed:
             raise Failure("; ".join(f"{name}: {reason}" for name, reason in failed.items()))
         self.functions = list(versions)
+        self.entries.append(entry)
         out.print(f"Deployed {len(versions)} functions from {folder.name}/{manifest} in {time.monotonic() - began:.1f} s.")
 
     def cool(self) -> None:
+        """Gives up every idle instance, and waits until the planner has heard of it."""
         self.client.post("/v1/cool", {})
+        deadline = time.monotonic() + LEARN_TIMEOUT_S
+        while any(self.client.get(f"/v1/plans/{name}")["ready"] for name in self.entries):
+            if time.monotonic() > deadline:
+                raise TimeoutError("instances are still ready after they were given up")
+            time.sleep(0.05)
 
     def prewarm(self, policy: str) -> None:
         self.client.put("/v1/prewarm", {"policy": policy})
@@ -111,7 +119,7 @@ class Story:
             "checkout -> inventory | pricing | fraud (at once) -> payment -> invoice or giftcard (a branch) -> notify\n"
             "[dim]First use downloads and builds their packages; none of them says whom it calls.[/]"
         )
-        self.deploy(HERE / "checkout")
+        self.deploy(HERE / "checkout", "checkout")
         told = scenes.Comparison("checkout", os.cpu_count() or 1)
 
         out.print("\n[bold](a) All cold, prewarm off.[/] Each stage waits for its own start, one after the other:")
@@ -136,7 +144,7 @@ class Story:
         self.learned()
         for name in self.functions:
             self.client.delete(f"/v1/functions/{name}")
-        self.deploy(HERE / "checkout", "foreglow.declared.toml")
+        self.deploy(HERE / "checkout", "checkout", "foreglow.declared.toml")
         self.cool()
         self.scene(told, "d", [self.run("checkout", order)])
         self.expect(told.prewarmed("d"), "the first request it ever had was prewarmed all the way down")
@@ -169,7 +177,7 @@ class Story:
         edges = [edge for edge in self.client.get("/v1/graph", format="json")["edges"] if edge["caller"] in names.values()]
         out.print(f"Imported {imported} recorded traces: {len(names)} functions, {len(edges)} call edges. The busiest:")
         out.print(graph_table(sorted(edges, key=lambda edge: -edge["traces"])[:12]))
-        self.deploy(folder)
+        self.deploy(folder, TICKET_ENTRY)
         plan = self.client.get(f"/v1/plans/{TICKET_ENTRY}")
         out.print(f"Nothing of it has run here. The plan for {TICKET_ENTRY} (booking a ticket), from the traces alone:")
         out.print(plan_table(plan["decisions"]))
