@@ -28,12 +28,20 @@ class NotPossible(Exception):
     """`up` cannot start; the message is the one line to show."""
 
 
-def lock_state(state: Path) -> int:
-    """Makes the folder (0700) and takes its lock; the descriptor holds it as long as it is open. Raises NotPossible."""
+def make_state_folder(state: Path) -> None:
+    """Makes the folder, closed to others: database, keys and code of the tenants lie below. Raises NotPossible."""
     try:
         state.mkdir(mode=0o700, parents=True, exist_ok=True)
         if state.stat().st_uid == os.geteuid():
-            state.chmod(0o700)  # database, keys and code of the tenants lie below
+            state.chmod(0o700)
+    except OSError as error:
+        raise NotPossible(f"cannot use the state folder {state}: {error.strerror}; choose another with --state") from error
+
+
+def lock_state(state: Path) -> int:
+    """Makes the folder and takes its lock; the descriptor holds it as long as it is open. Raises NotPossible."""
+    make_state_folder(state)
+    try:
         descriptor = os.open(state / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
         raise NotPossible(f"cannot use the state folder {state}: {error.strerror}; choose another with --state") from error

@@ -1,11 +1,15 @@
 """`foreglow up`, and each process alone."""
 
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from orchestrator.cli.failure import Failure
 from orchestrator.cli.options import State, settings_with
+
+if TYPE_CHECKING:
+    from orchestrator.settings import Settings
 
 
 def up(
@@ -43,8 +47,7 @@ def up(
 
 def control(state: State = None) -> None:
     """Run the management API alone."""
-    settings = settings_with(state=state)
-    _log("control", settings.log_level)
+    settings = _alone("control", state)
     from orchestrator.control.app import run
 
     run(settings)
@@ -52,8 +55,7 @@ def control(state: State = None) -> None:
 
 def flow(state: State = None) -> None:
     """Run the control-flow modules alone."""
-    settings = settings_with(state=state)
-    _log("flow", settings.log_level)
+    settings = _alone("flow", state)
     from orchestrator.flow import run
 
     run(settings)
@@ -61,8 +63,7 @@ def flow(state: State = None) -> None:
 
 def gateway(state: State = None) -> None:
     """Run the gateway alone."""
-    settings = settings_with(state=state)
-    _log("gateway", settings.log_level)
+    settings = _alone("gateway", state)
     from orchestrator.gateway import run
 
     run(settings)
@@ -70,8 +71,7 @@ def gateway(state: State = None) -> None:
 
 def planner(state: State = None) -> None:
     """Run the planner alone."""
-    settings = settings_with(state=state)
-    _log("planner", settings.log_level)
+    settings = _alone("planner", state)
     from orchestrator.planner import run
 
     run(settings)
@@ -79,17 +79,22 @@ def planner(state: State = None) -> None:
 
 def node(state: State = None) -> None:
     """Run the node alone."""
-    settings = settings_with(state=state)
-    _log("node", settings.log_level)
+    settings = _alone("node", state)
     from orchestrator.node import run
 
     run(settings)
 
 
-def _log(process: str, level: str) -> None:
+def _alone(process: str, state: Path | None) -> "Settings":
+    """Settings, logs and the two folders of a process that nobody else prepared the ground for."""
+    from orchestrator import preflight
     from orchestrator.logging import configure
 
+    settings = settings_with(state=state)
     try:
-        configure(process, level)
-    except ValueError as error:
+        configure(process, settings.log_level)
+        preflight.make_state_folder(settings.state)
+        preflight.make_runtime_folder(settings.runtime_folder)
+    except (ValueError, preflight.NotPossible) as error:
         raise Failure(str(error)) from error
+    return settings
