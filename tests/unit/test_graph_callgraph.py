@@ -214,3 +214,27 @@ def test_whatever_shape_the_traces_have_shares_are_fractions_of_runs(shapes):
     for function, count in expected.items():
         assert reach.share(named(function)) == pytest.approx(count / len(shapes))
     assert all(0.0 <= e.probability <= 1.0 and e.fan_out >= 1.0 for e in graph.edges("t"))
+
+
+def test_a_run_of_a_callee_sees_everything_below_it():
+    graph = CallGraph()
+    for number in range(3):
+        chain = [(name, index - 1, 0.1 * index, 1.0) for index, name in enumerate("abcdef")]
+        graph.observe(run(number, "e", *chain), float(number))
+    assert set(graph.reach(named("b")).reached) == {named(name) for name in "cdef"}
+    assert graph.reach(named("b")).share(named("f")) == pytest.approx(1.0)
+
+
+def test_places_of_forgotten_functions_are_used_again_and_hold_nothing_of_them():
+    graph = CallGraph(Bounds(functions_per_entry=8))
+    for number in range(400):
+        graph.observe(run(number, "e", ("always", -1, 0.1, 0.1), (f"once{number}", -1, 0.2, 0.1)), float(number))
+    assert graph.reach(named("e")).recent.width == 8
+    graph = CallGraph()
+    for number in range(20):
+        graph.observe(run(number, "e", ("a", -1, 0.1, 0.1), ("old", -1, 0.2, 0.1)), float(number))
+    graph.forget(named("old"))
+    graph.observe(run(20, "e", ("a", -1, 0.1, 0.1), ("new", -1, 0.2, 0.1)), 20.0)
+    shares, runs = graph.reach(named("e")).given([named("a")])
+    assert runs == 21
+    assert shares[named("new")] < 0.2

@@ -216,3 +216,53 @@ def test_a_prediction_holds_its_promises_for_any_graph(declared, traces, entry, 
         assert (call.samples == 0) == (call.source == EdgeSource.DECLARED)
     medians = [call.offsets_s[len(call.offsets_s) // 2] for call in expected if call.offsets_s]
     assert len(medians) == sum(1 for call in expected[: len(medians)] if call.offsets_s)  # never observed comes last
+
+
+def test_a_function_that_comes_before_the_last_stage_or_not_at_all_is_not_expected_after_it():
+    graph, source = CallGraph(), random.Random(6)
+    for number in range(150):
+        optional = [("optional", -1, 0.1, 0.05)] if source.random() < 0.5 else []
+        graph.observe(run(number, "e", *optional, ("a", -1, 0.2, 0.1), ("end", -1, 0.4, 0.1)), float(number))
+    assert 0.3 < shown(predict(graph, named("e")))["optional"].reach < 0.7
+    after = shown(predict(graph, named("e"), [named("a")]))
+    assert "optional" not in after or after["optional"].reach < 0.05
+    assert after["end"].reach > 0.95
+
+
+def test_a_function_that_always_precedes_is_still_expected_when_the_order_turns_once():
+    """Calls made side by side: the slower one's start may be told after the faster one's."""
+    graph = CallGraph()
+    for number in range(100):
+        graph.observe(run(number, "e", ("first", -1, 0.1, 0.2), ("second", -1, 0.1001, 0.2)), float(number))
+    assert shown(predict(graph, named("e"), [named("second")]))["first"].reach > 0.5
+
+
+def test_of_a_function_that_stopped_only_the_latest_runs_count_after_a_stage_too():
+    graph = CallGraph()
+    for number in range(250):
+        old = [("old", -1, 0.3, 0.1)] if number < 190 else []
+        graph.observe(run(number, "e", ("a", -1, 0.1, 0.1), *old), float(number))
+    expected = shown(predict(graph, named("e"), [named("a")]))
+    assert expected["old"].reach < 0.2  # of all runs that compare, 190 of 250 had it
+
+
+def test_fan_out_that_begins_late_is_weighed_against_the_runs_before():
+    graph = CallGraph()
+    for number in range(100):
+        graph.observe(run(number, "e", *[("part", -1, 0.1, 0.5)] * (3 if number % 10 == 9 else 1)), float(number), decay=False)
+    assert shown(predict(graph, named("e")))["part"].concurrent == pytest.approx((1.0, 0.1, 0.1))
+    started = shown(predict(graph, named("e"), [named("part"), named("part")]))
+    assert started["part"].concurrent == pytest.approx((1.0,))  # two have started, so this is one of the wide runs
+
+
+def test_a_started_function_makes_what_it_declares_certain():
+    graph = CallGraph()
+    for number in range(60):
+        left = [("left", -1, 0.2, 0.3)] if number % 4 == 0 else []
+        graph.observe(run(number, "e", ("a", -1, 0.1, 0.1), *left), float(number))
+    graph.declare(named("e"), [named("left")], 128, 0.0)
+    graph.declare(named("left"), [named("fresh")], 128, 0.0)
+    before = shown(predict(graph, named("e")))["fresh"]
+    after = shown(predict(graph, named("e"), [named("left")]))["fresh"]
+    assert after.reach == pytest.approx(20.0 / (20.0 + after.weight))
+    assert before.reach < 0.6 * 20.0 / (20.0 + before.weight)

@@ -112,6 +112,12 @@ def test_orphans_second_roots_and_cycles_are_dropped_by_reason():
     assert dropped == {"orphan": 2, "second root": 1, "cycle": 3}
 
 
+def test_of_two_roots_the_one_with_more_below_it_is_the_trace():
+    stray = span("30", "", "y", "/y", "server", 1, 2)
+    trace, dropped = assemble(T, [stray, *SHOP])
+    assert (trace.entry, dropped) == ("t/shop/buy", {"second root": 1})
+
+
 def test_when_the_root_never_came_the_largest_tree_is_the_trace():
     trace, dropped = assemble(T, [*SHOP[3:5], *SHOP[6:]])
     assert trace.entry == "t/pay/charge"
