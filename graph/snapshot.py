@@ -83,4 +83,6 @@ def load(snapshot: bytes, bounds: Bounds | None = None) -> CallGraph:
 
 
 def _digest(version: int, state: bytes) -> bytes:
-    return hashlib.blake2b(b"%d" % version + state, digest_size=16).digest()
+    digest = hashlib.blake2b(b"%d" % version, digest_size=16)
+    digest.update(state)
+    return digest.digest()

@@ -177,10 +177,14 @@ def test_the_graph_stays_within_its_bounds_and_keeps_what_is_declared_and_recent
     for number in range(300):
         calls = [(f"f{source.randrange(500)}", -1, 0.01 * n, 0.1) for n in range(source.randrange(12))]
         graph.observe(run(number, f"e{number}", *calls), float(number))
+        graph.observe(run(number, "busy", *calls), float(number))
         held = graph.tenants["t"]
         assert len(held.functions) <= bounds.functions
         assert held.records <= bounds.records
         assert all(len(each.reach.reached) <= 8 for each in held.functions.values())
+        for each in held.functions.values():
+            columns = [reached.column for reached in each.reach.reached.values()]
+            assert len(set(columns)) == len(columns)
         assert held.network.number_of_nodes() == len(held.functions)
         counted = held.network.number_of_edges() + sum(len(each.reach.reached) for each in held.functions.values())
         assert counted == held.records
