@@ -1,0 +1,138 @@
+"""Every metric the benchmarks print: name, unit, meaning, budget. A name that is not here cannot be printed."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class Better(StrEnum):
+    LOWER = "lower"
+    HIGHER = "higher"
+
+
+@dataclass(frozen=True)
+class Metric:
+    """`budget` is what docs/specification.md promises on 2 shared cores; None: printed for comparison, nothing promised."""
+
+    name: str
+    topic: str
+    unit: str
+    meaning: str
+    budget: float | None = None
+    better: Better = Better.LOWER
+
+    def met(self, value: float) -> bool | None:
+        """Whether `value` is within the budget; None without a budget."""
+        if self.budget is None:
+            return None
+        return value <= self.budget if self.better is Better.LOWER else value >= self.budget
+
+
+_WARM = "a warm echo of a unique token through the gateway with its key, calls recorded, wrk as client, only 200s counted"
+_FIRST = "from connecting to the last byte of the answer on a new connection, code in tier 1, prewarm off"
+_CSE = "N = 2, 3, 5, 7, 12 cold functions, first request, init a wait of 150 ms, work a sleep of 10 ms"
+
+_ALL = (
+    Metric("warm.p50_ms", "warm", "ms", f"{_WARM}: median latency at one connection", 1.0),
+    Metric("warm.p99_ms", "warm", "ms", f"{_WARM}: 99th percentile of latency at one connection", 5.0),
+    Metric("warm.rps", "warm", "1/s", f"{_WARM}: answers a second at 8 connections", 4000.0, Better.HIGHER),
+    Metric(
+        "warm.cpu_us",
+        "warm",
+        "us",
+        f"{_WARM}: user and kernel CPU of gateway, node and instances, divided by the answers, at 8 connections",
+        400.0,
+    ),
+    Metric("warm.cpu_gateway_us", "warm", "us", "the gateway's part of warm.cpu_us"),
+    Metric("warm.cpu_node_us", "warm", "us", "the node's part of warm.cpu_us, without the sandboxes"),
+    Metric("warm.cpu_instances_us", "warm", "us", "the instances' part of warm.cpu_us"),
+    Metric("warm.cpu_rest_us", "warm", "us", "CPU of planner, control, flow and Valkey in the same run, outside warm.cpu_us"),
+    Metric("warm.cpu_client_us", "warm", "us", "CPU of wrk per answer in the same run, outside warm.cpu_us"),
+    Metric(
+        "process.cold.p50_ms", "cold", "ms", f"no instance, no standby: echo cloned from its template on demand; {_FIRST}", 8.0
+    ),
+    Metric("process.cold.p99_ms", "cold", "ms", "99th percentile of the same requests"),
+    Metric(
+        "process.cold.step_ms",
+        "cold",
+        "ms",
+        "mean of one step of the same requests, as Server-Timing tells; rest: all outside the steps",
+    ),
+    Metric(
+        "process.standby.p50_ms", "cold", "ms", f"no instance, a standby is waiting: echo specialised on demand; {_FIRST}", 3.0
+    ),
+    Metric("process.standby.p99_ms", "cold", "ms", "99th percentile of the same requests"),
+    Metric("process.standby.step_ms", "cold", "ms", "as process.cold.step_ms"),
+    Metric("process.start_ms", "cold", "ms", "only for what cannot scale to zero: start of the server until its first answer"),
+    Metric(
+        "imports400.p50_ms",
+        "cold",
+        "ms",
+        "cold start of a function with about 400 ms of CPU-bound imports (benchmarks/functions/imports400), "
+        f"without function template; {_FIRST}",
+    ),
+    Metric("imports400.step_ms", "cold", "ms", "as process.cold.step_ms"),
+    Metric(
+        "imports400.bare_ms",
+        "cold",
+        "ms",
+        "the same imports in a plain interpreter, from inside it: what the function itself costs",
+    ),
+    Metric(
+        "process.standby.mb",
+        "cold",
+        "MB",
+        "slope of used memory from 10 to 100 standbys: proportional set size of the node and all below it, and the kernel's part",
+        3.0,
+    ),
+    Metric(
+        "process.standby.pss_mb",
+        "cold",
+        "MB",
+        "the same slope without what the kernel holds for them",
+    ),
+    Metric(
+        "chain.cse.mean",
+        "chain",
+        "cold starts",
+        f"{_CSE}, prewarm path: (end to end - fully warm end to end) / one cold start, mean over N",
+        1.1,
+    ),
+    Metric("chain.cse.slope", "chain", "1/stage", "growth of the same per stage, by least squares over N", 0.02),
+    Metric("chain.cse", "chain", "cold starts", "the same for one N"),
+    Metric("chain.off.cse", "chain", "cold starts", "the same for one N with prewarm off: what the path pays without a plan"),
+    Metric(
+        "chain.one_cold_ms", "chain", "ms", "one cold start as it is divided by: first request less warm request of a path of one"
+    ),
+    Metric("chain.prepare_cpu_ms", "chain", "ms", "CPU of node and instances in the first request of a path of one"),
+    Metric(
+        "chain.cpu.excess_ratio",
+        "chain",
+        "ratio",
+        "the same path with CPU-bound init: (end to end - fully warm end to end) / max(one cold start, all prepare CPU / cores)",
+    ),
+    Metric("chain.first_ms", "chain", "ms", "first request of a cold path of N, end to end"),
+    Metric("chain.warm_ms", "chain", "ms", "the same path fully warm, end to end"),
+    Metric(
+        "chain.predicted.slowdown_p50",
+        "chain",
+        "ratio",
+        "the entry prewarmed too: median of first requests / median of fully warm ones, interleaved",
+        1.03,
+    ),
+    Metric("chain.predicted.slowdown_p99", "chain", "ratio", "the same at the 99th percentile", 1.10),
+    Metric(
+        "chain.predicted.aa_p50",
+        "chain",
+        "ratio",
+        "warm against warm in the same rounds: the ratio noise alone gives, at the median",
+    ),
+    Metric("chain.predicted.aa_p99", "chain", "ratio", "the same at the 99th percentile"),
+)
+
+METRICS: Mapping[str, Metric] = {metric.name: metric for metric in _ALL}
+TOPICS = ("warm", "cold", "chain")
+
+
+def of_topic(topic: str) -> list[Metric]:
+    return [metric for metric in _ALL if metric.topic == topic]

@@ -1,0 +1,1 @@
+"""What people would run instead, set up by name from the public registries and started on the loopback."""
