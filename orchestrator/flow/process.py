@@ -10,8 +10,9 @@ from collections.abc import Callable
 from typing import Protocol
 
 import structlog
-from celery.apps.worker import Worker
-from celery.exceptions import CPendingDeprecationWarning, SecurityWarning
+from celery.app import trace
+from celery.exceptions import CPendingDeprecationWarning
+from celery.worker import WorkController, state
 from sqlalchemy.exc import SQLAlchemyError
 
 from orchestrator.catalog.database import SchemaMissing
@@ -70,11 +71,24 @@ def guarded(module: FlowModule, store: Store, nudge: Nudge) -> Callable[[int], N
     return apply
 
 
+class _Worker(WorkController):  # type: ignore[misc]  # celery has no types
+    """Celery's worker without its command line, which takes the signals and loses those that come while it starts."""
+
+    def on_init_blueprint(self) -> None:
+        """As the command line does it: tasks find this application in every thread of the pool."""
+        trace.setup_worker_optimizations(self.app, self.hostname)
+
+
 def run(settings: Settings) -> None:
     """Blocks until SIGTERM or SIGINT; a task that runs then is finished first."""
     stop = threading.Event()
+
+    def told_to_stop(*_: object) -> None:
+        stop.set()
+        state.should_stop = 0  # the worker looks at it in every round, from its first one on
+
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
+        signal.signal(number, told_to_stop)
     store = Store(settings.effective_database_url)
     if not _wait_for_schema(store, stop):
         return
@@ -91,8 +105,8 @@ def run(settings: Settings) -> None:
     thread = threading.Thread(target=relay.run, name="relay", daemon=True)
     thread.start()
     try:
-        # blocks; Celery takes over SIGTERM and SIGINT: warm shutdown
-        Worker(
+        # blocks
+        _Worker(
             app=app,
             pool="threads",
             concurrency=CONCURRENCY,
@@ -100,8 +114,6 @@ def run(settings: Settings) -> None:
             without_gossip=True,
             without_mingle=True,
             without_heartbeat=True,
-            quiet=True,
-            loglevel=settings.log_level.upper(),
         ).start()
     finally:
         relay.stop()
@@ -113,11 +125,10 @@ def run(settings: Settings) -> None:
 
 
 def _quiet_libraries() -> None:
-    """What Celery says of itself: every task by name, and that we run as root, which carries JSON only."""
+    """What Celery says of itself: every task by name, and what another release of it will do."""
     for name in QUIET:
         logging.getLogger(name).setLevel(logging.WARNING)
-    for category in (SecurityWarning, CPendingDeprecationWarning):
-        warnings.filterwarnings("ignore", category=category)
+    warnings.filterwarnings("ignore", category=CPendingDeprecationWarning)
 
 
 def _wait_for_schema(store: Store, stop: threading.Event) -> bool:

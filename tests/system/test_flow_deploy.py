@@ -1,0 +1,339 @@
+"""From a deploy to the route: the real Valkey, a real Celery worker in a process of its own, real builds."""
+
+import io
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import redis
+
+from graph.ids import FunctionId
+from orchestrator import valkey
+from orchestrator.catalog.functions import VersionSettings
+from orchestrator.catalog.nudge import Nudge
+from orchestrator.catalog.routes import FUNCTIONS_KEY, KEYS_KEY, SEQUENCE_KEY, Route, decode_route
+from orchestrator.catalog.store import Store
+from orchestrator.catalog.views import FunctionView
+from orchestrator.settings import Settings
+from workers.code.origin import Origin
+from workers.code.package import build_package
+from workers.code.requirements import requirements_digest
+
+pytestmark = pytest.mark.system
+
+PATIENCE_S = 60.0
+HANDLER = {"handler.py": b"def f(event, context):\n    return event\n"}
+
+
+class Platform:
+    """Valkey, flow and the catalog of one state folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.settings = Settings(state=folder / "state")
+        self.settings.state.mkdir()
+        self.settings.runtime_folder.mkdir(mode=0o700)
+        self.wheels = folder / "wheels"
+        self.wheels.mkdir()
+        self.store = Store(self.settings.effective_database_url)
+        self.store.migrate()
+        self.store.keys.create_tenant("acme", 1)
+        self.origin = Origin(self.settings.effective_origin_url)
+        self.nudge = Nudge(self.settings.effective_redis_url)
+        self.redis = redis.Redis.from_url(self.settings.effective_redis_url)
+        self.valkey: subprocess.Popen[bytes] | None = None
+        self.flow: subprocess.Popen[bytes] | None = None
+        self.log = folder / "flow.log"
+
+    def start_valkey(self) -> None:
+        socket = self.settings.socket("valkey")
+        command = valkey.command(socket, self.settings.state / "valkey")
+        self.valkey = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+        self.wait(lambda: valkey.answers(socket), "Valkey")
+
+    def start_flow(self) -> None:
+        environment = {
+            **os.environ,
+            "FOREGLOW_STATE": str(self.settings.state),
+            "UV_NO_INDEX": "1",
+            "UV_FIND_LINKS": str(self.wheels),
+            "SECRET_OF_THE_PLATFORM": "hunter2",
+        }
+        with self.log.open("ab") as log:
+            command = [sys.executable, "-P", "-m", "orchestrator.cli.main", "flow"]
+            self.flow = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+
+    def stop(self, number: int, *processes: "subprocess.Popen[bytes] | None") -> None:
+        for process in processes:
+            if process is not None and process.poll() is None:
+                process.send_signal(number)
+                try:
+                    process.wait(30)
+                except subprocess.TimeoutExpired:
+                    process.kill()
+                    process.wait(10)
+                    pytest.fail(f"did not end within 30 s of signal {number}")
+
+    def close(self) -> None:
+        self.stop(signal.SIGTERM, self.flow, self.valkey)
+        for closing in (self.redis, self.nudge, self.store):
+            closing.close()
+        shutil.rmtree(self.settings.runtime_folder)
+
+    def wait(self, condition: Callable[[], object], what: str) -> None:
+        deadline = time.monotonic() + PATIENCE_S
+        while not condition():
+            if time.monotonic() > deadline:
+                pytest.fail(f"{what}: not within {PATIENCE_S:.0f} s\n{self.log.read_text() if self.log.exists() else ''}")
+            time.sleep(0.01)
+
+    def upload(self, files: dict[str, bytes]) -> str:
+        body, out = io.BytesIO(), io.BytesIO()
+        with zipfile.ZipFile(body, "w", zipfile.ZIP_DEFLATED) as archive:
+            for name, content in files.items():
+                archive.writestr(name, content)
+        package = build_package(body, out)
+        out.seek(0)
+        self.origin.put_layer("acme", package.manifest, out)
+        digest = requirements_digest(package.requirements)
+        size = package.manifest.size
+        self.store.packages.register("acme", package.digest, len(files), size, package.requirements, digest, time.time())
+        return package.digest
+
+    def deploy(self, name: str, files: dict[str, bytes], handler: str = "handler:f") -> int:
+        settings = VersionSettings(self.upload(files), handler, "event", "python3.11", 128, 30.0, 1)
+        number = self.store.functions.put("acme", name, settings, time.time()).versions[0].number
+        self.nudge.give()
+        return number
+
+    def settled(self, name: str, number: int) -> FunctionView:
+        def version_state() -> str:
+            return self.store.functions.describe_version("acme", name, number).state
+
+        self.wait(lambda: version_state() != "pending", f"version {number} of {name}")
+        return self.store.functions.describe("acme", name)
+
+    def route(self, name: str) -> Route | None:
+        value = self.redis.hget(FUNCTIONS_KEY, f"acme/{name}")
+        return decode_route(value) if value else None
+
+    def reason(self, name: str, number: int) -> str:
+        version = self.settled(name, number)
+        return next(one.reason for one in version.versions[0].conditions if one.name == "code")
+
+    def layer(self, digest: str, into: Path) -> Path:
+        from workers.code.layers import Limits, unpack_layer
+
+        into.mkdir()
+        with self.origin.get_layer("acme", digest) as archive:
+            unpack_layer(archive, into, Limits())
+        return into
+
+    def add_wheel(self, name: str, files: dict[str, str], version: str = "1.0") -> None:
+        described = f"{name}-{version}.dist-info"
+        everything = {
+            **files,
+            f"{described}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n",
+            f"{described}/WHEEL": "Wheel-Version: 1.0\nGenerator: hand\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+        }
+        record = "".join(f"{path},,\n" for path in [*everything, f"{described}/RECORD"])
+        with zipfile.ZipFile(self.wheels / f"{name}-{version}-py3-none-any.whl", "w") as wheel:
+            for path, content in {**everything, f"{described}/RECORD": record}.items():
+                wheel.writestr(path, content)
+
+
+@pytest.fixture
+def platform() -> Iterator[Platform]:
+    folder = Path(tempfile.mkdtemp(prefix="fg-flow-"))
+    made = Platform(folder)
+    try:
+        made.start_valkey()
+        made.start_flow()
+        yield made
+    finally:
+        made.close()
+        shutil.rmtree(folder)
+
+
+def test_a_deploy_becomes_a_route(platform: Platform, tmp_path: Path) -> None:
+    number = platform.deploy("f", HANDLER)
+    assert platform.settled("f", number).latest == number
+    route = platform.route("f")
+    assert route is not None
+    assert route.latest == number
+    layer = platform.layer(route.versions[0].package.code, tmp_path / "layer")
+    assert (layer / "handler.py").read_bytes() == HANDLER["handler.py"]
+    bytecode = (layer / "__pycache__" / "handler.cpython-311.pyc").read_bytes()
+    assert bytecode[4:8] == (1).to_bytes(4, "little"), "hash-based and never checked"
+    platform.wait(lambda: platform.store.outbox.backlog().open == 0, "all events closed")
+
+
+def test_of_two_quick_deploys_the_older_never_wins(platform: Platform) -> None:
+    for round_number in range(3):
+        older = platform.deploy("f", {"handler.py": f"def f(e, c): return {round_number}".encode()})
+        newer = platform.deploy("f", HANDLER)
+        assert newer == older + 1
+        platform.settled("f", older)
+        described = platform.settled("f", newer)
+        platform.wait(lambda: platform.store.outbox.backlog().open == 0, "all events closed")
+        route = platform.route("f")
+        assert route is not None
+        assert route.latest == newer
+        assert platform.store.functions.describe("acme", "f").latest == newer, described
+
+
+def test_dependencies_become_a_layer_built_once(platform: Platform, tmp_path: Path) -> None:
+    platform.add_wheel("tinydep", {"tinydep/__init__.py": "VALUE = 7\n"})
+    for name in ("f", "g"):
+        platform.deploy(name, {**HANDLER, "requirements.txt": b"tinydep==1.0\n", "name.txt": name.encode()})
+    first, second = (platform.settled(name, 1) and platform.route(name) for name in ("f", "g"))
+    assert first
+    assert second
+    dependencies = first.versions[0].package.dependencies
+    assert dependencies
+    assert second.versions[0].package.dependencies == dependencies
+    layer = platform.layer(dependencies, tmp_path / "layer")
+    assert (layer / "tinydep" / "__init__.py").exists()
+    assert list(layer.glob("tinydep/__pycache__/*.pyc"))
+
+
+def test_requirements_that_cannot_be_had_leave_the_old_version_serving(platform: Platform) -> None:
+    first = platform.deploy("f", HANDLER)
+    platform.settled("f", first)
+    before = platform.route("f")
+    second = platform.deploy("f", {**HANDLER, "requirements.txt": b"no-such-package==9\n"})
+    reason = platform.reason("f", second)
+    assert "no-such-package" in reason
+    assert str(platform.settings.state) not in reason
+    described = platform.settled("f", second)
+    assert (described.latest, described.versions[0].state) == (first, "failed")
+    assert platform.route("f") == before
+    third = platform.deploy("f", HANDLER)
+    assert platform.settled("f", third).latest == third
+
+
+def test_nothing_of_a_tenant_is_executed_while_building(platform: Platform, tmp_path: Path) -> None:
+    """A source distribution would run its setup.py; a .pth file would run if the target were a site folder."""
+    proof = tmp_path / "executed"
+    attack = f"import pathlib; pathlib.Path({str(proof)!r}).touch()\n"
+    with tarfile.open(platform.wheels / "evil-1.0.tar.gz", "w:gz") as archive:
+        for name, content in {
+            "evil-1.0/setup.py": attack,
+            "evil-1.0/PKG-INFO": "Metadata-Version: 1.0\nName: evil\nVersion: 1.0\n",
+        }.items():
+            entry = tarfile.TarInfo(name)
+            entry.size = len(content)
+            archive.addfile(entry, io.BytesIO(content.encode()))
+    platform.add_wheel("pthdep", {"pthdep.py": attack, "pthdep.pth": attack, "sitecustomize.py": attack})
+    refused = platform.deploy("f", {**HANDLER, "requirements.txt": b"evil==1.0\n"})
+    assert platform.settled("f", refused).versions[0].state == "failed"
+    built = platform.deploy("g", {"handler.py": attack.encode() + HANDLER["handler.py"], "requirements.txt": b"pthdep\n"})
+    assert platform.settled("g", built).latest == built
+    assert not proof.exists()
+
+
+def test_sources_that_do_not_compile_are_told_by_line(platform: Platform) -> None:
+    broken = platform.deploy("f", {"handler.py": b"def f(e, c):\n    return (\n", "fine.py": b""})
+    assert "handler.py does not compile, line" in platform.reason("f", broken)
+    elsewhere = platform.deploy("f", {**HANDLER, "old_python.py": b"print 'two'\n"})
+    assert platform.settled("f", elsewhere).latest == elsewhere
+
+
+def test_a_source_made_to_break_the_compiler_breaks_nothing_else(platform: Platform) -> None:
+    deep = b"x = " + b"(" * 100_000 + b")" * 100_000
+    number = platform.deploy("f", {**HANDLER, "deep.py": deep, "long.py": b"x = " + b"-" * 3_000_000 + b"1"})
+    assert platform.settled("f", number).latest == number
+
+
+def test_a_handler_that_is_not_there_fails_the_version(platform: Platform) -> None:
+    number = platform.deploy("f", HANDLER, handler="absent:f")
+    assert "no module 'absent'" in platform.reason("f", number)
+
+
+def test_removal_and_keys_reach_the_routes(platform: Platform) -> None:
+    made = platform.store.keys.make_key("acme", "ci", time.time())
+    platform.wait(lambda: platform.redis.hlen(KEYS_KEY) == 1, "the key")
+    platform.store.keys.revoke_key("acme", made.key_id, time.time())
+    platform.wait(lambda: platform.redis.hlen(KEYS_KEY) == 0, "the key's end")
+    platform.settled("f", platform.deploy("f", HANDLER))
+    platform.store.functions.remove("acme", "f", time.time())
+    platform.wait(lambda: platform.route("f") is None, "the removal")
+    again = platform.deploy("f", HANDLER)
+    assert platform.settled("f", again).latest == again == 2
+    assert platform.route("f") is not None
+
+
+def test_a_valkey_that_dies_and_comes_back_loses_no_deploy(platform: Platform) -> None:
+    platform.settled("f", platform.deploy("f", HANDLER))
+    platform.stop(signal.SIGKILL, platform.valkey)
+    number = platform.deploy("f", {**HANDLER, "x.py": b""})
+    platform.start_valkey()
+    assert platform.settled("f", number).latest == number
+    route = platform.route("f")
+    assert route is not None
+    assert route.latest == number
+
+
+def test_a_valkey_that_comes_back_empty_gets_its_routes_again(platform: Platform) -> None:
+    for name in ("f", "g"):
+        platform.settled(name, platform.deploy(name, HANDLER))
+    platform.store.keys.make_key("acme", "ci", time.time())
+    platform.wait(lambda: platform.redis.hlen(KEYS_KEY) == 1, "the key")
+    platform.redis.flushall()
+    platform.wait(lambda: platform.redis.exists(SEQUENCE_KEY), "the routes again")
+    assert platform.route("f") is not None
+    assert platform.route("g") is not None
+    assert platform.redis.hlen(KEYS_KEY) == 1
+    number = platform.deploy("f", {**HANDLER, "x.py": b""})
+    assert platform.settled("f", number).latest == number
+
+
+def test_a_flow_that_is_killed_in_the_middle_goes_on_where_it_was(platform: Platform) -> None:
+    platform.settled("warm-up", platform.deploy("warm-up", HANDLER))
+    numbers = {name: platform.deploy(name, {**HANDLER, "big.py": b"x = 1\n" * 200_000}) for name in ("f", "g", "h")}
+    platform.wait(lambda: list((platform.settings.state / "flow").glob("build-*")), "a build")
+    platform.stop(signal.SIGKILL, platform.flow)
+    platform.start_flow()
+    for name, number in numbers.items():
+        assert platform.settled(name, number).latest == number
+    platform.wait(lambda: not list((platform.settings.state / "flow").glob("build-*")), "nothing left of the dead builds")
+
+
+def test_sigterm_ends_flow_well_even_while_valkey_is_away(platform: Platform) -> None:
+    platform.settled("f", platform.deploy("f", HANDLER))
+    platform.stop(signal.SIGTERM, platform.flow)
+    assert platform.flow is not None
+    assert platform.flow.returncode == 0
+    platform.start_flow()
+    platform.settled("f", platform.deploy("f", {**HANDLER, "x.py": b""}))
+    platform.stop(signal.SIGKILL, platform.valkey)
+    platform.wait(lambda: "broker.away" in platform.log.read_text(), "flow notices")
+    platform.stop(signal.SIGTERM, platform.flow)
+    assert platform.flow.returncode == 0
+
+
+def test_sigterm_while_flow_starts_ends_it(platform: Platform) -> None:
+    for pause_s in (0.2, 0.4, 0.6, 0.8, 1.0):
+        platform.stop(signal.SIGTERM, platform.flow)
+        platform.start_flow()
+        time.sleep(pause_s)
+        platform.stop(signal.SIGTERM, platform.flow)
+        assert platform.flow is not None
+        assert platform.flow.returncode in (0, -signal.SIGTERM), "before Python runs our first line, the signal itself ends it"
+
+
+def test_no_secret_reaches_the_log(platform: Platform) -> None:
+    made = platform.store.keys.make_key("acme", "ci", time.time())
+    platform.wait(lambda: platform.redis.hlen(KEYS_KEY) == 1, "the key")
+    text = platform.log.read_text()
+    assert made.token not in text
+    assert "hunter2" not in text
+    assert FunctionId("acme/f") not in platform.redis.hgetall(KEYS_KEY)
