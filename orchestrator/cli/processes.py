@@ -1,6 +1,8 @@
 """`foreglow up`, and each process alone."""
 
+import signal
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -90,6 +92,8 @@ def _alone(process: str, state: Path | None) -> "Settings":
     from orchestrator import preflight
     from orchestrator.logging import configure
 
+    # Before a server takes the signals over, and after it has raised them again: an end like any other, with every `finally`.
+    signal.signal(signal.SIGTERM, _end)
     settings = settings_with(state=state)
     try:
         configure(process, settings.log_level)
@@ -98,3 +102,7 @@ def _alone(process: str, state: Path | None) -> "Settings":
     except (ValueError, preflight.NotPossible) as error:
         raise Failure(str(error)) from error
     return settings
+
+
+def _end(number: int, frame: FrameType | None) -> None:
+    raise SystemExit(0)
