@@ -7,13 +7,17 @@ from pathlib import Path
 
 from graph.calls import StartKind
 from tracing.records import Timings
-from workers.admission import CoreGate
-from workers.instances import Instance
-from workers.ports import Clone, CodeTier, Driver, Specialisation
+from workers.admission import ON_DEMAND, CoreGate
+from workers.instances import Instance, State
+from workers.ports import Clone, CodeTier, Driver, DriverError, Specialisation
 from workers.sealing import Sealer
 from workers.standbys import StandbyPool
 
 INIT_TIMEOUT_S = 60.0
+
+
+class GivenUp(DriverError):
+    """Nobody wants the instance any more; what is left to do for it is left out."""
 
 
 class Preparer:
@@ -29,11 +33,15 @@ class Preparer:
     async def prepare(self, instance: Instance, priority: float) -> None:
         """Fills in the instance's clone, made_by and timings. On any error nothing is left of the clone.
 
-        Raises CodeUnavailable, DriverError (InitFailed among them), SealError, TimeoutError.
+        Raises CodeUnavailable, DriverError (InitFailed and GivenUp among them), SealError, TimeoutError.
         """
+        _check_wanted(instance)
         began = time.perf_counter()
         spec = instance.spec
-        fetching = None if self._code.held(spec) else asyncio.ensure_future(self._fetch(instance, priority))
+        fetching = None
+        if not self._code.held(spec):
+            fetching = asyncio.ensure_future(self._fetch(instance, priority))
+            fetching.add_done_callback(_seen)
         clone: Clone | None = None
         try:
             clone = await self._clone(instance, priority)
@@ -41,6 +49,7 @@ class Preparer:
             cloned = time.perf_counter()
             layers = await fetching if fetching is not None else await self._code.fetch(spec)
             fetched = time.perf_counter()
+            _check_wanted(instance)
             if instance.decision_id and not instance.adopted:
                 clone.speculative(True)
             report = await clone.specialise(
@@ -76,7 +85,7 @@ class Preparer:
             instance.made_by = StartKind.STANDBY
             return standby
         instance.made_by = StartKind.COLD
-        await self._gate.enter(priority, instance)
+        await self._enter(instance, priority)
         try:
             return await self._driver.clone(spec.tenant, instance.memory_mb)
         finally:
@@ -84,8 +93,26 @@ class Preparer:
 
     async def _fetch(self, instance: Instance, priority: float) -> Sequence[Path]:
         """Unpacking holds a core; while the code is only on its way nobody's slot is taken, but the two are one call here."""
-        await self._gate.enter(priority, instance)
+        await self._enter(instance, priority)
         try:
             return await self._code.fetch(instance.spec)
         finally:
             self._gate.leave()
+
+    async def _enter(self, instance: Instance, priority: float) -> None:
+        """A request may have adopted the instance before this step came to the gate, and nobody may want it after."""
+        await self._gate.enter(ON_DEMAND if instance.adopted else priority, instance)
+        if instance.state is State.GONE:
+            self._gate.leave()
+            raise GivenUp("given up before its turn")
+
+
+def _check_wanted(instance: Instance) -> None:
+    if instance.state is State.GONE:
+        raise GivenUp("given up while it was being prepared")
+
+
+def _seen(fetching: "asyncio.Future[Sequence[Path]]") -> None:
+    """When the clone fails as well, its error is the one that is told."""
+    if not fetching.cancelled():
+        fetching.exception()
