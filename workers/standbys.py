@@ -11,7 +11,6 @@ import structlog
 from workers.admission import BACKGROUND, CoreGate
 from workers.ports import Clone, Driver, DriverError
 
-QUIET_S = 0.05
 RETRY_S = 5.0
 
 log = structlog.get_logger(__name__)
@@ -26,10 +25,10 @@ class StandbyPool:
         self._target = target
         self._limit = limit
         self._waiting: dict[tuple[str, int], deque[Clone]] = defaultdict(deque)
-        self._wanted: set[tuple[str, int]] = set()
+        self._wanted: dict[tuple[str, int], float] = {}  # -> not before: after a failure it waits, the others do not
         self._nudge = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
-        self.busy_until = 0.0  # loop time; the owner moves it ahead whenever a start is under way
+        self.busy_until = 0.0  # monotonic; the owner moves it ahead whenever a start is under way
 
     def __len__(self) -> int:
         return sum(map(len, self._waiting.values()))
@@ -41,7 +40,7 @@ class StandbyPool:
         """From now on keep standbys of this shape for this tenant. The tenant's template is made on the way."""
         key = (tenant, memory_mb)
         if key not in self._wanted:
-            self._wanted.add(key)
+            self._wanted[key] = 0.0
             self._nudge.set()
 
     def take(self, tenant: str, memory_mb: int) -> Clone | None:
@@ -55,41 +54,46 @@ class StandbyPool:
             self._task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._task
-        for waiting in self._waiting.values():
-            while waiting:
-                await waiting.popleft().kill("node stops")
+        left = [clone for waiting in self._waiting.values() for clone in waiting]
+        await asyncio.gather(*(clone.kill("node stops") for clone in left), return_exceptions=True)
 
-    def _missing(self) -> tuple[str, int] | None:
-        if len(self) >= self._limit:
-            return None
-        for key in self._wanted:
-            if len(self._waiting[key]) < self._target:
-                return key
-        return None
+    def _missing(self, now: float) -> tuple[tuple[str, int] | None, float | None]:
+        """The next to make, and when to look again if there is none (None: when told to)."""
+        again: float | None = None
+        if len(self) < self._limit:
+            for key, not_before in self._wanted.items():
+                if len(self._waiting[key]) < self._target:
+                    if not_before <= now:
+                        return key, None
+                    again = not_before if again is None else min(again, not_before)
+        return None, again
 
     async def _refill(self) -> None:
         while True:
-            key = self._missing()
+            now = time.monotonic()
+            key, again = self._missing(now)
             if key is None:
                 self._nudge.clear()
-                await self._nudge.wait()
-                continue
-            quiet_in = self.busy_until - time.monotonic()
-            if quiet_in > 0:
-                await asyncio.sleep(quiet_in)
-                continue
-            await self._gate.enter(BACKGROUND)
-            try:
-                clone = await self._driver.clone(*key)
-            except DriverError as error:
-                log.warning("standby.failed", tenant=key[0], error=str(error))
-                await asyncio.sleep(RETRY_S)
-                continue
-            finally:
-                self._gate.leave()
-            waiting = self._waiting[key]
-            waiting.append(clone)
-            clone.on_exit = partial(self._died, clone, waiting)
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._nudge.wait(), None if again is None else again - now)
+            elif self.busy_until > now:
+                await asyncio.sleep(self.busy_until - now)
+            else:
+                await self._make(key)
+
+    async def _make(self, key: tuple[str, int]) -> None:
+        await self._gate.enter(BACKGROUND)
+        try:
+            clone = await self._driver.clone(*key)
+        except (DriverError, OSError) as error:
+            log.warning("standby.failed", tenant=key[0], memory_mb=key[1], error=str(error))
+            self._wanted[key] = time.monotonic() + RETRY_S
+            return
+        finally:
+            self._gate.leave()
+        waiting = self._waiting[key]
+        waiting.append(clone)
+        clone.on_exit = partial(self._died, clone, waiting)
 
     def _died(self, clone: Clone, waiting: deque[Clone], _why: str) -> None:
         with contextlib.suppress(ValueError):
