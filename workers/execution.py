@@ -57,6 +57,7 @@ class Execution:
         self.table = InstanceTable()
         self.memory = memory
         self.decisions: DecisionBook | None = None
+        self.draining: set[str] = set()  # versions of which no instance is kept
         self._preparer = preparer
         self._gate = gate
         self._logs = logs
@@ -64,6 +65,7 @@ class Execution:
         self._started = started
         self._loop = asyncio.get_running_loop()
         self._numbers = 0
+        self._stopping = False
         self._tasks: set[asyncio.Task[None]] = set()
         self._calls: dict[tuple[Connection, int], tuple[Invocation, int]] = {}
         self._streams: dict[tuple[Connection, int], Invocation] = {}
@@ -85,7 +87,7 @@ class Execution:
             return
         started = self.begin(spec, ON_DEMAND, child=request.depth > 0)
         if started is None:
-            self._finish(invocation, InvokeResult("full", timings=invocation.timings(now)))
+            self._fail(invocation, "full")
             return
         invocation.instance = started
         self._wait(invocation, started)
@@ -133,16 +135,14 @@ class Execution:
 
     def _late(self, invocation: Invocation) -> None:
         """The deadline is over. User code cannot be interrupted, so the instance goes."""
-        limit = invocation.request.deadline_s
-        detail = ErrorDetail("Timeout", f"no answer within {limit:.3g} s")
-        self._finish(invocation, InvokeResult("timeout", invocation.start, invocation.timings(time.monotonic()), error=detail))
+        self._fail(invocation, "timeout", ErrorDetail("Timeout", f"no answer within {invocation.request.deadline_s:.3g} s"))
         self._abandon(invocation, "a timeout ended the instance")
 
     def cancel(self, connection: Connection, stream: int) -> None:
         """Its caller gave it up (or is gone)."""
         invocation = self._streams.get((connection, stream))
         if invocation is not None and not invocation.done:
-            self._finish(invocation, InvokeResult("cancelled", invocation.start, invocation.timings(time.monotonic())))
+            self._fail(invocation, "cancelled")
             self._abandon(invocation, "its caller was cancelled")
 
     def _abandon(self, invocation: Invocation, why: str) -> None:
@@ -158,6 +158,10 @@ class Execution:
         """Nobody can take the answers any more: what runs for this connection ends with it."""
         for peer, stream in [key for key in self._streams if key[0] is connection]:
             self.cancel(peer, stream)
+
+    def _fail(self, invocation: Invocation, status: str, error: ErrorDetail | None = None) -> None:
+        timings = invocation.timings(time.monotonic())
+        self._finish(invocation, InvokeResult(status, invocation.start, timings, error=error, decision_id=invocation.decision_id))
 
     def _finish(self, invocation: Invocation, result: InvokeResult, body: bytes = b"") -> None:
         self._streams.pop((invocation.connection, invocation.stream), None)
@@ -192,12 +196,13 @@ class Execution:
         invocation = instance.live.get(frame.id)
         if invocation is None:
             return  # it came too late: the invocation was answered already
-        if frame.flags & MORE or invocation.parts:
+        if frame.flags & MORE or invocation.parts or invocation.head is not None:
             invocation.streamed += len(frame.body)
             if invocation.streamed > MAX_RESULT:
                 self._too_large(instance, invocation)
                 return
-            invocation.parts.append(frame.body)
+            if frame.body:
+                invocation.parts.append(frame.body)
             if frame.meta and invocation.head is None:
                 invocation.head = decode_result(frame.meta)
             if frame.flags & MORE:
@@ -221,7 +226,7 @@ class Execution:
 
     def _too_large(self, instance: Instance, invocation: Invocation) -> None:
         detail = ErrorDetail("ResultTooLarge", f"the result is over {MAX_RESULT} bytes")
-        self._finish(invocation, InvokeResult("error", invocation.start, invocation.timings(time.monotonic()), error=detail))
+        self._fail(invocation, "error", detail)
         self.kill(instance, detail.message)
 
     def _leave(
@@ -255,12 +260,17 @@ class Execution:
             body,
         )
         self.table.released(instance, now)
+        if self.draining and not instance.live and instance.spec.version in self.draining:
+            self.kill(instance, "draining")
         self._changed()
 
     def _on_call(self, instance: Instance, frame: Frame) -> None:
         call = decode_call(frame.meta)
         invocation = instance.live.get(call.invocation)
         refusal = ""
+        if any(frame.id in one.calls for one in instance.live.values()):
+            self.kill(instance, "the guest broke the protocol: a call has the id of one in flight")
+            return
         if invocation is None:
             refusal = "the invocation this call names is not live in this instance"
         elif len(invocation.calls) >= MAX_CALLS:
@@ -321,6 +331,8 @@ class Execution:
 
     def begin(self, spec: VersionSpec, priority: float, decision_id: str = "", child: bool = False) -> Instance | None:
         """Starts preparing an instance; None when there is no memory for it. On demand, idle ones give way."""
+        if self._stopping:
+            return None
         victims: list[Instance] = []
         missing = self.memory.missing(spec.memory_mb, child)
         if missing > 0:
@@ -343,11 +355,11 @@ class Execution:
         return instance
 
     async def _prepare(self, instance: Instance, priority: float, victims: list[Instance]) -> None:
-        for victim in victims:
-            if victim.clone is not None:
-                await victim.clone.kill("gave way to a request")
         status, detail = "", ErrorDetail("", "")
         try:
+            for victim in victims:
+                if victim.clone is not None:
+                    await victim.clone.kill("gave way to a request")
             await self._preparer.prepare(instance, priority)
         except InitFailed as error:
             found = error.detail
@@ -365,8 +377,7 @@ class Execution:
             self._failed(instance, status, detail)
             return
         if instance.state is State.GONE:  # given up while it was being prepared
-            if instance.clone is not None:
-                await instance.clone.kill("given up")
+            await self._end(instance, "given up")
             return
         assert instance.clone is not None
         instance.clone.on_frame = partial(self._on_frame, instance)
@@ -378,6 +389,8 @@ class Execution:
             self.decisions.ready(instance.decision_id, instance.timings, self.expire)
         while instance.waiting and instance.free > 0:
             self._dispatch(instance.waiting.popleft(), instance, instance.made_by, now)
+        if not instance.live and instance.spec.version in self.draining:
+            self.kill(instance, "draining")
         self._changed()
 
     def _failed(self, instance: Instance, status: str, detail: ErrorDetail) -> None:
@@ -387,11 +400,10 @@ class Execution:
         waiting = list(instance.waiting)
         instance.waiting.clear()
         self._drop(instance, f"{status}: {detail.type}: {detail.message}"[:500])
-        now = time.monotonic()
         for invocation in waiting:
             if invocation.start is StartKind.UNKNOWN:
                 invocation.start = instance.made_by
-            self._finish(invocation, InvokeResult(status, invocation.start, invocation.timings(now), error=detail))
+            self._fail(invocation, status, detail)
 
     def _gone(self, instance: Instance, why: str) -> None:
         """Its sandbox died. Its own invocations fail, nothing else does."""
@@ -405,10 +417,8 @@ class Execution:
         self.memory.give_back(instance.memory_mb)
         if instance.decision_id and self.decisions is not None:
             self.decisions.lost(instance.decision_id, why)
-        now = time.monotonic()
         for invocation in [*instance.live.values(), *instance.waiting]:
-            detail = ErrorDetail("InstanceKilled", why)
-            self._finish(invocation, InvokeResult("killed", invocation.start, invocation.timings(now), error=detail))
+            self._fail(invocation, "killed", ErrorDetail("InstanceKilled", why))
         instance.live.clear()
         instance.waiting.clear()
         self._changed()
@@ -417,9 +427,16 @@ class Execution:
         """Gives an instance up now; its processes end in the background."""
         self._drop(instance, why)
         if instance.clone is not None:
-            task = self._loop.create_task(instance.clone.kill(why))
+            task = self._loop.create_task(self._end(instance, why))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
+
+    async def _end(self, instance: Instance, why: str) -> None:
+        assert instance.clone is not None
+        try:
+            await instance.clone.kill(why)
+        except DriverError as error:
+            log.error("instance.not_ended", version=instance.spec.version, error=str(error))
 
     def expire(self, decision_id: str) -> None:
         """A prewarmed instance stayed unused for its lifetime."""
@@ -434,12 +451,12 @@ class Execution:
                 return
 
     def sweep_idle(self, idle_s: float) -> None:
-        """Gives up what has been idle for `idle_s`; prewarmed, unused ones have a lifetime of their own."""
+        """Gives up what has been idle for `idle_s`; those of an open decision have a lifetime of their own."""
         limit = time.monotonic() - idle_s
         for instance in self.table.idle():
             if instance.idle_since > limit:
                 break
-            if instance.served or not instance.decision_id:
+            if self.decisions is None or instance.decision_id not in self.decisions:
                 self.kill(instance, "idle")
 
     def cool(self, functions: set[str]) -> int:
@@ -457,6 +474,7 @@ class Execution:
         return {tenant_of(VersionId(one.spec.version)) for one in self.table}
 
     async def stop(self) -> None:
+        self._stopping = True
         for instance in list(self.table):
             self.kill(instance, "the node stops")
         if self._tasks:

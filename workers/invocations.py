@@ -9,7 +9,7 @@ from graph.calls import StartKind
 from tracing.records import Timings
 from workers.instances import Instance
 from workers.rpc.connection import Connection
-from workers.rpc.messages import ErrorDetail, InvokeRequest, InvokeResult, Rpc
+from workers.rpc.messages import InvokeRequest, InvokeResult, Rpc
 
 
 @dataclass(slots=True, eq=False)
@@ -51,11 +51,6 @@ class Invocation:
         if self.timer is not None:
             self.timer.cancel()
         self.connection.send(Rpc.RESULT, self.stream, result, body)
-
-    def fail(self, status: str, now: float, error: ErrorDetail | None = None) -> None:
-        self.finish(
-            InvokeResult(status, self.start, self.timings(now), error=error, decision_id=self.decision_id),
-        )
 
 
 class GuestHttp(msgspec.Struct, frozen=True, omit_defaults=True):

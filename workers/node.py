@@ -38,6 +38,7 @@ from workers.versions import VersionSpec
 SPECS = 10_000
 TELL_EVERY_S = 0.002
 HEARTBEAT_S = 1.0
+PREFETCHES = 2
 
 log = structlog.get_logger(__name__)
 
@@ -72,11 +73,12 @@ class Node:
         self.decisions = DecisionBook(self._tell_decision)
         self.execution.decisions = self.decisions
         self._specs: OrderedDict[str, VersionSpec] = OrderedDict()
-        self._draining: set[str] = set()
+        self._connections: set[Connection] = set()
         self._subscribers: set[Connection] = set()
         self._updates: list[DecisionUpdate] = []
         self._tell_handle: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
+        self._prefetching = asyncio.Semaphore(PREFETCHES)
         self._epoch = 0
         self._loop = asyncio.get_running_loop()
         self._answers = {
@@ -98,17 +100,23 @@ class Node:
                 self._tell_whole()
         finally:
             server.close()
+            for task in self._tasks:
+                task.cancel()
             await self._standbys.stop()
             await self.execution.stop()
+            for connection in list(self._connections):
+                connection.close()
             with contextlib.suppress(FileNotFoundError):
                 path.unlink()
 
     # -- Owner of connections
 
     def on_open(self, connection: Connection) -> None:
+        self._connections.add(connection)
         self._epoch = max(self._epoch, connection.peer.epoch)
 
     def on_lost(self, connection: Connection, why: str) -> None:
+        self._connections.discard(connection)
         self._subscribers.discard(connection)
         self.execution.connection_lost(connection)
         log.info("peer.lost", role=connection.peer.role, peer=connection.peer.name, why=why)
@@ -136,18 +144,18 @@ class Node:
 
     def _define(self, spec: VersionSpec) -> None:
         self._specs[spec.version] = spec
-        self._draining.discard(spec.version)
+        self.execution.draining.discard(spec.version)
         self._specs.move_to_end(spec.version)
         if len(self._specs) > SPECS:
             forgotten, _ = self._specs.popitem(last=False)
-            self._draining.discard(forgotten)
+            self.execution.draining.discard(forgotten)
         self._standbys.want(spec.tenant, spec.memory_mb)
 
     def _invoke(self, connection: Connection, stream: int, request: InvokeRequest, body: bytes) -> None:
         spec = self._specs.get(request.version)
         if spec is None:
             connection.send(Rpc.RESULT, stream, InvokeResult("unknown-version"))
-        elif request.version in self._draining:
+        elif request.version in self.execution.draining:
             connection.send(Rpc.RESULT, stream, InvokeResult("draining"))
         else:
             self.execution.invoke(connection, stream, request, body, spec)
@@ -158,12 +166,14 @@ class Node:
                 self._tell_decision(DecisionUpdate(item.decision_id, "cancelled", time.time(), detail="older epoch"))
             elif item.level == "code":
                 self._fetch_only(item)
+            elif item.decision_id in self.decisions:
+                continue  # the same order again: it stands, and ends once
             elif not self.decisions.accept(item, self._begin_decision):
                 self._tell_decision(DecisionUpdate(item.decision_id, "cancelled", time.time(), detail="too many open decisions"))
 
     def _begin_decision(self, item: PrepareItem) -> None:
         spec = self._specs.get(item.version)
-        if spec is None or item.version in self._draining:
+        if spec is None or item.version in self.execution.draining:
             self.decisions.lost(item.decision_id, "the node does not know this version" if spec is None else "draining")
         elif self.execution.begin(spec, time.monotonic() + item.needed_in_s, item.decision_id) is None:
             self.decisions.lost(item.decision_id, "no memory left on the node")
@@ -177,22 +187,26 @@ class Node:
         task.add_done_callback(self._tasks.discard)
 
     async def _fetch(self, spec: VersionSpec) -> None:
+        """A few at a time: a planner that connects asks for everything at once. No turn at the cores: that is for starts."""
         try:
-            await self._code.fetch(spec)
+            async with self._prefetching:
+                await self._code.fetch(spec)
         except CodeUnavailable as error:
             log.warning("code.prefetch_failed", version=spec.version, error=str(error))
 
     def _revoke(self, message: Revoke) -> None:
         """Only what is not ready yet is given up: a ready instance costs nothing more to keep for its lifetime."""
+        if message.epoch < self._epoch:
+            return
         for decision_id in message.decision_ids:
             if decision_id in self.decisions and not self.decisions.is_ready(decision_id):
                 self.execution.give_up(decision_id, message.why)
                 self.decisions.lost(decision_id, message.why)
 
     def _drain(self, message: Drain) -> None:
-        """None is made any more, idle ones go now, busy ones by idle time. Forgotten with the spec."""
+        """None is made any more, idle ones go now, busy ones when they are done. Forgotten with the spec."""
         if message.version in self._specs:
-            self._draining.add(message.version)
+            self.execution.draining.add(message.version)
         for instance in self.execution.table.of(message.version):
             if not instance.live and not instance.waiting:
                 self.execution.kill(instance, "draining")
@@ -229,6 +243,7 @@ class Node:
 
     def _tell_whole(self) -> None:
         execution = self.execution
+        execution.table.changed.clear()
         message = InventoryMessage(execution.table.counts(), execution.memory.free_mb, len(self._standbys), whole=True)
         for subscriber in self._subscribers:
             if not subscriber.congested:
