@@ -94,8 +94,8 @@ def build(settings: Settings) -> FastAPI:
     return app
 
 
-class _Server(uvicorn.Server):
-    """Tells open streams to end as soon as a signal comes, so that the graceful shutdown does not wait for them."""
+class ControlServer(uvicorn.Server):
+    """`run([socket])` serves until a signal or `should_exit`. Open streams end as soon as a signal comes: nobody waits for them."""
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -113,8 +113,8 @@ class _Server(uvicorn.Server):
         super().handle_exit(sig, frame)
 
 
-def run(settings: Settings, listener: socket.socket | None = None) -> None:
-    """Serves on settings.host and control_port, or on a bound socket, until SIGTERM or SIGINT."""
+def server(settings: Settings) -> ControlServer:
+    """The server, put together and not yet listening. Raises as `build` does."""
     config = uvicorn.Config(
         build(settings),
         host=settings.host,
@@ -126,7 +126,12 @@ def run(settings: Settings, listener: socket.socket | None = None) -> None:
         limit_concurrency=500,
         h11_max_incomplete_event_size=64 << 10,
     )
-    _Server(config).run([listener] if listener is not None else None)
+    return ControlServer(config)
+
+
+def run(settings: Settings, listener: socket.socket | None = None) -> None:
+    """Serves on settings.host and control_port, or on a bound socket, until SIGTERM or SIGINT."""
+    server(settings).run([listener] if listener is not None else None)
 
 
 def _publish_all(publisher: Publisher, store: Store, nudge: Nudge) -> None:

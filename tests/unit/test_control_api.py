@@ -1,0 +1,342 @@
+"""The management API: who may do what, what is refused and how it says so."""
+
+import contextlib
+import io
+import json
+import os
+import socket
+import tempfile
+import threading
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from orchestrator.catalog.store import Store
+from orchestrator.control.admin import ensure_admin_key
+from orchestrator.control.app import server
+from orchestrator.control.schemas import MAX_ENVIRONMENT_BYTES
+from orchestrator.settings import Settings
+from workers.sealing import Sealer, load_key
+
+ZIP = {"Content-Type": "application/zip"}
+
+
+@contextlib.contextmanager
+def serving(settings: Settings) -> Iterator[str]:
+    """The real server on a free port, in a thread; its address."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        made = server(settings)
+        thread = threading.Thread(target=made.run, args=([listener],))
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        finally:
+            made.should_exit = True
+            thread.join(20)
+            assert not thread.is_alive()
+
+
+class Api:
+    """A client with the admin key, a second tenant, and direct access to the store. Redis, planner and node are away."""
+
+    def __init__(self, settings: Settings, address: str) -> None:
+        self.settings = settings
+        self.address = address
+        self.key = settings.admin_key_file.read_text().strip()
+        self.client = httpx.Client(base_url=address, headers={"Authorization": f"Bearer {self.key}"}, trust_env=False)
+        self.nobody = httpx.Client(base_url=address, trust_env=False)
+        self.store = Store(settings.effective_database_url)
+        self.store.keys.create_tenant("rival", 1)
+        self.rival = {"Authorization": f"Bearer {self.store.keys.make_key('rival', 'k', 1).token}"}
+
+    def close(self) -> None:
+        for closing in (self.client, self.nobody, self.store):
+            closing.close()
+
+    def upload(self, files: dict[str, str] | None = None, **more: Any) -> Any:
+        body = io.BytesIO()
+        with zipfile.ZipFile(body, "w") as archive:
+            for name, content in (files or {"handler.py": "def f(e, c): return e"}).items():
+                archive.writestr(name, content)
+        return self.client.post("/v1/packages", content=body.getvalue(), headers=ZIP | more.pop("headers", {}), **more)
+
+    def wanted(self, **changes: Any) -> dict[str, Any]:
+        return {"package": self.upload().json()["digest"], "handler": "handler:f"} | changes
+
+    def put(self, name: str = "f", **changes: Any) -> Any:
+        return self.client.put(f"/v1/functions/{name}", json=self.wanted(**changes))
+
+
+def settings_in(folder: Path, **changes: Any) -> Settings:
+    return Settings(state=folder / "state", redis_url=f"unix://{folder}/none.sock", **changes)
+
+
+@pytest.fixture(scope="module")
+def running() -> Iterator[Api]:
+    with tempfile.TemporaryDirectory(prefix="fg-api-") as folder:
+        settings = settings_in(Path(folder))
+        with serving(settings) as address:
+            api = Api(settings, address)
+            yield api
+            api.close()
+
+
+@pytest.fixture
+def api(running: Api) -> Api:
+    for view in running.store.functions.list("default"):
+        running.store.functions.remove("default", view.name, 1)
+    return running
+
+
+def problem(answer: Any, status: int, field: str = "") -> str:
+    assert (answer.status_code, answer.headers["content-type"]) == (status, "application/problem+json"), answer.text
+    document = answer.json()
+    assert set(document) == {"type", "title", "status", "detail"} | ({"field"} if field else set())
+    assert document["status"] == status
+    assert document.get("field", "") == field
+    return str(document["detail"])
+
+
+# -- keys and hosts
+
+
+def test_the_admin_key_is_for_its_user_only_and_is_made_once(api: Api) -> None:
+    assert api.settings.admin_key_file.stat().st_mode & 0o777 == 0o600
+    assert api.settings.key_file.stat().st_mode & 0o777 == 0o600
+    ensure_admin_key(api.store.keys, api.settings.admin_key_file, 1)
+    assert api.settings.admin_key_file.read_text().strip() == api.key
+
+
+def test_a_key_file_that_outlived_its_database_works_again(tmp_path: Path) -> None:
+    settings = settings_in(tmp_path)
+    with serving(settings):
+        key = settings.admin_key_file.read_text()
+    for file in settings.state.glob("foreglow.db*"):
+        file.unlink()
+    with serving(settings) as address:
+        assert settings.admin_key_file.read_text() == key
+        answer = httpx.get(f"{address}/v1/functions", headers={"Authorization": f"Bearer {key.strip()}"}, trust_env=False)
+        assert answer.status_code == 200
+
+
+@pytest.mark.parametrize(
+    "authorization",
+    [None, "", "Bearer", "Bearer wrong", "Basic {key}", "{key}", "Bearer {key}x", "Bearer " + "x" * 5000],
+)
+def test_no_key_or_a_wrong_one_is_401_everywhere(api: Api, authorization: str | None) -> None:
+    headers = {"Authorization": authorization.format(key=api.key)} if authorization is not None else {}
+    for method, path in (
+        ("GET", "/v1/functions"), ("PUT", "/v1/functions/f"), ("POST", "/v1/packages"), ("GET", "/v1/graph"),
+        ("GET", "/v1/nothing"), ("GET", "/"), ("GET", "/v1/decisions/stream"),
+    ):  # fmt: skip
+        answer = api.nobody.request(method, path, headers=headers, content=b"{")
+        problem(answer, 401, "Authorization")
+        assert answer.headers["www-authenticate"] == "Bearer"
+
+
+def test_a_revoked_key_stops_at_once(api: Api) -> None:
+    made = api.store.keys.make_key("default", "ci", 1)
+    headers = {"Authorization": f"bearer {made.token}"}
+    assert api.client.get("/v1/functions", headers=headers).status_code == 200
+    api.store.keys.revoke_key("default", made.key_id, 2)
+    problem(api.client.get("/v1/functions", headers=headers), 401, "Authorization")
+
+
+def test_another_tenants_function_is_404_in_every_way(api: Api) -> None:
+    wanted = api.wanted()
+    assert api.put("mine").status_code == 202
+    for method, path in (
+        ("GET", "/v1/functions/mine"), ("GET", "/v1/functions/mine/versions/1"), ("DELETE", "/v1/functions/mine"),
+        ("GET", "/v1/functions/mine/logs"),
+    ):  # fmt: skip
+        problem(api.client.request(method, path, headers=api.rival), 404)
+    assert api.client.get("/v1/functions", headers=api.rival).json() == {"functions": []}
+    problem(api.client.put("/v1/functions/theirs", headers=api.rival, json=wanted), 400, "package")
+    assert api.client.get("/v1/functions/mine").status_code == 200
+
+
+@pytest.mark.parametrize(
+    "host", ["evil.example", "evil.example:8701", "127.0.0.1.evil.example", "10.0.0.1", "", "[::2]:8701", "localhost."]
+)
+def test_a_host_that_is_not_ours_is_refused_before_anything_else(api: Api, host: str) -> None:
+    problem(api.client.get("/v1/functions", headers={"Host": host}), 421, "Host")
+    problem(api.client.get("/healthz", headers={"Host": host}), 421, "Host")
+
+
+@pytest.mark.parametrize("host", ["localhost", "LOCALHOST:8701", "127.0.0.1:1", "[::1]:8701", "[::1]"])
+def test_loopback_hosts_are_ours(api: Api, host: str) -> None:
+    assert api.client.get("/v1/functions", headers={"Host": host}).status_code == 200
+
+
+def test_a_listener_for_other_machines_takes_addresses_and_its_own_name(tmp_path: Path) -> None:
+    with serving(settings_in(tmp_path, host="0.0.0.0")) as address:
+        for host, status in (("192.168.7.7:8701", 200), ("[fe80::1]", 200), ("evil.example", 421)):
+            assert httpx.get(f"{address}/healthz", headers={"Host": host}, trust_env=False).status_code == status
+
+
+def test_health_needs_no_key(api: Api) -> None:
+    assert api.nobody.get("/healthz").json() == api.nobody.get("/readyz").json() == {"status": "ok"}
+
+
+# -- packages
+
+
+def test_the_same_code_gives_the_same_digest(api: Api) -> None:
+    first = api.upload({"handler.py": "1", "requirements.txt": "six\n"})
+    assert first.status_code == 201
+    assert first.json() == {"digest": first.json()["digest"], "files": 2, "bytes": 5, "requirements": True}
+    assert api.upload({"requirements.txt": "six\n", "handler.py": "1"}).json() == first.json()
+
+
+def test_bad_packages_name_the_field(api: Api) -> None:
+    problem(api.client.post("/v1/packages", content=b"nonsense", headers=ZIP), 400, "package")
+    problem(api.client.post("/v1/packages", content=b"", headers=ZIP), 400, "package")
+    problem(api.upload({"../x.py": ""}), 400, "package")
+    problem(api.upload({"requirements.txt": "--index-url http://10.0.0.1\n"}), 400, "package.requirements.txt")
+    problem(api.client.post("/v1/packages", content=b"x", headers={"Content-Type": "text/plain"}), 415, "Content-Type")
+
+
+def test_a_body_over_the_limit_is_refused_by_its_length_and_by_its_bytes(api: Api) -> None:
+    with socket.create_connection(("127.0.0.1", int(api.address.rpartition(":")[2])), 10) as raw:
+        head = f"POST /v1/packages HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {api.key}\r\n"
+        raw.sendall(f"{head}Content-Type: application/zip\r\nContent-Length: {51 << 20}\r\n\r\n".encode())
+        assert raw.recv(4096).startswith(b"HTTP/1.1 413 ")
+    chunks = (b"z" * (1 << 20) for _ in range(52))
+    problem(api.client.post("/v1/packages", content=chunks, headers=ZIP), 413, "body")
+    problem(api.client.put("/v1/functions/f", content=b" " * (2 << 20)), 413, "body")
+
+
+# -- functions
+
+
+def test_a_deploy_is_described_with_what_it_waits_for(api: Api) -> None:
+    answer = api.put(memory_mb=200, environment={"SECRET": "hunter2"}, calls=["g", "f", "g"])
+    assert answer.status_code == 202
+    described = answer.json()
+    version = described["versions"][0]
+    assert answer.headers["location"] == f"/v1/functions/f/versions/{version['number']}"
+    assert (described["name"], described["kind"], described["latest"]) == ("f", "event", None)
+    assert (version["state"], version["memory_mb"], version["environment"]) == ("pending", 256, {"SECRET": "***"})
+    assert described["calls"] == [{"name": "g", "deployed": False}, {"name": "f", "deployed": False}]
+    assert {one["name"]: one["status"] for one in version["conditions"]} == {
+        "code": "unknown", "network": "not needed", "capacity": "not needed",
+    }  # fmt: skip
+    assert api.client.get("/v1/functions/f").json() == described
+    assert api.client.get(answer.headers["location"]).json() == version
+    assert api.client.get("/v1/functions").json() == {"functions": [described]}
+
+
+def test_environment_values_are_sealed_where_they_lie(api: Api) -> None:
+    api.put(environment={"SECRET": "hunter2-unmistakable"})
+    for folder, _, names in os.walk(api.settings.state):
+        for name in names:
+            assert b"hunter2-unmistakable" not in (Path(folder) / name).read_bytes(), name
+    sealer = Sealer(load_key(api.settings.key_file))
+    from sqlalchemy import select
+
+    from orchestrator.catalog.model import Version
+
+    with api.store.database.read() as session:
+        newest = session.scalars(select(Version).order_by(Version.created.desc())).first()
+        assert newest is not None
+        assert sealer.open(newest.environment) == {"SECRET": "hunter2-unmistakable"}
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("package", "sha256:" + "0" * 64), ("package", "nonsense"), ("package", None), ("handler", "handler"),
+        ("handler", "a:b:c"), ("handler", "handler:f\n"), ("handler", "absent:f"), ("handler", "../x:f"), ("kind", "web"),
+        ("kind", "batch"), ("runtime", "python2.7"), ("memory_mb", 0), ("memory_mb", 4096), ("memory_mb", "128"),
+        ("memory_mb", 1.5), ("memory_mb", True), ("timeout_s", 0), ("timeout_s", 901), ("concurrency", 0), ("concurrency", 1001),
+        ("egress", "internet"), ("egress", "all"), ("environment", {"1A": "x"}), ("environment", {"FOREGLOW_X": "x"}),
+        ("environment", {"A": "\0"}), ("environment", []), ("environment", {"A": "x" * MAX_ENVIRONMENT_BYTES}),
+        ("calls", ["ok"] * 101), ("surprise", 1),
+    ],
+)  # fmt: skip
+def test_a_bad_field_is_a_400_that_names_it_and_changes_nothing(api: Api, field: str, value: object) -> None:
+    problem(api.put(**{field: value}), 400, field)
+    assert api.client.get("/v1/functions").json() == {"functions": []}
+
+
+def test_a_bad_name_deep_inside_is_named_too(api: Api) -> None:
+    problem(api.put(calls=["fine", "not/fine"]), 400, "calls.1")
+    problem(api.put(environment={"A": 1}), 400, "environment.A")
+
+
+@pytest.mark.parametrize("name", ["-x", "a.b", "a b", "x" * 64, "a:1", "$LATEST", "ä"])
+def test_names_are_checked(api: Api, name: str) -> None:
+    problem(api.put(name), 400, "name")
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b"[]", b'"x"', b"null", b"\xff\xfe"])
+def test_a_body_that_is_no_object_says_so(api: Api, body: bytes) -> None:
+    problem(api.client.put("/v1/functions/f", content=body, headers={"Content-Type": "application/json"}), 400, "body")
+
+
+def test_a_handler_may_come_from_the_dependencies(api: Api) -> None:
+    digest = api.upload({"x.py": "", "requirements.txt": "six\n"}).json()["digest"]
+    assert api.client.put("/v1/functions/f", json={"package": digest, "handler": "six:moves"}).status_code == 202
+
+
+def test_removing_is_204_then_404(api: Api) -> None:
+    api.put()
+    answer = api.client.delete("/v1/functions/f")
+    assert (answer.status_code, answer.content) == (204, b"")
+    problem(api.client.delete("/v1/functions/f"), 404)
+    problem(api.client.get("/v1/functions/f"), 404)
+
+
+def test_unknown_paths_methods_and_versions_are_problems(api: Api) -> None:
+    api.put()
+    problem(api.client.get("/v1/nothing"), 404)
+    assert problem(api.client.post("/v1/functions"), 405)
+    problem(api.client.get("/v1/functions/f/versions/99"), 404)
+    problem(api.client.get("/v1/functions/f/versions/x"), 400, "number")
+    problem(api.client.get("/v1/functions?limit=0"), 400, "limit")
+
+
+# -- insight without planner and node
+
+
+def test_what_needs_an_absent_planner_or_node_is_503_and_the_rest_works(api: Api) -> None:
+    api.put()
+    for path in (
+        "/v1/graph",
+        "/v1/plans/f",
+        "/v1/decisions",
+        "/v1/decisions/stream",
+        "/v1/runs",
+        "/v1/runs/abc",
+        "/v1/workflows",
+    ):
+        assert "planner" in problem(api.client.get(path), 503)
+    assert "planner" in problem(api.client.post("/v1/functions/f/warm", json={"count": 1}), 503)
+    assert "node" in problem(api.client.get("/v1/functions/f/logs"), 503)
+    problem(api.client.get("/v1/functions/absent/logs"), 404)
+    status = api.client.get("/v1/status").json()
+    assert (status["redis"], status["planner"], status["node"]) == ("away", "away", "away")
+    assert status["events"]["open"] > 0
+
+
+def test_openapi_is_complete(api: Api) -> None:
+    document = api.client.get("/openapi.json").json()
+    text = json.dumps(document)
+    assert "HTTPValidationError" not in text
+    for path, operations in document["paths"].items():
+        for method, operation in operations.items():
+            where = f"{method} {path}"
+            assert operation.get("summary"), where
+            assert operation.get("description"), where
+            assert "422" not in operation["responses"], where
+            assert ("security" in operation) == path.startswith("/v1/"), where
+            assert all("content" in one or code == "204" for code, one in operation["responses"].items()), where
+            for body in operation.get("requestBody", {}).get("content", {}).values():
+                schema = body["schema"]
+                if "$ref" in schema:
+                    assert document["components"]["schemas"][schema["$ref"].rpartition("/")[2]]["examples"], where
