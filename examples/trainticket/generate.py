@@ -7,6 +7,7 @@ python examples/trainticket/generate.py OUT FILE.csv.gz...      then: foreglow d
 import gzip
 import hashlib
 import json
+import random
 import re
 import shutil
 import sys
@@ -59,7 +60,7 @@ def generate(traces: Sequence[Trace], out: Path) -> dict[str, str]:
 
 
 def behaviours(traces: Sequence[Trace]) -> dict[str, list[Behaviour]]:
-    """Per function up to SAMPLES invocations, spread evenly over those recorded."""
+    """Per function up to SAMPLES invocations, picked at random (the same ones each time) from those recorded."""
     found: dict[str, list[Behaviour]] = defaultdict(list)
     for trace in traces:
         below = defaultdict(list)
@@ -68,7 +69,8 @@ def behaviours(traces: Sequence[Trace]) -> dict[str, list[Behaviour]]:
         found[name_of(trace.entry)].append(_behaviour(trace.duration_s, below[-1]))
         for index, call in enumerate(trace.calls):
             found[name_of(call.callee)].append(_behaviour(call.duration_s, below[index]))
-    return {name: of[:: max(1, -(-len(of) // SAMPLES))] for name, of in found.items()}
+    picked = random.Random(0)
+    return {name: picked.sample(of, min(len(of), SAMPLES)) for name, of in found.items()}
 
 
 def _behaviour(duration_s: float, calls) -> Behaviour:
