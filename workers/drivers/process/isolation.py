@@ -59,10 +59,11 @@ def enter_user_namespace() -> bool:
     """Moves an ordinary user's process into a user and mount namespace of its own, its uid unchanged.
 
     There it may hand folders into sandboxes itself; without it the driver asks a small process to. Call it first thing,
-    with one thread. Returns False, and changes nothing, as root, with more threads, or where the host refuses.
+    with one thread. Returns False, and changes nothing, where it is not needed (root), with more threads, or where the
+    host refuses.
     """
     uid, gid = os.geteuid(), os.getegid()
-    if uid == 0 or not syscalls.SUPPORTED or threading.active_count() > 1 or not _namespaces_allowed():
+    if not syscalls.SUPPORTED or threading.active_count() > 1 or _may_mount() or not _namespaces_allowed():
         return False
     try:
         syscalls.unshare(NEWUSER)
@@ -77,6 +78,14 @@ def enter_user_namespace() -> bool:
         return False
     finally:
         os.close(proc)
+    return True
+
+
+def _may_mount() -> bool:
+    try:
+        os.close(syscalls.open_tree("/"))
+    except OSError:
+        return False
     return True
 
 

@@ -67,6 +67,7 @@ class Cgroups:
     def open(self) -> list[str]:
         """Makes our own group in each hierarchy that lets us; what was refused, one line each."""
         refused: list[str] = []
+        without: dict[str, list[str]] = {}  # why -> controllers
         for controller, own in self._layout.v1.items():
             root = f"{own}/{self._name}"
             try:
@@ -79,16 +80,17 @@ class Cgroups:
                     os.rmdir(probe)
             except OSError as error:
                 remove(root)
-                refused.append(f"{controller}: cgroup v1 refuses a group of our own ({error.strerror})")
+                without.setdefault(error.strerror or str(error), []).append(controller)
             else:
                 self._v1[controller] = root
+        refused += [f"cgroup v1: no group of our own for {', '.join(names)} ({why})" for why, names in without.items()]
         if self._layout.v2:
             try:
                 offered = tuple(c for c in read(f"{self._layout.v2}/cgroup.controllers").split() if c in CONTROLLERS)
                 if offered:
                     self.open_v2(offered)
             except OSError as error:
-                refused.append(f"cgroup v2 refuses a group of our own ({error.strerror}); run in a delegated group")
+                refused.append(f"cgroup v2: no group of our own ({error.strerror}); a delegated group would do")
         return refused
 
     def open_v2(self, controllers: tuple[str, ...]) -> None:

@@ -229,11 +229,11 @@ class Template:
         self._node.detach()
         return socket.socket(fileno=CHANNEL)
 
-    def _attach(self, _meta: dict[str, Any], descriptors: list[int]) -> None:
+    def _attach(self, meta: dict[str, Any], descriptors: list[int]) -> None:
         """Between SPECIALISE and the first byte of tenant code."""
         if self._sandboxed:
             isolation.attach_layers(descriptors)
-            os.chdir(isolation.CODE_AT)
+        os.chdir(meta["paths"][0])
         self._lockdown.apply(CHANNEL + 1, self._sandboxed)
 
 
