@@ -189,7 +189,7 @@ class Execution:
                 self._leave(instance, frame.id, "error", error=error)
             elif kind == FromGuest.CANCEL_CALL:
                 self._on_cancel_call(instance, frame.id)
-        except msgspec.DecodeError as error:
+        except (ValueError, msgspec.MsgspecError) as error:
             self.kill(instance, f"the guest broke the protocol: {error}")
 
     def _on_result(self, instance: Instance, frame: Frame) -> None:

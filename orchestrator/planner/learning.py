@@ -3,11 +3,15 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import structlog
+
 from graph.callgraph import CallGraph
 from graph.calls import Trace
 from orchestrator.planner.runs import RunBook
 from tracing.assembly import records_to_trace
 from tracing.records import InvocationRecord
+
+log = structlog.get_logger(__name__)
 
 GRACE_S = 0.2
 """A run is learned this long after its entry's record came: children's records may come through another gateway."""
@@ -19,6 +23,7 @@ class Counters:
     """What was learned and what was not, by reason; shown by `foreglow status`."""
 
     observed: int = 0
+    refused: int = 0  # they contradict themselves
     records: int = 0
     dropped_by_gateways: int = 0
     dropped_waiting: int = 0
@@ -54,5 +59,10 @@ class Learner:
 
     def observe(self, traces: Sequence[Trace], now: float, decay: bool = True) -> None:
         for trace in traces:
-            self._graph.observe(trace, now, decay)
-            self.counters.observed += 1
+            try:
+                self._graph.observe(trace, now, decay)
+            except ValueError as error:
+                self.counters.refused += 1
+                log.warning("trace.refused", trace=trace.trace_id, error=str(error))
+            else:
+                self.counters.observed += 1

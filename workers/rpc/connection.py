@@ -16,7 +16,7 @@ from typing import Any, Protocol, cast
 import msgspec
 import structlog
 
-from workers.framing import Frame, FrameError, FrameParser, encode
+from workers.framing import Frame, FrameParser, encode
 from workers.rpc.messages import MESSAGES, PROTOCOL, Ask, Hello, Refusal, Rpc, Welcome
 
 HELLO_TIMEOUT_S = 5.0
@@ -186,7 +186,7 @@ class Connection(asyncio.Protocol):
         try:
             for frame in self._parser.feed(data):
                 self._take(frame)
-        except (FrameError, msgspec.DecodeError, RpcError) as error:
+        except (ValueError, msgspec.MsgspecError, RpcError) as error:
             self._close(f"protocol error: {error}")
 
     def _take(self, frame: Frame) -> None:
