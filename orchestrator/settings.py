@@ -8,23 +8,14 @@ from pathlib import Path
 from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from orchestrator.folders import default_state
+
 MAX_SOCKET_PATH = 100  # sun_path holds 108 bytes
 
 
 class PrewarmPolicy(StrEnum):
     OFF = "off"
     PATH = "path"
-
-
-def default_state() -> Path:
-    """FOREGLOW_HOME, else the XDG state folder, for root the system's."""
-    home = os.environ.get("FOREGLOW_HOME")
-    if home:
-        return Path(home)
-    if os.geteuid() == 0:
-        return Path("/var/lib/foreglow")
-    base = os.environ.get("XDG_STATE_HOME") or str(Path.home() / ".local" / "state")
-    return Path(base) / "foreglow"
 
 
 class Settings(BaseSettings):

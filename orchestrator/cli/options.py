@@ -20,7 +20,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 def state_folder(state: Path | None) -> Path:
     """The folder a client command reads addresses and key from."""
     if state is None:
-        from orchestrator.settings import default_state
+        from orchestrator.folders import default_state
 
         named = os.environ.get("FOREGLOW_STATE")
         state = Path(named) if named else default_state()
