@@ -173,7 +173,7 @@ class Story:
         imported = 0
         for file in files:
             document = {"format": "csv", "text": scenes.unpacked(file), "map": names, "decay": False}
-            imported += self.client.post("/v1/traces/import", document)["observed"]
+            imported += self.client.post("/v1/traces/import", document)["traces"]
         edges = [edge for edge in self.client.get("/v1/graph", format="json")["edges"] if edge["caller"] in names.values()]
         out.print(f"Imported {imported} recorded traces: {len(names)} functions, {len(edges)} call edges. The busiest:")
         out.print(graph_table(sorted(edges, key=lambda edge: -edge["traces"])[:12]))

@@ -53,8 +53,8 @@ class Client:
     def put(self, path: str, document: Mapping[str, Any]) -> Any:
         return self._control("PUT", path, json=document)
 
-    def post(self, path: str, document: Mapping[str, Any] | None = None) -> Any:
-        return self._control("POST", path, json=document or {})
+    def post(self, path: str, document: Mapping[str, Any] | None = None, timeout_s: float = TIMEOUT_S) -> Any:
+        return self._control("POST", path, json=document or {}, timeout=timeout_s)
 
     def delete(self, path: str) -> None:
         self._control("DELETE", path)

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
     from orchestrator.cli.client import Client
 
-FOLLOW_LIMIT = 200
 MAX_TRACE_BYTES = 256 << 20
+IMPORT_TIMEOUT_S = 300.0
 
 traces = typer.Typer(help="Traces of other systems.", no_args_is_help=True)
 
@@ -218,7 +218,7 @@ def import_traces(
     with Client(state_folder(state)) as client:
         for file in files:
             document = {"format": "csv", "text": _trace_text(file), "map": renamed, "decay": not no_decay}
-            answers.append({"file": str(file), **client.post("/v1/traces/import", document)})
+            answers.append({"file": str(file), **client.post("/v1/traces/import", document, IMPORT_TIMEOUT_S)})
             if not json:
                 print(f"{file.name}: {_counts(answers[-1])}")
     if json:

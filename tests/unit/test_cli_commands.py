@@ -338,9 +338,9 @@ def test_traces_are_sent_whole_with_the_map(api: Api, foreglow: Any, tmp_path: P
 
     (tmp_path / "t.csv.gz").write_bytes(gzip.compress(b"TraceID\n1\n"))
     (tmp_path / "map.json").write_text('{"old": "new"}')
-    api.on("POST", "/v1/traces/import", {"observed": 1, "orphans": 0})
+    api.on("POST", "/v1/traces/import", {"traces": 1, "calls": 4, "spans": 9, "left_out": 0, "reasons": {}})
     code, out, _ = foreglow("traces", "import", str(tmp_path / "t.csv.gz"), "--map", str(tmp_path / "map.json"), "--no-decay")
-    assert (code, out) == (0, "t.csv.gz: 1 observed\n")
+    assert (code, out) == (0, "t.csv.gz: 1 traces, 4 calls, 9 spans\n")
     assert json.loads(api.asked[0][2]) == {"format": "csv", "text": "TraceID\n1\n", "map": {"old": "new"}, "decay": False}
 
 
