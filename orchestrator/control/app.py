@@ -19,7 +19,7 @@ import orchestrator
 from orchestrator.catalog.nudge import Nudge
 from orchestrator.catalog.publish import Publisher
 from orchestrator.catalog.store import Store
-from orchestrator.control import functions, insight, status
+from orchestrator.control import functions, importing, insight, status
 from orchestrator.control.admin import ensure_admin_key
 from orchestrator.control.guard import OPEN_PATHS, Guard
 from orchestrator.control.peers import Peer
@@ -88,6 +88,7 @@ def build(settings: Settings) -> FastAPI:
     add_handlers(app)
     app.include_router(functions.router(store, Origin(settings.effective_origin_url), Sealer(key), nudge))
     app.include_router(insight.router(store, planner, nodes, DecisionStream(planner, stopping.is_set)))
+    app.include_router(importing.router(planner))
     app.include_router(status.router(store, publisher, planner, nodes))
     app.add_middleware(Guard, keys=store.keys, names=[settings.host], any_address=not _loopback(settings.host))
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
@@ -95,7 +96,7 @@ def build(settings: Settings) -> FastAPI:
 
 
 class ControlServer(uvicorn.Server):
-    """`run([socket])` serves until a signal or `should_exit`. Open streams end as soon as a signal comes: nobody waits for them."""
+    """`run([socket])` serves until a signal or `should_exit`. Open streams end when a signal comes: nobody waits for them."""
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:

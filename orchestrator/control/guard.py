@@ -16,7 +16,7 @@ from workers.code.package import MAX_ZIP_BYTES
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 OPEN_PATHS = ("/healthz", "/readyz", "/openapi.json")
 MAX_BODY_BYTES = 1 << 20
-MAX_IMPORT_BYTES = 96 << 20
+MAX_IMPORT_BYTES = 80 << 20
 LIMITS = {"/v1/packages": MAX_ZIP_BYTES, "/v1/traces/import": MAX_IMPORT_BYTES}
 MAX_TOKEN = 256
 

@@ -19,6 +19,7 @@ VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
 RESERVED = "FOREGLOW_"
 
 FunctionName = Annotated[str, StringConstraints(pattern=f"^{NAME}")]
+ObservedName = Annotated[str, StringConstraints(min_length=1, max_length=255)]
 DIGEST_EXAMPLE = "sha256:de48a5553563f0bc8801302b9baf521ab8d3649efd0551ce39c5cb93b6d27e70"
 
 
@@ -119,14 +120,33 @@ class ImportRequest(Request):
         extra="forbid",
         strict=True,
         json_schema_extra={
-            "examples": [{"format": "csv", "text": "trace_id,...\n", "map": {"ts-travel-service": "travel"}, "decay": True}]
+            "examples": [
+                {
+                    "format": "csv",
+                    "text": "trace_id,...\n",
+                    "map": {"ts-travel-service/api/v1/travelservice/trips/left": "travel"},
+                    "decay": True,
+                }
+            ]
         },
     )
 
     format: Literal["csv"] = "csv"
     text: str
-    map: dict[str, str] = {}
+    map: dict[ObservedName, ObservedName] = {}
     decay: bool = Field(default=True, description="Old traces count less than new ones.")
+
+
+class ImportAnswer(BaseModel):
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"traces": 120, "calls": 2400, "spans": 9100, "left_out": 3, "reasons": {"orphaned": 3}}]}
+    )
+
+    traces: int = Field(description="Taught to the planner.")
+    calls: int
+    spans: int
+    left_out: int
+    reasons: dict[str, int] = Field(description="Why spans or traces were left out.")
 
 
 class PackageAnswer(BaseModel):
