@@ -6,8 +6,8 @@ import signal
 import time
 
 PROCESSES = 128
-NORMAL_SHARES, YIELDING_SHARES = 1024, 16  # v1
-NORMAL_WEIGHT, YIELDING_WEIGHT = 100, 2  # v2
+NORMAL_SHARES, YIELDING_SHARES = 1024, 128  # v1
+NORMAL_WEIGHT, YIELDING_WEIGHT = 100, 12  # v2
 REMOVE_TRIES, REMOVE_PAUSE_S = 200, 0.01
 REUSABLE_SHARE = 0.25  # of the limit may still be charged when a cell is used again
 

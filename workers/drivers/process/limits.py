@@ -9,6 +9,9 @@ from pathlib import Path
 from workers.drivers.process.cells import Cell, limit_v1, limit_v2, read, remove, write
 
 CONTROLLERS = ("memory", "pids", "cpu")
+GROUP_SHARES, GROUP_WEIGHT = 64 * 1024, 6400
+"""Our group stands for many sandboxes beside processes that each weigh 1024 (v1) or groups that weigh 100 (v2): with the default
+weight all sandboxes together would get what one busy process gets."""
 MAX_SPARE = 8  # cells of a shape kept for the next sandbox: making one costs more than the rest of a clone
 
 
@@ -83,6 +86,8 @@ class Cgroups:
                 without.setdefault(error.strerror or str(error), []).append(controller)
             else:
                 self._v1[controller] = root
+                if controller == "cpu":
+                    write(f"{root}/cpu.shares", str(GROUP_SHARES))
         refused += [f"cgroup v1: no group of our own for {', '.join(names)} ({why})" for why, names in without.items()]
         if self._layout.v2:
             try:
@@ -106,6 +111,8 @@ class Cgroups:
         os.makedirs(f"{own}/{self._name}", exist_ok=True)
         if controllers:
             write(f"{own}/{self._name}/cgroup.subtree_control", wanted)
+        if "cpu" in controllers:
+            write(f"{own}/{self._name}/cpu.weight", str(GROUP_WEIGHT))
         self._v2, self._v2_controllers = f"{own}/{self._name}", controllers
 
     def kind(self, controller: str) -> str:
