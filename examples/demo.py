@@ -31,6 +31,7 @@ from orchestrator.cli.show import percent, run_tree
 
 HERE = Path(__file__).parent
 REPEATS = 3
+PLAN_ROWS = 8
 LEARN_TIMEOUT_S = 10
 TICKET_ENTRY = "preserve-preserve"
 out = Console(highlight=False)
@@ -179,8 +180,10 @@ class Story:
         out.print(graph_table(sorted(edges, key=lambda edge: -edge["traces"])[:12]))
         self.deploy(folder, TICKET_ENTRY)
         plan = self.client.get(f"/v1/plans/{TICKET_ENTRY}")
+        planned = plan["decisions"]
         out.print(f"Nothing of it has run here. The plan for {TICKET_ENTRY} (booking a ticket), from the traces alone:")
-        out.print(plan_table(plan["decisions"]))
+        out.print(plan_table(planned[:5] + planned[-3:] if len(planned) > PLAN_ROWS else planned))
+        out.print(f"{len(planned)} instances in all{', the first and last shown' if len(planned) > PLAN_ROWS else ''}.")
         for one in plan["skipped"][:3]:
             out.print(f"  left out: {escape(one['function'])}, reach {percent(one['reach'])}: {escape(one['why'])}")
 
