@@ -138,7 +138,12 @@ async def test_an_exception_is_an_error_with_the_users_stack(tmp_path: Path) -> 
 
 @in_loop
 async def test_environment_and_dependencies_reach_the_function(tmp_path: Path) -> None:
-    source = "import os, graph, library\nkey = os.environ['KEY']\ndef handler(event, context):\n    return [key, graph.me, library.me]\n"
+    source = """
+import os, graph, library
+key = os.environ["KEY"]
+def handler(event, context):
+    return [key, graph.me, library.me]
+"""
     async with bench(tmp_path) as made:
         one = await made.run(
             {"handler.py": source, "graph.py": "me = 'the user'"},

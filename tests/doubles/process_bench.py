@@ -209,6 +209,13 @@ def descendants() -> set[int]:
     return set(found[1:])
 
 
+def target_of(descriptor: str) -> str:
+    """What a descriptor of this process is; empty for the one that listed them, which is closed by now."""
+    with contextlib.suppress(OSError):
+        return os.readlink(f"/proc/self/fd/{descriptor}")
+    return ""
+
+
 def command_of(pid: int) -> str:
     with contextlib.suppress(OSError):
         return Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")
@@ -221,7 +228,9 @@ def groups_of(pid: int) -> list[str]:
     for line in Path("/proc/self/mountinfo").read_text().splitlines():
         before, _, after = line.partition(" - ")
         if after.split()[0] in ("cgroup", "cgroup2"):
-            found += [str(path) for path in Path(before.split()[4]).rglob(f"foreglow-*-{pid}*")]
+            for folder, names, _ in os.walk(before.split()[4]):  # groups come and go while we look: os.walk does not mind
+                found += [f"{folder}/{name}" for name in names if name.startswith("foreglow-") and name.endswith(f"-{pid}")]
+                found += [f"{folder}/{name}" for name in names if f"-{pid}" in folder]
     return found
 
 

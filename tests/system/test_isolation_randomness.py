@@ -19,7 +19,8 @@ import os, random, secrets, ssl, tempfile, uuid
 import_time = random.random()
 def handler(event, context):
     name = tempfile.mktemp()
-    return {"at import": import_time, "random": random.random(), "getrandbits": random.getrandbits(64), "new": random.Random().random(),
+    return {"at import": import_time, "random": random.random(),
+            "getrandbits": random.getrandbits(64), "new": random.Random().random(),
             "ssl": ssl.RAND_bytes(16).hex(), "secrets": secrets.token_hex(8), "urandom": os.urandom(8).hex(),
             "uuid1": str(uuid.uuid1()), "uuid4": str(uuid.uuid4()), "tempfile": name}
 """

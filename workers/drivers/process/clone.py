@@ -164,6 +164,8 @@ class ProcessClone:
             try:
                 self._ready.set_result(_decode(frame.meta))
             except msgspec.DecodeError as error:
+                self._ready.set_exception(DriverError(f"the guest broke the protocol: {error}"))
+                self._ready.exception()
                 self._end(f"the guest broke the protocol: {error}")
 
     def speculative(self, on: bool) -> None:

@@ -83,7 +83,7 @@ def enter_user_namespace() -> bool:
 
 def _may_mount() -> bool:
     try:
-        os.close(syscalls.open_tree("/"))
+        os.close(syscalls.open_tree("/", recursive=True))
     except OSError:
         return False
     return True
