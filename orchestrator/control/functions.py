@@ -3,7 +3,7 @@
 import tempfile
 import threading
 import time
-from typing import Annotated, BinaryIO
+from typing import Annotated, Any, BinaryIO
 
 from fastapi import APIRouter, Path, Query, Request, Response
 from starlette.concurrency import run_in_threadpool
@@ -19,6 +19,7 @@ from orchestrator.control.schemas import (
     FunctionRequest,
     FunctionsAnswer,
     PackageAnswer,
+    ProblemAnswer,
     VersionAnswer,
 )
 from workers.code.origin import Origin
@@ -39,6 +40,8 @@ ZIP_BODY = {
         "content": {"application/zip": {"schema": {"type": "string", "format": "binary"}}},
     }
 }
+
+NOT_A_ZIP: dict[int | str, dict[str, Any]] = {415: {"model": ProblemAnswer, "description": "The body is not sent as a zip."}}
 
 Name = Annotated[str, Path(pattern=f"^{NAME}", description="Name of a function of this tenant.", examples=["checkout"])]
 
@@ -69,7 +72,7 @@ def router(store: Store, origin: Origin, sealer: Sealer, nudge: Nudge) -> APIRou
         store.packages.register(tenant, package.digest, files, size, package.requirements, digest, time.time())
         return PackageAnswer(digest=package.digest, files=files, bytes=size, requirements=bool(package.requirements))
 
-    @routes.post("/v1/packages", status_code=201, tags=["packages"], openapi_extra=ZIP_BODY)
+    @routes.post("/v1/packages", status_code=201, tags=["packages"], openapi_extra=ZIP_BODY, responses=NOT_A_ZIP)
     async def upload_package(request: Request) -> PackageAnswer:
         """Upload code as a zip: at most 50 MiB, 250 MiB unpacked. The same code gives the same digest."""
         media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()

@@ -10,6 +10,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 
 from orchestrator.catalog.errors import NotFound, Refused
 from workers.code.origin import OriginError
@@ -53,7 +54,20 @@ def add_handlers(app: FastAPI) -> None:
 
 def _http(request: Request, error: Exception) -> ProblemResponse:
     assert isinstance(error, HTTPException)
-    return problem_response(error.status_code, str(error.detail), getattr(error, "field", ""), error.headers)
+    headers = dict(error.headers or {})
+    if error.status_code == 405:
+        headers["Allow"] = ", ".join(sorted(_methods(request)))
+    return problem_response(error.status_code, str(error.detail), getattr(error, "field", ""), headers)
+
+
+def _methods(request: Request) -> set[str]:
+    """What the path knows, of all routes that share it; the router itself names only the first one's."""
+    allowed: set[str] = set()
+    for route in request.app.routes:
+        match, _ = route.matches({**request.scope, "method": None})
+        if match is not Match.NONE:
+            allowed |= getattr(route, "methods", None) or set()
+    return allowed
 
 
 def _validation(request: Request, error: Exception) -> ProblemResponse:

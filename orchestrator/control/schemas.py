@@ -20,6 +20,10 @@ RESERVED = "FOREGLOW_"
 
 FunctionName = Annotated[str, StringConstraints(pattern=f"^{NAME}")]
 ObservedName = Annotated[str, StringConstraints(min_length=1, max_length=255)]
+TRACES_EXAMPLE = (
+    "TraceID,SpanID,ParentID,PodName,OperationName,StartTimeUnixNano,EndTimeUnixNano,Duration\n"
+    "5f2c,01,root,ts-order-service-7f8c-x2k4p,/api/v1/order,1700000000000000000,1700000000120000000,120000\n"
+)
 DIGEST_EXAMPLE = "sha256:de48a5553563f0bc8801302b9baf521ab8d3649efd0551ce39c5cb93b6d27e70"
 
 
@@ -123,7 +127,7 @@ class ImportRequest(Request):
             "examples": [
                 {
                     "format": "csv",
-                    "text": "trace_id,...\n",
+                    "text": TRACES_EXAMPLE,
                     "map": {"ts-travel-service/api/v1/travelservice/trips/left": "travel"},
                     "decay": True,
                 }
