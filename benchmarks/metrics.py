@@ -63,6 +63,12 @@ _ALL = (
     ),
     Metric("process.standby.p99_ms", "cold", "ms", "99th percentile of the same requests"),
     Metric("process.standby.step_ms", "cold", "ms", "as process.cold.step_ms"),
+    Metric(
+        "process.rested.p50_ms",
+        "cold",
+        "ms",
+        "a warm echo by the same client after the same pause: what a request costs that starts nothing, on a machine that rested",
+    ),
     Metric("process.start_ms", "cold", "ms", "only for what cannot scale to zero: start of the server until its first answer"),
     Metric(
         "imports400.p50_ms",

@@ -6,6 +6,7 @@ import subprocess
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from benchmarks import processes
 from benchmarks.client import Answer
@@ -35,6 +36,7 @@ def run(report: Report, full: bool) -> None:
         platform.deploy([ECHO, IMPORTS])
         peers = [peer for peer in started([LambdaRuntime(), WorkerLoader()], stack, report) if peer.scales_to_zero]
         report.progress("cold echo")
+        rested = _rested(echoes, platform, stack, report)
         cold = _in_turn(echoes, {OURS: _first(platform, "echo", "cold"), **{one.name: _peer_first(one, "echo") for one in peers}})
         report.progress("cold imports")
         able = [one for one in peers if isinstance(one, LambdaRuntime)]
@@ -50,6 +52,8 @@ def run(report: Report, full: bool) -> None:
         standby = _in_turn(
             echoes, {OURS: _first(platform, "echo", "standby"), **{one.name: _peer_first(one, "echo") for one in peers}}
         )
+    for system, answers in rested.items():
+        report.emit("process.rested.p50_ms", quantile([answer.ms for answer in answers], 0.5), system)
     _tell(report, "process.cold", cold)
     _tell(report, "process.standby", standby)
     _tell(report, "imports400", imported)
@@ -68,6 +72,20 @@ def _first(platform: Platform, name: str, start: str) -> Callable[[], Answer]:
         return answer
 
     return ask
+
+
+def _rested(times: int, platform: Platform, stack: contextlib.ExitStack, report: Report) -> dict[str, list[Answer]]:
+    """Warm requests after the pause a cold one has: processes have slept, caches have been used by others."""
+
+    def after_pause(ask: Callable[[], Answer]) -> Callable[[], Answer]:
+        def paused() -> Answer:
+            time.sleep(SETTLE_S)
+            return ask()
+
+        return paused
+
+    servers = {peer.name: after_pause(partial(peer.invoke, "echo")) for peer in started([BareUvicorn()], stack, report)}
+    return _in_turn(times // 2, {OURS: after_pause(partial(platform.invoke, "echo")), **servers})
 
 
 def _peer_first(peer: Peer, name: str) -> Callable[[], Answer]:
