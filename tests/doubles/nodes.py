@@ -198,6 +198,12 @@ class Rig:
         self.callers.append(caller)
         return caller
 
+    async def told(self, caller: Caller) -> None:
+        """Everything that happened so far was told to `caller`, which has subscribed."""
+        await caller.caught_up()
+        await until(lambda: not self.node._updates, "the updates have left")
+        await caller.caught_up()
+
     async def quiet(self) -> None:
         """Nothing is being prepared, ended or refilled any more."""
         await until(lambda: not self.node.execution._tasks, "the node's tasks have ended")

@@ -98,8 +98,9 @@ async def test_one_waiter_for_each_place_and_then_another_instance(tmp_path: Pat
         assert len(rig.driver.clones) == 2
 
 
+@pytest.mark.parametrize("queued", [True, False], ids=["queued", "in the same moment"])
 @in_loop
-async def test_an_adopted_step_goes_ahead_of_what_only_a_plan_wants(tmp_path: Path) -> None:
+async def test_an_adopted_step_goes_ahead_of_what_only_a_plan_wants(tmp_path: Path, queued: bool) -> None:
     async with running_node(tmp_path, cores=1) as rig:
         rig.driver.clone_turn.close()
         caller = await rig.caller()
@@ -108,6 +109,8 @@ async def test_an_adopted_step_goes_ahead_of_what_only_a_plan_wants(tmp_path: Pa
         caller.prepare(PrepareItem("d0", block.version))
         await until(lambda: rig.driver.clone_turn.waiting == 1)
         caller.prepare(PrepareItem("d1", other.version, needed_in_s=1.0), PrepareItem("d2", wanted.version, needed_in_s=9.0))
+        if queued:
+            await until(lambda: rig.node._gate.waiting == 2)
         running = caller.start(wanted)
         await caller.caught_up()
         for _ in range(2):
@@ -529,6 +532,21 @@ async def test_a_result_over_the_limit_is_an_error_and_ends_the_instance(
 
 
 @in_loop
+async def test_a_stream_without_end_is_cut_at_the_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(execution, "MAX_RESULT", 1000)
+    async with running_node(tmp_path) as rig:
+
+        def endless(clone: DoubleClone, frame: Frame) -> None:
+            for _ in range(11):
+                clone.say(FromGuest.RESULT, frame.id, {}, bytes(100), MORE)
+
+        rig.driver.handler = endless
+        caller = await rig.caller()
+        assert (await caller.invoke(ECHO))[0].status == "error"
+        await until(lambda: rig.driver.alive == [])
+
+
+@in_loop
 async def test_several_at_once_share_an_instance_and_each_gets_its_own_answer(tmp_path: Path) -> None:
     async with running_node(tmp_path) as rig:
         rig.driver.handler = silent
@@ -558,4 +576,5 @@ async def test_stopping_answers_what_runs_and_ends_every_sandbox(tmp_path: Path)
         stopping = asyncio.ensure_future(rig.node.execution.stop())
         result, _ = await running.result()
         assert result.status == "killed"
+        assert (await caller.invoke(spec("late")))[0].status == "full", "nothing new is begun"
         await stopping
