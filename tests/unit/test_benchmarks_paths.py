@@ -19,7 +19,7 @@ class Simulated:
         self.pays, self.start, self.cold, self.asked = pays, start, set(), []
 
     def side(self):
-        return paths.Side("simulated", self.invoke, self.cold.update, lambda: [], lambda init, n: paths.names(init, n)[0])
+        return paths.Side("simulated", self.invoke, self.cold.update, list, lambda init, n: paths.names(init, n)[0])
 
     def invoke(self, name):
         length = int(name.removeprefix("wait").split("s")[0])
@@ -37,7 +37,7 @@ def _no_pauses(monkeypatch):
     monkeypatch.setattr(paths.time, "sleep", lambda seconds: None)
 
 
-@pytest.mark.parametrize("pays", [lambda n: 1.0, lambda n: float(n), lambda n: 1 + 0.02 * (n - 1)])
+@pytest.mark.parametrize("pays", [lambda n: 1.0, float, lambda n: 1 + 0.02 * (n - 1)])
 def test_cold_starts_come_out_as_they_went_in(pays):
     found = {length: paths.Path() for length in (1, 2, 7)}
     paths.measure(Simulated(pays).side(), "wait", found, 3)
