@@ -8,7 +8,6 @@ while nobody else does, and hands over what belongs to others. So concurrency 1 
 """
 
 import contextvars
-import importlib
 import inspect
 import io
 import itertools
@@ -350,7 +349,8 @@ class Instance:
         if self.kind not in ("event", "http"):
             raise ValueError(f"kind {self.kind} does not run here yet: deploy the function as event or http")
         module_name, _, name = self._handler_name.partition(":")
-        found: Any = importlib.import_module(module_name)
+        __import__(module_name)
+        found: Any = sys.modules[module_name]
         for part in name.split("."):
             if not hasattr(found, part):
                 raise LookupError(f"handler {self._handler_name}: {module_name} has no {name}")
