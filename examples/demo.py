@@ -23,8 +23,9 @@ from stage import Platform, run_of
 from trainticket import generate
 
 from orchestrator.cli.client import Client, problem_line
-from orchestrator.cli.deploying import deploy_entries, reason_of
+from orchestrator.cli.deploying import deploy_entries
 from orchestrator.cli.failure import Failure
+from orchestrator.cli.functions import reason_of
 from orchestrator.cli.manifest import read_manifest
 from orchestrator.cli.seeing import decisions_table, graph_table, plan_table
 from orchestrator.cli.show import percent, run_tree

@@ -100,7 +100,8 @@ class Supervisor:
     async def run(self) -> None:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            loop.add_signal_handler(number, self._told_to_stop)
+            if signal.getsignal(number) is not signal.SIG_IGN:  # nohup says that a lost terminal is no reason
+                loop.add_signal_handler(number, self._told_to_stop)
         try:
             if await self._start_all():
                 self._say_ready()

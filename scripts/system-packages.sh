@@ -3,6 +3,7 @@
 # As an ordinary user it only says what is missing: those tests are skipped with their reason.
 set -eu
 
+PATH="$PATH:/usr/sbin:/sbin"
 missing=""
 need() { # need PROGRAM PACKAGE
     command -v "$1" >/dev/null 2>&1 || missing="$missing $2"

@@ -118,7 +118,7 @@ def logs(
     """Show what a function printed, per invocation."""
     from orchestrator.cli import show
     from orchestrator.cli.client import Client
-    from orchestrator.cli.deploying import rows_of
+    from orchestrator.cli.functions import rows_of
 
     with Client(state_folder(state)) as client:
         answer = client.get(f"/v1/functions/{name}/logs", invocation=invocation, limit=limit)

@@ -4,7 +4,7 @@ import sys
 
 import typer
 
-from orchestrator.cli import deploying, invoking, processes, seeing
+from orchestrator.cli import deploying, functions, invoking, processes, seeing, status, teaching
 from orchestrator.cli.failure import Failure
 
 app = typer.Typer(
@@ -19,17 +19,17 @@ app.command("up")(processes.up)
 app.command("init")(deploying.init)
 app.command("deploy")(deploying.deploy)
 app.command("invoke")(invoking.invoke)
-app.command("list")(deploying.list_functions)
-app.command("describe")(deploying.describe)
+app.command("list")(functions.list_functions)
+app.command("describe")(functions.describe)
 app.command("logs")(invoking.logs)
-app.command("remove")(deploying.remove)
+app.command("remove")(functions.remove)
 app.command("graph")(seeing.graph)
 app.command("plan")(seeing.plan)
 app.command("decisions")(seeing.decisions)
 app.command("runs")(seeing.runs)
 app.command("warm")(invoking.warm)
-app.command("status")(seeing.status)
-app.add_typer(seeing.traces, name="traces")
+app.command("status")(status.status)
+app.add_typer(teaching.traces, name="traces")
 app.command("control")(processes.control)
 app.command("flow")(processes.flow)
 app.command("gateway")(processes.gateway)

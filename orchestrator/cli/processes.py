@@ -1,6 +1,8 @@
 """`foreglow up`, and each process alone."""
 
+import os
 import signal
+import sys
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated
@@ -40,11 +42,19 @@ def up(
     from orchestrator import preflight, supervisor, valkey
 
     try:
-        supervisor.run(settings, announce=lambda line: print(line, flush=True))
+        supervisor.run(settings, announce=_say)
     except (preflight.NotPossible, supervisor.StartFailed, valkey.ValkeyMissing) as error:
         raise Failure(str(error)) from error
     except OSError as error:
         raise Failure(f"cannot run: {error.filename or settings.state}: {error.strerror or error}") from error
+
+
+def _say(line: str) -> None:
+    """Whoever read what we say may be gone: that stops nothing."""
+    try:
+        print(line, flush=True)
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def control(state: State = None) -> None:

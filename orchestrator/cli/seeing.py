@@ -1,10 +1,7 @@
-"""See what the platform knows and does: graph, plan, decisions, runs, status; and teach it from files of traces."""
+"""See what the platform knows and does: graph, plan, decisions, runs."""
 
-import gzip
 import json as jsonlib
-import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -16,11 +13,6 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from orchestrator.cli.client import Client
-
-MAX_TRACE_BYTES = 256 << 20
-IMPORT_TIMEOUT_S = 300.0
-
-traces = typer.Typer(help="Traces of other systems.", no_args_is_help=True)
 
 
 def graph(
@@ -199,77 +191,3 @@ def runs(
         for one in document["runs"]
     ]
     out.print(show.table("", ("run", "entry", "when", "ms>", "invocations>", "starts", "status"), rows))
-
-
-@traces.command("import")
-def import_traces(
-    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="CSV, or CSV in gzip.")],
-    names: Annotated[Path | None, typer.Option("--map", help="JSON: observed name -> deployed name.")] = None,
-    no_decay: Annotated[bool, typer.Option("--no-decay", help="Old traces count as much as new ones.")] = False,
-    state: State = None,
-    json: Json = False,
-) -> None:
-    """Learn the call graph from recorded traces."""
-    from orchestrator.cli import show
-    from orchestrator.cli.client import Client
-
-    renamed = _names(names)
-    answers = []
-    with Client(state_folder(state)) as client:
-        for file in files:
-            document = {"format": "csv", "text": _trace_text(file), "map": renamed, "decay": not no_decay}
-            answers.append({"file": str(file), **client.post("/v1/traces/import", document, IMPORT_TIMEOUT_S)})
-            if not json:
-                print(f"{file.name}: {_counts(answers[-1])}")
-    if json:
-        show.as_json(answers)
-
-
-def _counts(answer: Mapping[str, Any]) -> str:
-    return ", ".join(f"{value} {name.replace('_', ' ')}" for name, value in answer.items() if isinstance(value, int) and value)
-
-
-def _names(path: Path | None) -> dict[str, str]:
-    if path is None:
-        return {}
-    try:
-        names = jsonlib.loads(path.read_text())
-    except OSError as error:
-        raise Failure(f"--map: cannot read {path}: {error.strerror}") from error
-    except ValueError as error:
-        raise Failure(f"--map: {path} is not JSON: {error}") from error
-    if not isinstance(names, dict) or not all(isinstance(value, str) for value in names.values()):
-        raise Failure(f"--map: {path} must be one JSON object of texts")
-    return names
-
-
-def _trace_text(path: Path) -> str:
-    try:
-        with path.open("rb") as file:
-            packed = file.read(2) == b"\x1f\x8b"
-        with gzip.open(path, "rb") if packed else path.open("rb") as content:
-            found = content.read(MAX_TRACE_BYTES + 1)
-        if len(found) > MAX_TRACE_BYTES:
-            raise Failure(f"{path}: over {MAX_TRACE_BYTES >> 20} MB; split it")
-        return found.decode()
-    except (OSError, EOFError) as error:
-        raise Failure(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
-    except UnicodeDecodeError as error:
-        raise Failure(f"{path} is not UTF-8 text") from error
-
-
-def status(state: State = None, json: Json = False) -> None:
-    """Show what runs, where, and what isolation is in force."""
-    from orchestrator.cli import show
-    from orchestrator.cli.client import Client
-
-    with Client(state_folder(state)) as client:
-        document = client.get("/v1/status")
-    if json:
-        show.as_json(document)
-        return
-    out = show.console()
-    for name, value in document.items():
-        shown = ", ".join(f"{key} {one}" for key, one in value.items()) if isinstance(value, dict) else value
-        out.print(f"[bold]{name}[/]  {show.plain(shown)}")
-    out.print(f"[dim]at {show.clock(time.time())}[/]")

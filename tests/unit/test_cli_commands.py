@@ -261,6 +261,22 @@ DECISION = {
 }
 
 
+STATUS = {
+    "version": "0.1.0",
+    "redis": "ok",
+    "events": {"open": 0, "parked": 0},
+    "planner": "away",
+    "node": {
+        "name": "n",
+        "isolation": {"driver": "process", "tier": "userns", "limits": {"memory": "rlimit"}, "missing": ["memory limit"]},
+        "instances": 2,
+        "standbys": 1,
+        "memory_mb": {"total": 1000, "promised": 256},
+        "open_decisions": 0,
+    },
+}
+
+
 def test_a_run_is_a_tree_with_start_kinds_and_times(api: Api, foreglow: Any) -> None:
     api.on("GET", "/v1/runs/t1", RUN | {"root": INVOCATION | {"children": [CHILD]}, "decisions": [DECISION]})
     code, out, _ = foreglow("runs", "t1")
@@ -308,7 +324,7 @@ def test_lists_are_tables_and_json_is_passed_through(api: Api, foreglow: Any) ->
         ("decisions",): ("/v1/decisions?limit=50", {"decisions": [DECISION], "revision": 3}, "reached in [98 %] of runs"),
         ("runs",): ("/v1/runs?limit=20", {"runs": [RUN]}, "1 cold, 1 prewarmed"),
         ("logs", "pay"): ("/v1/functions/pay/logs?limit=20", {"logs": [log]}, "version 3\nhello"),
-        ("status",): ("/v1/status", {"version": "0.1.0", "isolation": {"tier": "root"}}, "tier root"),
+        ("status",): ("/v1/status", STATUS, "not in force: memory limit"),
     }
     for arguments, (path, document, shown) in answers.items():
         api.on("GET", path, document)

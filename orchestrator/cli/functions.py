@@ -1,0 +1,105 @@
+"""The functions that are there: list, describe, remove."""
+
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+import typer
+
+from orchestrator.cli.options import Json, State, state_folder
+
+
+def list_functions(state: State = None, json: Json = False) -> None:
+    """List the functions."""
+    from orchestrator.cli import show
+    from orchestrator.cli.client import Client
+
+    with Client(state_folder(state)) as client:
+        answer = client.get("/v1/functions")
+    functions = rows_of(answer, "functions")
+    if json:
+        show.as_json(answer)
+        return
+    rows = []
+    for one in functions:
+        newest = max(one["versions"], key=lambda version: int(version["number"]), default=None)
+        rows.append(
+            (
+                f"[bold]{one['name']}[/]",
+                one["kind"],
+                one["latest"],
+                state_text(newest["state"]) if newest else "",
+                f"{newest['memory_mb']} MB" if newest else "",
+                ", ".join(call["name"] for call in one.get("calls", ())),
+            )
+        )
+    show.console().print(show.table("", ("function", "kind", "serves>", "newest", "memory>", "declared calls"), rows))
+
+
+def describe(
+    name: Annotated[str, typer.Argument(metavar="NAME")],
+    state: State = None,
+    json: Json = False,
+) -> None:
+    """Show one function: its versions, what each waits for, its declared calls."""
+    from orchestrator.cli import show
+    from orchestrator.cli.client import Client
+
+    with Client(state_folder(state)) as client:
+        one = client.get(f"/v1/functions/{name}")
+    if json:
+        show.as_json(one)
+        return
+    out = show.console()
+    serves = f"version {one['latest']} serves" if one["latest"] else "no version serves yet"
+    out.print(f"[bold]{one['name']}[/]  {one['kind']}, {serves}")
+    calls = [call["name"] if call["deployed"] else f"{call['name']} [yellow](declared, not deployed)[/]" for call in one["calls"]]
+    if calls:
+        out.print("calls " + ", ".join(calls))
+    rows = [
+        (
+            version["number"],
+            state_text(version["state"]),
+            version["handler"],
+            f"{version['memory_mb']} MB",
+            f"{version['timeout_s']:g} s",
+            version["concurrency"],
+            "  ".join(f"{part['name']}: {part['status']}" for part in version["conditions"]),
+            show.plain(reason_of(version)),
+        )
+        for version in sorted(one["versions"], key=lambda version: -int(version["number"]))
+    ]
+    columns = ("version>", "state", "handler", "memory>", "timeout>", "concurrency>", "conditions", "reason")
+    out.print(show.table("", columns, rows))
+
+
+def remove(
+    names: Annotated[list[str], typer.Argument(metavar="NAME...")],
+    state: State = None,
+) -> None:
+    """Remove functions with all their versions."""
+    from orchestrator.cli.client import Client
+
+    with Client(state_folder(state)) as client:
+        for name in names:
+            client.delete(f"/v1/functions/{name}")
+            print(f"removed {name}")
+
+
+def rows_of(answer: Any, name: str) -> list[dict[str, Any]]:
+    """The list in an answer that is one, or holds one under `name`."""
+    return list(answer[name] if isinstance(answer, dict) else answer)
+
+
+def reason_of(version: Mapping[str, Any]) -> str:
+    """Why a version is not ready: the reasons of its conditions that do not hold."""
+    if version["state"] == "ready":
+        return ""
+    reasons = [
+        f"{part['name']}: {part['reason']}" for part in version["conditions"] if part["status"] == "false" and part["reason"]
+    ]
+    return "; ".join(reasons)
+
+
+def state_text(state: str) -> str:
+    colour = {"ready": "green", "failed": "red"}.get(state, "yellow")
+    return f"[{colour}]{state}[/]"

@@ -1,0 +1,43 @@
+"""What runs, what is away, and what isolation is in force."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from orchestrator.cli.options import Json, State, state_folder
+
+
+def status(state: State = None, json: Json = False) -> None:
+    """Show what runs, where, and what isolation is in force."""
+    from orchestrator.cli import show
+    from orchestrator.cli.client import Client
+
+    with Client(state_folder(state)) as client:
+        document = client.get("/v1/status")
+    if json:
+        show.as_json(document)
+        return
+    show.console().print(show.table("", ("what", "state"), _state_rows(document)))
+
+
+def _state_rows(document: Mapping[str, Any]) -> list[tuple[str, str]]:
+    from orchestrator.cli import show
+
+    rows = [("version", str(document["version"])), ("redis", str(document["redis"]))]
+    rows.append(("control flow", ", ".join(f"{count} events {name}" for name, count in document["events"].items())))
+    for name, state in document.items():
+        if name in ("version", "redis", "events"):
+            continue
+        if not isinstance(state, dict):
+            rows.append((name, f"[red]{show.plain(state)}[/]"))
+        elif "isolation" in state:
+            isolation, memory = state["isolation"], state["memory_mb"]
+            promised = f"{memory['promised']} of {memory['total']} MB promised"
+            held = f"{state['instances']} instances, {state['standbys']} standbys, {promised}"
+            rows.append((name, held))
+            limits = ", ".join(f"{what} by {means}" for what, means in isolation["limits"].items())
+            rows.append(("isolation", f"{isolation['driver']}: {isolation['tier']}; {show.plain(limits)}"))
+            rows += [("", f"[yellow]not in force:[/] {show.plain(line)}") for line in isolation["missing"]]
+        else:
+            learned = state.get("learned", {})
+            rows.append((name, f"learned from {learned.get('observed', 0)} runs, {len(state.get('nodes', ()))} node(s)"))
+    return rows
