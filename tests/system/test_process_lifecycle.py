@@ -12,6 +12,7 @@ import pytest
 from doubles.loop import in_loop, until
 from doubles.process_bench import ECHO, Running, bench, descendants, groups_of
 
+from workers.drivers.process import driver as driver_module
 from workers.drivers.process import limits, tenants
 from workers.drivers.process.driver import ProcessDriver
 
@@ -186,6 +187,39 @@ def handler(event, context):
         assert seen["RLIMIT_NOFILE"] == 1024
         assert seen["RLIMIT_CORE"] == 0
         assert (seen["RLIMIT_AS"] == -1) == made.report.limits["memory"].startswith("cgroup")
+
+
+@pytest.mark.needs_root
+def test_with_cgroup_v2_a_clone_is_born_in_its_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Works in a hierarchy that offers no controller too: what counts is where the sandbox is born, and by whom."""
+    found = limits.detect(Path("/proc/self/mountinfo").read_text(), Path("/proc/self/cgroup").read_text()).v2
+    if not found:
+        pytest.skip("no cgroup v2 hierarchy is mounted")
+
+    def open_without_controllers(cgroups: limits.Cgroups) -> list[str]:
+        cgroups.open_v2(())
+        return []
+
+    monkeypatch.setattr(driver_module, "detect", lambda mountinfo, own: limits.Layout({}, found))
+    monkeypatch.setattr(limits.Cgroups, "open", open_without_controllers)
+
+    @in_loop
+    async def check() -> None:
+        async with bench(tmp_path) as made:
+            one, two = await made.run(ECHO, tenant="a"), await made.run(ECHO, tenant="b")
+            groups = [group_of(running.clone.pid) for running in (one, two)]
+            assert groups[0].rpartition("/")[0] != groups[1].rpartition("/")[0]  # a subtree for each host user
+            for running, group in zip((one, two), groups, strict=True):
+                assert f"-{os.getpid()}/u{os.stat(f'/proc/{running.clone.pid}').st_uid}/c" in group
+                assert await running.value(1) == 1
+            seen = await (await made.run("def handler(event, context):\n    return open('/proc/self/cgroup').read()\n")).value()
+            assert "foreglow" not in seen
+
+    check()
+
+
+def group_of(pid: int) -> str:
+    return next(line[3:] for line in Path(f"/proc/{pid}/cgroup").read_text().splitlines() if line.startswith("0::"))
 
 
 @pytest.mark.needs_root

@@ -55,7 +55,8 @@ class Cell:
         self._yielding = False
         self.join: list[int] = []
         try:
-            self.join += [os.open(f"{folder}/tasks", os.O_WRONLY | os.O_CLOEXEC) for folder in v1.values()]
+            for folder in v1.values():
+                self.join.append(os.open(f"{folder}/tasks", os.O_WRONLY | os.O_CLOEXEC))
             if v2:
                 self.join.append(os.open(v2, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
             self._ooms = self._out_of_memory_count()

@@ -1,0 +1,191 @@
+"""Where control groups are, read from every layout a host may have, and what a cell does with its files."""
+
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from workers.drivers.process import cells, limits, tiers, watch
+from workers.drivers.process.cells import Cell, remove
+from workers.drivers.process.limits import Cgroups, Layout, detect
+
+V1 = "36 31 0:32 / /sys/fs/cgroup/{0} rw,relatime shared:9 - cgroup cgroup rw,{0}"
+V2 = "41 31 0:38 / {0} rw,relatime - cgroup2 cgroup2 rw,nsdelegate"
+
+
+def mounts(*lines: str) -> str:
+    return "\n".join(["22 27 0:21 / /proc rw,relatime - proc proc rw", "27 1 254:0 / / rw - ext4 /dev/vda rw", *lines, ""])
+
+
+def test_v1_only() -> None:
+    layout = detect(
+        mounts(V1.format("memory"), V1.format("pids"), V1.format("freezer")), "4:memory:/a/b\n8:pids:/\n6:freezer:/x\n"
+    )
+    assert layout == Layout({"memory": "/sys/fs/cgroup/memory/a/b", "pids": "/sys/fs/cgroup/pids"}, "")
+
+
+def test_controllers_mounted_together() -> None:
+    line = "33 31 0:30 / /sys/fs/cgroup/cpu,cpuacct rw - cgroup cgroup rw,cpu,cpuacct"
+    assert detect(mounts(line), "3:cpu,cpuacct:/user\n").v1 == {"cpu": "/sys/fs/cgroup/cpu,cpuacct/user"}
+
+
+def test_v2_only() -> None:
+    layout = detect(mounts(V2.format("/sys/fs/cgroup")), "0::/user.slice/user-1000.slice/session.scope\n")
+    assert layout == Layout({}, "/sys/fs/cgroup/user.slice/user-1000.slice/session.scope")
+
+
+def test_hybrid_takes_each_controller_where_it_is() -> None:
+    layout = detect(mounts(V1.format("memory"), V2.format("/sys/fs/cgroup/unified")), "4:memory:/m\n0::/u\n")
+    assert layout == Layout({"memory": "/sys/fs/cgroup/memory/m"}, "/sys/fs/cgroup/unified/u")
+
+
+def test_a_container_sees_its_part_of_the_hierarchy_only() -> None:
+    line = "36 31 0:32 /docker/abc /sys/fs/cgroup/memory ro - cgroup cgroup rw,memory"
+    assert detect(mounts(line), "4:memory:/docker/abc\n").v1 == {"memory": "/sys/fs/cgroup/memory"}
+    assert detect(mounts(line), "4:memory:/docker/abc/inner\n").v1 == {"memory": "/sys/fs/cgroup/memory/inner"}
+
+
+def test_none_at_all() -> None:
+    assert detect(mounts(), "") == Layout({}, "")
+    assert detect("", "") == Layout({}, "")
+
+
+@given(st.text(), st.text())
+def test_garbage_is_no_group(mountinfo: str, own: str) -> None:
+    layout = detect(mountinfo, own)
+    assert set(layout.v1) <= set(limits.CONTROLLERS)
+
+
+def test_a_folder_we_may_not_write_is_said_and_left(tmp_path: Path) -> None:
+    cgroups = Cgroups(
+        Layout({"memory": str(tmp_path / "missing" / "x"), "pids": "/proc/nowhere"}, "/proc/nowhere"), "foreglow-t-1"
+    )
+    refused = cgroups.open()
+    assert not cgroups.usable
+    assert {cgroups.kind(controller) for controller in limits.CONTROLLERS} == {"none"}
+    assert any("cgroup v1" in line for line in refused)
+    assert any("cgroup v2" in line for line in refused)
+    cgroups.close()
+
+
+@pytest.fixture
+def v1(tmp_path: Path) -> dict[str, str]:
+    files = {
+        "memory": {
+            "memory.usage_in_bytes": "4096\n",
+            "memory.oom_control": "under_oom 0\noom_kill 2\n",
+            "memory.force_empty": "",
+        },
+        "pids": {"pids.current": "3\n"},
+        "cpu": {"cpu.shares": "1024\n"},
+    }
+    folders = {}
+    for controller, content in files.items():
+        folder = tmp_path / controller
+        folder.mkdir()
+        for name, text in {**content, "tasks": "", "cgroup.procs": ""}.items():
+            (folder / name).write_text(text)
+        folders[controller] = str(folder)
+    return folders
+
+
+def test_a_cell_reads_and_writes_its_files(v1: dict[str, str]) -> None:
+    cell = Cell(v1, "", 128, 0)
+    try:
+        assert (cell.memory_bytes(), cell.processes()) == (4096, 3)
+        assert len(cell.join) == 3
+        cell.speculative(True)
+        assert Path(v1["cpu"], "cpu.shares").read_text().startswith(str(cells.YIELDING_SHARES))
+        assert not cell.ran_out_of_memory()
+        Path(v1["memory"], "memory.oom_control").write_text("oom_kill 3\n")
+        assert cell.ran_out_of_memory()
+        assert cell.renew()
+        assert not cell.ran_out_of_memory()
+        assert Path(v1["cpu"], "cpu.shares").read_text().startswith(str(cells.NORMAL_SHARES))
+    finally:
+        cell.close()
+
+
+@pytest.mark.parametrize(
+    ("controller", "name", "text"), [("memory", "cgroup.procs", "17\n"), ("memory", "memory.usage_in_bytes", str(100 << 20))]
+)
+def test_a_cell_still_in_use_is_not_used_again(v1: dict[str, str], controller: str, name: str, text: str) -> None:
+    cell = Cell(v1, "", 128, 0)
+    Path(v1[controller], name).write_text(text)
+    assert not cell.renew()
+    cell.close()
+
+
+def test_a_cell_that_cannot_be_opened_leaves_nothing_open(v1: dict[str, str]) -> None:
+    Path(v1["cpu"], "tasks").unlink()
+    before = len(os.listdir("/proc/self/fd"))
+    with pytest.raises(FileNotFoundError):
+        Cell(v1, "", 128, 0)
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_removing_what_is_in_use_gives_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cells, "REMOVE_TRIES", 3)
+    (tmp_path / "group" / "busy").mkdir(parents=True)
+    assert not remove(str(tmp_path / "group"))
+    (tmp_path / "group" / "busy").rmdir()
+    assert remove(str(tmp_path / "group"))
+    assert remove(str(tmp_path / "group"))
+
+
+def test_sweep_takes_groups_of_the_dead_and_leaves_those_of_the_living(tmp_path: Path) -> None:
+    dead, alive, mine, other = (tmp_path / f"foreglow-x-{who}" for who in (2**22 + 1, 1, os.getpid(), "y"))
+    for group in (dead / "c1", alive / "c1", mine / "c1", other):
+        group.mkdir(parents=True)
+    assert limits.sweep(Layout({"memory": str(tmp_path)}, ""), "foreglow-x-") == 2
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(path.name for path in (alive, mine, other))
+
+
+# -- tiers
+
+
+@pytest.mark.parametrize(
+    ("uid_map", "expected"),
+    [
+        ("         0          0 4294967295\n", (200_000, 60_000)),
+        ("         0     100000      65536\n", (49_152, 16_384)),
+        ("         0       1000          1\n", (0, 0)),
+        ("0 1000 1\n1 100000 65536\n", (49_153, 16_384)),
+        ("", (0, 0)),
+    ],
+)
+def test_host_users_come_from_what_is_mapped(uid_map: str, expected: tuple[int, int]) -> None:
+    assert tiers.free_users(uid_map) == expected
+
+
+@given(st.integers(0, 2**20), st.integers(1, 2**31), st.integers(0, 10**6))
+def test_a_host_user_is_always_a_mapped_one(start: int, length: int, number: int) -> None:
+    tier = tiers.Tier("root", tiers.free_users(f"{start} 5 {length}"))
+    user = tier.user(number)
+    assert user == 0 or start <= user < start + length
+
+
+# -- watching without groups
+
+
+def test_watching_counts_this_process_and_its_children() -> None:
+    read_end, write_end = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        os.read(read_end, 1)
+        os._exit(0)
+    try:
+        assert pid in watch.members(os.getpid())
+        memory, processes = watch.used(os.getpid(), False, 1 << 50)
+        assert processes >= 2
+        assert memory > 1 << 20
+        exact, _ = watch.used(os.getpid(), False, 0)
+        assert 0 < exact <= memory
+    finally:
+        os.write(write_end, b"x")
+        os.waitpid(pid, 0)
+        os.close(read_end)
+        os.close(write_end)
+    assert watch.used(pid, True, 0)[0] == 0
