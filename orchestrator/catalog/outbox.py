@@ -14,7 +14,7 @@ MAX_TRIES = 10
 RESEND_S = 300.0
 """An event that was sent and not heard of comes again after this long; longer than the longest task."""
 
-BACKOFF_S = (1.0, 2.0, 5.0, 15.0, 60.0)
+BACKOFF_S = (1.0, 2.0, 5.0, 10.0, 20.0, 30.0)
 
 MODULES: Mapping[EventKind, tuple[Module, ...]] = {
     EventKind.DEPLOYED: (Module.FUNCTION_MANAGEMENT, Module.METADATA_SYNC),
@@ -94,7 +94,7 @@ class Outbox:
             return True
 
     def unclaim(self, event: int, module: Module, now: float) -> None:
-        """It could not be sent after all (the broker is away): no try was used up."""
+        """It could not be sent or taken up after all (the broker is away, builders are busy): no try was used up."""
         with self._database.write() as session:
             delivery = session.get(Delivery, (event, module), with_for_update=True)
             if delivery is not None and delivery.due is not None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from orchestrator.catalog.model import LayerRole
 from orchestrator.catalog.packages import LayerView, Packages, PackageView
 from orchestrator.flow.bounded import Bounds, TimedOut, run_bounded
-from orchestrator.flow.dependencies import BuildFailed, install
+from orchestrator.flow.dependencies import BuildFailed, Busy, folder_size, install
 from workers.code import bytecode
 from workers.code.layers import LayerError, Limits, tree, unpack_layer, write_layer
 from workers.code.origin import Origin
@@ -22,11 +22,19 @@ CODE_LIMITS = Limits(size=512 << 20, files=40_001)  # the package's, and as much
 COMPILE_TIMEOUT_S = 120
 COMPILE_MEMORY = 1 << 30
 LOCKS = 64
+BUILDS = 2
+CACHE_BYTES = 4 << 30
+"""What the package installer may keep over a restart; a cache above it starts empty."""
+
 MAX_OUTPUT = 1 << 20
 
 
 class Builder:
-    """`python`: the runtime's interpreter. Thread-safe; two builds of the same source wait for each other."""
+    """`python`: the runtime's interpreter. Thread-safe.
+
+    Nothing in it waits: who finds the same source being built, or BUILDS others, gets Busy and comes again. A slow build must
+    not hold the threads that carry everybody's routes.
+    """
 
     def __init__(self, packages: Packages, origin: Origin, python: str, folder: Path) -> None:
         self._packages = packages
@@ -34,12 +42,15 @@ class Builder:
         self._python = python
         self._folder = folder
         self._locks = [threading.Lock() for _ in range(LOCKS)]
+        self._slots = threading.BoundedSemaphore(BUILDS)
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         for left in folder.glob("build-*"):
             shutil.rmtree(left, ignore_errors=True)
+        if folder_size(folder / "cache") > CACHE_BYTES:
+            shutil.rmtree(folder / "cache", ignore_errors=True)
 
     def code_layer(self, package: PackageView, runtime: str, handler: str) -> LayerView:
-        """The package's files with their bytecode. Raises BuildFailed without a handler's module that compiles."""
+        """The package's files with their bytecode. Raises Busy, and BuildFailed without a handler's module that compiles."""
         module = handler.partition(":")[0]
         layer = self._once(package.tenant, LayerRole.CODE, package.digest, runtime, lambda: self._compile_package(package))
         manifest = self._origin.manifest(package.tenant, layer.digest)
@@ -52,14 +63,17 @@ class Builder:
         return layer
 
     def dependency_layer(self, package: PackageView, runtime: str) -> LayerView | None:
-        """What requirements.txt asks for; None when it asks for nothing. Raises BuildFailed, BuildInterrupted."""
+        """What requirements.txt asks for; None when it asks for nothing. Raises Busy, BuildFailed, BuildInterrupted."""
         if not package.requirements:
             return None
         source = package.requirements_digest
         return self._once(package.tenant, LayerRole.DEPENDENCIES, source, runtime, lambda: self._install(package))
 
     def _once(self, tenant: str, role: LayerRole, source: str, runtime: str, build: Callable[[], LayerView]) -> LayerView:
-        with self._locks[hash((tenant, role, source)) % LOCKS]:
+        known = self._packages.find_layer(tenant, role, source, runtime)
+        if known is not None:
+            return known
+        with _held(self._locks[hash((tenant, role, source)) % LOCKS]), _held(self._slots):
             known = self._packages.find_layer(tenant, role, source, runtime)
             return known or self._packages.add_layer(tenant, role, source, runtime, build(), time.time())
 
@@ -101,6 +115,16 @@ class Builder:
         with tempfile.TemporaryDirectory(prefix="build-", dir=self._folder, ignore_cleanup_errors=True) as scratch:
             (Path(scratch) / "tree").mkdir(mode=0o755)
             yield Path(scratch)
+
+
+@contextmanager
+def _held(lock: "threading.Lock | threading.BoundedSemaphore") -> Iterator[None]:
+    if not lock.acquire(blocking=False):
+        raise Busy("other builds run")
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _told(output: Path) -> dict[str, str]:

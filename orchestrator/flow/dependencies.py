@@ -21,6 +21,10 @@ class BuildFailed(Exception):
     """The user's part cannot be built; the message says why, trying again would not help."""
 
 
+class Busy(Exception):
+    """It cannot be done this moment; nothing is wrong."""
+
+
 class BuildInterrupted(Exception):
     """Trouble that may pass: the package index is away, the time limit was hit."""
 
@@ -36,7 +40,7 @@ def install(requirements: Sequence[str], target: Path, python: str, cache: Path,
         output = Path(scratch) / "output"
 
         def watch() -> None:
-            if _size(target) > limits.size:
+            if folder_size(target) > limits.size:
                 raise BuildFailed(f"{REQUIREMENTS_FILE}: over {limits.size >> 20} MiB installed")
 
         try:
@@ -58,7 +62,8 @@ def _environment(scratch: Path, cache: Path) -> dict[str, str]:
     return {**kept, "PATH": os.defpath, "HOME": str(scratch), "TMPDIR": str(scratch), "UV_CACHE_DIR": str(cache), "NO_COLOR": "1"}
 
 
-def _size(folder: Path) -> int:
+def folder_size(folder: Path) -> int:
+    """Bytes of the files below it now, 0 when there is none; other processes may be writing."""
     total = 0
     for parent, _, names in os.walk(folder):
         for name in names:

@@ -9,7 +9,7 @@ from orchestrator.catalog.model import ConditionName, ConditionStatus, EventKind
 from orchestrator.catalog.outbox import OpenEvent
 from orchestrator.catalog.store import Store
 from orchestrator.flow.building import Builder
-from orchestrator.flow.dependencies import BuildFailed
+from orchestrator.flow.dependencies import BuildFailed, BuildInterrupted
 
 log = structlog.get_logger(__name__)
 
@@ -30,6 +30,9 @@ class FunctionManagement:
         function, number = FunctionId(event.subject), int(event.payload["number"])
         try:
             self._build(function, number)
+        except BuildInterrupted as error:
+            self._decide(function, number, ConditionStatus.UNKNOWN, f"{error}; it is tried again, so far {event.tries} times")
+            raise
         except BuildFailed as error:
             log.info("version.failed", function=function, number=number, reason=str(error))
             self._decide(function, number, ConditionStatus.FALSE, str(error))

@@ -22,7 +22,8 @@ from orchestrator.catalog.outbox import OpenEvent
 from orchestrator.catalog.publish import Publisher
 from orchestrator.catalog.store import Store
 from orchestrator.flow.app import add_module, build_app
-from orchestrator.flow.building import Builder
+from orchestrator.flow.building import BUILDS, Builder
+from orchestrator.flow.dependencies import Busy
 from orchestrator.flow.function_management import FunctionManagement
 from orchestrator.flow.metadata_sync import MetadataSync
 from orchestrator.flow.relay import Relay
@@ -30,7 +31,10 @@ from orchestrator.settings import Settings
 from workers.code.origin import Origin
 from workers.drivers.process.interpreter import find_interpreter
 
-CONCURRENCY = 2
+CONCURRENCY = BUILDS + 2
+"""Threads: whatever builds, two are left for the routes."""
+
+BUSY_S = 0.1
 SCHEMA_POLL_S = 0.1
 RELAY_STOP_S = 5.0
 QUIET = ("celery.worker.strategy", "celery.app.trace")
@@ -59,6 +63,9 @@ def guarded(module: FlowModule, store: Store, nudge: Nudge) -> Callable[[int], N
             return
         try:
             module.apply(event)
+        except Busy:
+            store.outbox.unclaim(number, module.module, time.time() + BUSY_S)
+            return
         except Exception as error:  # whatever it was, it is written down and tried again, and at last parked
             reason = f"{type(error).__name__}: {error}"
             log.warning("event.failed", module=module.module, event_number=number, tries=event.tries, reason=reason[:500])

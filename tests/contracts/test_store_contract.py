@@ -385,7 +385,7 @@ def test_a_try_that_fails_comes_again_later_and_is_parked_at_last(store: Store) 
             now += 0.5
         pauses.append(now - began)
     assert len(pauses) == MAX_TRIES
-    assert pauses[:4] == [1.0, 2.0, 5.0, 15.0]
+    assert pauses[:4] == [1.0, 2.0, 5.0, 10.0]
     assert store.outbox.backlog().parked == 1
     assert store.outbox.due(1e9) == []
     assert store.outbox.redrive(now) == 1

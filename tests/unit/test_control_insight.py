@@ -276,7 +276,7 @@ def test_batches_keep_the_order_and_fit_a_message() -> None:
 
 
 @pytest.mark.system
-def test_the_api_holds_what_its_openapi_promises(scene: Scene) -> None:
+def test_the_api_holds_what_its_openapi_promises(scene: Scene, tmp_path: Path) -> None:
     """schemathesis against the real server, planner and node answering: no 5xx, no undocumented status, type or shape."""
     for what in ("plan", "runs", "run", "workflows", "warm", "cool", "prewarm", "observe"):
         scene.planner.answers[what] = lambda args: {}
@@ -293,5 +293,5 @@ def test_the_api_holds_what_its_openapi_promises(scene: Scene) -> None:
         "--exclude-checks", "positive_data_acceptance",  # a package must exist, traces must have lines
         "--request-timeout", "10",
     ]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, timeout=180, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=180, check=False, cwd=tmp_path)
     assert done.returncode == 0, done.stdout[-4000:]
