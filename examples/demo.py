@@ -10,6 +10,7 @@ import argparse
 import json
 import os
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -210,11 +211,12 @@ def main() -> int:
     options.add_argument("--keep", action="store_true", help="leave the platform running")
     keep = options.parse_args().keep
     began = time.monotonic()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # told to stop: tidy up as after Ctrl-C
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "foreglow" / "wheels"
     out.rule("[bold]Foreglow[/]", align="left")
     # no standbys: a start without prewarm is a cold one; prepared and unused ones are given up soon enough to see it
     os.environ["FOREGLOW_PREWARM_UNUSED_S"] = os.environ.get("FOREGLOW_PREWARM_UNUSED_S", "20")
-    platform = Platform("--prewarm", "off", "--standbys", "0", cache=cache)
+    platform = Platform("--prewarm", "off", "--standbys", "0", cache=cache, outlive=keep)
     generated = Path(tempfile.mkdtemp(prefix="foreglow-trainticket-"))
     kept = False
     try:

@@ -1,5 +1,6 @@
 """A platform of its own for a demo or a test: free ports, a temporary state folder, and proof that nothing is left of it."""
 
+import ctypes
 import os
 import signal
 import subprocess
@@ -15,10 +16,19 @@ STOP_TIMEOUT_S = 60
 TRACES_TIMEOUT_S = 10
 
 
+_libc = ctypes.CDLL(None)
+PR_SET_PDEATHSIG = 1
+
+
+def stop_with_parent() -> None:
+    """Even a demo that is killed leaves no platform."""
+    _libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+
+
 class Platform:
     """`foreglow up` in a process of its own."""
 
-    def __init__(self, *options: str, cache: Path | None = None) -> None:
+    def __init__(self, *options: str, cache: Path | None = None, outlive: bool = False) -> None:
         self.state = Path(tempfile.mkdtemp(prefix="foreglow-demo-"))
         if cache is not None:  # wheels downloaded once serve every later demo
             cache.mkdir(parents=True, exist_ok=True)
@@ -32,6 +42,7 @@ class Platform:
             stderr=subprocess.STDOUT,
             text=True,
             start_new_session=True,  # Ctrl-C on the demo stops the demo, which then stops the platform
+            preexec_fn=None if outlive else stop_with_parent,  # noqa: PLW1509 - one thread
         )
 
     def wait_ready(self) -> None:

@@ -14,7 +14,7 @@ import socket
 import sys
 from collections.abc import Callable, Mapping, Sequence
 
-from orchestrator import preflight, valkey
+from orchestrator import orphans, preflight, valkey
 from orchestrator.settings import Settings
 from orchestrator.supervised import BoundedLog, Supervised
 from workers.sealing import load_key
@@ -25,6 +25,8 @@ PROBE_EVERY_S = 0.05
 PROBE_TIMEOUT_S = 2.0
 STOP_TIMEOUTS_S = {"gateway": 20.0, "valkey": 10.0}
 STOP_TIMEOUT_S = 10.0
+REAP_EVERY_S = 5.0
+ORPHANS_TIMEOUT_S = 5.0
 LISTENERS = {"gateway": "functions", "control": "control", "planner": "otlp"}
 WAVES = (("control", "gateway", "planner", "node"), ("flow",))
 STOP_ORDER = (("gateway",), ("flow", "planner", "node", "control"), ("valkey",))
@@ -102,12 +104,18 @@ class Supervisor:
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             if signal.getsignal(number) is not signal.SIG_IGN:  # nohup says that a lost terminal is no reason
                 loop.add_signal_handler(number, self._told_to_stop)
+        orphans.adopt()
         try:
             if await self._start_all():
                 self._say_ready()
-                await self._asked_to_stop.wait()
+                while not self._asked_to_stop.is_set():
+                    with contextlib.suppress(TimeoutError):
+                        await asyncio.wait_for(self._asked_to_stop.wait(), REAP_EVERY_S)
+                    orphans.reap([one.pid for one in self._all.values() if one.pid is not None])
         finally:
             await self._stop_all()
+            if count := orphans.end(ORPHANS_TIMEOUT_S):
+                self._announce(f"ended {count} processes that others had left behind")
         if self._failure:
             raise StartFailed(self._failure)
 

@@ -37,6 +37,10 @@ if name in ("gateway", "planner", "node"):
     if os.path.exists(path): os.unlink(path)
     s = socket.socket(socket.AF_UNIX); s.bind(path); s.listen()
 port = {"gateway": "FUNCTIONS", "control": "CONTROL", "planner": "OTLP"}.get(name)
+if os.environ.get("LEAVES") == name:
+    import subprocess
+    left = subprocess.Popen(["sleep", "600"], start_new_session=True)
+    print("left", left.pid, flush=True)
 print("up", name, os.getpid(), flush=True)
 if port:
     class Handler(http.server.BaseHTTPRequestHandler):
@@ -239,6 +243,21 @@ def test_one_that_ignores_sigterm_is_killed_in_time(start: Callable[..., Up]) ->
     assert "node did not stop in time and was killed" in up.lines_until("in time")[-1]
     assert up.process.wait(WAIT_S) == 0
     assert not alive(pid)
+
+
+def test_what_a_process_left_behind_ends_too(start: Callable[..., Up]) -> None:
+    up = start(LEAVES="flow")
+    up.lines_until("ready")
+    log = up.settings.state / "logs" / "flow.log"
+    eventually(lambda: log.exists() and "left" in log.read_text())
+    left = int(log.read_text().split()[1])
+    os.kill(up.pids()["flow"], signal.SIGKILL)
+    up.lines_until("flow was killed")
+    assert alive(left)
+    up.process.terminate()
+    up.lines_until("processes that others had left behind")
+    assert up.process.wait(WAIT_S) == 0
+    assert not alive(left)
 
 
 def test_a_second_up_on_the_same_folder_says_who_runs(start: Callable[..., Up]) -> None:
