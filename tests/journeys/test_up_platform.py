@@ -61,6 +61,7 @@ class Up:
             self.lines.append(line)
             if line.startswith("ready"):
                 return
+        self.stop()
         raise AssertionError(f"not ready: {self.lines}")
 
     def __call__(self, *words: str) -> Any:
@@ -98,8 +99,9 @@ class Up:
             self.process.terminate()
         code = self.process.wait(WAIT_S)
         assert self.process.stdout is not None
-        self.lines += self.process.stdout.readlines()
-        self.process.stdout.close()
+        if not self.process.stdout.closed:
+            self.lines += self.process.stdout.readlines()
+            self.process.stdout.close()
         return code
 
 
@@ -113,9 +115,7 @@ def up(tmp_path: Path) -> Iterator[Callable[[], Up]]:
 
     yield start
     for one in started:
-        assert one.process.stdout is not None
-        if not one.process.stdout.closed:
-            one.stop()
+        one.stop()
 
 
 @pytest.fixture
