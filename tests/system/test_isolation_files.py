@@ -113,6 +113,10 @@ async def test_a_layer_of_another_function_is_not_even_named(tmp_path: Path) -> 
         mounts = await one.value()
         assert "layer2" in mounts or "/var/task" in mounts
         assert "layer1" not in mounts
+        options = {line.split()[4]: line.split()[5].split(",") for line in mounts.splitlines()}
+        assert {"ro", "nosuid", "nodev"} <= set(options["/var/task"])
+        assert all({"ro", "nosuid"} <= set(those) for place, those in options.items() if not place.startswith(("/tmp", "/proc")))
+        assert all("nosuid" in those for place, those in options.items() if place != "/proc")
         assert "/etc/shadow" not in mounts
 
 
