@@ -115,15 +115,12 @@ class GatewayApp:
             _link(traceparent),
         )
         result, payload = await self._runs.run(run, body, began)
-        return answer(result, payload, headers_of(result, run.invocation_id, run.trace_id))
+        return answer(result, payload, headers_of(result, run.invocation_id, run.trace_id, run.place_ms))
 
     async def _read(self, receive: Receive) -> bytes:
-        message = await receive()
-        body: bytes = message.get("body", b"")
-        if not message.get("more_body"):
-            return body
-        parts, size = [body], len(body)
-        while message.get("more_body"):
+        parts: list[bytes] = []
+        size, more = 0, True
+        while more:
             message = await receive()
             if message["type"] == "http.disconnect":
                 raise Refused(400, "incomplete request", "the client went away while sending the body")
@@ -132,7 +129,8 @@ class GatewayApp:
             if size > self._max_payload:
                 raise Refused(413, "payload too large", f"at most {self._max_payload} bytes")
             parts.append(part)
-        return b"".join(parts)
+            more = message.get("more_body", False)
+        return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
 def _link(traceparent: bytes) -> str:

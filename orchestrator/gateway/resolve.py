@@ -7,6 +7,8 @@ from orchestrator.catalog.routes import KeyRoute, Route
 from orchestrator.catalog.watch import RouteTable
 from workers.versions import VersionSpec
 
+MAX_TARGET = 200  # characters of `name:qualifier`: longer names no function has
+
 
 class Unauthorized(Exception):
     """No key, or one nobody knows."""
@@ -29,6 +31,8 @@ def authenticate(table: RouteTable, authorization: bytes) -> KeyRoute:
 
 def resolve(table: RouteTable, tenant: str, target: str) -> tuple[Route, VersionSpec]:
     """`name` or `name:qualifier` to the version that runs. Raises NotFound."""
+    if len(target) > MAX_TARGET:
+        raise NotFound(f"no function {target[:20]!r}...: the name is over {MAX_TARGET} characters")
     name, _, qualifier = target.partition(":")
     route = table.routes.get(FunctionId(f"{tenant}/{name}"))
     if route is None:
