@@ -12,6 +12,7 @@ from workers.rpc.messages import ChildCall, Hello, InvokeRequest, InvokeResult, 
 from workers.versions import VersionSpec
 
 RETRY_S = (0.05, 1.0)
+GRACE_S = 2.0  # a node answers by the deadline; one that has not by then does not work any more
 
 log = structlog.get_logger(__name__)
 
@@ -60,7 +61,11 @@ class NodeLink:
             if subscribe:
                 self.connection.send(Rpc.SUBSCRIBE, 0)
             self._lost.clear()
-            await self._lost.wait()
+            try:
+                await self._lost.wait()
+            except asyncio.CancelledError:
+                self.connection.close()
+                raise
 
     async def invoke(self, spec: VersionSpec, request: InvokeRequest, body: bytes) -> Answer:
         """One invocation on this node. Raises RpcError when the node is not reachable; whether a byte reached an instance is
@@ -79,16 +84,25 @@ class NodeLink:
             connection.defined.add(spec.version)
             connection.send(Rpc.DEFINE, 0, spec)
         stream = connection.next_id()
-        future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[Answer] = loop.create_future()
         self._streams[stream] = future
         connection.send(Rpc.INVOKE, stream, request, body)
+        timer = loop.call_later(request.deadline_s + GRACE_S, self._unanswered, connection, stream)
         try:
             return await future
         except asyncio.CancelledError:
             connection.send(Rpc.CANCEL, stream)
             raise
         finally:
+            timer.cancel()
             self._streams.pop(stream, None)
+
+    def _unanswered(self, connection: Connection, stream: int) -> None:
+        connection.send(Rpc.CANCEL, stream)
+        future = self._streams.get(stream)
+        if future is not None and not future.done():
+            future.set_exception(RpcError("the node did not answer by the deadline"))
 
     def on_open(self, connection: Connection) -> None:
         pass

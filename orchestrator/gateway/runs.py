@@ -3,7 +3,8 @@
 import asyncio
 import random
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 
 import structlog
 
@@ -47,6 +48,8 @@ class Run:
     http: HttpRequest | None = None
     link: str = ""
     link_used: NodeLink | None = None
+    place_ms: float = 0.0
+    children: "set[asyncio.Task[None]]" = field(default_factory=set)
 
 
 class Runs:
@@ -71,30 +74,35 @@ class Runs:
         began = time.time()
         self._live[run.invocation_id] = run
         self._reports.trigger(TriggerEvent(run.spec.version, run.trace_id, run.invocation_id, run.parent_id, began))
-        place_ms = (time.monotonic() - placed_from) * 1000
+        since = time.monotonic()
+        run.place_ms = (since - placed_from) * 1000
         result, answer = InvokeResult("cancelled"), b""
         try:
-            result, answer = await self._place(run, body)
+            result, answer = await self._place(run, body, since)
         except RpcError as error:
             result = InvokeResult("killed", error=ErrorDetail("NodeLost", str(error)))
         except Overload as error:
-            result = InvokeResult("full", error=ErrorDetail("Overload", str(error)))
+            waited = Timings(queue=(time.monotonic() - since) * 1000)
+            result = InvokeResult("full", timings=waited, error=ErrorDetail("Overload", str(error)))
         finally:
+            for child in run.children:
+                child.cancel()
             del self._live[run.invocation_id]
             self._waiting.wake_one()
-            self._record(run, result, began, place_ms)
+            self._record(run, result, began)
             if not run.parent_id:
                 self._reports.trigger(
                     TriggerEvent(run.spec.version, run.trace_id, run.invocation_id, "", time.time(), ended=True)
                 )
         return result, answer
 
-    async def _place(self, run: Run, body: bytes) -> Answer:
+    async def _place(self, run: Run, body: bytes, since: float) -> Answer:
         """Tries nodes until one takes it. Only an answer that promises that no byte reached an instance is tried again."""
-        since = time.monotonic()
         while True:
             up = [link for link in self.links if link.up]
             for link in up if len(up) < 2 else place(run.spec.version, run.spec.memory_mb, up):
+                if not link.up:
+                    continue  # lost while another node was asked
                 left = run.deadline - time.monotonic()
                 if left <= 0:
                     detail = ErrorDetail("Timeout", "the deadline passed while waiting for capacity")
@@ -114,9 +122,9 @@ class Runs:
                 if result.status not in RETRIABLE:
                     waited = (time.monotonic() - since) * 1000 - result.timings.start_ms - result.timings.run
                     return _with_wait(result, waited), answer
-            await self._waiting.wait(since, reserved=bool(run.parent_id))
+            await self._waiting.wait(since, run.deadline, reserved=bool(run.parent_id))
 
-    def _record(self, run: Run, result: InvokeResult, began: float, place_ms: float) -> None:
+    def _record(self, run: Run, result: InvokeResult, began: float) -> None:
         timings = result.timings
         self._reports.record(
             InvocationRecord(
@@ -130,7 +138,7 @@ class Runs:
                 time.time(),
                 result.start,
                 result.status,
-                Timings(timings.queue, place_ms, timings.clone, timings.code, timings.net, timings.init, timings.run),
+                Timings(timings.queue, run.place_ms, timings.clone, timings.code, timings.net, timings.init, timings.run),
                 run.link_used.name if run.link_used is not None else "",
                 result.error.type if result.error is not None else "",
                 run.link,
@@ -141,10 +149,19 @@ class Runs:
     # -- child calls
 
     def on_call(self, link: NodeLink, ident: int, call: ChildCall, body: bytes) -> None:
-        """A live invocation calls another function."""
+        """A live invocation calls another function. What it called ends with it, also when its node was lost."""
+        parent = self._live.get(call.invocation_id)
         task = self._loop.create_task(self._child(link, ident, call, body))
         self._children[link, ident] = task
-        task.add_done_callback(lambda _: self._children.pop((link, ident), None))
+        if parent is not None:
+            parent.children.add(task)
+        task.add_done_callback(partial(self._child_ended, link, ident, parent))
+
+    def _child_ended(self, link: NodeLink, ident: int, parent: Run | None, task: "asyncio.Task[None]") -> None:
+        if parent is not None:
+            parent.children.discard(task)
+        if self._children.get((link, ident)) is task:  # a node that came back counts its calls from one again
+            del self._children[link, ident]
 
     def on_cancel_call(self, link: NodeLink, ident: int) -> None:
         task = self._children.get((link, ident))

@@ -3,7 +3,9 @@
 import asyncio
 import contextlib
 import socket
+from functools import partial
 
+import structlog
 import uvicorn
 import uvloop
 
@@ -19,6 +21,8 @@ from workers.rpc.messages import Hello
 from workers.sealing import load_key
 
 DRAIN_S = 10
+
+log = structlog.get_logger(__name__)
 
 
 async def serve(settings: Settings) -> None:
@@ -51,9 +55,12 @@ async def serve(settings: Settings) -> None:
             log_level="warning",
             server_header=False,
             date_header=False,
+            ws="none",
             timeout_graceful_shutdown=DRAIN_S,
         )
     )
+    for task in background:
+        task.add_done_callback(partial(_died, http))
     try:
         await http.serve()
     finally:
@@ -64,6 +71,13 @@ async def serve(settings: Settings) -> None:
         await asyncio.gather(*background, return_exceptions=True)
         with contextlib.suppress(FileNotFoundError):
             settings.socket("gateway").unlink()
+
+
+def _died(http: uvicorn.Server, task: "asyncio.Task[None]") -> None:
+    """A gateway whose routes or links stand still must not look alive: it ends, and its supervisor starts it again."""
+    if not task.cancelled():
+        log.critical("gateway.task_died", error=repr(task.exception()))
+        http.should_exit = True
 
 
 def run(settings: Settings) -> None:
