@@ -62,7 +62,11 @@ class Peer:
             self.connection = connection
             connection.send(Rpc.SUBSCRIBE, 0)
             self.connected()
-            await self._lost.wait()
+            try:
+                await self._lost.wait()
+            except asyncio.CancelledError:
+                connection.close()
+                raise
 
     def connected(self) -> None: ...
 
