@@ -233,6 +233,15 @@ def test_what_a_function_prints_is_in_its_logs(up: Callable[[], Up], project: Pa
     assert "".join(part["text"] for part in entry["output"]) == "front asks for 3\n"
 
 
+def ended(one: subprocess.Popen[bytes]) -> int:
+    one.terminate()
+    try:
+        return one.wait(20)
+    except subprocess.TimeoutExpired:
+        one.kill()
+        return one.wait()
+
+
 def test_each_process_runs_alone_against_a_redis_and_a_database(tmp_path: Path, project: Path) -> None:
     state, redis = tmp_path / "state", tmp_path / "r.sock"
     settings = Settings(state=state)
@@ -248,8 +257,8 @@ def test_each_process_runs_alone_against_a_redis_and_a_database(tmp_path: Path, 
     running = [subprocess.Popen(valkey.command(redis, tmp_path / "valkey"), stdout=subprocess.DEVNULL)]
     try:
         eventually(lambda: valkey.answers(redis))
-        for name in ("node", "planner", "gateway", "flow", "control"):
-            running.append(subprocess.Popen([*FOREGLOW, name], env=environment, stderr=subprocess.DEVNULL))
+        names = ("node", "planner", "gateway", "flow", "control")
+        running += [subprocess.Popen([*FOREGLOW, name], env=environment, stderr=subprocess.DEVNULL) for name in names]
         eventually(settings.admin_key_file.exists)
         for name in ("functions", "control"):
             environment[f"FOREGLOW_{name.upper()}_URL"] = f"http://127.0.0.1:{held[name].getsockname()[1]}"
@@ -266,9 +275,7 @@ def test_each_process_runs_alone_against_a_redis_and_a_database(tmp_path: Path, 
         assert (tmp_path / "elsewhere.db").exists()
         assert not settings.socket("valkey").exists()
     finally:
-        for one in reversed(running):
-            one.terminate()
-        codes = [one.wait(WAIT_S) for one in running]
+        codes = [ended(one) for one in reversed(running)]
         for bound in held.values():
             bound.close()
         with contextlib.suppress(OSError):
