@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from orchestrator.settings import Settings
 
 
+DRIVERS = ("process",)
+
+
 def up(
     state: State = None,
     host: Annotated[str | None, typer.Option(help="Address the three listeners bind.")] = None,
@@ -39,6 +42,8 @@ def up(
         allow_no_isolation=allow_no_isolation,
         standbys=standbys,
     )
+    if settings.driver not in DRIVERS:
+        raise Failure(f"driver: {settings.driver!r} is not one of {', '.join(DRIVERS)} (option --driver or FOREGLOW_DRIVER)")
     from orchestrator import preflight, supervisor, valkey
 
     try:

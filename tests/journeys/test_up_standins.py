@@ -319,3 +319,15 @@ def test_each_process_is_started_by_this_interpreter() -> None:
     for name, line in commands.items():
         helped = subprocess.run([*line, "--help"], capture_output=True, text=True, timeout=WAIT_S, check=True)
         assert f"foreglow {name}" in helped.stdout
+
+
+def test_a_wrong_option_is_one_line_that_names_it(tmp_path: Path) -> None:
+    for arguments, said in {
+        ("--driver", "vm"): "foreglow: driver: 'vm' is not one of process (option --driver or FOREGLOW_DRIVER)\n",
+        ("--prewarm", "maybe"): "foreglow: prewarm: Input should be 'off' or 'path' (option --prewarm or FOREGLOW_PREWARM)\n",
+        ("--standbys", "-1"): "(option --standbys or FOREGLOW_STANDBYS)\n",
+    }.items():
+        done = command("up", "--state", str(tmp_path / "state"), *arguments)
+        assert done.returncode == 1
+        assert done.stderr.endswith(said)
+        assert done.stderr.count("\n") == 1
