@@ -135,12 +135,19 @@ def test_removing_what_is_in_use_gives_up(tmp_path: Path, monkeypatch: pytest.Mo
     assert remove(str(tmp_path / "group"))
 
 
-def test_sweep_takes_groups_of_the_dead_and_leaves_those_of_the_living(tmp_path: Path) -> None:
-    dead, alive, mine, other = (tmp_path / f"foreglow-x-{who}" for who in (2**22 + 1, 1, os.getpid(), "y"))
-    for group in (dead / "c1", alive / "c1", mine / "c1", other):
-        group.mkdir(parents=True)
-    assert limits.sweep(Layout({"memory": str(tmp_path)}, ""), "foreglow-x-") == 2
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(path.name for path in (alive, mine, other))
+@pytest.mark.parametrize("every", [True, False])
+def test_sweep_takes_groups_of_the_dead_and_leaves_those_of_the_living(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, every: bool
+) -> None:
+    monkeypatch.setattr(limits, "HOST_PIDS", os.readlink("/proc/self/ns/pid") if every else "another")
+    mine = limits.name_of(tmp_path / "driver", os.getpid())
+    dead, alive = limits.name_of(tmp_path / "driver", 2**22 + 1), limits.name_of(tmp_path / "driver", 1)
+    elsewhere = limits.name_of(tmp_path / "other", 2**22 + 1)
+    for group in (f"{dead}/c1", f"{dead}-node", f"{alive}/c1", f"{mine}/c1", f"{elsewhere}/c1", "foreglow-y", "foreglow-a-b"):
+        (tmp_path / group).mkdir(parents=True)
+    assert limits.sweep(Layout({"memory": str(tmp_path)}, ""), mine) == (5 if every else 3)
+    kept = {alive, mine, "foreglow-y", "foreglow-a-b"} | (set() if every else {elsewhere})
+    assert {path.name for path in tmp_path.iterdir()} == kept
 
 
 # -- tiers

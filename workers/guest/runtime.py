@@ -108,7 +108,7 @@ class Channel:
             while (found := take()) is None:
                 left = None if until is None else until - time.monotonic()
                 if left is not None and left <= 0:
-                    return None
+                    break
                 if self._leading:
                     state.wait(left)
                     continue
@@ -119,9 +119,12 @@ class Channel:
                 finally:
                     state.acquire()
                     self._leading = False
-                    state.notify_all()
                 if frame is not None:
                     self._dispatch(frame)
+                    if (found := take()) is not None:
+                        break
+                    state.notify_all()  # it was for somebody else
+            state.notify()  # somebody else must lead now
         return found
 
     def _dispatch(self, frame: Frame) -> None:

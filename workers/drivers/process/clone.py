@@ -229,10 +229,10 @@ class ProcessClone:
         if self._ended.is_set():
             return
         self._wire.drain()
-        if self.cell is not None and self.cell.ran_out_of_memory():
-            self._reason = f"out of memory: the sandbox needed more than {self.memory_mb} MB"
-        elif self._reason in ("", CLOSED):
+        if self._reason in ("", CLOSED):
             self._reason = f"the sandbox ended by itself ({self._status or 'status unknown'})"
+            if self.cell is not None and self.cell.ran_out_of_memory():
+                self._reason = f"out of memory: the sandbox needed more than {self.memory_mb} MB"
         self._ended.set()
         self._wire.close()
         for pipe in self._pipes:

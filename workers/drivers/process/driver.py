@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import hashlib
 import os
 import resource
 import socket
@@ -14,7 +13,7 @@ from workers.drivers.process.cells import Cell
 from workers.drivers.process.clone import ProcessClone
 from workers.drivers.process.interpreter import Interpreter, NoInterpreter, find_interpreter
 from workers.drivers.process.layers import LayerSource, can_detach
-from workers.drivers.process.limits import Cgroups, detect, sweep
+from workers.drivers.process.limits import Cgroups, detect, name_of, sweep
 from workers.drivers.process.templates import CloneRequest
 from workers.drivers.process.tenants import TenantTemplates
 from workers.drivers.process.tiers import Tier
@@ -124,9 +123,9 @@ class ProcessDriver:
 
     def _open_cgroups(self) -> list[str]:
         layout = detect(Path("/proc/self/mountinfo").read_text(), Path("/proc/self/cgroup").read_text())
-        prefix = f"foreglow-{hashlib.sha256(str(self._folder.resolve()).encode()).hexdigest()[:10]}-"
-        sweep(layout, prefix)
-        self._cgroups = Cgroups(layout, f"{prefix}{os.getpid()}")
+        name = name_of(self._folder, os.getpid())
+        sweep(layout, name)
+        self._cgroups = Cgroups(layout, name)
         return self._cgroups.open()
 
     async def _probe(self, tier: Tier) -> None:

@@ -47,26 +47,34 @@ class LayerSource:
     """Gives detached mounts. `interpreter`: runs the small process; empty when this process can do it itself."""
 
     def __init__(self, interpreter: str = "") -> None:
+        self._interpreter = interpreter
         self._process: subprocess.Popen[bytes] | None = None
         self._sock: socket.socket | None = None
         if interpreter:
-            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-            ours.settimeout(ANSWER_TIMEOUT_S)
-            with theirs:
-                self._process = subprocess.Popen(
-                    [interpreter, "-I", "-S", "-B", "layers.py", str(theirs.fileno())],
-                    cwd=Path(__file__).parent,
-                    env={},
-                    stdin=subprocess.DEVNULL,
-                    pass_fds=[theirs.fileno()],
-                    start_new_session=True,
-                )
-            self._sock = ours
+            self._start()
+
+    def _start(self) -> None:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        ours.settimeout(ANSWER_TIMEOUT_S)
+        with theirs:
+            self._process = subprocess.Popen(
+                [self._interpreter, "-I", "-S", "-B", "layers.py", str(theirs.fileno())],
+                cwd=Path(__file__).parent,
+                env={},
+                stdin=subprocess.DEVNULL,
+                pass_fds=[theirs.fileno()],
+                start_new_session=True,
+            )
+        self._sock = ours
 
     def detach(self, folder: Path) -> int:
-        """Raises OSError naming the folder."""
-        if self._sock is None:
+        """Blocks for a fraction of a millisecond. Raises OSError naming the folder."""
+        if not self._interpreter:
             return detach(str(folder))
+        if self._process is None or self._process.poll() is not None:
+            self.close()
+            self._start()
+        assert self._sock is not None
         self._sock.send(os.fsencode(folder))
         answer, descriptors, _, _ = socket.recv_fds(self._sock, MAX_PATH, 1)
         if not descriptors:
@@ -79,6 +87,7 @@ class LayerSource:
         if self._process is not None:
             self._process.kill()
             self._process.wait()
+        self._sock = self._process = None
 
 
 def main() -> None:

@@ -1,6 +1,7 @@
 """Finds the control groups this process may use, v1 per controller or v2, and hands out cells below its own group."""
 
 import contextlib
+import hashlib
 import os
 from collections import defaultdict
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ CONTROLLERS = ("memory", "pids", "cpu")
 GROUP_SHARES, GROUP_WEIGHT = 64 * 1024, 6400
 """Our group stands for many sandboxes beside processes that each weigh 1024 (v1) or groups that weigh 100 (v2): with the default
 weight all sandboxes together would get what one busy process gets."""
+HOST_PIDS = "pid:[4026531836]"  # the first process namespace of a host has this number
 MAX_SPARE = 8  # cells of a shape kept for the next sandbox: making one costs more than the rest of a clone
 
 
@@ -202,12 +204,22 @@ class Cgroups:
             remove(folder)
 
 
-def sweep(layout: Layout, prefix: str) -> int:
-    """Removes groups `prefix<pid>` whose process is gone, for what a killed predecessor left; how many."""
+def name_of(folder: Path, pid: int) -> str:
+    """Of the group of the driver that owns `folder` and runs as `pid`."""
+    return f"foreglow-{hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:10]}-{pid}"
+
+
+def sweep(layout: Layout, name: str) -> int:
+    """Removes what killed predecessors left: groups named like `name` whose process is gone; how many.
+
+    Where every process of the host is visible, those of other folders too: nobody may ever start there again.
+    """
+    digest = name.rpartition("-")[0].rpartition("-")[2]
+    every = os.readlink("/proc/self/ns/pid") == HOST_PIDS
     swept = 0
     for own in {*layout.v1.values(), *([layout.v2] if layout.v2 else [])}:
-        for root in Path(own).glob(prefix + "*"):
-            pid = root.name[len(prefix) :].partition("-")[0]
+        for root in Path(own).glob("foreglow-*-*" if every else f"foreglow-{digest}-*"):
+            pid = root.name.split("-")[2]
             if pid.isdigit() and int(pid) != os.getpid() and not os.path.exists(f"/proc/{pid}"):
                 for folder, _, _ in os.walk(root, topdown=False):
                     swept += remove(folder)

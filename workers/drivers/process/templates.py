@@ -17,6 +17,7 @@ from workers.ports import DriverError
 
 START_TIMEOUT_S = 30.0
 CLONE_TIMEOUT_S = 10.0
+MAX_ASKED = 8  # requests at a template at a time: it makes one clone after the other, and its socket holds few messages
 END_TIMEOUT_S = 5.0
 ENVIRONMENT = {
     "PATH": "/usr/bin:/bin",
@@ -67,6 +68,7 @@ class Template:
         self._loop = asyncio.get_running_loop()
         self._asked: dict[int, asyncio.Future[tuple[int, int]]] = {}
         self._exits: dict[int, Callable[[str], None]] = {}
+        self._turn = asyncio.Semaphore(MAX_ASKED)
         self._hello: asyncio.Future[None] = self._loop.create_future()
         self._pidfd = os.pidfd_open(process.pid)
         self._ended = asyncio.Event()
@@ -92,6 +94,10 @@ class Template:
 
     async def clone(self, request: CloneRequest, descriptors: list[int], on_exit: Callable[[str], None]) -> tuple[int, int]:
         """(pid, pidfd) of a new clone. `on_exit(how)` is called when its exit status is known. Raises DriverError."""
+        async with self._turn:
+            return await self._clone(request, descriptors, on_exit)
+
+    async def _clone(self, request: CloneRequest, descriptors: list[int], on_exit: Callable[[str], None]) -> tuple[int, int]:
         if self.gone:
             raise DriverError("the template process has ended")
         future: asyncio.Future[tuple[int, int]] = self._loop.create_future()
