@@ -337,8 +337,11 @@ def test_the_routes_wait_for_the_last_condition(store: Store) -> None:
     ((event, module),) = store.outbox.due(10)
     assert module is Module.FUNCTION_MANAGEMENT
     store.outbox.close(event, module, 11)
+    store.functions.set_condition(F, 1, ConditionName.CAPACITY, ConditionStatus.UNKNOWN, "", 5)
     assert store.outbox.due(1e9) == []
     decide(store, 1)
+    assert store.outbox.due(1e9) == []
+    store.functions.set_condition(F, 1, ConditionName.CAPACITY, ConditionStatus.TRUE, "", 5)
     assert store.outbox.due(1e9) == [(event, Module.METADATA_SYNC)]
 
 

@@ -207,6 +207,13 @@ def test_least_recently_used_goes_first_and_pinned_never(origin: Origin, make_ti
     assert tier.bytes_held == 20
 
 
+def test_what_is_used_again_stays(origin: Origin, make_tier: "type[Tier1]") -> None:
+    tier = make_tier(25)
+    first, second, third = (spec(put(origin, {"handler.py": letter * 10})) for letter in (b"a", b"b", b"c"))
+    fetch(tier, first, second, first, third)
+    assert [tier.held(one) for one in (first, second, third)] == [True, False, True]
+
+
 def test_layers_shared_by_versions_stay_pinned_until_the_last_unpin(origin: Origin, make_tier: "type[Tier1]") -> None:
     tier = make_tier(15)
     shared, other = spec(put(origin, {"handler.py": b"a" * 10})), spec(put(origin, {"handler.py": b"b" * 10}))
@@ -284,6 +291,14 @@ def test_the_origin_tells_what_it_holds(origin: Origin) -> None:
 def test_an_origin_that_cannot_be_is_refused_by_name(url: str) -> None:
     with pytest.raises(OriginError, match="origin_url"):
         Origin(url)
+
+
+@pytest.mark.parametrize("promised", [2, 4])
+def test_a_source_that_is_not_as_long_as_promised_is_refused(promised: int) -> None:
+    from workers.code.layers import LayerError
+
+    with pytest.raises(LayerError, match="than declared"):
+        write_layer([Source("grows", False, promised, lambda: io.BytesIO(b"abc"))], io.BytesIO())
 
 
 def test_limits_hold_while_unpacking(tmp_path: Path) -> None:

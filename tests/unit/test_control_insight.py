@@ -223,6 +223,8 @@ def test_the_stream_tells_each_change_once_and_ends_with_the_server(scene: Scene
         changes = (json.loads(line[5:]) for line in lines if line.startswith("data:"))
         told = [next(changes), next(changes)]
         assert [one["n"] for one in told] == [2, 3]
+        log.append({"revision": 8, "n": 4})
+        assert next(changes)["n"] == 4
         assert scene.planner.asked[-1][1]["function"] == "f"
     with scene.client.stream("GET", "/v1/decisions/stream", headers={"Last-Event-ID": "5"}) as answer:
         first = next(line for line in answer.iter_lines() if line.startswith("id:"))
