@@ -2,9 +2,8 @@
 
 import socket
 
-from workers.drivers.process.isolation import enter_user_namespace
-
 from orchestrator.settings import Settings, rpc_secret
+from workers.drivers.process.isolation import enter_user_namespace
 from workers.sealing import load_key
 
 
