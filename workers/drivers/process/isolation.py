@@ -238,24 +238,36 @@ class Lockdown:
     def __init__(self, program: bytes) -> None:
         self._program = program
         self._ruleset = -1
+        self._attributes = b""
+        self._handled = 0
+        self._rules: list[tuple[int, int]] = []  # (access, folder), the same for every clone
 
-    def prepare(self, version: int, sandboxed: bool) -> None:
-        """In the clone, before code comes: the bounding set, and Landlock rules of ABI `version` (0: none)."""
+    def open_folders(self, version: int) -> None:
+        """In the template, inside its root: what the rules of Landlock ABI `version` (0: none) have in common."""
+        if version == 0:
+            return
+        self._handled = (1 << 13) - 1
+        for since, bit in ((2, 13), (3, 14), (5, 15)):
+            if version >= since:
+                self._handled |= 1 << bit
+        scoped = 3 if version >= 6 else 0  # abstract sockets and signals stay inside
+        self._attributes = struct.pack("QQQ", self._handled, 0, scoped)[: 24 if version >= 6 else 16 if version >= 4 else 8]
+        devices = self._handled & (self._READ | self._WRITE_FILE | 1 << 15)
+        self._rules = [
+            (access, os.open(path, os.O_PATH | os.O_CLOEXEC)) for access, path in ((self._READ, "/"), (devices, "/dev"))
+        ]
+
+    def prepare(self, sandboxed: bool) -> None:
+        """In the clone, before code comes: the bounding set, and the Landlock rules."""
         if not sandboxed:
             return
         syscalls.drop_bounding_set()
-        if version == 0:
+        if not self._handled:
             return
-        handled = (1 << 13) - 1
-        for since, bit in ((2, 13), (3, 14), (5, 15)):
-            if version >= since:
-                handled |= 1 << bit
-        scoped = 3 if version >= 6 else 0  # abstract sockets and signals stay inside
-        attributes = struct.pack("QQQ", handled, 0, scoped)[: 24 if version >= 6 else 16 if version >= 4 else 8]
-        self._ruleset = syscalls.landlock_create(attributes)
-        syscalls.landlock_allow(self._ruleset, self._READ, "/")
-        syscalls.landlock_allow(self._ruleset, handled & (self._READ | self._WRITE_FILE | 1 << 15), "/dev")
-        syscalls.landlock_allow(self._ruleset, handled, "/tmp")  # noqa: S108
+        self._ruleset = syscalls.landlock_create(self._attributes)
+        temporary = os.open("/tmp", os.O_PATH | os.O_CLOEXEC)  # noqa: S108
+        for access, folder in (*self._rules, (self._handled, temporary)):
+            syscalls.landlock_allow(self._ruleset, access, folder)
 
     def keep_at(self, target: int, safe: int) -> int:
         """Moves the ruleset's descriptor to `target` (by way of one above `safe`); how many descriptors that takes."""

@@ -206,13 +206,9 @@ def landlock_create(attributes: bytes) -> int:
     )
 
 
-def landlock_allow(ruleset: int, access: int, path: str) -> None:
-    descriptor = os.open(path, os.O_PATH | os.O_CLOEXEC)
-    try:
-        rule = ctypes.create_string_buffer(struct.pack("=Qi", access, descriptor), 12)
-        _check(_syscall(_long(_NR_LANDLOCK_ADD), _long(ruleset), _long(1), rule, _long(0)), f"landlock_add_rule {path}")
-    finally:
-        os.close(descriptor)
+def landlock_allow(ruleset: int, access: int, folder: int) -> None:
+    rule = _bytes(struct.pack("=Qi", access, folder))
+    _check(_syscall(_long(_NR_LANDLOCK_ADD), _long(ruleset), _long(1), rule, _long(0)), "landlock_add_rule")
 
 
 def landlock_restrict(ruleset: int) -> None:

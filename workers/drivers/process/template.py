@@ -11,6 +11,7 @@ import contextlib
 import fcntl
 import gc
 import importlib
+import importlib.util
 import json
 import os
 import select
@@ -95,6 +96,7 @@ class Template:
             del sys.modules[name]
         if self._sandboxed:
             isolation.fresh_network()
+            self._lockdown.open_folders(self._landlock)
             self._rehearse(REHEARSALS)
         runtime.__name__ = "foreglow"
         for thing in (runtime.InvokeError, runtime.Request, runtime.Context, runtime.Call):
@@ -111,7 +113,7 @@ class Template:
         things made: what a clone need not write it goes on sharing."""
         path, streams = list(sys.path), (sys.stdout, sys.stderr)
         handler, entropy = f"{isolation.REHEARSAL}:handler", "00" * 32
-        specialise = {"handler": handler, "version": "a/b:1", "entropy": entropy, "paths": [isolation.CODE_AT]}
+        specialise = {"handler": handler, "version": "a/b:1", "entropy": entropy, "paths": isolation.LAYERS_AT}
         for _ in range(times):
             guest, node = socket.socketpair()
             with guest, node:
@@ -123,9 +125,10 @@ class Template:
                 if invoke:
                     instance.run(channel.wait(channel.next_invocation))
             del sys.modules[isolation.REHEARSAL]
+            importlib.util.find_spec("foreglow_nowhere")  # every folder of sys.path now has its finder
             sys.path[:] = path
         sys.stdout, sys.stderr = streams
-        sys.path_importer_cache.pop(isolation.CODE_AT, None)
+        importlib.invalidate_caches()  # the folders of code are kept as finders, what was in them is not
 
     def serve(self) -> None:
         self._poll.register(self._node, select.POLLIN)
@@ -191,7 +194,7 @@ class Template:
     def _become_clone(self, request: dict[str, Any], descriptors: list[int]) -> None:
         """In the clone. Never returns."""
         code = 1
-        channel = None
+        channel = descriptors[0]
         try:
             syscalls.die_with_parent()
             for target, source in ((1, descriptors[1]), (2, descriptors[2])):
@@ -199,35 +202,35 @@ class Template:
             if not request["into_cgroup"]:
                 for tasks in descriptors[3:]:
                     os.write(tasks, b"0")
-            channel = socket.socket(fileno=descriptors[0])
             if self._sandboxed:
                 syscalls.unshare(syscalls.NEWCGROUP)
                 isolation.enter_sandbox(self._proc, request["tmp_mb"])
             else:
                 os.setsid()
             isolation.set_limits(request["tmp_mb"], request["address_space_mb"])
-            self._lockdown.prepare(self._landlock, self._sandboxed)
+            self._lockdown.prepare(self._sandboxed)
             channel = self._keep_only(channel)
-            if self._sandboxed and not select.select([channel], [], [], STANDBY_AFTER_S)[0]:
+            sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, 0, channel)
+            if self._sandboxed and not select.select([sock], [], [], STANDBY_AFTER_S)[0]:
                 self._rehearse(1, invoke=False)  # nobody is in a hurry: touch now what specialising will write
             gc.enable()
-            runtime.serve(channel, self._attach)
+            runtime.serve(sock, self._attach)
             code = 0
         except BaseException as error:
-            if channel is not None:
-                note = {"init_ms": 0.0, "step": "sandbox", "error": runtime.describe(error)}
-                runtime.Channel(channel).send(runtime.READY, 0, json.dumps(note).encode())
+            note = {"init_ms": 0.0, "step": "sandbox", "error": runtime.describe(error)}
+            sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, 0, channel)
+            runtime.Channel(sock).send(runtime.READY, 0, json.dumps(note).encode())
         finally:
             os._exit(code)
 
-    def _keep_only(self, channel: socket.socket) -> socket.socket:
+    def _keep_only(self, channel: int) -> int:
         """The channel becomes descriptor 3; the ruleset of the lockdown is kept; everything else is closed."""
-        high = fcntl.fcntl(channel.detach(), fcntl.F_DUPFD_CLOEXEC, SAFE)
+        high = fcntl.fcntl(channel, fcntl.F_DUPFD_CLOEXEC, SAFE)
         kept = self._lockdown.keep_at(CHANNEL + 1, SAFE)
         os.dup2(high, CHANNEL, inheritable=False)
         syscalls.close_range(CHANNEL + 1 + kept, 0xFFFF_FFFF)
         self._node.detach()
-        return socket.socket(fileno=CHANNEL)
+        return CHANNEL
 
     def _attach(self, meta: dict[str, Any], descriptors: list[int]) -> None:
         """Between SPECIALISE and the first byte of tenant code."""
