@@ -75,7 +75,8 @@ class StandbyPool:
             if key is None:
                 self._nudge.clear()
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._nudge.wait(), None if again is None else again - now)
+                    async with asyncio.timeout(None if again is None else again - now):
+                        await self._nudge.wait()
             elif self.busy_until > now:
                 await asyncio.sleep(self.busy_until - now)
             else:

@@ -176,7 +176,8 @@ class Connection(asyncio.Protocol):
         self._asked[ident] = future
         self.send(Rpc.ASK, ident, Ask(what, args))
         try:
-            return await asyncio.wait_for(future, timeout_s)
+            async with asyncio.timeout(timeout_s):
+                return await future
         finally:
             self._asked.pop(ident, None)
 
@@ -275,8 +276,9 @@ async def dial(
         return made[0]
 
     try:
-        await asyncio.wait_for(loop.create_unix_connection(make, str(path)), timeout_s)
-        await asyncio.wait_for(asyncio.shield(made[0].ready), timeout_s)
+        async with asyncio.timeout(timeout_s):  # wait_for may swallow a cancellation, and its caller then dials for ever
+            await loop.create_unix_connection(make, str(path))
+            await asyncio.shield(made[0].ready)
         made[0].hand_over()
     except (OSError, TimeoutError) as error:
         raise RpcError(f"cannot reach {path.name}: {str(error) or 'timed out'}") from error
