@@ -174,7 +174,9 @@ def _decision(
 def _reason(call: ExpectedCall, ordinal: int, entry: FunctionId) -> str:
     caller, callee = name_of(entry), name_of(call.function)
     once = f" once {name_of(call.given)} has started" if call.given else ""
-    if call.source == EdgeSource.DECLARED:
+    if call.source == EdgeSource.REQUESTED:
+        text = f"{callee} was asked for by name"
+    elif call.source == EdgeSource.DECLARED:
         traces = ", no trace tells yet" if not call.samples else ""
         text = f"{caller} declares calls that lead to {callee}{traces}"
         if call.reach < 0.995:
@@ -186,7 +188,7 @@ def _reason(call: ExpectedCall, ordinal: int, entry: FunctionId) -> str:
         text += counted if call.source == EdgeSource.LEARNED else f"its runs, by {counted} and its declared calls"
         if call.offsets_s:
             text += f", about {_duration(quantile(call.offsets_s, 0.5))} after it starts"
-    if ordinal > 1:
+    if ordinal > 1 and call.source != EdgeSource.REQUESTED:
         text += f"; {ordinal} at once in {_percent(call.concurrent[ordinal - 1])}"
     return text
 

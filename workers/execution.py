@@ -186,7 +186,7 @@ class Execution:
             elif kind == FromGuest.ERROR:
                 detail = decode_error(frame.meta)
                 error = ErrorDetail(detail.type[:200], detail.message[:8192], detail.stack[:65536])
-                self._leave(instance, frame.id, "error", error=error)
+                self._leave(instance, frame.id, "bad-payload" if detail.payload else "error", error=error)
             elif kind == FromGuest.CANCEL_CALL:
                 self._on_cancel_call(instance, frame.id)
         except (ValueError, msgspec.MsgspecError) as error:

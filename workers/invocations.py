@@ -84,11 +84,12 @@ class GuestResult(msgspec.Struct, frozen=True):
 
 
 class GuestError(msgspec.Struct, frozen=True):
-    """Meta of FromGuest.ERROR."""
+    """Meta of FromGuest.ERROR. `payload`: the handler was not called, the payload is not what its content type says."""
 
     type: str = "Error"
     message: str = ""
     stack: str = ""
+    payload: bool = False
 
 
 class GuestCall(msgspec.Struct, frozen=True):

@@ -10,6 +10,7 @@ from workers.rpc.messages import ErrorDetail, InvokeResult
 STATUS = {
     "error": (502, "the function raised an exception"),
     "bad-answer": (502, "the function's answer is not HTTP"),
+    "bad-payload": (400, "the payload is not what its content type says"),
     "init-failed": (502, "the function's module could not be imported"),
     "code-unavailable": (503, "the function's code could not be fetched"),
     "killed": (502, "the instance was killed"),

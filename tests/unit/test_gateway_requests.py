@@ -293,6 +293,17 @@ async def test_an_exception_is_502_with_type_message_and_stack(tmp_path: Path) -
 
 
 @in_loop
+async def test_a_payload_that_is_not_what_it_says_is_the_callers_fault(tmp_path: Path) -> None:
+    async with running_node(tmp_path) as rig, running_gateway(rig) as gate:
+        gate.serve(ECHO)
+        detail = {"type": "BadPayload", "message": "not JSON", "stack": "", "payload": True}
+        rig.driver.handler = lambda clone, frame: clone.say(FromGuest.ERROR, frame.id, detail)
+        answer = await gate.post("echo")
+        assert (answer.status_code, answer.json()["type"], answer.json()["detail"]) == (400, "foreglow:bad-payload", "not JSON")
+        always_there(answer.headers)
+
+
+@in_loop
 async def test_a_module_that_cannot_be_imported_is_502_and_its_code_missing_503(tmp_path: Path) -> None:
     async with running_node(tmp_path) as rig, running_gateway(rig) as gate:
         gate.serve(ECHO)

@@ -158,3 +158,9 @@ def test_a_plan_is_within_its_budget_and_accounts_for_every_function(expected, c
         assert decision.ordinal > idle.get(decision.function, 0)
     assert losers(made.decisions, expected, budget) == []
     assert len(losers(made.decisions, [], budget)) == len(made.decisions)
+
+
+def test_what_was_asked_for_by_name_says_so():
+    own = call("checkout", concurrent=(1.0, 1.0), samples=0, source=EdgeSource.REQUESTED)
+    made = make([own], trigger=Trigger.WARM)
+    assert [d.reason for d in made.decisions] == ["checkout was asked for by name"] * 2

@@ -134,7 +134,10 @@ def test_results_that_cannot_travel_are_errors_naming_why(guest: Guest, returned
 
 def test_a_payload_that_is_no_json_is_an_error_not_the_end(guest: Guest) -> None:
     guest.become("def handler(event, context):\n    return event\n")
-    assert guest.error(b"{", content_type="application/json")["type"] == "JSONDecodeError"
+    refused = guest.error(b"{", content_type="application/json")
+    assert (refused["type"], refused["payload"]) == ("BadPayload", True)
+    deep = guest.error(b"[" * 100_000, content_type="application/json")
+    assert (deep["type"], deep["payload"]) == ("BadPayload", True)
     assert guest.value(3) == 3
 
 

@@ -11,7 +11,7 @@ from obstore.exceptions import BaseError
 from obstore.store import LocalStore, from_url
 
 from graph.ids import TENANT_PATTERN
-from workers.code.layers import LayerError, Manifest, decode_manifest, encode_manifest, hex_of
+from workers.code.manifest import LayerError, Manifest, decode_manifest, encode_manifest, hex_of
 
 
 class OriginError(Exception):

@@ -16,7 +16,8 @@ from typing import BinaryIO, cast
 
 import msgspec
 
-from workers.code.layers import LayerError, Limits, Manifest, Source, check_path, write_layer
+from workers.code.layers import Limits, Source, write_layer
+from workers.code.manifest import LayerError, Manifest, check_path
 from workers.code.requirements import REQUIREMENTS_FILE, RequirementsError, parse_requirements
 
 MAX_ZIP_BYTES = 50 << 20

@@ -21,7 +21,8 @@ from pathlib import Path
 
 import structlog
 
-from workers.code.layers import LayerError, Limits, hex_of, unpack_layer, verify
+from workers.code.layers import Limits, unpack_layer, verify
+from workers.code.manifest import LayerError, hex_of
 from workers.code.origin import Origin, OriginError
 from workers.ports import CodeUnavailable
 from workers.versions import VersionSpec

@@ -19,7 +19,7 @@ class ToGuest(IntEnum):
 class FromGuest(IntEnum):
     READY = 17  # {init_ms, error?: {type, message, stack}}: SPECIALISE is done
     RESULT = 18  # {content_type, http?: {status, headers}}, body (MORE: streamed)
-    ERROR = 19  # {type, message, stack}: the handler raised
+    ERROR = 19  # {type, message, stack, payload?}: the handler raised, or (payload) the payload is not what it says
     CALL = 20  # {invocation id as u32 `invocation`, function, content_type, asynchronous}, body: a child call
     LOG = 21  # {stream: out | err}, body: text the handler wrote, id of its invocation
     PONG = 22

@@ -42,6 +42,10 @@ _current: "contextvars.ContextVar[Context | None]" = contextvars.ContextVar("for
 Frame = tuple[int, int, int, bytes, bytes]  # kind, flags, id, meta, body
 
 
+class BadPayload(Exception):
+    """An invocation whose payload is not what its content type says."""
+
+
 class InvokeError(Exception):
     """A call to another function failed. `type` and `message` as the callee gave them; `status` says how it ended:
     error, timeout, killed, not-found, full, refused, cancelled, too-large, too-deep ..."""
@@ -299,6 +303,14 @@ def decode(content_type: str, body: bytes) -> Any:
     return body if content_type and not content_type.startswith(JSON) else json.loads(body) if body else None
 
 
+def payload(content_type: str, body: bytes) -> Any:
+    """The event. Raises BadPayload: not the handler's fault."""
+    try:
+        return decode(content_type, body)
+    except (ValueError, RecursionError) as error:
+        raise BadPayload(f"the payload is not the JSON its content type says: {error}") from None
+
+
 def describe(error: BaseException) -> dict[str, str]:
     """{type, message, stack} of an exception, without the runtime's own frames. Never raises."""
     try:
@@ -375,13 +387,13 @@ class Instance:
             if self.kind == "http":
                 meta, body = self._http(self._call(Request(head.get("http") or {}, body), context), context)
             else:
-                content_type, body = encode(self._call(decode(head.get("content_type", ""), body), context))
+                content_type, body = encode(self._call(payload(head.get("content_type", ""), body), context))
                 meta = RESULT_META[content_type]
             if len(body) > MAX_BODY:
                 raise ValueError(f"the result has {len(body)} bytes; the limit is {MAX_BODY}")
             kind = RESULT
         except BaseException as error:
-            kind, meta, body = ERROR, dump(describe(error)), b""
+            kind, meta, body = ERROR, dump(describe(error) | {"payload": isinstance(error, BadPayload)}), b""
         context._log.flush()
         context._end()
         _current.reset(token)

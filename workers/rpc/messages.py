@@ -82,7 +82,7 @@ class ErrorDetail(msgspec.Struct, array_like=True, frozen=True):
 
 
 class InvokeResult(msgspec.Struct, array_like=True, frozen=True):
-    """`status`: ok | error | timeout | killed | init-failed | code-unavailable | full | draining | cancelled |
+    """`status`: ok | error | bad-payload | timeout | killed | init-failed | code-unavailable | full | draining | cancelled |
     unknown-version | not-found | too-large | too-deep. Only `full`, `draining` and `unknown-version` promise that no byte
     reached an instance."""
 

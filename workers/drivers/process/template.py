@@ -11,14 +11,15 @@ import contextlib
 import fcntl
 import gc
 import importlib
-import importlib.util
 import json
 import os
+import pkgutil
 import select
 import signal
 import socket
 import sys
 import types
+from importlib.machinery import FileFinder
 from typing import Any
 
 PRELOADED = (
@@ -96,6 +97,8 @@ class Template:
             del sys.modules[name]
         if self._sandboxed:
             isolation.fresh_network()
+            for path in isolation.LAYERS_AT:
+                pkgutil.get_importer(path)
             self._lockdown.open_folders(self._landlock)
             self._rehearse(REHEARSALS)
         runtime.__name__ = "foreglow"
@@ -125,10 +128,12 @@ class Template:
                 if invoke:
                     instance.run(channel.wait(channel.next_invocation))
             del sys.modules[isolation.REHEARSAL]
-            importlib.util.find_spec("foreglow_nowhere")  # every folder of sys.path now has its finder
             sys.path[:] = path
         sys.stdout, sys.stderr = streams
-        importlib.invalidate_caches()  # the folders of code are kept as finders, what was in them is not
+        for path in isolation.LAYERS_AT:
+            finder = sys.path_importer_cache.get(path)
+            if isinstance(finder, FileFinder):
+                finder.invalidate_caches()  # it stays; what it has seen in this folder does not
 
     def serve(self) -> None:
         self._poll.register(self._node, select.POLLIN)
