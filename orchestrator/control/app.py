@@ -47,6 +47,12 @@ ERRORS: dict[int | str, dict[str, Any]] = {
 log = structlog.get_logger(__name__)
 
 
+class Stopping:
+    """Set by a signal: a plain flag, because a lock could be held by the very code that the signal interrupts."""
+
+    asked = False
+
+
 def build(settings: Settings) -> FastAPI:
     """The application: migrates the database, makes the first key, publishes the routes, then serves.
 
@@ -62,14 +68,14 @@ def build(settings: Settings) -> FastAPI:
     hello = Hello("control", f"control-{socket.gethostname()}", rpc_secret(key))
     planner = Peer("planner", settings.socket("planner"), hello)
     nodes = [Peer(_node_name(index), path, hello) for index, path in enumerate(settings.node_sockets)]
-    stopping = threading.Event()
+    stopping = Stopping()
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         # in a thread: Redis may be away, and everything but invocations works without it
         threading.Thread(target=_publish_all, args=(publisher, store, nudge), name="publish", daemon=True).start()
         yield
-        stopping.set()
+        stopping.asked = True
         for peer in (planner, *nodes):
             peer.close()
         for closing in (publisher, nudge, store):
@@ -87,7 +93,7 @@ def build(settings: Settings) -> FastAPI:
     app.state.stopping = stopping
     add_handlers(app)
     app.include_router(functions.router(store, Origin(settings.effective_origin_url), Sealer(key), nudge))
-    app.include_router(insight.router(store, planner, nodes, DecisionStream(planner, stopping.is_set)))
+    app.include_router(insight.router(store, planner, nodes, DecisionStream(planner, lambda: stopping.asked)))
     app.include_router(importing.router(planner))
     app.include_router(status.router(store, publisher, planner, nodes))
     app.add_middleware(Guard, keys=store.keys, names=[settings.host], any_address=not _loopback(settings.host))
@@ -110,7 +116,7 @@ class ControlServer(uvicorn.Server):
                 signal.signal(number, handler)
 
     def handle_exit(self, sig: int, frame: Any) -> None:
-        self.config.app.state.stopping.set()  # type: ignore[union-attr]
+        self.config.app.state.stopping.asked = True  # type: ignore[union-attr]
         super().handle_exit(sig, frame)
 
 

@@ -14,7 +14,8 @@ from orchestrator.catalog.packages import LayerView, Packages, PackageView
 from orchestrator.flow.bounded import Bounds, TimedOut, run_bounded
 from orchestrator.flow.dependencies import BuildFailed, Busy, folder_size, install
 from workers.code import bytecode
-from workers.code.layers import LayerError, Limits, tree, unpack_layer, write_layer
+from workers.code.layers import Limits, tree, unpack_layer, write_layer
+from workers.code.manifest import LayerError
 from workers.code.origin import Origin
 
 DEPENDENCY_LIMITS = Limits(size=512 << 20, files=50_000)

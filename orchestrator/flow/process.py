@@ -88,16 +88,11 @@ class _Worker(WorkController):  # type: ignore[misc]  # celery has no types
 
 def run(settings: Settings) -> None:
     """Blocks until SIGTERM or SIGINT; a task that runs then is finished first."""
-    stop = threading.Event()
-
-    def told_to_stop(*_: object) -> None:
-        stop.set()
-        state.should_stop = 0  # the worker looks at it in every round, from its first one on
-
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, told_to_stop)
+        signal.signal(number, _tell_to_stop)
     store = Store(settings.effective_database_url)
-    if not _wait_for_schema(store, stop):
+    if not _wait_for_schema(store):
+        store.close()
         return
     _quiet_libraries()
     python = find_interpreter(settings.python).executable
@@ -112,8 +107,7 @@ def run(settings: Settings) -> None:
     thread = threading.Thread(target=relay.run, name="relay", daemon=True)
     thread.start()
     try:
-        # blocks
-        _Worker(
+        worker = _Worker(
             app=app,
             pool="threads",
             concurrency=CONCURRENCY,
@@ -121,7 +115,8 @@ def run(settings: Settings) -> None:
             without_gossip=True,
             without_mingle=True,
             without_heartbeat=True,
-        ).start()
+        )
+        worker.start()  # blocks
     finally:
         relay.stop()
         thread.join(RELAY_STOP_S)
@@ -129,6 +124,17 @@ def run(settings: Settings) -> None:
             app.close()
         for closing in (publisher, nudge, store):
             closing.close()
+    if worker.exitcode:
+        raise SystemExit(worker.exitcode)
+
+
+def _tell_to_stop(*_: object) -> None:
+    """A plain flag: whatever takes a lock could find it taken by the very code that the signal interrupts."""
+    state.should_stop = 0  # the worker looks at it in every round, from its first one on
+
+
+def _told_to_stop() -> bool:
+    return state.should_stop is not None
 
 
 def _quiet_libraries() -> None:
@@ -138,17 +144,17 @@ def _quiet_libraries() -> None:
     warnings.filterwarnings("ignore", category=CPendingDeprecationWarning)
 
 
-def _wait_for_schema(store: Store, stop: threading.Event) -> bool:
+def _wait_for_schema(store: Store) -> bool:
     """Control migrates; until it has, there is nothing to do. False when told to stop."""
     told = ""
-    while not stop.is_set():
+    while not _told_to_stop():
         try:
             store.database.check_schema()
         except (SchemaMissing, SQLAlchemyError) as error:
             if str(error) != told:
                 told = str(error)
                 log.info("flow.waiting", reason=told[:300])
-            stop.wait(SCHEMA_POLL_S)
+            time.sleep(SCHEMA_POLL_S)
         else:
             return True
     return False

@@ -10,7 +10,6 @@ import redis
 import structlog
 from celery import Celery
 from kombu.exceptions import OperationalError
-from sqlalchemy.exc import SQLAlchemyError
 
 from orchestrator.catalog.nudge import Nudge
 from orchestrator.catalog.publish import Publisher
@@ -52,8 +51,8 @@ class Relay:
                 away = AWAY_S[0]
                 if not sent:
                     self._nudge.wait(POLL_S)
-            except (redis.RedisError, OperationalError, SQLAlchemyError, OSError) as error:
-                log.warning("relay.waiting", reason=str(error)[:200], seconds=away)
+            except Exception as error:  # mostly Redis or the database away; whatever it is, a relay that ends helps nobody
+                log.warning("relay.waiting", error=type(error).__name__, reason=str(error)[:200], seconds=away)
                 self._stopping.wait(away)
                 away = min(away * 2, AWAY_S[1])
 

@@ -1,5 +1,6 @@
 """From a deploy to the route: the real Valkey, a real Celery worker in a process of its own, real builds."""
 
+import contextlib
 import io
 import os
 import shutil
@@ -66,6 +67,7 @@ class Platform:
             "UV_NO_INDEX": "1",
             "UV_FIND_LINKS": str(self.wheels),
             "SECRET_OF_THE_PLATFORM": "hunter2",
+            "PYTHONFAULTHANDLER": "1",
         }
         with self.log.open("ab") as log:
             command = [sys.executable, "-P", "-m", "orchestrator.cli.main", "flow"]
@@ -78,9 +80,9 @@ class Platform:
                 try:
                     process.wait(30)
                 except subprocess.TimeoutExpired:
-                    process.kill()
+                    process.send_signal(signal.SIGABRT)  # writes where it stands
                     process.wait(10)
-                    pytest.fail(f"did not end within 30 s of signal {number}")
+                    pytest.fail(f"did not end within 30 s of signal {number}\n{self.log.read_text()[-8000:]}")
 
     def close(self) -> None:
         self.stop(signal.SIGTERM, self.flow, self.valkey)
@@ -150,8 +152,8 @@ class Platform:
                 wheel.writestr(path, content)
 
 
-@pytest.fixture
-def platform() -> Iterator[Platform]:
+@contextlib.contextmanager
+def running() -> Iterator[Platform]:
     folder = Path(tempfile.mkdtemp(prefix="fg-flow-"))
     made = Platform(folder)
     try:
@@ -163,68 +165,81 @@ def platform() -> Iterator[Platform]:
         shutil.rmtree(folder)
 
 
-def test_a_deploy_becomes_a_route(platform: Platform, tmp_path: Path) -> None:
-    number = platform.deploy("f", HANDLER)
-    assert platform.settled("f", number).latest == number
-    route = platform.route("f")
+@pytest.fixture(scope="module")
+def shared() -> Iterator[Platform]:
+    """One platform for all tests that break nothing; each uses function names of its own."""
+    with running() as made:
+        yield made
+
+
+@pytest.fixture
+def platform() -> Iterator[Platform]:
+    with running() as made:
+        yield made
+
+
+def test_a_deploy_becomes_a_route(shared: Platform, tmp_path: Path) -> None:
+    number = shared.deploy("plain", HANDLER)
+    assert shared.settled("plain", number).latest == number
+    route = shared.route("plain")
     assert route is not None
     assert route.latest == number
-    layer = platform.layer(route.versions[0].package.code, tmp_path / "layer")
+    layer = shared.layer(route.versions[0].package.code, tmp_path / "layer")
     assert (layer / "handler.py").read_bytes() == HANDLER["handler.py"]
     bytecode = (layer / "__pycache__" / "handler.cpython-311.pyc").read_bytes()
     assert bytecode[4:8] == (1).to_bytes(4, "little"), "hash-based and never checked"
-    platform.wait(lambda: platform.store.outbox.backlog().open == 0, "all events closed")
+    shared.wait(lambda: shared.store.outbox.backlog().open == 0, "all events closed")
 
 
-def test_of_two_quick_deploys_the_older_never_wins(platform: Platform) -> None:
+def test_of_two_quick_deploys_the_older_never_wins(shared: Platform) -> None:
     for round_number in range(3):
-        older = platform.deploy("f", {"handler.py": f"def f(e, c): return {round_number}".encode()})
-        newer = platform.deploy("f", HANDLER)
+        older = shared.deploy("quick", {"handler.py": f"def f(e, c): return {round_number}".encode()})
+        newer = shared.deploy("quick", HANDLER)
         assert newer == older + 1
-        platform.settled("f", older)
-        described = platform.settled("f", newer)
-        platform.wait(lambda: platform.store.outbox.backlog().open == 0, "all events closed")
-        route = platform.route("f")
+        shared.settled("quick", older)
+        described = shared.settled("quick", newer)
+        shared.wait(lambda: shared.store.outbox.backlog().open == 0, "all events closed")
+        route = shared.route("quick")
         assert route is not None
         assert route.latest == newer
-        assert platform.store.functions.describe("acme", "f").latest == newer, described
+        assert shared.store.functions.describe("acme", "quick").latest == newer, described
 
 
-def test_dependencies_become_a_layer_built_once(platform: Platform, tmp_path: Path) -> None:
-    platform.add_wheel("tinydep", {"tinydep/__init__.py": "VALUE = 7\n"})
-    for name in ("f", "g"):
-        platform.deploy(name, {**HANDLER, "requirements.txt": b"tinydep==1.0\n", "name.txt": name.encode()})
-    first, second = (platform.settled(name, 1) and platform.route(name) for name in ("f", "g"))
+def test_dependencies_become_a_layer_built_once(shared: Platform, tmp_path: Path) -> None:
+    shared.add_wheel("tinydep", {"tinydep/__init__.py": "VALUE = 7\n"})
+    for name in ("first", "second"):
+        shared.deploy(name, {**HANDLER, "requirements.txt": b"tinydep==1.0\n", "name.txt": name.encode()})
+    first, second = (shared.settled(name, 1) and shared.route(name) for name in ("first", "second"))
     assert first
     assert second
     dependencies = first.versions[0].package.dependencies
     assert dependencies
     assert second.versions[0].package.dependencies == dependencies
-    layer = platform.layer(dependencies, tmp_path / "layer")
+    layer = shared.layer(dependencies, tmp_path / "layer")
     assert (layer / "tinydep" / "__init__.py").exists()
     assert list(layer.glob("tinydep/__pycache__/*.pyc"))
 
 
-def test_requirements_that_cannot_be_had_leave_the_old_version_serving(platform: Platform) -> None:
-    first = platform.deploy("f", HANDLER)
-    platform.settled("f", first)
-    before = platform.route("f")
-    second = platform.deploy("f", {**HANDLER, "requirements.txt": b"no-such-package==9\n"})
-    reason = platform.reason("f", second)
+def test_requirements_that_cannot_be_had_leave_the_old_version_serving(shared: Platform) -> None:
+    first = shared.deploy("needy", HANDLER)
+    shared.settled("needy", first)
+    before = shared.route("needy")
+    second = shared.deploy("needy", {**HANDLER, "requirements.txt": b"no-such-package==9\n"})
+    reason = shared.reason("needy", second)
     assert "no-such-package" in reason
-    assert str(platform.settings.state) not in reason
-    described = platform.settled("f", second)
+    assert str(shared.settings.state) not in reason
+    described = shared.settled("needy", second)
     assert (described.latest, described.versions[0].state) == (first, "failed")
-    assert platform.route("f") == before
-    third = platform.deploy("f", HANDLER)
-    assert platform.settled("f", third).latest == third
+    assert shared.route("needy") == before
+    third = shared.deploy("needy", HANDLER)
+    assert shared.settled("needy", third).latest == third
 
 
-def test_nothing_of_a_tenant_is_executed_while_building(platform: Platform, tmp_path: Path) -> None:
+def test_nothing_of_a_tenant_is_executed_while_building(shared: Platform, tmp_path: Path) -> None:
     """A source distribution would run its setup.py; a .pth file would run if the target were a site folder."""
     proof = tmp_path / "executed"
     attack = f"import pathlib; pathlib.Path({str(proof)!r}).touch()\n"
-    with tarfile.open(platform.wheels / "evil-1.0.tar.gz", "w:gz") as archive:
+    with tarfile.open(shared.wheels / "evil-1.0.tar.gz", "w:gz") as archive:
         for name, content in {
             "evil-1.0/setup.py": attack,
             "evil-1.0/PKG-INFO": "Metadata-Version: 1.0\nName: evil\nVersion: 1.0\n",
@@ -232,43 +247,43 @@ def test_nothing_of_a_tenant_is_executed_while_building(platform: Platform, tmp_
             entry = tarfile.TarInfo(name)
             entry.size = len(content)
             archive.addfile(entry, io.BytesIO(content.encode()))
-    platform.add_wheel("pthdep", {"pthdep.py": attack, "pthdep.pth": attack, "sitecustomize.py": attack})
-    refused = platform.deploy("f", {**HANDLER, "requirements.txt": b"evil==1.0\n"})
-    assert platform.settled("f", refused).versions[0].state == "failed"
-    built = platform.deploy("g", {"handler.py": attack.encode() + HANDLER["handler.py"], "requirements.txt": b"pthdep\n"})
-    assert platform.settled("g", built).latest == built
+    shared.add_wheel("pthdep", {"pthdep.py": attack, "pthdep.pth": attack, "sitecustomize.py": attack})
+    refused = shared.deploy("evil", {**HANDLER, "requirements.txt": b"evil==1.0\n"})
+    assert shared.settled("evil", refused).versions[0].state == "failed"
+    built = shared.deploy("pth", {"handler.py": attack.encode() + HANDLER["handler.py"], "requirements.txt": b"pthdep\n"})
+    assert shared.settled("pth", built).latest == built
     assert not proof.exists()
 
 
-def test_sources_that_do_not_compile_are_told_by_line(platform: Platform) -> None:
-    broken = platform.deploy("f", {"handler.py": b"def f(e, c):\n    return (\n", "fine.py": b""})
-    assert "handler.py does not compile, line" in platform.reason("f", broken)
-    elsewhere = platform.deploy("f", {**HANDLER, "old_python.py": b"print 'two'\n"})
-    assert platform.settled("f", elsewhere).latest == elsewhere
+def test_sources_that_do_not_compile_are_told_by_line(shared: Platform) -> None:
+    broken = shared.deploy("broken", {"handler.py": b"def f(e, c):\n    return (\n", "fine.py": b""})
+    assert "handler.py does not compile, line" in shared.reason("broken", broken)
+    elsewhere = shared.deploy("broken", {**HANDLER, "old_python.py": b"print 'two'\n"})
+    assert shared.settled("broken", elsewhere).latest == elsewhere
 
 
-def test_a_source_made_to_break_the_compiler_breaks_nothing_else(platform: Platform) -> None:
+def test_a_source_made_to_break_the_compiler_breaks_nothing_else(shared: Platform) -> None:
     deep = b"x = " + b"(" * 100_000 + b")" * 100_000
-    number = platform.deploy("f", {**HANDLER, "deep.py": deep, "long.py": b"x = " + b"-" * 3_000_000 + b"1"})
-    assert platform.settled("f", number).latest == number
+    number = shared.deploy("deep", {**HANDLER, "deep.py": deep, "long.py": b"x = " + b"-" * 3_000_000 + b"1"})
+    assert shared.settled("deep", number).latest == number
 
 
-def test_a_handler_that_is_not_there_fails_the_version(platform: Platform) -> None:
-    number = platform.deploy("f", HANDLER, handler="absent:f")
-    assert "no module 'absent'" in platform.reason("f", number)
+def test_a_handler_that_is_not_there_fails_the_version(shared: Platform) -> None:
+    number = shared.deploy("absent", HANDLER, handler="absent:f")
+    assert "no module 'absent'" in shared.reason("absent", number)
 
 
-def test_removal_and_keys_reach_the_routes(platform: Platform) -> None:
-    made = platform.store.keys.make_key("acme", "ci", time.time())
-    platform.wait(lambda: platform.redis.hlen(KEYS_KEY) == 1, "the key")
-    platform.store.keys.revoke_key("acme", made.key_id, time.time())
-    platform.wait(lambda: platform.redis.hlen(KEYS_KEY) == 0, "the key's end")
-    platform.settled("f", platform.deploy("f", HANDLER))
-    platform.store.functions.remove("acme", "f", time.time())
-    platform.wait(lambda: platform.route("f") is None, "the removal")
-    again = platform.deploy("f", HANDLER)
-    assert platform.settled("f", again).latest == again == 2
-    assert platform.route("f") is not None
+def test_removal_and_keys_reach_the_routes(shared: Platform) -> None:
+    made = shared.store.keys.make_key("acme", "ci", time.time())
+    shared.wait(lambda: shared.redis.hlen(KEYS_KEY) == 1, "the key")
+    shared.store.keys.revoke_key("acme", made.key_id, time.time())
+    shared.wait(lambda: shared.redis.hlen(KEYS_KEY) == 0, "the key's end")
+    shared.settled("removed", shared.deploy("removed", HANDLER))
+    shared.store.functions.remove("acme", "removed", time.time())
+    shared.wait(lambda: shared.route("removed") is None, "the removal")
+    again = shared.deploy("removed", HANDLER)
+    assert shared.settled("removed", again).latest == again == 2
+    assert shared.route("removed") is not None
 
 
 def test_a_valkey_that_dies_and_comes_back_loses_no_deploy(platform: Platform) -> None:

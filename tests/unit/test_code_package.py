@@ -11,7 +11,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from workers.code.layers import Limits, check_path, unpack_layer, verify
+from workers.code.layers import Limits, unpack_layer, verify
+from workers.code.manifest import check_path
 from workers.code.package import Package, PackageError, build_package
 
 TINY = Limits(size=100_000, files=50)

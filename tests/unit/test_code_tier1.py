@@ -15,7 +15,8 @@ from typing import BinaryIO
 import pytest
 import zstandard
 
-from workers.code.layers import Limits, Manifest, Source, hex_of, write_layer
+from workers.code.layers import Limits, Source, write_layer
+from workers.code.manifest import Manifest, hex_of
 from workers.code.origin import Origin, OriginError
 from workers.code.tier1 import Tier1
 from workers.ports import CodeTier, CodeUnavailable
@@ -295,14 +296,15 @@ def test_an_origin_that_cannot_be_is_refused_by_name(url: str) -> None:
 
 @pytest.mark.parametrize("promised", [2, 4])
 def test_a_source_that_is_not_as_long_as_promised_is_refused(promised: int) -> None:
-    from workers.code.layers import LayerError
+    from workers.code.manifest import LayerError
 
     with pytest.raises(LayerError, match="than declared"):
         write_layer([Source("grows", False, promised, lambda: io.BytesIO(b"abc"))], io.BytesIO())
 
 
 def test_limits_hold_while_unpacking(tmp_path: Path) -> None:
-    from workers.code.layers import LayerError, unpack_layer
+    from workers.code.layers import unpack_layer
+    from workers.code.manifest import LayerError
 
     sources = [Source(f"f{number}", False, 100, lambda: io.BytesIO(b"x" * 100)) for number in range(10)]
     for limits in (Limits(size=500), Limits(files=5)):

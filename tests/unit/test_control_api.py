@@ -37,7 +37,7 @@ def serving(settings: Settings) -> Iterator[str]:
             yield f"http://127.0.0.1:{listener.getsockname()[1]}"
         finally:
             made.should_exit = True
-            thread.join(20)
+            thread.join(60)
             assert not thread.is_alive()
 
 
@@ -48,8 +48,8 @@ class Api:
         self.settings = settings
         self.address = address
         self.key = settings.admin_key_file.read_text().strip()
-        self.client = httpx.Client(base_url=address, headers={"Authorization": f"Bearer {self.key}"}, trust_env=False)
-        self.nobody = httpx.Client(base_url=address, trust_env=False)
+        self.client = httpx.Client(base_url=address, headers={"Authorization": f"Bearer {self.key}"}, trust_env=False, timeout=60)
+        self.nobody = httpx.Client(base_url=address, trust_env=False, timeout=60)
         self.store = Store(settings.effective_database_url)
         self.store.keys.create_tenant("rival", 1)
         self.rival = {"Authorization": f"Bearer {self.store.keys.make_key('rival', 'k', 1).token}"}
@@ -120,7 +120,9 @@ def test_a_key_file_that_outlived_its_database_works_again(tmp_path: Path) -> No
         file.unlink()
     with serving(settings) as address:
         assert settings.admin_key_file.read_text() == key
-        answer = httpx.get(f"{address}/v1/functions", headers={"Authorization": f"Bearer {key.strip()}"}, trust_env=False)
+        answer = httpx.get(
+            f"{address}/v1/functions", headers={"Authorization": f"Bearer {key.strip()}"}, trust_env=False, timeout=60
+        )
         assert answer.status_code == 200
 
 
@@ -176,7 +178,7 @@ def test_loopback_hosts_are_ours(api: Api, host: str) -> None:
 def test_a_listener_for_other_machines_takes_addresses_and_its_own_name(tmp_path: Path) -> None:
     with serving(settings_in(tmp_path, host="0.0.0.0")) as address:
         for host, status in (("192.168.7.7:8701", 200), ("[fe80::1]", 200), ("evil.example", 421)):
-            assert httpx.get(f"{address}/healthz", headers={"Host": host}, trust_env=False).status_code == status
+            assert httpx.get(f"{address}/healthz", headers={"Host": host}, trust_env=False, timeout=60).status_code == status
 
 
 def test_health_needs_no_key(api: Api) -> None:

@@ -102,7 +102,7 @@ class Scene:
         self.planner = Double(settings, "planner")
         self.node = Double(settings, "node")
         key = settings.admin_key_file.read_text().strip()
-        self.client = httpx.Client(base_url=address, headers={"Authorization": f"Bearer {key}"}, trust_env=False, timeout=20)
+        self.client = httpx.Client(base_url=address, headers={"Authorization": f"Bearer {key}"}, trust_env=False, timeout=60)
 
 
 @pytest.fixture
@@ -121,7 +121,7 @@ def scene() -> Iterator[Scene]:
         finally:
             playing.client.close()
             made.should_exit = True
-            thread.join(20)
+            thread.join(60)
             playing.planner.close()
             playing.node.close()
             shutil.rmtree(settings.runtime_folder)
