@@ -97,8 +97,8 @@ class Template:
             del sys.modules[name]
         if self._sandboxed:
             isolation.fresh_network()
-            for path in isolation.LAYERS_AT:
-                pkgutil.get_importer(path)
+            for layer in isolation.LAYERS_AT:
+                pkgutil.get_importer(layer)
             self._lockdown.open_folders(self._landlock)
             self._rehearse(REHEARSALS)
         runtime.__name__ = "foreglow"
@@ -130,8 +130,8 @@ class Template:
             del sys.modules[isolation.REHEARSAL]
             sys.path[:] = path
         sys.stdout, sys.stderr = streams
-        for path in isolation.LAYERS_AT:
-            finder = sys.path_importer_cache.get(path)
+        for layer in isolation.LAYERS_AT:
+            finder = sys.path_importer_cache.get(layer)
             if isinstance(finder, FileFinder):
                 finder.invalidate_caches()  # it stays; what it has seen in this folder does not
 
