@@ -15,6 +15,7 @@ from doubles.process_bench import ECHO, Running, bench, descendants, groups_of
 from workers.drivers.process import driver as driver_module
 from workers.drivers.process import limits, tenants
 from workers.drivers.process.driver import ProcessDriver
+from workers.ports import DriverError
 
 pytestmark = pytest.mark.system
 
@@ -57,6 +58,8 @@ async def test_stop_ends_busy_sandboxes_standbys_and_templates(tmp_path: Path) -
         await made.driver.clone("standby", 256)
         assert len(descendants()) >= 4
         await made.driver.stop()
+        with pytest.raises(DriverError, match="stopped"):
+            await made.driver.clone("late", 128)
         assert busy.exits == ["the node stops"]
         assert not descendants()
         await made.driver.stop()
@@ -171,6 +174,16 @@ async def test_a_clone_nobody_waits_for_any_more_is_ended(tmp_path: Path) -> Non
             with pytest.raises(asyncio.CancelledError):
                 await asking
         await until(lambda: len(descendants()) == count, "none of them is left")
+
+
+@in_loop
+async def test_a_template_that_dies_under_a_request_is_replaced_at_once(tmp_path: Path) -> None:
+    async with bench(tmp_path) as made:
+        one = await made.run(ECHO)
+        os.kill(parent_of(one.clone.pid), signal.SIGKILL)
+        clone = await made.driver.clone("acme", 128)  # asked before the node has heard of the death
+        assert await Running(clone, await clone.specialise(made.work(), 15)).value(1) == 1
+        await until(lambda: one.exits, "its clone went with it")
 
 
 @in_loop

@@ -9,7 +9,7 @@ from enum import IntEnum
 
 
 class ToGuest(IntEnum):
-    SPECIALISE = 1  # {version, handler, kind, concurrency, environment, paths, entropy (hex), now}: become this version
+    SPECIALISE = 1  # {version, handler, kind, concurrency, memory_mb, environment, paths, entropy (hex), now}: become this
     INVOKE = 2  # {invocation, type, content_type, deadline_s, trace_id, depth, http?}, body: the payload
     CALL_RESULT = 3  # {status, content_type, error?}, body: the answer to a CALL with this id
     CANCEL = 4  # the invocation with this id is given up
@@ -17,7 +17,7 @@ class ToGuest(IntEnum):
 
 
 class FromGuest(IntEnum):
-    READY = 17  # {init_ms, error?: {type, message, stack}}: SPECIALISE is done
+    READY = 17  # {init_ms, error?: {type, message, stack}, step?: what of the sandbox failed}: SPECIALISE is done
     RESULT = 18  # {content_type, http?: {status, headers}}, body (MORE: streamed)
     ERROR = 19  # {type, message, stack, payload?}: the handler raised, or (payload) the payload is not what it says
     CALL = 20  # {invocation id as u32 `invocation`, function, content_type, asynchronous}, body: a child call

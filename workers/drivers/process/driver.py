@@ -14,7 +14,7 @@ from workers.drivers.process.clone import ProcessClone
 from workers.drivers.process.interpreter import Interpreter, NoInterpreter, find_interpreter
 from workers.drivers.process.layers import LayerSource, can_detach
 from workers.drivers.process.limits import Cgroups, detect, name_of, sweep
-from workers.drivers.process.templates import CloneRequest
+from workers.drivers.process.templates import CloneRequest, Template
 from workers.drivers.process.tenants import TenantTemplates
 from workers.drivers.process.tiers import Tier
 from workers.ports import DriverError, IsolationReport, Specialisation
@@ -176,6 +176,14 @@ class ProcessDriver:
         if self._templates is None:
             raise DriverError("the driver has not been started")
         template = await self._templates.get(tenant)
+        try:
+            return await self._clone(template, memory_mb)
+        except DriverError:
+            if not template.gone:
+                raise
+        return await self._clone(await self._templates.get(tenant), memory_mb)  # it died under us: once more, with another
+
+    async def _clone(self, template: Template, memory_mb: int) -> ProcessClone:
         self._numbers += 1
         number = self._numbers
         cell = self._take_cell(memory_mb, template.uid)

@@ -31,6 +31,7 @@ class TenantTemplates:
         self._ending: set[Template] = set()
         self._spare: Template | None = None
         self._users = 0
+        self._stopped = False
         self._background: set[asyncio.Future[None]] = set()
 
     async def get(self, tenant: str) -> Template:
@@ -72,6 +73,8 @@ class TenantTemplates:
             self._end_later(fresh)
 
     async def _make(self) -> Template:
+        if self._stopped:
+            raise DriverError("the driver has stopped")
         if self._spare is not None and not self._spare.gone:
             template, self._spare = self._spare, None
             return template
@@ -109,7 +112,9 @@ class TenantTemplates:
             self._end_later(template)
 
     async def stop(self) -> None:
-        """Ends every template, and with each its clones."""
+        """Ends every template, and with each its clones; none is made any more."""
+        self._stopped = True
+        await self._settle()
         for tenant in [*self._starting, *self._serving]:
             await self.retire(tenant)
         if self._spare is not None:
@@ -118,6 +123,9 @@ class TenantTemplates:
         for template in list(self._ending):
             template.end()
         await asyncio.gather(*(template.wait() for template in list(self._ending)), return_exceptions=True)
+        await self._settle()
+
+    async def _settle(self) -> None:
         if self._background:
             await asyncio.wait(self._background, timeout=STOP_TIMEOUT_S)
 
