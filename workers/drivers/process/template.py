@@ -10,28 +10,15 @@ the clone's pidfd or by {id, error}; {exit: id, code | signal} when a clone has 
 import contextlib
 import fcntl
 import gc
-import importlib
 import json
 import os
-import pkgutil
 import select
 import signal
 import socket
 import sys
 import types
-from importlib.machinery import FileFinder
 from typing import Any
 
-PRELOADED = (
-    "argparse", "array", "ast", "asyncio", "base64", "bisect", "calendar", "cmath", "collections.abc", "concurrent.futures",
-    "contextlib", "contextvars", "copy", "csv", "ctypes", "dataclasses", "datetime", "decimal", "difflib", "email.message",
-    "enum", "fractions", "functools", "glob", "gzip", "hashlib", "heapq", "hmac", "html", "http.client", "http.cookies",
-    "importlib.metadata", "importlib.resources", "inspect", "io", "ipaddress", "itertools", "json", "locale", "logging",
-    "math", "mimetypes", "numbers", "operator", "os", "pathlib", "pickle", "platform", "pprint", "queue", "random", "re",
-    "secrets", "select", "selectors", "shutil", "signal", "socket", "ssl", "statistics", "string", "struct", "subprocess",
-    "tempfile", "textwrap", "threading", "time", "timeit", "traceback", "types", "typing", "unicodedata", "urllib.parse",
-    "urllib.request", "uuid", "warnings", "weakref", "xml.etree.ElementTree", "zipfile", "zlib", "zoneinfo",
-)  # fmt: skip
 CHANNEL = 3  # descriptor of the channel in a sandbox
 SAFE = 600  # above every descriptor a template has
 OOM_SCORE = "500"
@@ -57,7 +44,7 @@ def _load_siblings() -> None:
 
 _load_siblings()
 
-from workers.drivers.process import isolation, seccomp, syscalls  # noqa: E402
+from workers.drivers.process import isolation, lockdown, seccomp, syscalls, warmup  # noqa: E402
 from workers.guest import runtime  # noqa: E402
 
 
@@ -68,7 +55,7 @@ class Template:
         self._node = node
         self._poll = select.poll()
         self._clones: dict[int, int] = {}  # pidfd -> request id
-        self._lockdown = isolation.Lockdown(seccomp.assemble())
+        self._lockdown = lockdown.Lockdown(seccomp.assemble())
         self._landlock = syscalls.landlock_version()
         self._tid_address = syscalls.thread_id_address()
         self._sandboxed = True
@@ -88,19 +75,13 @@ class Template:
                 self._proc,
             )
             syscalls.die_with_parent()
-        for name in PRELOADED:
-            try:
-                importlib.import_module(name)
-            except ImportError:
-                continue  # a slim build of the interpreter
+        warmup.preload()
         for name in [name for name in sys.modules if name.partition(".")[0] == "workers"]:
             del sys.modules[name]
         if self._sandboxed:
             isolation.fresh_network()
-            for layer in isolation.LAYERS_AT:
-                pkgutil.get_importer(layer)
             self._lockdown.open_folders(self._landlock)
-            self._rehearse(REHEARSALS)
+            warmup.rehearse(REHEARSALS)
         runtime.__name__ = "foreglow"
         for thing in (runtime.InvokeError, runtime.Request, runtime.Context, runtime.Call):
             thing.__module__ = "foreglow"
@@ -110,30 +91,6 @@ class Template:
         gc.collect()
         gc.freeze()
         gc.disable()
-
-    def _rehearse(self, times: int, invoke: bool = True) -> None:
-        """Runs the runtime's path on a harmless function, so that clones find caches filled, bytecode specialised and lazy
-        things made: what a clone need not write it goes on sharing."""
-        path, streams = list(sys.path), (sys.stdout, sys.stderr)
-        handler, entropy = f"{isolation.REHEARSAL}:handler", "00" * 32
-        specialise = {"handler": handler, "version": "a/b:1", "entropy": entropy, "paths": isolation.LAYERS_AT}
-        for _ in range(times):
-            guest, node = socket.socketpair()
-            with guest, node:
-                for kind, meta, body in ((runtime.SPECIALISE, specialise, b""), (runtime.INVOKE, {"deadline_s": 1}, b"{}")):
-                    encoded = runtime.dump(meta)
-                    node.sendall(runtime.HEADER.pack(kind, 0, 0, 1, len(encoded), len(body)) + encoded + body)
-                channel = runtime.Channel(guest)
-                instance = runtime.become(channel, lambda _meta, _descriptors: None)
-                if invoke:
-                    instance.run(channel.wait(channel.next_invocation))
-            del sys.modules[isolation.REHEARSAL]
-            sys.path[:] = path
-        sys.stdout, sys.stderr = streams
-        for layer in isolation.LAYERS_AT:
-            finder = sys.path_importer_cache.get(layer)
-            if isinstance(finder, FileFinder):
-                finder.invalidate_caches()  # it stays; what it has seen in this folder does not
 
     def serve(self) -> None:
         self._poll.register(self._node, select.POLLIN)
@@ -217,7 +174,7 @@ class Template:
             channel = self._keep_only(channel)
             sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, 0, channel)
             if self._sandboxed and not select.select([sock], [], [], STANDBY_AFTER_S)[0]:
-                self._rehearse(1, invoke=False)  # nobody is in a hurry: touch now what specialising will write
+                warmup.rehearse(1, invoke=False)  # nobody is in a hurry: touch now what specialising will write
             gc.enable()
             runtime.serve(sock, self._attach)
             code = 0
