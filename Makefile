@@ -4,7 +4,7 @@ BIN := .venv/bin
 PYTEST_ARGS ?=
 export PYTHON
 
-.PHONY: help demo check test soak bench system environment clean
+.PHONY: help demo check test soak bench system environment lock clean
 
 help:
 	@echo "make demo       the story in the terminal: deploy, invoke cold, learn, prewarm, show why (DEMO_ARGS=--keep leaves it running)"
@@ -45,6 +45,13 @@ system:
 
 .venv/.made-dev: requirements-dev.lock requirements-build.lock pyproject.toml scripts/environment.sh
 	@sh scripts/environment.sh dev
+
+LOCK = $(BIN)/uv pip compile pyproject.toml --quiet --universal --generate-hashes --no-header --no-emit-index-url --no-emit-find-links
+
+# The lock files, from pyproject.toml. Both hold the same versions.
+lock: .venv/.made-dev
+	$(LOCK) --extra dev --upgrade -o requirements-dev.lock
+	$(LOCK) -c requirements-dev.lock -o requirements.lock
 
 clean:
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache dist build
