@@ -18,7 +18,15 @@ def in_loop(test: Callable[P, Coroutine[Any, Any, None]]) -> Callable[P, None]:
 
     @functools.wraps(test)
     def run(*args: P.args, **kwargs: P.kwargs) -> None:
-        uvloop.run(_watched(test(*args, **kwargs)))
+        loop = uvloop.new_event_loop()
+        asyncio.set_event_loop(loop)
+        try:
+            loop.run_until_complete(_watched(test(*args, **kwargs)))
+            loop.run_until_complete(loop.shutdown_asyncgens())
+            loop.run_until_complete(loop.shutdown_default_executor())
+            loop.close()  # not after a failure: with connections left in it this may never end
+        finally:
+            asyncio.set_event_loop(None)
 
     return run
 
@@ -26,11 +34,8 @@ def in_loop(test: Callable[P, Coroutine[Any, Any, None]]) -> Callable[P, None]:
 async def _watched(test: Coroutine[Any, Any, None]) -> None:
     lost: list[dict[str, Any]] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: lost.append(context))
-    try:
-        await asyncio.wait_for(test, LIMIT_S)
-    except BaseException:
-        await asyncio.sleep(0.05)  # what the failed test closed on its way out can still close: uvloop waits for it otherwise
-        raise
+    async with asyncio.timeout(LIMIT_S):
+        await test
     await until(lambda: len(asyncio.all_tasks()) == 1, "every task has ended", SETTLE_S)
     assert not lost, f"errors nobody handled: {lost}"
 
