@@ -21,7 +21,6 @@ import sys
 import threading
 import time
 import traceback
-import types
 from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -58,8 +57,8 @@ class InvokeError(Exception):
 class Channel:
     """Frames over a stream socket, shared by all threads of the sandbox."""
 
-    def __init__(self, sock: socket.socket) -> None:
-        self._sock, self._buffer = sock, bytearray()
+    def __init__(self, sock: socket.socket, begun: bytes = b"") -> None:
+        self._sock, self._buffer = sock, bytearray(begun)
         self._sending, self._state = threading.Lock(), threading.Condition(threading.Lock())
         self._leading = False
         self.invocations: deque[Frame] = deque()  # nobody has taken them yet
@@ -73,14 +72,7 @@ class Channel:
             if len(body) >= READ_SIZE:
                 self._sock.sendall(body)
 
-    def first(self) -> tuple[Frame, list[int]]:
-        """The first frame and the descriptors that came with it."""
-        chunk, descriptors, _, _ = socket.recv_fds(self._sock, READ_SIZE, 8)
-        self._buffer += chunk
-        frame = self._read(None) if chunk else None
-        return frame or os._exit(0), descriptors
-
-    def _read(self, until: float | None) -> Frame | None:
+    def read(self, until: float | None) -> Frame | None:
         """One frame; None when `until` (monotonic) passes first. Ends the process when the node has gone."""
         buffer = self._buffer
         while True:
@@ -119,7 +111,7 @@ class Channel:
                 self._leading = True
                 state.release()
                 try:
-                    frame = self._read(until)
+                    frame = self.read(until)
                 finally:
                     state.acquire()
                     self._leading = False
@@ -193,7 +185,7 @@ class Context:
         self.deadline, self._until = time.time() + seconds, time.monotonic() + seconds
         self._channel, self._id, self._over = instance.channel, ident, False
         self._calls: list[int] = []
-        self._log = Log(instance.channel, ident)
+        self._left, self._pending = MAX_LOG, {"out": b"", "err": b""}
 
     def get_remaining_time_in_millis(self) -> int:
         return max(0, int((self._until - time.monotonic()) * 1000))
@@ -228,7 +220,23 @@ class Context:
             raise failed
         return results
 
+    def _write(self, stream: str, text: bytes) -> None:
+        self._pending[stream] += text[: MAX_LOG + 1]
+        if b"\n" in text or len(self._pending[stream]) > 8192:
+            self._flush()
+
+    def _flush(self) -> None:
+        """Output as LOG frames, up to MAX_LOG bytes of it."""
+        for stream, text in self._pending.items():
+            self._pending[stream] = b""
+            if len(text) > self._left > 0:
+                text = text[: self._left] + b"\n[the rest of this invocation's output is left out]\n"  # noqa: PLW2901
+            if text and self._left > 0:
+                self._left -= len(text)
+                self._channel.send(LOG, self._id, LOG_META[stream], text)
+
     def _end(self) -> None:
+        self._flush()
         self._over = True
         for ident in self._calls:
             self._channel.results.pop(ident, None)
@@ -251,27 +259,6 @@ class Request:
         return json.loads(self.body)
 
 
-class Log:
-    """Output of one invocation: lines as LOG frames, up to MAX_LOG bytes."""
-
-    def __init__(self, channel: Channel, ident: int) -> None:
-        self._channel, self._id, self._left, self._pending = channel, ident, MAX_LOG, {"out": b"", "err": b""}
-
-    def write(self, stream: str, text: bytes) -> None:
-        self._pending[stream] += text[: MAX_LOG + 1]
-        if b"\n" in text or len(self._pending[stream]) > 8192:
-            self.flush()
-
-    def flush(self) -> None:
-        for stream, text in self._pending.items():
-            self._pending[stream] = b""
-            if len(text) > self._left > 0:
-                text = text[: self._left] + b"\n[the rest of this invocation's output is left out]\n"  # noqa: PLW2901
-            if text and self._left > 0:
-                self._left -= len(text)
-                self._channel.send(LOG, self._id, LOG_META[stream], text)
-
-
 class Output(io.RawIOBase):
     """sys.stdout or sys.stderr: each write goes to the log of the invocation it belongs to."""
 
@@ -286,7 +273,7 @@ class Output(io.RawIOBase):
         return self._descriptor
 
     def write(self, text: Any) -> int:
-        self._instance.log().write(self._stream, bytes(text))
+        self._instance.context()._write(self._stream, bytes(text))
         return len(text)
 
 
@@ -348,16 +335,18 @@ class Instance:
         self.function_name = name.partition("/")[2]
         self.memory_mb, self.concurrency = int(meta.get("memory_mb", 0)), max(1, int(meta.get("concurrency", 1)))
         self.kind, self.channel, self._handler_name = meta.get("kind", "event"), channel, meta.get("handler", "")
-        self._outside, self._running, self._threads = Log(channel, 0), dict[int, Context](), threading.local()
+        self._running, self._threads = dict[int, Context](), threading.local()
+        self.outside = Context(self, 0, {})  # output of no invocation
         self._handler: Callable[..., Any] = print
         self._is_async = False
 
-    def log(self) -> Log:
+    def context(self) -> Context:
+        """Of the running code. A thread that a handler made has none: it is clear only when one invocation runs."""
         context = _current.get()
         if context is not None and not context._over:
-            return context._log
-        running = list(self._running.values())  # a thread of a handler: clear only when one invocation runs
-        return running[0]._log if len(running) == 1 else self._outside
+            return context
+        running = list(self._running.values())
+        return running[0] if len(running) == 1 else self.outside
 
     def load(self) -> None:
         """Imports `module:function`. Raises whatever the module does; LookupError when the function is not there."""
@@ -394,7 +383,6 @@ class Instance:
             kind = RESULT
         except BaseException as error:
             kind, meta, body = ERROR, dump(describe(error) | {"payload": isinstance(error, BadPayload)}), b""
-        context._log.flush()
         context._end()
         _current.reset(token)
         del self._running[ident]
@@ -417,7 +405,7 @@ class Instance:
         elif isinstance(value, dict) and value and value.keys() <= {"status", "headers", "body"}:
             status, headers, value = value.get("status", 200), value.get("headers") or {}, value.get("body", b"")
         pairs = [[str(k), str(v)] for k, v in (headers.items() if isinstance(headers, dict) else headers)]
-        streamed = isinstance(value, types.GeneratorType)
+        streamed = inspect.isgenerator(value)
         kind, body = (TEXT, value.encode()) if isinstance(value, str) else (TEXT, b"") if streamed else encode(value)
         kind = next((v for k, v in pairs if k.lower() == "content-type"), kind)
         meta = dump({"content_type": kind, "http": {"status": int(status), "headers": pairs}})
@@ -427,11 +415,13 @@ class Instance:
         return meta, body
 
 
-def become(channel: Channel, attach: Callable[[dict[str, Any], list[int]], None]) -> Instance:
+def become(sock: socket.socket, attach: Callable[[dict[str, Any], list[int]], None]) -> Instance:
     """Waits for SPECIALISE and becomes that version. `attach(meta, descriptors)` brings the code in and locks the sandbox;
     no user code runs before it has returned."""
-    (_, _, ident, meta_bytes, _), descriptors = channel.first()
-    meta = json.loads(meta_bytes)
+    chunk, descriptors, _, _ = socket.recv_fds(sock, READ_SIZE, 8)
+    channel = Channel(sock, chunk)
+    _, _, ident, head, _ = channel.read(None) or os._exit(0)
+    meta = json.loads(head)
     began, ready = time.perf_counter(), dict[str, Any]()
     instance = Instance(channel, meta)
     try:
@@ -451,14 +441,14 @@ def become(channel: Channel, attach: Callable[[dict[str, Any], list[int]], None]
         except BaseException as error:
             ready = {"error": describe(error)}
     ready["init_ms"] = (time.perf_counter() - began) * 1000
-    instance._outside.flush()
+    instance.outside._flush()
     channel.send(READY, ident, dump(ready))
     return instance
 
 
 def serve(sock: socket.socket, attach: Callable[[dict[str, Any], list[int]], None]) -> None:
     """All of a guest's life, from standby on. Never returns: the process ends with its channel."""
-    instance = become(Channel(sock), attach)
+    instance = become(sock, attach)
     for _ in range(instance.concurrency - 1):
         threading.Thread(target=instance.work, daemon=True).start()
     instance.work()

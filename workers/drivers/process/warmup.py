@@ -43,10 +43,9 @@ def rehearse(times: int, invoke: bool = True) -> None:
             for kind, meta, body in ((runtime.SPECIALISE, specialise, b""), (runtime.INVOKE, {"deadline_s": 1}, b"{}")):
                 encoded = runtime.dump(meta)
                 node.sendall(runtime.HEADER.pack(kind, 0, 0, 1, len(encoded), len(body)) + encoded + body)
-            channel = runtime.Channel(guest)
-            instance = runtime.become(channel, lambda _meta, _descriptors: None)
+            instance = runtime.become(guest, lambda _meta, _descriptors: None)
             if invoke:
-                instance.run(channel.wait(channel.next_invocation))
+                instance.run(instance.channel.wait(instance.channel.next_invocation))
         del sys.modules[REHEARSAL]
         sys.path[:] = path
     sys.stdout, sys.stderr = streams
