@@ -21,6 +21,7 @@ from workers.rpc.messages import Hello
 from workers.sealing import load_key
 
 DRAIN_S = 10
+STOP_S = 2.0
 
 log = structlog.get_logger(__name__)
 
@@ -68,7 +69,7 @@ async def serve(settings: Settings) -> None:
         server.close()
         for task in background:
             task.cancel()
-        await asyncio.gather(*background, return_exceptions=True)
+        await asyncio.wait(background, timeout=STOP_S)  # a client library may swallow the first cancellation
         with contextlib.suppress(FileNotFoundError):
             settings.socket("gateway").unlink()
 

@@ -38,6 +38,7 @@ from workers.sealing import load_key
 
 SAVE_EVERY_S = 5.0
 TICK_S = 0.1
+STOP_S = 2.0
 
 log = structlog.get_logger(__name__)
 
@@ -198,7 +199,7 @@ async def serve(settings: Settings) -> None:
         server.close()
         for task in background:
             task.cancel()
-        await asyncio.gather(*background, return_exceptions=True)
+        await asyncio.wait(background, timeout=STOP_S)  # a client library may swallow the first cancellation
         await planner.save()
         planner.exporter.close()
         with contextlib.suppress(FileNotFoundError):
