@@ -44,6 +44,8 @@ async def running(link: NodeLink, subscribe: bool = False) -> AsyncIterator[None
         task.cancel()
         await asyncio.wait({task}, timeout=2.0)
         assert task.done()
+    await settle()
+    assert link.connection is None or link.connection.closed
 
 
 # -- links
@@ -70,7 +72,7 @@ async def test_a_node_that_welcomes_and_dies_at_once_is_dialled_again(tmp_path: 
         nonlocal dialled
         dialled += 1
         await reader.read(1)
-        writer.write(encode(Rpc.WELCOME, 0, msgspec.msgpack.encode(Welcome("brief"))))
+        writer.write(encode(Rpc.WELCOME, 0, msgspec.msgpack.encode(Welcome("brief"))) + b"\xff" * 16)
         writer.close()
 
     server = await asyncio.start_unix_server(brief, str(path))
@@ -109,6 +111,9 @@ async def test_a_link_to_several_nodes_knows_what_is_idle_where(tmp_path: Path) 
         await caller.connection.ask("cool", tenant="acme", names=["echo"])
         await until(lambda: link.idle(echo.version) == 0)
         assert link.idle("acme/unknown:1") == 0
+        link._idle["acme/stale:1"] = 3
+        await caller.subscribe()
+        await until(lambda: link.idle("acme/stale:1") == 0, "the whole inventory says what there is not")
 
 
 # -- placement
@@ -226,7 +231,9 @@ async def test_with_nobody_there_records_wait_within_a_bound_and_triggers_do_not
         await until(lambda: planner.records)
         assert planner.records[-1] == record(249)
         assert planner.dropped == 250 - len(planner.records)
-        assert planner.triggers == []
+        reports.trigger(event(1000))
+        await until(lambda: planner.triggers)
+        assert planner.triggers == [event(1000)]
         planner.connection.close()
 
 
