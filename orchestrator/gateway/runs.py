@@ -8,6 +8,7 @@ from functools import partial
 
 import structlog
 
+from graph.calls import StartKind
 from orchestrator.catalog.watch import RouteTable
 from orchestrator.gateway.links import Answer, NodeLink
 from orchestrator.gateway.reports import Reports
@@ -20,6 +21,7 @@ from workers.rpc.messages import ChildCall, ErrorDetail, HttpRequest, InvokeRequ
 from workers.versions import VersionSpec
 
 RETRIABLE = ("full", "draining")
+NEVER_RAN = ("full", "draining", "unknown-version", "code-unavailable", "init-failed")
 
 log = structlog.get_logger(__name__)
 _ids = random.Random(random.SystemRandom().getrandbits(128))  # noqa: S311 (ids must be unique, not secret)
@@ -137,7 +139,7 @@ class Runs:
                 began,
                 time.time(),
                 result.start,
-                result.status,
+                _recorded(result),
                 Timings(timings.queue, run.place_ms, timings.clone, timings.code, timings.net, timings.init, timings.run),
                 run.link_used.name if run.link_used is not None else "",
                 result.error.type if result.error is not None else "",
@@ -202,6 +204,13 @@ class Runs:
             call.content_type,
         )
         return await self.run(child, body, now)
+
+
+def _recorded(result: InvokeResult) -> str:
+    """The status in the record's words. What never reached a handler was refused: nothing is learned from what it did not call."""
+    if result.status in NEVER_RAN or (result.status == "timeout" and result.start is StartKind.UNKNOWN):
+        return "refused"
+    return result.status
 
 
 def _with_wait(result: InvokeResult, waited_ms: float) -> InvokeResult:

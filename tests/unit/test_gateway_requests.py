@@ -472,3 +472,30 @@ async def test_alive_at_once_and_ready_with_routes_and_a_node(tmp_path: Path) ->
             assert (await gate.client.get("/readyz")).status_code == 200
             gate.table.loaded.clear()
             assert (await gate.client.get("/readyz")).status_code == 503
+
+
+@in_loop
+async def test_what_never_reached_a_handler_is_recorded_as_refused(tmp_path: Path) -> None:
+    """A run that could not begin has called nothing; learned like the others, overload would unlearn every path."""
+    async with running_node(tmp_path, memory_mb=150) as rig, running_gateway(rig, max_waiting=0) as gate:
+        gate.serve(spec("one"), spec("two"), spec("slow", timeout_s=0.02))
+        rig.driver.init_error = InitFailed({"type": "ImportError", "message": "no numpy"})
+        assert (await gate.post("one")).status_code == 502
+        rig.driver.init_error = None
+        rig.driver.init_turn.close()
+        assert (await gate.post("slow")).status_code == 504
+        rig.driver.init_turn.open()
+        await rig.quiet()
+        rig.driver.handler = silent
+        running = asyncio.ensure_future(gate.post("one"))
+        await until(lambda: rig.driver.instances and rig.driver.instances[-1].invocations())
+        assert (await gate.post("two")).status_code == 429
+        rig.driver.instances[-1].say(FromGuest.ERROR, 1, {"type": "E"})
+        assert (await running).status_code == 502
+        found = [(record.function, record.status, record.error_type) for record in records(gate)]
+        assert found == [
+            ("acme/one", "refused", "ImportError"),
+            ("acme/slow", "refused", "Timeout"),
+            ("acme/two", "refused", "Overload"),
+            ("acme/one", "error", "E"),
+        ]
