@@ -136,8 +136,7 @@ class Insight:
         traces = _decode_traces(args["traces"])
         if any(trace.tenant != tenant for trace in traces):
             raise RpcError("a trace names another tenant", 400)
-        self._learner.observe(traces, time.time(), bool(args.get("decay", True)))
-        return {"observed": len(traces)}
+        return {"observed": self._learner.observe(traces, time.time(), bool(args.get("decay", True)))}
 
     async def prewarm(self, args: Mapping[str, Any]) -> object:
         """Reads or sets the tenant's policy."""

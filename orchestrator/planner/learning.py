@@ -54,10 +54,17 @@ class Learner:
         for trace_id in [one for one, due in self._due.items() if due <= now]:
             del self._due[trace_id]
             records = self._runs.records(trace_id)
-            if records:
-                self.observe([records_to_trace(records)], now)
+            try:
+                traces = [records_to_trace(records)] if records else []
+            except ValueError as error:
+                self.counters.refused += 1
+                log.warning("trace.refused", trace=trace_id, error=str(error))
+            else:
+                self.observe(traces, now)
 
-    def observe(self, traces: Sequence[Trace], now: float, decay: bool = True) -> None:
+    def observe(self, traces: Sequence[Trace], now: float, decay: bool = True) -> int:
+        """Returns how many were learned; those that contradict themselves are counted and left out."""
+        before = self.counters.observed
         for trace in traces:
             try:
                 self._graph.observe(trace, now, decay)
@@ -66,3 +73,4 @@ class Learner:
                 log.warning("trace.refused", trace=trace.trace_id, error=str(error))
             else:
                 self.counters.observed += 1
+        return self.counters.observed - before

@@ -7,6 +7,8 @@ from graph.ids import FunctionId, TenantId
 from graph.plans import PrewarmDecision
 
 LIVE_RUNS = 10_000
+RUN_S = 1000.0
+"""No run lasts longer than its entry's timeout (900 s at most): an older one ended without our hearing of it."""
 
 
 @dataclass(slots=True, eq=False)
@@ -23,7 +25,7 @@ class LiveRun:
 
 
 class Promises:
-    """Live runs, the newest LIVE_RUNS; totals are kept so that a look costs nothing."""
+    """Live runs, the newest LIVE_RUNS; totals are kept so that a look costs nothing. `now` never goes back."""
 
     def __init__(self) -> None:
         self._runs: OrderedDict[str, LiveRun] = OrderedDict()
@@ -36,10 +38,13 @@ class Promises:
         return self._runs.get(trace_id)
 
     def begin(self, trace_id: str, tenant: TenantId, entry: FunctionId, now: float) -> LiveRun:
+        self.end(trace_id)
         run = self._runs[trace_id] = LiveRun(trace_id, tenant, entry, began=now)
-        if len(self._runs) > LIVE_RUNS:
-            self.end(next(iter(self._runs)))
-        return run
+        while True:
+            oldest = next(iter(self._runs.values()))
+            if len(self._runs) <= LIVE_RUNS and oldest.began >= now - RUN_S:
+                return run
+            self.end(oldest.trace_id)
 
     def promise(self, run: LiveRun, function: FunctionId, count: int) -> None:
         run.promised[function] += count
