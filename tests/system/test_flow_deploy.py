@@ -42,8 +42,8 @@ class Platform:
         self.settings = Settings(state=folder / "state")
         self.settings.state.mkdir()
         self.settings.runtime_folder.mkdir(mode=0o700)
-        self.wheels = folder / "wheels"
-        self.wheels.mkdir()
+        self.index = folder / "index"
+        self.index.mkdir()
         self.store = Store(self.settings.effective_database_url)
         self.store.migrate()
         self.store.keys.create_tenant("acme", 1)
@@ -64,8 +64,7 @@ class Platform:
         environment = {
             **os.environ,
             "FOREGLOW_STATE": str(self.settings.state),
-            "UV_NO_INDEX": "1",
-            "UV_FIND_LINKS": str(self.wheels),
+            "UV_DEFAULT_INDEX": self.index.as_uri(),  # no test asks a network
             "SECRET_OF_THE_PLATFORM": "hunter2",
             "PYTHONFAULTHANDLER": "1",
         }
@@ -147,9 +146,16 @@ class Platform:
             f"{described}/WHEEL": "Wheel-Version: 1.0\nGenerator: hand\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
         }
         record = "".join(f"{path},,\n" for path in [*everything, f"{described}/RECORD"])
-        with zipfile.ZipFile(self.wheels / f"{name}-{version}-py3-none-any.whl", "w") as wheel:
+        with zipfile.ZipFile(self.listed(name, f"{name}-{version}-py3-none-any.whl"), "w") as wheel:
             for path, content in {**everything, f"{described}/RECORD": record}.items():
                 wheel.writestr(path, content)
+
+    def listed(self, project: str, file: str) -> Path:
+        """Where to put `file`; the package index names it."""
+        folder = self.index / project
+        folder.mkdir()
+        (folder / "index.html").write_text(f'<!DOCTYPE html><html><body><a href="{file}">{file}</a></body></html>')
+        return folder / file
 
 
 @contextlib.contextmanager
@@ -236,15 +242,18 @@ def test_requirements_that_cannot_be_had_leave_the_old_version_serving(shared: P
 
 
 def test_nothing_of_a_tenant_is_executed_while_building(shared: Platform, tmp_path: Path) -> None:
-    """A source distribution would run its setup.py; a .pth file would run if the target were a site folder."""
+    """Building a source distribution would run its backend; a .pth file would run if the target were a site folder."""
     proof = tmp_path / "executed"
     attack = f"import pathlib; pathlib.Path({str(proof)!r}).touch()\n"
-    with tarfile.open(shared.wheels / "evil-1.0.tar.gz", "w:gz") as archive:
-        for name, content in {
-            "evil-1.0/setup.py": attack,
-            "evil-1.0/PKG-INFO": "Metadata-Version: 1.0\nName: evil\nVersion: 1.0\n",
-        }.items():
-            entry = tarfile.TarInfo(name)
+    source = {
+        "pyproject.toml": '[build-system]\nrequires = []\nbuild-backend = "backend"\nbackend-path = ["."]\n',
+        "PKG-INFO": "Metadata-Version: 2.1\nName: evil\nVersion: 1.0\n",
+        "backend.py": attack,
+        "setup.py": attack,
+    }
+    with tarfile.open(shared.listed("evil", "evil-1.0.tar.gz"), "w:gz") as archive:
+        for name, content in source.items():
+            entry = tarfile.TarInfo(f"evil-1.0/{name}")
             entry.size = len(content)
             archive.addfile(entry, io.BytesIO(content.encode()))
     shared.add_wheel("pthdep", {"pthdep.py": attack, "pthdep.pth": attack, "sitecustomize.py": attack})

@@ -33,6 +33,7 @@ def serving(settings: Settings) -> Iterator[str]:
         made = server(settings)
         thread = threading.Thread(target=made.run, args=([listener],))
         thread.start()
+        listener.listen()  # who connects before the server does waits for it
         try:
             yield f"http://127.0.0.1:{listener.getsockname()[1]}"
         finally:

@@ -115,6 +115,7 @@ def scene() -> Iterator[Scene]:
         made = server(settings)
         thread = threading.Thread(target=made.run, args=([listener],))
         thread.start()
+        listener.listen()  # who connects before the server does waits for it
         playing = Scene(settings, f"http://127.0.0.1:{listener.getsockname()[1]}")
         try:
             yield playing
