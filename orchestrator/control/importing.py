@@ -44,8 +44,11 @@ def router(planner: Peer) -> APIRouter:
             traces, spans, left_out = await run_in_threadpool(_read, tenant, wanted)
             taught = 0
             for batch in batches(traces, left_out):
-                await planner.ask("observe", OBSERVE_TIMEOUT_S, tenant=tenant, traces=_encode(batch), decay=wanted.decay)
-                taught += len(batch)
+                told = await planner.ask("observe", OBSERVE_TIMEOUT_S, tenant=tenant, traces=_encode(batch), decay=wanted.decay)
+                learned = int(msgspec.json.decode(told)["observed"])
+                taught += learned
+                if learned < len(batch):
+                    left_out["nothing to learn from"] += len(batch) - learned
         finally:
             one_at_a_time.release()
         calls = sum(len(trace.calls) for trace in traces)

@@ -253,6 +253,12 @@ def test_imported_traces_are_taught_with_the_names_given(scene: Scene) -> None:
     assert [call.callee for call in trace.calls] == ["default/price"]
 
 
+def test_what_the_planner_could_not_use_is_counted(scene: Scene) -> None:
+    scene.planner.answers["observe"] = lambda args: {"observed": 0}
+    answer = scene.client.post("/v1/traces/import", json={"text": TRACES}).json()
+    assert (answer["traces"], answer["left_out"], answer["reasons"]) == (0, 1, {"nothing to learn from": 1})
+
+
 def test_traces_that_are_not_that_form_name_the_line(scene: Scene) -> None:
     for text in ("", "nonsense\n1,2\n", HEADER + "zz,1,root,p,/x,1,2,3\n", HEADER + "aa,1\n"):
         answer = scene.client.post("/v1/traces/import", json={"text": text})
@@ -281,8 +287,9 @@ def test_batches_keep_the_order_and_fit_a_message() -> None:
 @pytest.mark.system
 def test_the_api_holds_what_its_openapi_promises(scene: Scene, tmp_path: Path) -> None:
     """schemathesis against the real server, planner and node answering: no 5xx, no undocumented status, type or shape."""
-    for what in ("plan", "runs", "run", "workflows", "warm", "cool", "prewarm", "observe"):
+    for what in ("plan", "runs", "run", "workflows", "warm", "cool", "prewarm"):
         scene.planner.answers[what] = lambda args: {}
+    scene.planner.answers["observe"] = lambda args: {"observed": 0}
     scene.planner.answers["graph"] = lambda args: {"text": ""}
     scene.planner.answers["decisions"] = lambda args: {"decisions": [], "revision": 0}
     scene.planner.answers["state"] = scene.node.answers["state"] = lambda args: {}
