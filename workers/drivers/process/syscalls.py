@@ -61,7 +61,7 @@ def unshare(flags: int) -> None:
 
 def mount(source: str, target: str, kind: str | None, flags: int = 0, options: str | None = None) -> None:
     encoded = options.encode() if options else None
-    result = _mount(os.fsencode(source), os.fsencode(target), kind.encode() if kind else None, flags, encoded)
+    result = _mount(source.encode(), target.encode(), kind.encode() if kind else None, flags, encoded)
     _check(result, f"mount {kind or source} on {target}")
 
 

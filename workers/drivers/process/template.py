@@ -42,7 +42,19 @@ def _load_siblings() -> None:
         sys.modules[name] = module
 
 
+_fork_hooks: list[dict[str, Any]] = []
+_register_at_fork = os.register_at_fork
+
+
+def _defer_fork_hooks() -> None:
+    """Python-level fork hooks (threading, logging, random) are kept for the clones' own forks. For a clone itself they repair
+    nothing, since a template has one thread and holds no lock, and numbers are re-seeded later; yet they would make each
+    clone write to a hundred pages it can go on sharing."""
+    os.register_at_fork = lambda **hooks: _fork_hooks.append(hooks)
+
+
 _load_siblings()
+_defer_fork_hooks()
 
 from workers.drivers.process import isolation, lockdown, seccomp, syscalls, warmup  # noqa: E402
 from workers.guest import runtime  # noqa: E402
@@ -76,6 +88,7 @@ class Template:
             )
             syscalls.die_with_parent()
         warmup.preload()
+        os.register_at_fork = _register_at_fork
         for name in [name for name in sys.modules if name.partition(".")[0] == "workers"]:
             del sys.modules[name]
         if self._sandboxed:
@@ -175,6 +188,8 @@ class Template:
             sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, 0, channel)
             if self._sandboxed and not select.select([sock], [], [], STANDBY_AFTER_S)[0]:
                 warmup.rehearse(1, invoke=False)  # nobody is in a hurry: touch now what specialising will write
+            for hooks in _fork_hooks:
+                os.register_at_fork(**hooks)
             gc.enable()
             runtime.serve(sock, self._attach)
             code = 0
