@@ -207,7 +207,7 @@ class Runs:
 
 
 def _recorded(result: InvokeResult) -> str:
-    """The status in the record's words. What never reached a handler was refused: nothing is learned from what it did not call."""
+    """The status in the record's words. What never reached a handler was refused: it teaches nothing about calls."""
     if result.status in NEVER_RAN or (result.status == "timeout" and result.start is StartKind.UNKNOWN):
         return "refused"
     return result.status

@@ -341,6 +341,7 @@ async def test_a_node_lost_in_the_middle_is_502_and_the_next_request_waits_for_i
                 connection._transport.abort()  # type: ignore[union-attr]
             answer = await running
             assert (answer.status_code, answer.json()["error"]["type"]) == (502, "NodeLost")
+        await until(lambda: not gate.runs.links[0].up)
         waiting = asyncio.ensure_future(gate.post("echo", b"after"))
         await asyncio.sleep(0.01)
         assert not waiting.done()
