@@ -13,7 +13,7 @@ import structlog
 
 from graph.calls import StartKind
 from graph.ids import VersionId, function_of, tenant_of
-from workers.admission import ON_DEMAND, CoreGate, MemoryLedger
+from workers.admission import ON_DEMAND, MemoryLedger
 from workers.decisions import DecisionBook
 from workers.drivers.frames import FromGuest, ToGuest
 from workers.framing import MORE, Frame
@@ -48,7 +48,6 @@ class Execution:
     def __init__(
         self,
         preparer: Preparer,
-        gate: CoreGate,
         memory: MemoryLedger,
         logs: LogStore,
         changed: Callable[[], None],
@@ -59,7 +58,6 @@ class Execution:
         self.decisions: DecisionBook | None = None
         self.draining: set[str] = set()  # versions of which no instance is kept
         self._preparer = preparer
-        self._gate = gate
         self._logs = logs
         self._changed = changed
         self._started = started
@@ -99,7 +97,7 @@ class Execution:
         first = not instance.waiting
         self._wait(invocation, instance)
         if first:
-            self._gate.hurry(instance)
+            self._preparer.hurry(instance)
             if instance.clone is not None:
                 instance.clone.speculative(False)
             if instance.decision_id and self.decisions is not None:
@@ -413,7 +411,10 @@ class Execution:
         """Takes an instance out of the books at once; ending its processes is the caller's next step."""
         if instance.state is State.GONE:
             return
+        preparing = instance.state is State.PREPARING
         self.table.remove(instance)
+        if preparing:
+            self._preparer.hurry(instance)  # so that it learns at once that nobody wants it
         self.memory.give_back(instance.memory_mb)
         if instance.decision_id and self.decisions is not None:
             self.decisions.lost(instance.decision_id, why)

@@ -15,6 +15,7 @@ from graph.ids import function_id
 from workers.admission import CoreGate, MemoryLedger
 from workers.decisions import DecisionBook
 from workers.execution import START_BUSY_S, Execution
+from workers.init_order import InitOrder
 from workers.logs import LogStore
 from workers.ports import CodeTier, CodeUnavailable, Driver, IsolationReport
 from workers.preparation import Preparer
@@ -66,10 +67,8 @@ class Node:
         self._gate = CoreGate(cores)
         self._standbys = StandbyPool(driver, self._gate, standbys)
         self._logs = LogStore()
-        preparer = Preparer(driver, self._standbys, self._gate, code, sealer)
-        self.execution = Execution(
-            preparer, self._gate, MemoryLedger(memory_mb), self._logs, self._counts_moved, self._start_began
-        )
+        preparer = Preparer(driver, self._standbys, self._gate, InitOrder(cores), code, sealer)
+        self.execution = Execution(preparer, MemoryLedger(memory_mb), self._logs, self._counts_moved, self._start_began)
         self.decisions = DecisionBook(self._tell_decision)
         self.execution.decisions = self.decisions
         self._specs: OrderedDict[str, VersionSpec] = OrderedDict()

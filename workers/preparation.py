@@ -8,8 +8,9 @@ from pathlib import Path
 from graph.calls import StartKind
 from tracing.records import Timings
 from workers.admission import ON_DEMAND, CoreGate
+from workers.init_order import InitOrder
 from workers.instances import Instance, State
-from workers.ports import Clone, CodeTier, Driver, DriverError, Specialisation
+from workers.ports import Clone, CodeTier, Driver, DriverError, InitReport, Specialisation
 from workers.sealing import Sealer
 from workers.standbys import StandbyPool
 
@@ -23,8 +24,11 @@ class GivenUp(DriverError):
 class Preparer:
     """Takes a standby or clones the template, brings the code, specialises. Knows nothing of who asked."""
 
-    def __init__(self, driver: Driver, standbys: StandbyPool, gate: CoreGate, code: CodeTier, sealer: Sealer) -> None:
+    def __init__(
+        self, driver: Driver, standbys: StandbyPool, gate: CoreGate, order: InitOrder, code: CodeTier, sealer: Sealer
+    ) -> None:
         self._driver = driver
+        self._order = order
         self._standbys = standbys
         self._gate = gate
         self._code = code
@@ -51,19 +55,11 @@ class Preparer:
             fetched = time.perf_counter()
             _check_wanted(instance)
             if instance.decision_id and not instance.adopted:
-                clone.speculative(True)
-            report = await clone.specialise(
-                Specialisation(
-                    spec.version,
-                    spec.handler,
-                    spec.kind,
-                    spec.concurrency,
-                    instance.memory_mb,
-                    tuple(layers),
-                    self._sealer.open(spec.environment),
-                ),
-                INIT_TIMEOUT_S,
-            )
+                await self._order.turn(instance, priority)
+                _check_wanted(instance)
+                clone.speculative(not instance.adopted)
+            turned = time.perf_counter()
+            report = await self._init(clone, instance, layers)
         except BaseException:
             if fetching is not None:
                 fetching.cancel()
@@ -73,10 +69,33 @@ class Preparer:
         if instance.decision_id:
             clone.speculative(False)
         instance.timings = Timings(
+            queue=(turned - fetched) * 1000,
             clone=(cloned - began) * 1000,
             code=(fetched - cloned) * 1000 + report.attach_ms,
             init=report.init_ms,
         )
+
+    def hurry(self, instance: Instance) -> None:
+        """A request waits for it now, or nobody wants it any more: what it is queued for comes at once."""
+        self._gate.hurry(instance)
+        self._order.hurry(instance)
+
+    async def _init(self, clone: Clone, instance: Instance, layers: Sequence[Path]) -> InitReport:
+        spec = instance.spec
+        work = Specialisation(
+            spec.version,
+            spec.handler,
+            spec.kind,
+            spec.concurrency,
+            instance.memory_mb,
+            tuple(layers),
+            self._sealer.open(spec.environment),
+        )
+        self._order.began(instance, clone.cpu_s)
+        try:
+            return await clone.specialise(work, INIT_TIMEOUT_S)
+        finally:
+            self._order.ended(instance)
 
     async def _clone(self, instance: Instance, priority: float) -> Clone:
         spec = instance.spec

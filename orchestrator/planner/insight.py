@@ -91,6 +91,7 @@ class Insight:
         """Drops idle instances: of one function, or of all of the tenant's when `name` is empty."""
         names = [args["name"]] if args.get("name") else self._names(args["tenant"])
         answers = await self._fleet.ask_all("cool", tenant=args["tenant"], names=names)
+        self._fleet.forget_idle({str(function_id(args["tenant"], name)) for name in names})
         return {"cooled": sum(one["cooled"] for one in answers)}
 
     async def decisions(self, args: Mapping[str, Any]) -> object:

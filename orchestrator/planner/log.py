@@ -49,7 +49,7 @@ class DecisionLog:
         self._revision = max((one.revision for one in self._entries.values()), default=0)
         for one in self._entries.values():
             if not one.outcome.final:  # its planner died; its instance is the node's to give up
-                one.outcome, one.detail = Outcome.CANCELLED, "the planner restarted"
+                one.outcome, one.detail = _given_up(one), "the planner restarted"
 
     def entries(self) -> list[LogEntry]:
         return list(self._entries.values())
@@ -111,7 +111,7 @@ class DecisionLog:
     def lost_node(self, node: str, now: float) -> None:
         """A node went away with everything it held."""
         for entry in [one for one in self._open.values() if one.node == node]:
-            self.update(DecisionUpdate(entry.decision_id, Outcome.CANCELLED, now, detail="the node was lost"))
+            self.update(DecisionUpdate(entry.decision_id, _given_up(entry), now, detail="the node was lost"))
 
     def read(self, tenant: str, function: str = "", run: str = "", limit: int = 100, after: int | None = None) -> list[LogEntry]:
         """Newest last. `function` is a name, `run` a trace id; with `after`, what changed since that revision."""
@@ -125,6 +125,10 @@ class DecisionLog:
         ]
         found.sort(key=lambda one: one.revision if after is not None else one.created_at)
         return found[:limit] if after is not None else found[-limit:]
+
+
+def _given_up(entry: LogEntry) -> Outcome:
+    return Outcome.WASTED if entry.outcome is Outcome.READY else Outcome.CANCELLED
 
 
 def as_json(entry: LogEntry) -> dict[str, Any]:

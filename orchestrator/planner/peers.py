@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import msgspec
 import structlog
 
+from graph.ids import VersionId, function_of
 from orchestrator.placement import place
 from workers.rpc.connection import Connection, RpcError, dial
 from workers.rpc.messages import (
@@ -174,6 +175,13 @@ class Fleet:
         for one in [node] if node is not None else self.up():
             one.define(spec)
             one.prepare([PrepareItem("", spec.version, level="code")])
+
+    def forget_idle(self, functions: set[str]) -> None:
+        """Their idle instances were just given up: do not count on them until the next inventory says what there is."""
+        for node in self.nodes:
+            for version, count in node.counts.items():
+                if function_of(VersionId(version)) in functions:
+                    node.counts[version] = msgspec.structs.replace(count, idle=0, preparing=0)
 
     async def ask_all(self, what: str, **args: object) -> list[Any]:
         """The answers of all nodes that are up. Raises RpcError when one refuses or none is up."""

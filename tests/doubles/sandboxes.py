@@ -97,6 +97,9 @@ class DoubleClone:
     def speculative(self, on: bool) -> None:
         self.speculations.append(on)
 
+    def cpu_s(self) -> float | None:
+        return 0.0
+
     def usage(self) -> Usage | None:
         return None if self.ended else Usage(1 << 20, 1)
 

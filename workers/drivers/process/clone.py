@@ -173,6 +173,10 @@ class ProcessClone:
             with contextlib.suppress(OSError):
                 self.cell.speculative(on)
 
+    def cpu_s(self) -> float | None:
+        """See the port. Waiting for a core counts, so that an init that gets none is still seen to want one."""
+        return watch.cpu_s(self.pid)
+
     def usage(self) -> Usage | None:
         if self._dead:
             return None

@@ -29,6 +29,14 @@ def resident(pid: int) -> int:
     return 0
 
 
+def cpu_s(pid: int) -> float | None:
+    """Seconds process `pid` has run or stood in a run queue; None when it is gone or the kernel does not count."""
+    with contextlib.suppress(OSError, ValueError, IndexError), open(f"/proc/{pid}/schedstat", encoding="ascii") as file:
+        fields = file.read().split()
+        return (int(fields[0]) + int(fields[1])) / 1e9
+    return None
+
+
 def own_share(pid: int) -> int:
     """Bytes of anonymous memory, shared ones divided by their sharers (dear: walks every page)."""
     with contextlib.suppress(OSError, ValueError), open(f"/proc/{pid}/smaps_rollup", encoding="ascii") as file:
