@@ -168,8 +168,10 @@ def test_a_lost_node_takes_its_open_decisions_with_it() -> None:
     book = DecisionLog()
     book.add(plan_of(), decision("d1"), "acme/a:1", "n1")
     book.add(plan_of(), decision("d2"), "acme/a:1", "n2")
+    book.add(plan_of(), decision("d3"), "acme/a:1", "n1")
+    book.update(DecisionUpdate("d3", "ready", 5.0))
     book.lost_node("n1", 9.0)
-    assert [(one.decision_id, one.outcome) for one in book.entries()] == [("d1", Outcome.CANCELLED), ("d2", Outcome.PENDING)]
+    assert [one.outcome for one in book.entries()] == [Outcome.CANCELLED, Outcome.PENDING, Outcome.WASTED]
     assert [one.decision_id for one in book.open_of("acme")] == ["d2"]
 
 
@@ -190,7 +192,7 @@ def test_a_restarted_planner_knows_what_it_decided_and_counts_on_nothing_open() 
         if outcome:
             book.update(DecisionUpdate(ident, outcome, 1.0))
     again = DecisionLog([LogEntry(**{name: getattr(one, name) for name in one.__struct_fields__}) for one in book.entries()])
-    assert [one.outcome for one in again.entries()] == [Outcome.HIT, Outcome.CANCELLED, Outcome.CANCELLED]
+    assert [one.outcome for one in again.entries()] == [Outcome.HIT, Outcome.WASTED, Outcome.CANCELLED]
     assert "restarted" in again.entries()[1].detail
     assert again.open_of("acme") == []
     assert again.add(plan_of(), decision("d4"), "acme/a:1", "n1").revision > book.revision
@@ -215,13 +217,8 @@ def record(ident: str, parent: str = "", trace: str = "tr", tenant: str = "acme"
 
 def test_a_run_is_a_tree_of_its_invocations_in_the_order_they_were_sent() -> None:
     book = RunBook()
-    for one in [
-        record("c", "b", sent_at=3.0),
-        record("d", "a", sent_at=1.5),
-        record("b", "a", sent_at=2.0),
-        record("a", sent_at=1.0),
-    ]:
-        book.add(one)
+    for ident, parent, sent_at in [("c", "b", 3.0), ("d", "a", 1.5), ("b", "a", 2.0), ("a", "", 1.0)]:
+        book.add(record(ident, parent, sent_at=sent_at))
     tree = book.tree("acme", "tr")
     assert tree is not None
     root = tree["root"]
