@@ -342,6 +342,7 @@ class Execution:
             for victim in victims:
                 self._drop(victim, "gave way to a request")
         self.memory.reserve(spec.memory_mb)
+        self._preparer.keep_code(spec)
         self._numbers += 1
         instance = Instance(f"i{self._numbers}", spec, spec.memory_mb, decision_id, made_at=time.monotonic())
         self.table.add(instance)
@@ -416,6 +417,7 @@ class Execution:
         if preparing:
             self._preparer.hurry(instance)  # so that it learns at once that nobody wants it
         self.memory.give_back(instance.memory_mb)
+        self._preparer.release_code(instance.spec)
         if instance.decision_id and self.decisions is not None:
             self.decisions.lost(instance.decision_id, why)
         for invocation in [*instance.live.values(), *instance.waiting]:

@@ -118,6 +118,11 @@ class CodeTier(Protocol):
     async def fetch(self, spec: VersionSpec) -> Sequence[Path]:
         """The folders of the version's layers, code first; from tier 1 when there. Raises CodeUnavailable."""
 
+    def pin(self, spec: VersionSpec) -> None:
+        """Keeps the version's layers until as many `unpin`: a version has instances here."""
+
+    def unpin(self, spec: VersionSpec) -> None: ...
+
     def held(self, spec: VersionSpec) -> bool:
         """True when tier 1 has all layers."""
 

@@ -13,6 +13,7 @@ from workers.instances import Instance, State
 from workers.ports import Clone, CodeTier, Driver, DriverError, InitReport, Specialisation
 from workers.sealing import Sealer
 from workers.standbys import StandbyPool
+from workers.versions import VersionSpec
 
 INIT_TIMEOUT_S = 60.0
 
@@ -74,6 +75,13 @@ class Preparer:
             code=(fetched - cloned) * 1000 + report.attach_ms,
             init=report.init_ms,
         )
+
+    def keep_code(self, spec: VersionSpec) -> None:
+        """An instance of it is about to be here; as often as that, `release_code` follows."""
+        self._code.pin(spec)
+
+    def release_code(self, spec: VersionSpec) -> None:
+        self._code.unpin(spec)
 
     def hurry(self, instance: Instance) -> None:
         """A request waits for it now, or nobody wants it any more: what it is queued for comes at once."""

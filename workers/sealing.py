@@ -33,12 +33,16 @@ class Sealer:
 
 
 def load_key(path: Path) -> bytes:
-    """The key in `path` (0600), made there at first use. Raises OSError."""
-    try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    except FileExistsError:
-        return path.read_bytes().strip()
-    with os.fdopen(descriptor, "wb") as file:
-        key = Fernet.generate_key()
-        file.write(key)
-    return key
+    """The key in `path` (0600), made at first use, whole or not at all, whoever else makes it then. Raises OSError."""
+    if not path.exists():
+        aside = path.with_name(f".{path.name}.{os.getpid()}")
+        descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(Fernet.generate_key())
+        try:
+            os.link(aside, path)  # fails when another process was first: its key counts
+        except FileExistsError:
+            pass
+        finally:
+            aside.unlink()
+    return path.read_bytes().strip()

@@ -11,7 +11,7 @@ import typer
 from orchestrator.cli.failure import Failure
 from orchestrator.cli.options import Json, State, state_folder
 
-MAX_TRACE_BYTES = 256 << 20
+MAX_TRACE_BYTES = 64 << 20  # what control takes, with room for the request around it
 IMPORT_TIMEOUT_S = 300.0
 
 traces = typer.Typer(help="Traces of other systems.", no_args_is_help=True)

@@ -230,5 +230,6 @@ async def running_node(
         serving.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await serving
+    assert set(code.pins.values()) <= {0}, "code stayed pinned, or was released too often"
     assert driver.alive == [], "sandboxes outlived their node"
     assert not path.exists()

@@ -4,6 +4,7 @@ They implement workers.ports and nothing of the process driver: real sandboxes h
 """
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -198,6 +199,7 @@ class DoubleCode:
         self.fetched: list[str] = []
         self.fetching = 0
         self.most_fetching = 0
+        self.pins: Counter[str] = Counter()
 
     async def fetch(self, spec: VersionSpec) -> Sequence[Path]:
         self.fetching += 1
@@ -210,6 +212,12 @@ class DoubleCode:
             raise self.error
         self.fetched.append(spec.version)
         return [Path("/code") / spec.package.code]
+
+    def pin(self, spec: VersionSpec) -> None:
+        self.pins[spec.version] += 1
+
+    def unpin(self, spec: VersionSpec) -> None:
+        self.pins[spec.version] -= 1
 
     def held(self, spec: VersionSpec) -> bool:
         return self.everything_held or spec.version in self.fetched
