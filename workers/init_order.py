@@ -2,8 +2,8 @@
 
 Init holds no core slot: most of it may be waiting. But inits that burn CPU beside the init a request waits for would slow it
 down, and without control groups nothing can give it more weight. So speculative ones start while fewer than `cores` of
-those under way burn CPU, the earliest needed first. What burns is seen, not guessed: every TICK_S the CPU time each of
-them used or queued for is read; one that waits for something else does not count.
+those under way burn CPU, the earliest needed first. What burns is seen, not guessed: every TICK_S each of them is looked
+at; one that neither runs nor stands in a run queue, and mostly did not, waits for something else and does not count.
 """
 
 import asyncio
@@ -16,16 +16,22 @@ from dataclasses import dataclass, field
 TICK_S = 0.005
 BURNING_SHARE = 0.5
 
-CpuClock = Callable[[], float | None]
-"""Seconds of CPU used or queued for so far; None when it cannot be read (then it counts as burning)."""
+CpuClock = Callable[[], tuple[float, bool] | None]
+"""Seconds of CPU used or queued for so far, and whether a core is wanted now; None: cannot be read (counts as burning)."""
 
 
 @dataclass(slots=True, eq=False)
 class _UnderWay:
     clock: CpuClock
-    cpu_s: float | None
+    seen: tuple[float, bool] | None
     at: float
     burning: bool = True  # until seen otherwise
+
+    def look(self, now: float) -> None:
+        seen = self.clock()
+        if seen is not None and self.seen is not None and now > self.at:
+            self.burning = seen[1] or (seen[0] - self.seen[0]) / (now - self.at) > BURNING_SHARE
+        self.seen, self.at = seen, now
 
 
 @dataclass(order=True, slots=True)
@@ -94,9 +100,6 @@ class InitOrder:
         self._ticker = None
         now = time.monotonic()
         for one in self._under_way.values():
-            cpu_s = one.clock()
-            if cpu_s is not None and one.cpu_s is not None and now > one.at:
-                one.burning = (cpu_s - one.cpu_s) / (now - one.at) > BURNING_SHARE
-            one.cpu_s, one.at = cpu_s, now
+            one.look(now)
         self._admit()
         self._tick_later()

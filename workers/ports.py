@@ -84,8 +84,8 @@ class Clone(Protocol):
     def speculative(self, on: bool) -> None:
         """Lets the sandbox yield to others (or no more), by the means this tier has; does nothing where it has none."""
 
-    def cpu_s(self) -> float | None:
-        """Seconds of CPU its first process has used or queued for; None when that cannot be read."""
+    def cpu(self) -> tuple[float, bool] | None:
+        """Seconds of CPU its first process has used or queued for, and whether it wants a core now; None: cannot be read."""
 
     def usage(self) -> Usage | None:
         """Memory and processes now; None when it cannot be read."""

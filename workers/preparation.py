@@ -99,7 +99,7 @@ class Preparer:
             tuple(layers),
             self._sealer.open(spec.environment),
         )
-        self._order.began(instance, clone.cpu_s)
+        self._order.began(instance, clone.cpu)
         try:
             return await clone.specialise(work, INIT_TIMEOUT_S)
         finally:

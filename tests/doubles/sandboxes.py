@@ -98,8 +98,8 @@ class DoubleClone:
     def speculative(self, on: bool) -> None:
         self.speculations.append(on)
 
-    def cpu_s(self) -> float | None:
-        return 0.0
+    def cpu(self) -> tuple[float, bool] | None:
+        return 0.0, False
 
     def usage(self) -> Usage | None:
         return None if self.ended else Usage(1 << 20, 1)

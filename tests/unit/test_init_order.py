@@ -12,13 +12,11 @@ class Init:
     def __init__(self, order: InitOrder, name: str, burns: bool) -> None:
         self.name, self.burns = name, burns
         self._order = order
-        self._cpu = 0.0
         self._end = asyncio.Event()
         self.started = False
 
-    def clock(self) -> float:
-        self._cpu += 1.0 if self.burns else 0.0  # any look finds far more than the tick's length, or nothing
-        return self._cpu
+    def clock(self) -> tuple[float, bool]:
+        return 0.0, self.burns  # one that gets no core burns as well: it stands in a run queue
 
     def end(self) -> None:
         self._end.set()

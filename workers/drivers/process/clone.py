@@ -173,9 +173,8 @@ class ProcessClone:
             with contextlib.suppress(OSError):
                 self.cell.speculative(on)
 
-    def cpu_s(self) -> float | None:
-        """See the port. Waiting for a core counts, so that an init that gets none is still seen to want one."""
-        return watch.cpu_s(self.pid)
+    def cpu(self) -> tuple[float, bool] | None:
+        return watch.cpu(self.pid)
 
     def usage(self) -> Usage | None:
         if self._dead:

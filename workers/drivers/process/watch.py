@@ -29,11 +29,15 @@ def resident(pid: int) -> int:
     return 0
 
 
-def cpu_s(pid: int) -> float | None:
-    """Seconds process `pid` has run or stood in a run queue; None when it is gone or the kernel does not count."""
-    with contextlib.suppress(OSError, ValueError, IndexError), open(f"/proc/{pid}/schedstat", encoding="ascii") as file:
-        fields = file.read().split()
-        return (int(fields[0]) + int(fields[1])) / 1e9
+def cpu(pid: int) -> tuple[float, bool] | None:
+    """(seconds process `pid` has run or stood in a run queue, whether it runs or stands there now); None when it is gone or
+    the kernel does not count. The first alone misses one that waits long for its turn: its time is added when it gets it."""
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        with open(f"/proc/{pid}/schedstat", encoding="ascii") as file:
+            fields = file.read().split()
+        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
+            state = file.read().rpartition(")")[2].split()[0]
+        return (int(fields[0]) + int(fields[1])) / 1e9, state == "R"
     return None
 
 
