@@ -255,6 +255,29 @@ def test_the_end_of_a_run_takes_back_what_it_did_not_reach(bench: Bench) -> None
     assert len(bench.node.revoked) == 1
 
 
+def test_what_a_branch_does_not_need_is_there_for_the_next_run(bench: Bench) -> None:
+    for name in ("entry", "left", "right"):
+        bench.deploy(name)
+    for number in range(60):
+        bench.learn("entry", "left" if number % 2 else "right")
+    bench.node.have.update({"acme/left:1": 2, "acme/right:1": 1})
+    bench.starts("entry", "one")
+    bench.calls("left", "one")
+    bench.starts("entry", "two")
+    assert bench.node.names == []
+
+
+def test_counting_on_an_idle_one_again_and_again_is_counting_on_one(bench: Bench) -> None:
+    bench.deploy("entry", "a", "b", "c")
+    for name in "abc":
+        bench.deploy(name)
+        bench.node.have[f"acme/{name}:1"] = 1
+    bench.starts("entry")
+    for name in ("b", "c"):
+        bench.calls(name)
+        assert bench.loop._promises.total(fid("a")) == 1
+
+
 # -- bounds
 
 
@@ -278,6 +301,9 @@ def test_the_budget_of_memory_holds_too_and_the_plan_says_what_it_left_out() -> 
     bench.deploy("large", memory_mb=512)
     bench.starts("entry")
     assert len(bench.node.ordered) == 1
+    for number in range(9):
+        bench.starts("entry", f"t{number}")
+    assert sum({"small": 128, "large": 512}[name] for name in bench.node.names) <= 600
     left_out = bench.loop.show(ACME, fid("entry")).skipped
     assert any("MB" in one.why for one in left_out)
 
