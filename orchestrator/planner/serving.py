@@ -69,7 +69,7 @@ class Planner:
         )
         self.assembler = Assembler()
         self.exporter = Exporter(settings.otel_endpoint)
-        self._saved_revision = (-1, -1)
+        self._saved_revision: tuple[object, ...] = ()
 
     # -- what peers and routes tell
 
@@ -127,7 +127,8 @@ class Planner:
         self.learner.observe(self.assembler.settled(now), now)
 
     async def save(self) -> None:
-        revision = (self.decisions.revision, self.learner.counters.observed + self.learner.counters.records)
+        learned = self.learner.counters.observed + self.learner.counters.records
+        revision = (self.decisions.revision, learned, tuple(self.loop.policies.items()))
         if revision == self._saved_revision:
             return
         state = PlannerState(FORMAT, dump_graph(self.graph), self.decisions.entries(), self.runs.all(), dict(self.loop.policies))
