@@ -188,13 +188,13 @@ class Running:
 class Rig:
     """The node under test with what a test needs to hold it."""
 
-    def __init__(self, node: Node, driver: DoubleDriver, code: DoubleCode, path: Path) -> None:
-        self.node, self.driver, self.code, self.path = node, driver, code, path
+    def __init__(self, node: Node, driver: DoubleDriver, code: DoubleCode, path: Path, secret: str) -> None:
+        self.node, self.driver, self.code, self.path, self.secret = node, driver, code, path, secret
         self.callers: list[Caller] = []
 
     async def caller(self, role: str = "gateway", epoch: int = 0) -> Caller:
         caller = Caller()
-        caller.connection = await dial(self.path, caller, Hello(role, f"{role}-{len(self.callers)}", SECRET, epoch))
+        caller.connection = await dial(self.path, caller, Hello(role, f"{role}-{len(self.callers)}", self.secret, epoch))
         self.callers.append(caller)
         return caller
 
@@ -211,14 +211,20 @@ class Rig:
 
 @contextlib.asynccontextmanager
 async def running_node(
-    folder: Path, memory_mb: int = 4096, cores: int = 2, standbys: int = 0, idle_s: float = 600.0, key: bytes = b""
+    folder: Path,
+    memory_mb: int = 4096,
+    cores: int = 2,
+    standbys: int = 0,
+    idle_s: float = 600.0,
+    key: bytes = b"",
+    secret: str = SECRET,
 ) -> AsyncIterator[Rig]:
     """A node that serves until the block ends. Fails when a sandbox outlives it."""
     driver, code = DoubleDriver(), DoubleCode()
     node = Node("node-1", driver, code, Sealer(key or Fernet.generate_key()), REPORT, memory_mb, cores, standbys, idle_s)
     path = folder / "node.sock"
-    serving = asyncio.create_task(node.serve(path, SECRET))
-    rig = Rig(node, driver, code, path)
+    serving = asyncio.create_task(node.serve(path, secret))
+    rig = Rig(node, driver, code, path, secret)
     try:
         await until(lambda: path.exists() or serving.done(), "the node listens")
         yield rig

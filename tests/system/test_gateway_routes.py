@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import shutil
-import subprocess
 import tempfile
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -13,10 +12,10 @@ import redis.asyncio as redis
 from doubles.gateways import KEYS, TOKEN, digest, route
 from doubles.loop import in_loop, until
 from doubles.nodes import spec
+from doubles.valkeys import Catalog, Server
 
-from orchestrator import valkey
 from orchestrator.catalog import watch
-from orchestrator.catalog.routes import FUNCTIONS_KEY, KEYS_KEY, SEQUENCE_KEY, STREAM_KEY, Route, encode
+from orchestrator.catalog.routes import FUNCTIONS_KEY, SEQUENCE_KEY, STREAM_KEY, encode
 from orchestrator.catalog.watch import RouteTable, RouteWatcher
 
 pytestmark = pytest.mark.system
@@ -26,52 +25,6 @@ pytestmark = pytest.mark.system
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(watch, "BLOCK_MS", 20)
     monkeypatch.setattr(watch, "RETRY_S", (0.005, 0.02))
-
-
-class Server:
-    """A Valkey of our own, with the data folder it would have under `up`."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.socket = folder, folder / "v.sock"
-        self.url = f"unix://{self.socket}"
-        self._process: asyncio.subprocess.Process | None = None
-
-    async def start(self) -> None:
-        command = valkey.command(self.socket, self.folder / "data")
-        self._process = await asyncio.create_subprocess_exec(*command, stdout=subprocess.DEVNULL)
-        await until(lambda: valkey.answers(self.socket), "Valkey answers")
-
-    async def kill(self) -> None:
-        assert self._process is not None
-        self._process.kill()
-        await self._process.wait()
-
-
-class Catalog:
-    """What a publisher leaves in Redis, in the fewest words; the real one has tests of its own."""
-
-    def __init__(self, client: "redis.Redis") -> None:
-        self.client = client
-
-    async def put(self, *routes: Route, told: bool = True) -> None:
-        for one in routes:
-            await self.client.hset(FUNCTIONS_KEY, one.function, encode(one))  # type: ignore[misc]
-            sequence = await self.client.incr(SEQUENCE_KEY)
-            if told:
-                await self.client.xadd(STREAM_KEY, {"s": sequence, "t": "function", "id": one.function, "v": encode(one)})
-
-    async def remove(self, function: str) -> None:
-        await self.client.hdel(FUNCTIONS_KEY, function)  # type: ignore[misc]
-        sequence = await self.client.incr(SEQUENCE_KEY)
-        await self.client.xadd(STREAM_KEY, {"s": sequence, "t": "function", "id": function, "v": ""})
-
-    async def key(self, name: str, value: bytes) -> None:
-        if value:
-            await self.client.hset(KEYS_KEY, name, value)  # type: ignore[misc]
-        else:
-            await self.client.hdel(KEYS_KEY, name)  # type: ignore[misc]
-        sequence = await self.client.incr(SEQUENCE_KEY)
-        await self.client.xadd(STREAM_KEY, {"s": sequence, "t": "key", "id": name, "v": value})
 
 
 async def end(watching: "asyncio.Task[None]") -> None:
