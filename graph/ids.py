@@ -16,7 +16,6 @@ TENANT_PATTERN = re.compile(r"[a-z0-9][a-z0-9-]{0,62}\Z")
 NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}\Z")
 """Names of deployable functions. Observed functions are free text of up to 255 characters."""
 
-ALIAS_PATTERN = re.compile(r"(\$LATEST|[A-Za-z][A-Za-z0-9_-]{0,62})\Z")
 LATEST = "$LATEST"
 
 

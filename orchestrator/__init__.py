@@ -1,3 +1,3 @@
-"""Decides and routes: control API, control-flow modules, gateway, planner, releases, CLI."""
+"""Decides and routes: control API, control-flow modules, gateway, planner, CLI."""
 
 __version__ = "0.1.0"

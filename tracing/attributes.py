@@ -9,7 +9,6 @@ ERROR_TYPE: Final = "error.type"
 
 FAAS_NAME: Final = "faas.name"
 FAAS_VERSION: Final = "faas.version"
-FAAS_INSTANCE: Final = "faas.instance"
 FAAS_INVOCATION_ID: Final = "faas.invocation_id"
 FAAS_COLDSTART: Final = "faas.coldstart"
 FAAS_TRIGGER: Final = "faas.trigger"

@@ -1,1 +1,1 @@
-"""One node: drivers, standbys, code tiers, tunnels, the guest runtime, and the RPC by which other floors reach it."""
+"""One node: drivers, standbys, code tiers, the guest runtime, and the RPC by which other floors reach it."""

@@ -62,7 +62,6 @@ class Execution:
         self._changed = changed
         self._started = started
         self._loop = asyncio.get_running_loop()
-        self._numbers = 0
         self._stopping = False
         self._tasks: set[asyncio.Task[None]] = set()
         self._calls: dict[tuple[Connection, int], tuple[Invocation, int]] = {}
@@ -119,7 +118,6 @@ class Execution:
         instance.served += 1
         instance.next_id = ident = (instance.next_id + 1) & 0xFFFFFFFF
         invocation.instance = instance
-        invocation.guest_id = ident
         invocation.dispatched = now
         instance.live[ident] = invocation
         self.table.occupied(instance)
@@ -343,8 +341,7 @@ class Execution:
                 self._drop(victim, "gave way to a request")
         self.memory.reserve(spec.memory_mb)
         self._preparer.keep_code(spec)
-        self._numbers += 1
-        instance = Instance(f"i{self._numbers}", spec, spec.memory_mb, decision_id, made_at=time.monotonic())
+        instance = Instance(spec, spec.memory_mb, decision_id)
         self.table.add(instance)
         self._started()
         task = self._loop.create_task(self._prepare(instance, priority, victims))

@@ -30,7 +30,6 @@ class State(StrEnum):
 class Instance:
     """One running copy of a version. `waiting` holds invocations that adopted it before it was ready."""
 
-    instance_id: str
     spec: VersionSpec
     memory_mb: int
     decision_id: str = ""
@@ -41,7 +40,6 @@ class Instance:
     live: "dict[int, Invocation]" = field(default_factory=dict)
     waiting: "deque[Invocation]" = field(default_factory=deque)
     served: int = 0
-    made_at: float = 0.0
     ready_at: float = 0.0
     idle_since: float = 0.0
     timings: Timings = Timings()

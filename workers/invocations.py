@@ -22,7 +22,6 @@ class Invocation:
     body: bytes
     arrived: float
     instance: Instance | None = None
-    guest_id: int = 0
     start: StartKind = StartKind.UNKNOWN
     decision_id: str = ""
     dispatched: float = 0.0

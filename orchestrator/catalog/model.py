@@ -63,11 +63,11 @@ class LayerRole(StrEnum):
     DEPENDENCIES = "dependencies"
 
 
-class Base(DeclarativeBase):
+class Schema(DeclarativeBase):
     type_annotation_map = {dict[str, Any]: JSON, list[str]: JSON, str: String(255), float: Float, bytes: LargeBinary}  # noqa: RUF012
 
 
-class Installation(Base):
+class Installation(Schema):
     """One row: who wrote what is in Redis. Another database's routes are not ours to keep."""
 
     __tablename__ = "installation"
@@ -76,14 +76,14 @@ class Installation(Base):
     identity: Mapped[str]
 
 
-class Tenant(Base):
+class Tenant(Schema):
     __tablename__ = "tenants"
 
     name: Mapped[str] = mapped_column(String(63), primary_key=True)
     created: Mapped[float]
 
 
-class Key(Base):
+class Key(Schema):
     """A bearer token, kept as its SHA-256. `generation`: 1 when made, 2 when revoked."""
 
     __tablename__ = "keys"
@@ -98,7 +98,7 @@ class Key(Base):
     generation: Mapped[int] = mapped_column(default=1)
 
 
-class Function(Base):
+class Function(Schema):
     """`serving` is the version that $LATEST means, None when none is ready yet; `latest` the highest number ever given.
 
     `route_generation` is the generation at which what gateways must know last changed; `published` the serving version once
@@ -121,7 +121,7 @@ class Function(Base):
     deleted: Mapped[float | None]
 
 
-class Package(Base):
+class Package(Schema):
     """What a tenant has uploaded. `digest` is also the digest of its layer as uploaded."""
 
     __tablename__ = "packages"
@@ -135,7 +135,7 @@ class Package(Base):
     created: Mapped[float]
 
 
-class Layer(Base):
+class Layer(Schema):
     """Built for a runtime: code with its bytecode (source: the package's digest), or dependencies (the requirements')."""
 
     __tablename__ = "layers"
@@ -150,7 +150,7 @@ class Layer(Base):
     created: Mapped[float]
 
 
-class Version(Base):
+class Version(Schema):
     """Immutable but for its state and the layers, which are filled in once."""
 
     __tablename__ = "versions"
@@ -178,7 +178,7 @@ class Version(Base):
     created: Mapped[float]
 
 
-class Condition(Base):
+class Condition(Schema):
     """One module's word on a version. Rows, not one JSON column: modules write theirs at the same time."""
 
     __tablename__ = "conditions"
@@ -191,7 +191,7 @@ class Condition(Base):
     reason: Mapped[str] = mapped_column(Text)
 
 
-class Event(Base):
+class Event(Schema):
     """The outbox: written in the transaction of the change it tells of. `subject`: a function id, or a key's digest."""
 
     __tablename__ = "events"
@@ -204,7 +204,7 @@ class Event(Base):
     created: Mapped[float]
 
 
-class Delivery(Base):
+class Delivery(Schema):
     """One event for one module, from due to done. `due` None: it waits for the version's conditions, or is done or parked."""
 
     __tablename__ = "deliveries"

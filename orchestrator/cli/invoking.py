@@ -126,7 +126,10 @@ def logs(
         show.as_json(answer)
         return
     out = show.console()
-    for one in rows_of(answer, "logs"):
+    written = rows_of(answer, "logs")
+    if not written:
+        out.print("nothing printed yet")
+    for one in written:
         cut = "  [yellow](cut)[/]" if one["cut"] else ""
         version = show.plain(one["version"].rpartition(":")[2])
         out.print(f"[dim]{show.clock(one['at'])}  {show.plain(one['invocation_id'])}  version {version}[/]{cut}")

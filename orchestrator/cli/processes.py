@@ -26,8 +26,8 @@ def up(
     control_port: Annotated[int | None, typer.Option(help="Management API (8701); 0: any free one.")] = None,
     otlp_port: Annotated[int | None, typer.Option(help="OTLP/HTTP traces (4318); 0: any free one.")] = None,
     prewarm: Annotated[str | None, typer.Option(help="path (default) or off.")] = None,
-    driver: Annotated[str | None, typer.Option(help="process.")] = None,
-    allow_no_isolation: Annotated[bool | None, typer.Option("--allow-no-isolation", help="Run without a sandbox.")] = None,
+    driver: Annotated[str | None, typer.Option(help="process (the only one so far).")] = None,
+    allow_no_isolation: Annotated[bool | None, typer.Option("--allow-no-isolation", help="Run even without isolation.")] = None,
     standbys: Annotated[int | None, typer.Option(help="Waiting clones per tenant and memory shape.")] = None,
 ) -> None:
     """Start the whole platform on this machine; Ctrl-C stops it."""

@@ -39,5 +39,7 @@ def _state_rows(document: Mapping[str, Any]) -> list[tuple[str, str]]:
             rows += [("", f"[yellow]not in force:[/] {show.plain(line)}") for line in isolation["missing"]]
         else:
             learned = state.get("learned", {})
-            rows.append((name, f"learned from {learned.get('observed', 0)} runs, {len(state.get('nodes', ()))} node(s)"))
+            rows.append(
+                (name, f"{learned.get('observed', 0)} run(s) learned since it started, {len(state.get('nodes', ()))} node(s)")
+            )
     return rows

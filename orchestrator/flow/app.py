@@ -14,7 +14,7 @@ from kombu.entity import Queue
 from orchestrator.catalog.model import Module
 
 LONGEST_TASK_S = 280
-VISIBILITY_TIMEOUT_S = 600
+VISIBILITY_TIMEOUT_S = 2 * LONGEST_TASK_S + 40  # a task that still runs must not be handed out again
 SOCKET_TIMEOUT_S = 5.0
 KEY_PREFIX = "foreglow:celery:"
 

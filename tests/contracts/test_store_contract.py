@@ -83,14 +83,14 @@ def test_the_migrated_schema_is_the_model(tmp_path: Path) -> None:
     from alembic.autogenerate import compare_metadata
     from alembic.runtime.migration import MigrationContext
 
-    from orchestrator.catalog.model import Base
+    from orchestrator.catalog.model import Schema
 
     made = Store(f"sqlite:///{tmp_path / 'fresh.db'}")
     made.migrate()
     made.close()
     engine = create_engine(f"sqlite:///{tmp_path / 'fresh.db'}")
     with engine.connect() as connection:
-        assert compare_metadata(MigrationContext.configure(connection), Base.metadata) == []
+        assert compare_metadata(MigrationContext.configure(connection), Schema.metadata) == []
     engine.dispose()
 
 

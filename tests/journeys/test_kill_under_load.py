@@ -17,6 +17,7 @@ pytestmark = pytest.mark.system
 
 READY_S = 60.0
 SETTLE_S = 1.5
+ROUNDS = 10 if os.environ.get("FULL") else 1  # `make soak`
 
 FILES = {
     "foreglow.toml": """
@@ -145,7 +146,7 @@ class Load:
 
 def test_killing_the_control_flow_or_the_planner_fails_no_invocation(running: Running) -> None:
     with Load(running) as load:
-        for name in ("control", "flow", "planner"):
+        for name in ("control", "flow", "planner") * ROUNDS:
             before = running.pid(name)
             answered = load.answered
             os.kill(before, signal.SIGKILL)

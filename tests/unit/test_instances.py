@@ -17,7 +17,7 @@ VERSIONS = [one.version for one in SPECS]
 
 
 def made(of: int, number: int = 0, decision: str = "") -> Instance:
-    return Instance(f"i{number}", SPECS[of], SPECS[of].memory_mb, decision)
+    return Instance(SPECS[of], SPECS[of].memory_mb, decision)
 
 
 class Books(RuleBasedStateMachine):

@@ -2,7 +2,7 @@
 
 from alembic import context
 
-from orchestrator.catalog.model import Base
+from orchestrator.catalog.model import Schema
 
-context.configure(connection=context.config.attributes["connection"], target_metadata=Base.metadata, render_as_batch=True)
+context.configure(connection=context.config.attributes["connection"], target_metadata=Schema.metadata, render_as_batch=True)
 context.run_migrations()
