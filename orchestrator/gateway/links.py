@@ -80,6 +80,8 @@ class NodeLink:
         connection = self.connection
         if connection is None:
             raise RpcError("the node is not reachable")
+        if connection.congested:
+            return InvokeResult("full"), b""  # it does not read: what is sent now only piles up here
         if spec.version not in connection.defined:
             connection.defined.add(spec.version)
             connection.send(Rpc.DEFINE, 0, spec)

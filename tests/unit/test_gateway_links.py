@@ -23,7 +23,7 @@ from orchestrator.placement import place
 from tracing.records import InvocationRecord, Timings
 from workers.framing import encode
 from workers.rpc.connection import Connection, dial, listen
-from workers.rpc.messages import Hello, PrepareItem, Rpc, TriggerEvent, Welcome
+from workers.rpc.messages import Hello, InvokeRequest, PrepareItem, Rpc, TriggerEvent, Welcome
 
 HELLO = Hello("gateway", "gw", SECRET)
 
@@ -82,6 +82,37 @@ async def test_a_node_that_welcomes_and_dies_at_once_is_dialled_again(tmp_path: 
         server.close()
         async with running_node(tmp_path):
             await until(lambda: link.up and link.name == "node-1")
+
+
+@in_loop
+async def test_a_node_that_does_not_read_is_full_and_nothing_piles_up(tmp_path: Path) -> None:
+    reading = asyncio.Event()
+
+    async def stuck(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(encode(Rpc.WELCOME, 0, msgspec.msgpack.encode(Welcome("stuck"))))
+        await reading.wait()
+        while await reader.read(1 << 20):
+            pass
+        writer.close()
+
+    server = await asyncio.start_unix_server(stuck, str(tmp_path / "node.sock"))
+    link, echo = link_to(tmp_path / "node.sock"), spec("echo")
+    request = InvokeRequest(echo.version, "i" * 16, "t" * 32, "", 0, 60.0, "text/plain")
+    try:
+        async with running(link):
+            await until(lambda: link.up)
+            sent = [asyncio.ensure_future(link.invoke(echo, request, bytes(4 << 20))) for _ in range(10)]
+            await until(lambda: any(one.done() for one in sent))
+            assert {one.result()[0].status for one in sent if one.done()} == {"full"}
+            assert sum(1 for one in sent if not one.done()) <= 4
+            reading.set()
+            await until(lambda: link.connection is not None and not link.connection.congested)
+            for one in sent:
+                one.cancel()
+            await asyncio.gather(*sent, return_exceptions=True)
+    finally:
+        reading.set()
+        server.close()
 
 
 @pytest.mark.parametrize("there", [True, False])
