@@ -51,7 +51,7 @@ class NodeLink:
         delay = RETRY_S[0]
         while True:
             try:
-                self.connection = await dial(self.path, self, self._hello)
+                connection = self.connection = await dial(self.path, self, self._hello)
             except RpcError as error:
                 log.debug("node.unreachable", node=str(self.path), error=str(error))
                 await asyncio.sleep(delay)
@@ -59,12 +59,12 @@ class NodeLink:
                 continue
             delay = RETRY_S[0]
             if subscribe:
-                self.connection.send(Rpc.SUBSCRIBE, 0)
+                connection.send(Rpc.SUBSCRIBE, 0)
             self._lost.clear()
             try:
                 await self._lost.wait()
             except asyncio.CancelledError:
-                self.connection.close()
+                connection.close()
                 raise
 
     async def invoke(self, spec: VersionSpec, request: InvokeRequest, body: bytes) -> Answer:

@@ -44,8 +44,7 @@ async def running(link: NodeLink, subscribe: bool = False) -> AsyncIterator[None
         task.cancel()
         await asyncio.wait({task}, timeout=2.0)
         assert task.done()
-    await settle()
-    assert link.connection is None or link.connection.closed
+    await until(lambda: link.connection is None or link.connection.closed, "its connection is closed")
 
 
 # -- links
