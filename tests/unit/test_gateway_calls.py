@@ -45,7 +45,7 @@ async def test_a_call_runs_as_a_child_in_the_same_trace(tmp_path: Path) -> None:
     [
         ("nobody", b"", "not-found", "no function 'nobody'"),
         ("leaf:9", b"", "not-found", "no version"),
-        ("leaf:" + "9" * 5000, b"", "not-found", "over 200 characters"),
+        ("leaf:" + "9" * 240, b"", "not-found", "over 200 characters"),
         ("../other/leaf", b"", "not-found", "no function"),
         ("", b"", "not-found", "no function"),
         ("leaf", bytes(1001), "too-large", "over 1000 bytes"),
