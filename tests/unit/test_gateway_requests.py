@@ -500,15 +500,3 @@ async def test_what_never_reached_a_handler_is_recorded_as_refused(tmp_path: Pat
             ("acme/two", "refused", "Overload"),
             ("acme/one", "error", "E"),
         ]
-
-
-@in_loop
-async def test_a_payload_that_is_not_what_it_says_is_the_callers_fault(tmp_path: Path) -> None:
-    async with running_node(tmp_path) as rig, running_gateway(rig) as gate:
-        gate.serve(ECHO)
-        detail = {"type": "BadPayload", "message": "the payload is not JSON", "payload": True}
-        rig.driver.handler = lambda clone, frame: clone.say(FromGuest.ERROR, frame.id, detail)
-        answer = await gate.post("echo", b"{")
-        assert (answer.status_code, answer.json()["detail"]) == (400, "the payload is not JSON")
-        always_there(answer.headers)
-        assert not rig.driver.clones[0].ended
