@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable
 from functools import partial
 
-import msgspec
 import structlog
 
 from graph.calls import StartKind
@@ -181,12 +180,13 @@ class Execution:
                 self._on_log(instance, frame)
             elif kind == FromGuest.ERROR:
                 detail = decode_error(frame.meta)
-                error = ErrorDetail(detail.type[:200], detail.message[:8192], detail.stack[:65536])
+                error = _bounded(detail.type, detail.message, detail.stack)
                 self._leave(instance, frame.id, "bad-payload" if detail.payload else "error", error=error)
             elif kind == FromGuest.CANCEL_CALL:
                 self._on_cancel_call(instance, frame.id)
-        except (ValueError, msgspec.MsgspecError) as error:
-            self.kill(instance, f"the guest broke the protocol: {error}")
+        except Exception as error:  # whatever a guest can provoke (RecursionError was one) is its own end only
+            log.warning("guest.broke_protocol", version=instance.spec.version, error=f"{type(error).__name__}: {error}"[:500])
+            self.kill(instance, f"the guest broke the protocol: {type(error).__name__}: {error}"[:500])
 
     def _on_result(self, instance: Instance, frame: Frame) -> None:
         invocation = instance.live.get(frame.id)
@@ -361,14 +361,18 @@ class Execution:
             found = error.detail
             status, detail = (
                 "init-failed",
-                ErrorDetail(found.get("type", "Error"), found.get("message", ""), found.get("stack", "")),
+                _bounded(found.get("type", "Error"), found.get("message", ""), found.get("stack", "")),
             )
         except CodeUnavailable as error:
             status, detail = "code-unavailable", ErrorDetail("CodeUnavailable", str(error))
         except TimeoutError:
             status, detail = "init-failed", ErrorDetail("InitTimeout", "importing the handler took too long")
         except (DriverError, SealError, OSError) as error:
-            status, detail = "killed", ErrorDetail(type(error).__name__, str(error))
+            status, detail = "killed", _bounded(type(error).__name__, str(error), "")
+        except Exception as error:
+            # an instance that stays "preparing" would hold its memory and its waiters for ever
+            log.exception("instance.preparing_broke", version=instance.spec.version)
+            status, detail = "killed", _bounded(type(error).__name__, str(error), "")
         if status:
             self._failed(instance, status, detail)
             return
@@ -479,3 +483,8 @@ class Execution:
             self.kill(instance, "the node stops")
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=10.0)
+
+
+def _bounded(kind: str, message: str, stack: str) -> ErrorDetail:
+    """What a guest says of an error, cut to what is worth carrying."""
+    return ErrorDetail(kind[:200], message[:8192], stack[:65536])

@@ -2,8 +2,10 @@
 
 import asyncio
 from dataclasses import dataclass, field
+from typing import Annotated
 
 import msgspec
+from msgspec import Meta
 
 from graph.calls import StartKind
 from tracing.records import Timings
@@ -70,15 +72,21 @@ class GuestInvoke(msgspec.Struct, frozen=True, omit_defaults=True):
     http: GuestHttp | None = None
 
 
+ContentType = Annotated[str, Meta(max_length=256)]
+"""What guests say is bounded where it is read: it grows when it is written for the next hop, whose frames are bounded too."""
+
+
 class GuestResponse(msgspec.Struct, frozen=True):
-    status: int = 200
-    headers: list[tuple[str, str]] = []
+    status: Annotated[int, Meta(ge=0, le=999)] = 200
+    headers: Annotated[
+        list[tuple[Annotated[str, Meta(max_length=256)], Annotated[str, Meta(max_length=8192)]]], Meta(max_length=64)
+    ] = []
 
 
 class GuestResult(msgspec.Struct, frozen=True):
     """Meta of FromGuest.RESULT."""
 
-    content_type: str = ""
+    content_type: ContentType = ""
     http: GuestResponse | None = None
 
 
@@ -95,8 +103,8 @@ class GuestCall(msgspec.Struct, frozen=True):
     """Meta of FromGuest.CALL."""
 
     invocation: int
-    function: str
-    content_type: str = "application/json"
+    function: Annotated[str, Meta(max_length=1 << 16)]
+    content_type: ContentType = "application/json"
     asynchronous: bool = False
 
 

@@ -131,6 +131,7 @@ def server(settings: Settings) -> ControlServer:
         server_header=False,
         timeout_graceful_shutdown=GRACE_S,
         limit_concurrency=500,
+        http="h11",  # bounds a request's head, which the faster one does not
         h11_max_incomplete_event_size=64 << 10,
     )
     return ControlServer(config)

@@ -91,10 +91,7 @@ class FunctionRequest(Request):
                 raise ValueError(f"{name[:80]!r} is not a name: letters, digits and _, no digit first, not {RESERVED}...")
             if "\0" in value:
                 raise ValueError(f"{name} holds a zero character")
-        if (
-            sum(len(name.encode()) + len(value.encode("utf-8", "replace")) for name, value in environment.items())
-            > MAX_ENVIRONMENT_BYTES
-        ):
+        if sum(len(name.encode()) + len(value.encode()) for name, value in environment.items()) > MAX_ENVIRONMENT_BYTES:
             raise ValueError(f"over {MAX_ENVIRONMENT_BYTES >> 10} KiB in all")
         return environment
 
@@ -139,6 +136,12 @@ class ImportRequest(Request):
     text: str
     map: dict[ObservedName, ObservedName] = {}
     decay: bool = Field(default=True, description="Old traces count less than new ones.")
+
+    @field_validator("text")
+    @classmethod
+    def _text(cls, text: str) -> str:
+        text.encode()  # a lone surrogate cannot travel: ValueError
+        return text
 
 
 class ImportAnswer(BaseModel):

@@ -8,6 +8,7 @@ from typing import Any
 from graph.calls import StartKind
 from orchestrator.catalog.watch import RouteTable
 from orchestrator.gateway.answers import Headers, answer, headers_of, problem_answer
+from orchestrator.gateway.listener import MAX_HEAD
 from orchestrator.gateway.resolve import NotFound, Unauthorized, authenticate, resolve
 from orchestrator.gateway.runs import Run, Runs, new_span_id, new_trace_id
 from tracing import propagation
@@ -19,6 +20,8 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 
 PREFIX = "/function/"
+MAX_CONTENT_TYPE = 256
+BODY_S = 30.0
 _DROPPED = {b"authorization", b"connection", b"transfer-encoding", b"keep-alive", b"upgrade", b"expect"}
 
 
@@ -71,24 +74,13 @@ class GatewayApp:
 
     async def _invoke(self, scope: Message, receive: Receive, target: str) -> tuple[int, Headers, bytes]:
         began = time.monotonic()
-        authorization = traceparent = b""
-        content_type = b"application/json"
-        length = 0
-        for name, value in scope["headers"]:
-            if name == b"authorization":
-                authorization = value
-            elif name == b"content-type":
-                content_type = value
-            elif name == b"traceparent":
-                traceparent = value
-            elif name == b"content-length":
-                length = int(value)  # the server has checked it
+        headers = dict(scope["headers"])
+        content_type = headers.get(b"content-type", b"application/json")
         try:
-            key = authenticate(self._table, authorization)
+            key = authenticate(self._table, headers.get(b"authorization", b""))
         except Unauthorized as error:
             raise Refused(401, "not authenticated", str(error), [(b"www-authenticate", b"Bearer")]) from error
-        if length > self._max_payload:
-            raise Refused(413, "payload too large", f"at most {self._max_payload} bytes")
+        self._check_head(scope, headers, content_type)
         name, slash, rest = target.partition("/")
         try:
             _, spec = resolve(self._table, key.tenant, name)
@@ -112,12 +104,30 @@ class GatewayApp:
             began + spec.timeout_s,
             content_type.decode("latin-1"),
             http,
-            _link(traceparent),
+            _link(headers.get(b"traceparent", b"")),
         )
         result, payload = await self._runs.run(run, body, began)
         return answer(result, payload, headers_of(result, run.invocation_id, run.trace_id, run.place_ms))
 
+    def _check_head(self, scope: Message, headers: dict[bytes, bytes], content_type: bytes) -> None:
+        """Raises Refused for what must not travel on."""
+        if len(content_type) > MAX_CONTENT_TYPE or sum(len(name) + len(value) for name, value in scope["headers"]) > MAX_HEAD:
+            raise Refused(431, "request headers too large", f"at most {MAX_HEAD} bytes, {MAX_CONTENT_TYPE} of content type")
+        length = int(headers.get(b"content-length", b"0"))  # the server has checked it
+        if b"upgrade" in headers and (length or b"transfer-encoding" in headers):
+            # the parser takes what follows such a head for the other protocol: the payload would be lost
+            raise Refused(400, "no upgrade here", "send the request without an Upgrade header")
+        if length > self._max_payload:
+            raise Refused(413, "payload too large", f"at most {self._max_payload} bytes")
+
     async def _read(self, receive: Receive) -> bytes:
+        try:
+            async with asyncio.timeout(BODY_S):
+                return await self._receive_all(receive)
+        except TimeoutError as error:
+            raise Refused(408, "request timed out", f"the payload did not come within {BODY_S:g} s") from error
+
+    async def _receive_all(self, receive: Receive) -> bytes:
         parts: list[bytes] = []
         size, more = 0, True
         while more:

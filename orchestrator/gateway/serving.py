@@ -12,6 +12,7 @@ import uvloop
 from orchestrator.catalog.watch import RouteTable, RouteWatcher
 from orchestrator.gateway.app import GatewayApp
 from orchestrator.gateway.links import NodeLink
+from orchestrator.gateway.listener import BoundedHttp
 from orchestrator.gateway.reports import Reports
 from orchestrator.gateway.runs import Runs
 from orchestrator.gateway.waiting import WaitingRoom
@@ -21,6 +22,7 @@ from workers.rpc.messages import Hello
 from workers.sealing import load_key
 
 DRAIN_S = 10
+MAX_CONNECTIONS = 5000
 STOP_S = 2.0
 
 log = structlog.get_logger(__name__)
@@ -57,6 +59,8 @@ async def serve(settings: Settings) -> None:
             server_header=False,
             date_header=False,
             ws="none",
+            http=BoundedHttp,
+            limit_concurrency=MAX_CONNECTIONS,
             timeout_graceful_shutdown=DRAIN_S,
         )
     )

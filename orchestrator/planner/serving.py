@@ -188,6 +188,9 @@ async def serve(settings: Settings) -> None:
             host=settings.host,
             port=settings.otlp_port,
             lifespan="off",
+            http="h11",  # bounds a request's head, which the faster one does not
+            h11_max_incomplete_event_size=64 << 10,
+            limit_concurrency=500,
             access_log=False,
             log_level="warning",
             server_header=False,

@@ -16,8 +16,8 @@ from typing import Any, Protocol, cast
 import msgspec
 import structlog
 
-from workers.framing import Frame, FrameParser, encode
-from workers.rpc.messages import MESSAGES, PROTOCOL, Ask, Hello, Refusal, Rpc, Welcome
+from workers.framing import MAX_BODY, MAX_META, Frame, FrameParser, encode
+from workers.rpc.messages import MESSAGES, PROTOCOL, Ask, ErrorDetail, Hello, InvokeResult, Refusal, Rpc, Welcome
 
 HELLO_TIMEOUT_S = 5.0
 WRITE_LIMIT = 8 << 20
@@ -156,7 +156,18 @@ class Connection(asyncio.Protocol):
         if self._transport is None or self._lost:
             return
         meta = _encoder.encode(message) if message is not None else b""
+        if len(meta) > MAX_META or len(body) > MAX_BODY:
+            meta, body = self._too_large(kind, len(meta), len(body))
         self._transport.write(encode(kind, ident, meta, body))
+
+    @staticmethod
+    def _too_large(kind: int, meta: int, body: int) -> tuple[bytes, bytes]:
+        """The peer would close the connection, and everything in flight on it, over one frame: it gets an error instead.
+        Raises ValueError for a kind that answers nobody."""
+        detail = f"{meta} bytes of description or {body} of payload are over the limit of a message"
+        if kind in (Rpc.RESULT, Rpc.CALL_RESULT):
+            return _encoder.encode(InvokeResult("error", error=ErrorDetail("ResultTooLarge", detail))), b""
+        raise ValueError(detail)
 
     @property
     def congested(self) -> bool:
@@ -252,7 +263,10 @@ class Connection(asyncio.Protocol):
             log.exception("question.failed", what=message.what)  # a fault of ours: whoever asked must not wait for it
             self.send(Rpc.REFUSED, ident, Refusal(500, f"{message.what}: failed, see the log of {self._name}"))
         else:
-            self.send(Rpc.ANSWER, ident, None, body)
+            if len(body) > MAX_BODY:
+                self.send(Rpc.REFUSED, ident, Refusal(413, f"{message.what}: the answer is over {MAX_BODY} bytes"))
+            else:
+                self.send(Rpc.ANSWER, ident, None, body)
 
     def _answered(self, kind: int, ident: int, message: Any, body: bytes) -> None:
         future = self._asked.get(ident)

@@ -141,7 +141,10 @@ class ProcessClone:
         answer = await asyncio.wait_for(asyncio.shield(self._ready), timeout_s)
         elapsed_ms = (time.perf_counter() - began) * 1000
         self._refuse(answer)
-        init_ms = min(float(answer.get("init_ms", 0.0)), elapsed_ms)
+        told = answer.get("init_ms", 0.0)
+        if not isinstance(told, int | float):
+            raise DriverError("the guest broke the protocol: init_ms is not a number")
+        init_ms = min(max(0.0, float(told)), elapsed_ms) if told == told else 0.0  # noqa: PLR0124 (not a number)
         return InitReport(elapsed_ms - init_ms, init_ms)
 
     def _refuse(self, answer: dict[str, Any]) -> None:
@@ -163,7 +166,7 @@ class ProcessClone:
         elif not self._ready.done():
             try:
                 self._ready.set_result(_decode(frame.meta))
-            except msgspec.DecodeError as error:
+            except (ValueError, RecursionError, msgspec.MsgspecError) as error:
                 self._ready.set_exception(DriverError(f"the guest broke the protocol: {error}"))
                 self._ready.exception()
                 self._end(f"the guest broke the protocol: {error}")

@@ -8,7 +8,7 @@ import socket
 from collections import deque
 from collections.abc import Callable
 
-from workers.framing import Frame, FrameError, FrameParser, encode
+from workers.framing import Frame, FrameParser, encode
 
 READ_SIZE = 64 << 10
 CLOSED = "the sandbox closed its channel"
@@ -123,8 +123,8 @@ class Wire:
                 self._on_frame(frame)
                 if self._closed:
                     break
-        except FrameError as error:
-            self._lose(f"the guest broke the protocol: {error}")
+        except Exception as error:  # FrameError, or whatever else a guest can provoke: its own end, never the node's
+            self._lose(f"the guest broke the protocol: {type(error).__name__}: {error}"[:500])
         return count
 
     def _resume(self) -> None:
