@@ -1,6 +1,8 @@
 """A Valkey of the test's own, and the routes a publisher would leave in it."""
 
 import asyncio
+import contextlib
+import shutil
 from pathlib import Path
 
 import redis.asyncio as redis
@@ -22,6 +24,13 @@ class Server:
         command = valkey.command(self.socket, self.folder / "data")
         self._process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.DEVNULL)
         await until(lambda: valkey.answers(self.socket), "Valkey answers")
+
+    def end(self) -> None:
+        """Nothing of it is left, also when the test is being cancelled: no waiting here."""
+        if self._process is not None and self._process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                self._process.kill()
+        shutil.rmtree(self.folder, ignore_errors=True)
 
     async def kill(self) -> None:
         assert self._process is not None

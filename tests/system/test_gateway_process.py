@@ -46,6 +46,13 @@ class Gateway:
             base_url=f"http://127.0.0.1:{port}", headers={"authorization": f"Bearer {TOKEN}"}, timeout=10
         )
 
+    async def ready(self) -> None:
+        for _ in range(1000):
+            with contextlib.suppress(httpx.TransportError):
+                if (await self.client.get("/readyz")).status_code == 200:
+                    return
+            await asyncio.sleep(0.02)
+
     async def post(self, name: str, content: bytes = b"", **more: Any) -> httpx.Response:
         return await self.client.post(f"/function/{name}", content=content, **more)
 
@@ -64,53 +71,44 @@ class Gateway:
 
 @contextlib.asynccontextmanager
 async def running_gateway_process(**environment: str) -> AsyncIterator[Gateway]:
-    folder = Path(tempfile.mkdtemp(prefix="fg-"))  # short: a socket's path holds 108 bytes
-    settings = Settings(state=folder / "state")
-    for made in (settings.state, settings.runtime_folder):
-        made.mkdir(mode=0o700, parents=True)
-    secret = rpc_secret(load_key(settings.key_file))
-    valkey, port = Server(folder), free_port()
-    await valkey.start()
-    client = redis.from_url(valkey.url, protocol=2)
-    catalog = Catalog(client)
-    await catalog.key(digest(TOKEN), encode(KEYS[digest(TOKEN)]))
-    await catalog.put(route(ECHO), route(SITE))
-    async with running_node(folder, secret=secret) as rig:
-        process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "orchestrator.cli.main", "gateway"),
-            env={
-                **os.environ,
-                "FOREGLOW_STATE": str(settings.state),
+    valkey = Server(Path(tempfile.mkdtemp(prefix="fg-")))  # short: a socket's path holds 108 bytes
+    settings = Settings(state=valkey.folder / "state")
+    try:
+        for made in (settings.state, settings.runtime_folder):
+            made.mkdir(mode=0o700, parents=True)
+        await valkey.start()
+        client = redis.from_url(valkey.url, protocol=2)
+        catalog = Catalog(client)
+        await catalog.key(digest(TOKEN), encode(KEYS[digest(TOKEN)]))
+        await catalog.put(route(ECHO), route(SITE))
+        async with running_node(valkey.folder, secret=rpc_secret(load_key(settings.key_file))) as rig:
+            port = free_port()
+            more = {
                 "FOREGLOW_HOME": str(settings.state),
                 "FOREGLOW_NODES": str(rig.path),
                 "FOREGLOW_REDIS_URL": valkey.url,
                 "FOREGLOW_FUNCTIONS_PORT": str(port),
                 **environment,
-            },
-            stdout=asyncio.subprocess.DEVNULL,
-        )
-        gateway = Gateway(process, port, rig, valkey, catalog)
-        try:
-            async with asyncio.timeout(15):
-                while True:
-                    with contextlib.suppress(httpx.TransportError):
-                        if (await gateway.client.get("/readyz")).status_code == 200:
-                            break
-                    await asyncio.sleep(0.02)
-            yield gateway
-        finally:
-            await gateway.client.aclose()
-            if process.returncode is None:
-                process.terminate()
-                with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(process.wait(), 8)
-            if process.returncode is None:
-                process.kill()
+            }
+            process = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-m", "orchestrator.cli.main", "gateway"),
+                env={**os.environ, **more},
+                stdout=asyncio.subprocess.DEVNULL,
+            )
+            gateway = Gateway(process, port, rig, valkey, catalog)
+            try:
+                await gateway.ready()
+                yield gateway
+            finally:
+                if process.returncode is None:
+                    process.kill()
+                await gateway.client.aclose()
                 await process.wait()
-    await client.aclose()
-    await valkey.kill()
-    shutil.rmtree(folder)
-    shutil.rmtree(settings.runtime_folder)
+        await client.aclose()
+        await valkey.kill()
+    finally:
+        valkey.end()
+        shutil.rmtree(settings.runtime_folder, ignore_errors=True)
 
 
 HEAD = b"POST /function/echo HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer " + TOKEN.encode() + b"\r\n"

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import shutil
 import tempfile
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -38,19 +37,20 @@ async def end(watching: "asyncio.Task[None]") -> None:
 
 @contextlib.asynccontextmanager
 async def following() -> AsyncIterator[tuple[Server, Catalog, RouteTable]]:
-    folder = Path(tempfile.mkdtemp(prefix="fg-"))  # short: a socket's path holds 108 bytes
-    server = Server(folder)
-    await server.start()
-    client = redis.from_url(server.url, protocol=2)
-    table = RouteTable()
-    watching = asyncio.ensure_future(RouteWatcher(server.url, table).run())
+    server = Server(Path(tempfile.mkdtemp(prefix="fg-")))  # short: a socket's path holds 108 bytes
     try:
-        yield server, Catalog(client), table
+        await server.start()
+        client = redis.from_url(server.url, protocol=2)
+        table = RouteTable()
+        watching = asyncio.ensure_future(RouteWatcher(server.url, table).run())
+        try:
+            yield server, Catalog(client), table
+        finally:
+            await end(watching)
+            await client.aclose()
+            await server.kill()
     finally:
-        await end(watching)
-        await client.aclose()
-        await server.kill()
-        shutil.rmtree(folder)
+        server.end()
 
 
 def numbers(table: RouteTable) -> dict[str, int]:
@@ -141,17 +141,18 @@ async def test_killed_and_restarted_it_is_followed_again_and_meanwhile_nothing_i
 
 
 @in_loop
-async def test_a_watcher_that_starts_before_its_server_waits_for_it(tmp_path: Path) -> None:
-    folder = Path(tempfile.mkdtemp(prefix="fg-"))
-    server, table = Server(folder), RouteTable()
-    watching = asyncio.ensure_future(RouteWatcher(server.url, table).run())
-    await asyncio.sleep(0.03)
-    assert not watching.done()
-    await server.start()
-    client = redis.from_url(server.url, protocol=2)
-    await Catalog(client).put(route(spec("f")))
-    await until(table.loaded.is_set)
-    await end(watching)
-    await client.aclose()
-    await server.kill()
-    shutil.rmtree(folder)
+async def test_a_watcher_that_starts_before_its_server_waits_for_it() -> None:
+    server, table = Server(Path(tempfile.mkdtemp(prefix="fg-"))), RouteTable()
+    try:
+        watching = asyncio.ensure_future(RouteWatcher(server.url, table).run())
+        await asyncio.sleep(0.03)
+        assert not watching.done()
+        await server.start()
+        client = redis.from_url(server.url, protocol=2)
+        await Catalog(client).put(route(spec("f")))
+        await until(table.loaded.is_set)
+        await end(watching)
+        await client.aclose()
+        await server.kill()
+    finally:
+        server.end()
