@@ -5,8 +5,9 @@ When Redis is away, or was emptied and not rebuilt yet, the last routes stay in 
 
 import asyncio
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
+import msgspec
 import redis.asyncio as redis
 import structlog
 from redis.exceptions import RedisError
@@ -27,6 +28,8 @@ from workers.versions import VersionSpec
 BLOCK_MS = 1000
 READ_COUNT = 500
 RETRY_S = (0.05, 2.0)
+
+Decoded = TypeVar("Decoded")
 
 log = structlog.get_logger(__name__)
 
@@ -121,8 +124,8 @@ class RouteWatcher:
         if sequence is None:
             return  # emptied: the catalog's owner rebuilds it, until then the old routes stand
         self._table.replace(
-            {name.decode(): decode_route(value) for name, value in functions.items()},
-            {name.decode(): decode_key(value) for name, value in keys.items()},
+            _decoded(functions, decode_route),
+            _decoded(keys, decode_key),
         )
         position = last[0][0] if last else b"0-0"
         expected = int(sequence) + 1
@@ -138,7 +141,10 @@ class RouteWatcher:
                 if int(fields[b"s"]) != expected:
                     return
                 expected += 1
-                self._apply(fields)
+                try:
+                    self._apply(fields)
+                except (KeyError, ValueError, msgspec.MsgspecError) as error:
+                    log.error("routes.unreadable", entry=str(entry), error=str(error)[:200])
 
     def _apply(self, fields: dict[bytes, bytes]) -> None:
         name, value = fields[b"id"].decode(), fields[b"v"]
@@ -148,3 +154,14 @@ class RouteWatcher:
             self._table.keys[name] = decode_key(value)
         else:
             self._table.keys.pop(name, None)
+
+
+def _decoded(values: dict[bytes, bytes], decode: Callable[[bytes], Decoded]) -> dict[str, Decoded]:
+    """One entry that cannot be read must not cost all others."""
+    found = {}
+    for name, value in values.items():
+        try:
+            found[name.decode()] = decode(value)
+        except (ValueError, msgspec.MsgspecError) as error:
+            log.error("routes.unreadable", entry=repr(name)[:200], error=str(error)[:200])
+    return found

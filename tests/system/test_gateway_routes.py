@@ -71,6 +71,18 @@ async def test_what_was_there_is_loaded_and_what_changes_is_followed_in_order() 
 
 
 @in_loop
+async def test_entries_that_cannot_be_read_cost_only_themselves() -> None:
+    async with following() as (_, catalog, table):
+        await catalog.client.hset(FUNCTIONS_KEY, "acme/broken", b"\xc1 not msgpack")  # type: ignore[misc]
+        await catalog.put(route(spec("f")))
+        await until(lambda: numbers(table) == {"acme/f": 1})
+        await catalog.key("bad", b"\xc1")
+        await catalog.put(route(spec("f", 2), generation=2))
+        await until(lambda: numbers(table) == {"acme/f": 2})
+        assert table.keys == {}
+
+
+@in_loop
 async def test_keys_come_and_go_at_once() -> None:
     async with following() as (_, catalog, table):
         await catalog.key(digest(TOKEN), encode(KEYS[digest(TOKEN)]))
