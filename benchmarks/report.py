@@ -95,7 +95,7 @@ class Report:
         return {
             "cores": os.cpu_count(),
             "memory_gb": round(memory_gb),
-            "kernel": platform.release(),
+            "kernel": ".".join(platform.release().split(".")[:2]),
             "python": platform.python_version(),
             "date": time.strftime("%Y-%m-%d", time.gmtime()),
             "others_percent": round(100 * max(0.0, others) / max(1, total), 1),

@@ -21,7 +21,7 @@ CALIBRATION_ROUNDS = 20_000_000
 
 
 def run(report: Report, full: bool) -> None:
-    rounds, predictions = (40, 1000) if full else (8, 50)
+    rounds, predictions = (40, 1000) if full else (8, 100)
     report.progress("starting foreglow")
     with Platform(standbys=0, prewarm="path") as platform:
         report.driver, report.tier = platform.driver, platform.tier
