@@ -129,6 +129,7 @@ def server(settings: Settings) -> ControlServer:
         access_log=False,
         log_config=None,
         server_header=False,
+        proxy_headers=False,  # nobody in front is trusted to say who the client is
         timeout_graceful_shutdown=GRACE_S,
         limit_concurrency=500,
         http="h11",  # bounds a request's head, which the faster one does not

@@ -194,6 +194,7 @@ async def serve(settings: Settings) -> None:
             access_log=False,
             log_level="warning",
             server_header=False,
+            proxy_headers=False,  # nobody in front is trusted to say who the client is
             timeout_graceful_shutdown=3,
         )
     )
