@@ -13,6 +13,7 @@ from graph.planning import losers, plan
 from graph.plans import (
     Budget,
     EdgeSource,
+    Evidence,
     ExpectedCall,
     PrewarmPlan,
     Prices,
@@ -28,6 +29,7 @@ from workers.rpc.messages import DecisionUpdate, PrepareItem, TriggerEvent
 from workers.versions import VersionSpec
 
 PREDICTION_KEPT_S = 0.25
+LEAD_FLOOR_S = 0.01  # leads are short where starts are not: without it reach would say little
 PREDICTIONS = 5_000
 
 log = structlog.get_logger(__name__)
@@ -150,7 +152,7 @@ class PlannerLoop:
                     "ready",
                     decision.start_in_s,
                     decision.expires_s,
-                    decision.evidence.lead_s or 0.0,
+                    needed_in(decision.evidence),
                 )
             )
         for node, items in orders.items():
@@ -227,3 +229,11 @@ class PlannerLoop:
         for why, ids in by_why.items():
             for node in self._fleet.up():
                 node.revoke(ids, why)
+
+
+def needed_in(evidence: Evidence) -> float:
+    """Seconds by which nodes order what they prepare: the time until needed, longer for what is unlikely to be needed at all.
+
+    A branch taken in one run of four waits behind a stage of every run that comes a little later.
+    """
+    return ((evidence.lead_s or 0.0) + LEAD_FLOOR_S) / max(evidence.reach, 0.01)

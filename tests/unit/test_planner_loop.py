@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from graph.callgraph import CallGraph
 from graph.calls import Call, Trace
 from graph.ids import FunctionId, TenantId
-from graph.plans import Budget, EdgeSource, Trigger
+from graph.plans import Budget, EdgeSource, Evidence, Trigger
 from orchestrator.catalog.watch import RouteTable
 from orchestrator.planner.log import DecisionLog
-from orchestrator.planner.loop import PlannerLoop
+from orchestrator.planner.loop import PlannerLoop, needed_in
 from orchestrator.planner.peers import Fleet
 from workers.rpc.messages import DecisionUpdate, PrepareItem, TriggerEvent
 from workers.versions import VersionSpec
@@ -447,3 +447,12 @@ def test_in_any_story_the_books_add_up(story: list[tuple[str, int, str]], pick: 
     assert all(bench.loop._promises.total(fid(each)) == 0 for each in "abc")
     pending = {one.decision_id for one in bench.log.entries() if one.outcome == "pending"}
     assert pending <= {one for one, _ in bench.node.revoked}, "what nobody waits for any more was taken back"
+
+
+def test_an_unlikely_branch_is_prepared_behind_a_certain_stage_that_comes_a_little_later() -> None:
+    def evidence(reach: float, lead_s: float | None) -> Evidence:
+        return Evidence(EdgeSource.LEARNED, reach, reach, 100, lead_s)
+
+    assert needed_in(evidence(1.0, 0.013)) < needed_in(evidence(0.25, 0.008))
+    assert needed_in(evidence(1.0, 0.008)) < needed_in(evidence(1.0, 0.013))
+    assert needed_in(evidence(1.0, None)) < needed_in(evidence(0.5, None))

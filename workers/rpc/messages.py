@@ -110,7 +110,7 @@ class ChildCall(msgspec.Struct, array_like=True, frozen=True):
 
 class PrepareItem(msgspec.Struct, array_like=True, frozen=True):
     """`level`: ready (an instance) or code (only the layers into tier 1). `delay_s` is relative to receipt; the instance, once
-    ready and unused for `expires_s`, is given up."""
+    ready and unused for `expires_s`, is given up. `needed_in_s` orders what a node prepares, the smallest first."""
 
     decision_id: str
     version: str
