@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import time
 from pathlib import Path
 
 import pytest
@@ -176,11 +177,13 @@ async def test_a_clone_nobody_waits_for_any_more_is_ended(tmp_path: Path) -> Non
         await until(lambda: len(descendants()) == count, "none of them is left")
 
 
+@pytest.mark.parametrize("dead_for_s", [0.0, 0.1], ids=["dying", "dead"])
 @in_loop
-async def test_a_template_that_dies_under_a_request_is_replaced_at_once(tmp_path: Path) -> None:
+async def test_a_template_that_dies_under_a_request_is_replaced_at_once(tmp_path: Path, dead_for_s: float) -> None:
     async with bench(tmp_path) as made:
         one = await made.run(ECHO)
         os.kill(parent_of(one.clone.pid), signal.SIGKILL)
+        time.sleep(dead_for_s)  # noqa: ASYNC251 (the loop must not hear of it meanwhile)
         clone = await made.driver.clone("acme", 128)  # asked before the node has heard of the death
         assert await Running(clone, await clone.specialise(made.work(), 15)).value(1) == 1
         await until(lambda: one.exits, "its clone went with it")

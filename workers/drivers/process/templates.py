@@ -114,6 +114,8 @@ class Template:
             self._one_less()
             if future.done() and not future.cancelled() and future.exception() is None:
                 _discard(future.result()[1])
+            if isinstance(error, ConnectionError) and not self.gone:
+                self._lost("the template process closed its channel")  # known here before its end is told
             if isinstance(error, OSError | TimeoutError):
                 raise DriverError(f"the template process does not answer: {error or 'timed out'}") from error
             raise
