@@ -49,12 +49,31 @@ class EventKind(StrEnum):
     DEPLOYED = "deployed"
     REMOVED = "removed"
     KEY = "key"
+    TENANT = "tenant"
+    NODE = "node"
+
+
+class KeyRole(StrEnum):
+    """`operator`: runs the platform; may also make tenants, see nodes and parked events."""
+
+    TENANT = "tenant"
+    OPERATOR = "operator"
+
+
+class NodeState(StrEnum):
+    """`SILENT`: no heartbeat; out of placement until it is heard of again. `LEFT`: told to go, its name may join again."""
+
+    UP = "up"
+    SILENT = "silent"
+    LEFT = "left"
 
 
 class Module(StrEnum):
     """The control-flow modules; each has the Celery queue of its name."""
 
+    NETWORK_DEPLOYMENT = "network_deployment"
     FUNCTION_MANAGEMENT = "function_management"
+    SCHEDULING = "scheduling"
     METADATA_SYNC = "metadata_sync"
 
 
@@ -77,14 +96,22 @@ class Installation(Schema):
 
 
 class Tenant(Schema):
+    """An owner of functions and its quotas. A quota that is None is the platform's default (catalog.quotas)."""
+
     __tablename__ = "tenants"
 
     name: Mapped[str] = mapped_column(String(63), primary_key=True)
     created: Mapped[float]
+    generation: Mapped[int] = mapped_column(BigInteger, default=0)
+    max_functions: Mapped[int | None]
+    max_concurrency: Mapped[int | None]  # invocations in flight, over all gateways
+    max_package_bytes: Mapped[int | None] = mapped_column(BigInteger)  # of all packages kept
+    max_invocations_per_s: Mapped[float | None]
+    max_prewarm_instances: Mapped[int | None]  # speculative instances at once
 
 
 class Key(Schema):
-    """A bearer token, kept as its SHA-256. `generation`: 1 when made, 2 when revoked."""
+    """A bearer token, kept as its SHA-256. `generation`: 1 when made, 2 when revoked. `role`: see KeyRole."""
 
     __tablename__ = "keys"
 
@@ -96,6 +123,52 @@ class Key(Schema):
     revoked: Mapped[float | None]
     last_used: Mapped[float | None]
     generation: Mapped[int] = mapped_column(default=1)
+    role: Mapped[str] = mapped_column(String(16), default="tenant")
+
+
+class Node(Schema):
+    """A host that joined. `epoch` grows each time it joins or is declared silent: orders and answers of an older one are void.
+
+    `address`: `host:port`, or the path of a socket on this host. `fingerprint`: SHA-256 of its certificate, hex, empty for a
+    node on the control host, which the cluster key lets in.
+    """
+
+    __tablename__ = "nodes"
+
+    name: Mapped[str] = mapped_column(String(63), primary_key=True)
+    address: Mapped[str]
+    zone: Mapped[str] = mapped_column(String(63), default="")
+    fingerprint: Mapped[str] = mapped_column(String(64), default="")
+    state: Mapped[str] = mapped_column(String(16))
+    epoch: Mapped[int] = mapped_column(BigInteger)
+    generation: Mapped[int] = mapped_column(BigInteger)
+    joined: Mapped[float]
+    last_seen: Mapped[float | None]
+
+
+class JoinToken(Schema):
+    """Lets one process join once; kept as its SHA-256."""
+
+    __tablename__ = "join_tokens"
+
+    digest: Mapped[str] = mapped_column(String(64), primary_key=True)
+    role: Mapped[str] = mapped_column(String(16))  # node | gateway | planner | flow
+    created: Mapped[float]
+    expires: Mapped[float]
+    used: Mapped[float | None]
+    used_by: Mapped[str] = mapped_column(String(63), default="")
+
+
+class Lease(Schema):
+    """Who may do something alone, such as plan for a shard of tenants. `epoch` grows with every new holder, never goes back."""
+
+    __tablename__ = "leases"
+
+    name: Mapped[str] = mapped_column(String(63), primary_key=True)
+    holder: Mapped[str]
+    address: Mapped[str] = mapped_column(default="")
+    epoch: Mapped[int] = mapped_column(BigInteger)
+    expires: Mapped[float]
 
 
 class Function(Schema):
@@ -170,6 +243,7 @@ class Version(Schema):
     environment_names: Mapped[list[str]]
     calls: Mapped[list[str]]
     egress: Mapped[str] = mapped_column(String(16))
+    initial_instances: Mapped[int] = mapped_column(default=0)  # made before the version gets traffic
     package: Mapped[str] = mapped_column(String(80))
     code_layer: Mapped[str] = mapped_column(String(80), default="")
     dependency_layer: Mapped[str] = mapped_column(String(80), default="")

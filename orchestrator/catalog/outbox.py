@@ -20,6 +20,8 @@ MODULES: Mapping[EventKind, tuple[Module, ...]] = {
     EventKind.DEPLOYED: (Module.FUNCTION_MANAGEMENT, Module.METADATA_SYNC),
     EventKind.REMOVED: (Module.METADATA_SYNC,),
     EventKind.KEY: (Module.METADATA_SYNC,),
+    EventKind.TENANT: (Module.METADATA_SYNC,),
+    EventKind.NODE: (Module.METADATA_SYNC,),
 }
 WAITS_FOR_CONDITIONS = {(EventKind.DEPLOYED, Module.METADATA_SYNC)}
 
