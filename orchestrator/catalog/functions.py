@@ -5,7 +5,7 @@ from sqlalchemy import delete, select, update
 from sqlalchemy.orm import Session
 
 from graph.ids import FunctionId, VersionId, function_id, name_of, number_of, tenant_of
-from orchestrator.catalog.database import Database
+from orchestrator.catalog.database import Database, retried
 from orchestrator.catalog.errors import NotFound, Refused
 from orchestrator.catalog.model import (
     Condition,
@@ -57,6 +57,7 @@ class Functions:
     def __init__(self, database: Database) -> None:
         self._database = database
 
+    @retried
     def put(self, tenant: str, name: str, settings: VersionSettings, now: float) -> FunctionView:
         """A new immutable version, waiting for its conditions. Raises Refused for a package that was never uploaded."""
         with self._database.write() as session:
@@ -81,6 +82,7 @@ class Functions:
             _forget_old(session, function)
             return view_functions(session, [function])[0]
 
+    @retried
     def remove(self, tenant: str, name: str, now: float) -> None:
         """Versions go, the row and its generation stay. Raises NotFound."""
         with self._database.write() as session:
@@ -122,6 +124,7 @@ class Functions:
                 return None
             return PendingVersion(version.tenant, number, version.handler, version.runtime, version.package)
 
+    @retried
     def set_layers(self, function: FunctionId, number: int, code: str, dependencies: str, size: int) -> None:
         """`size`: bytes unpacked, both layers. Does nothing when the version is gone."""
         with self._database.write() as session:
@@ -129,6 +132,7 @@ class Functions:
             if version is not None:
                 version.code_layer, version.dependency_layer, version.layers_size = code, dependencies, size
 
+    @retried
     def set_condition(
         self, function: FunctionId, number: int, name: ConditionName, status: ConditionStatus, reason: str, now: float
     ) -> None:
@@ -146,6 +150,7 @@ class Functions:
                 version.state = VersionState.FAILED
             conditions_changed(session, version.function, number, function, version.generation, now)
 
+    @retried
     def mark_serving(self, function: FunctionId, number: int) -> Route | None:
         """Makes the version invocable when all its conditions hold, and the serving one unless one with a higher generation is.
 
@@ -170,6 +175,7 @@ class Functions:
             session.flush()
             return view_route(session, row)
 
+    @retried
     def mark_published(self, route: Route) -> None:
         """The routes say so now: users may be told. A route that was overtaken changes nothing."""
         with self._database.write() as session:

@@ -7,7 +7,7 @@ import msgspec
 from sqlalchemy import select, update
 
 from graph.ids import TENANT_PATTERN
-from orchestrator.catalog.database import Database
+from orchestrator.catalog.database import Database, retried
 from orchestrator.catalog.errors import NotFound, Refused
 from orchestrator.catalog.model import EventKind, Key, Tenant
 from orchestrator.catalog.outbox import add_event
@@ -40,6 +40,7 @@ class Keys:
     def __init__(self, database: Database) -> None:
         self._database = database
 
+    @retried
     def create_tenant(self, tenant: str, now: float) -> bool:
         """True when it is new. Raises Refused."""
         if not TENANT_PATTERN.match(tenant):
@@ -55,6 +56,7 @@ class Keys:
         token = "fg_" + secrets.token_urlsafe(32)
         return MadeKey(self.adopt_key(tenant, name, token, now), token)
 
+    @retried
     def adopt_key(self, tenant: str, name: str, token: str, now: float) -> str:
         """The id of the key with this token, registered now when it is not known. Raises NotFound, Refused when revoked."""
         digest = token_digest(token)
@@ -71,6 +73,7 @@ class Keys:
             add_event(session, EventKind.KEY, digest, key.generation, {}, now)
             return key.key_id
 
+    @retried
     def revoke_key(self, tenant: str, key_id: str, now: float) -> None:
         """Raises NotFound. Revoking twice is once."""
         with self._database.write() as session:

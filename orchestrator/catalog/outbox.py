@@ -7,7 +7,7 @@ import msgspec
 from sqlalchemy import delete, func, select, update
 from sqlalchemy.orm import Session
 
-from orchestrator.catalog.database import Database
+from orchestrator.catalog.database import Database, retried
 from orchestrator.catalog.model import Condition, ConditionStatus, Delivery, Event, EventKind, Module
 
 MAX_TRIES = 10
@@ -82,6 +82,7 @@ class Outbox:
             )
             return [(row.event, Module(row.module)) for row in rows]
 
+    @retried
     def claim(self, event: int, module: Module, now: float) -> bool:
         """True for the one relay that may send it now. Parks what was sent too often."""
         with self._database.write() as session:
@@ -95,6 +96,7 @@ class Outbox:
             delivery.due = now + RESEND_S
             return True
 
+    @retried
     def unclaim(self, event: int, module: Module, now: float) -> None:
         """It could not be sent or taken up after all (the broker is away, builders are busy): no try was used up."""
         with self._database.write() as session:
@@ -116,9 +118,12 @@ class Outbox:
             found, tries = row
             return OpenEvent(found.id, EventKind(found.kind), found.subject, found.generation, found.payload, tries)
 
+    @retried
     def close(self, event: int, module: Module, now: float) -> None:
         """The module has finished. The event goes when all its modules have."""
         with self._database.write() as session:
+            # of two modules that finish at once the second must see that the first has: the event would stay for ever
+            session.execute(select(Event.id).where(Event.id == event).with_for_update())
             session.execute(
                 update(Delivery).where(Delivery.event == event, Delivery.module == module).values(done=now, due=None, reason="")
             )
@@ -128,6 +133,7 @@ class Outbox:
             if not still_open:
                 session.execute(delete(Event).where(Event.id == event))
 
+    @retried
     def retry(self, event: int, module: Module, reason: str, now: float) -> bool:
         """The module could not finish: sent again after a growing pause, parked after MAX_TRIES. False when parked."""
         with self._database.write() as session:
@@ -141,6 +147,7 @@ class Outbox:
             delivery.due = now + BACKOFF_S[min(max(delivery.tries - 1, 0), len(BACKOFF_S) - 1)]
             return True
 
+    @retried
     def resend_open(self, now: float) -> int:
         """At the start of a relay: what a dead predecessor had sent is sent again at once. Returns how many."""
         with self._database.write() as session:
@@ -148,6 +155,7 @@ class Outbox:
             result = session.execute(update(Delivery).where(Delivery.due > now).values(due=now).returning(Delivery.event))
             return len(result.all())
 
+    @retried
     def redrive(self, now: float) -> int:
         """Parked events start again from the first try. Returns how many."""
         with self._database.write() as session:

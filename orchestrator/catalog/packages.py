@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import msgspec
 from sqlalchemy.orm import Session
 
-from orchestrator.catalog.database import Database
+from orchestrator.catalog.database import Database, retried
 from orchestrator.catalog.model import Layer, LayerRole, Package
 
 
@@ -32,6 +32,7 @@ class Packages:
     def __init__(self, database: Database) -> None:
         self._database = database
 
+    @retried
     def register(
         self, tenant: str, digest: str, files: int, size: int, requirements: Sequence[str], requirements_digest: str, now: float
     ) -> None:
@@ -59,6 +60,7 @@ class Packages:
             layer = session.get(Layer, (tenant, role, source, runtime))
             return LayerView(layer.digest, layer.size, layer.failures) if layer is not None else None
 
+    @retried
     def add_layer(self, tenant: str, role: LayerRole, source: str, runtime: str, layer: LayerView, now: float) -> LayerView:
         """The layer that counts: the first one built from a source stays, so that versions that share a source share it."""
         with self._database.write() as session:

@@ -7,7 +7,7 @@ import msgspec
 from sqlalchemy import select
 
 from graph.ids import FunctionId, function_id
-from orchestrator.catalog.database import Database
+from orchestrator.catalog.database import Database, retried
 from orchestrator.catalog.functions import Functions
 from orchestrator.catalog.keys import Keys
 from orchestrator.catalog.model import Function, Installation, Key
@@ -51,6 +51,7 @@ class Store:
     def close(self) -> None:
         self.database.close()
 
+    @retried
     def identity(self) -> str:
         """Random, made once: tells this database's routes in Redis from another's."""
         with self.database.read() as session:

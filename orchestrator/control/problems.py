@@ -12,6 +12,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from starlette.exceptions import HTTPException
 from starlette.routing import Match
 
+from orchestrator.catalog.database import out_of_space
 from orchestrator.catalog.errors import NotFound, Refused
 from workers.code.origin import OriginError
 from workers.code.package import PackageError
@@ -88,6 +89,8 @@ def _refused(request: Request, error: Exception) -> ProblemResponse:
 
 def _database(request: Request, error: Exception) -> ProblemResponse:
     log.error("database.failed", error=type(error).__name__, reason=str(getattr(error, "orig", error))[:300])
+    if isinstance(error, SQLAlchemyError) and out_of_space(error):
+        return problem_response(507, "the disk of the database is full: nothing was changed; free some space and try again")
     return problem_response(503, "the database is not reachable; try again", headers={"Retry-After": "1"})
 
 

@@ -1,37 +1,37 @@
-"""What control and the control flow rely on of the store, on every database it claims: SQLite, and FOREGLOW_TEST_DATABASE_URL."""
+"""What control and the control flow rely on of the store, on both databases: SQLite and PostgreSQL."""
 
+import contextlib
 import os
+import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from sqlalchemy import create_engine, text
+from doubles.servers import Postgres
+from sqlalchemy import create_engine, select
+from sqlalchemy.exc import SQLAlchemyError
 
 from graph.ids import FunctionId
-from orchestrator.catalog.database import SchemaMissing
+from orchestrator.catalog import postgresql
+from orchestrator.catalog.database import SchemaMissing, retried
 from orchestrator.catalog.errors import NotFound, Refused
 from orchestrator.catalog.functions import VERSIONS_KEPT, VersionSettings
-from orchestrator.catalog.model import ConditionName, ConditionStatus, LayerRole, Module
+from orchestrator.catalog.model import ConditionName, ConditionStatus, Event, Function, LayerRole, Module, Schema
 from orchestrator.catalog.outbox import MAX_TRIES, RESEND_S
 from orchestrator.catalog.packages import LayerView
+from orchestrator.catalog.postgresql import BoundedConnection, spoken
 from orchestrator.catalog.routes import VERSIONS_PER_ROUTE, Route
 from orchestrator.catalog.store import Store
 
 DIGEST = "sha256:" + "a" * 64
-OTHER = os.environ.get("FOREGLOW_TEST_DATABASE_URL", "")
 F = FunctionId("acme/f")
 
 
-@pytest.fixture(params=["sqlite", *(["other"] if OTHER else [])])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
-    url = f"sqlite:///{tmp_path / 'catalog.db'}"
-    if request.param == "other":
-        url = OTHER
-        with create_engine(url).begin() as connection:
-            connection.execute(text("DROP SCHEMA public CASCADE; CREATE SCHEMA public"))
-    made = Store(url)
+@pytest.fixture
+def store(database_url: str) -> Iterator[Store]:
+    made = Store(database_url)
     made.migrate()
     for tenant in ("acme", "rival"):
         made.keys.create_tenant(tenant, 1)
@@ -68,8 +68,8 @@ def finish(store: Store) -> None:
 # -- schema
 
 
-def test_migrating_twice_and_at_once_is_once(tmp_path: Path) -> None:
-    stores = [Store(f"sqlite:///{tmp_path / 'fresh.db'}") for _ in range(4)]
+def test_migrating_twice_and_at_once_is_once(database_url: str) -> None:
+    stores = [Store(database_url) for _ in range(4)]
     with pytest.raises(SchemaMissing, match="control"):
         stores[0].database.check_schema()
     with ThreadPoolExecutor(4) as pool:
@@ -79,16 +79,14 @@ def test_migrating_twice_and_at_once_is_once(tmp_path: Path) -> None:
         one.close()
 
 
-def test_the_migrated_schema_is_the_model(tmp_path: Path) -> None:
+def test_the_migrated_schema_is_the_model(database_url: str) -> None:
     from alembic.autogenerate import compare_metadata
     from alembic.runtime.migration import MigrationContext
 
-    from orchestrator.catalog.model import Schema
-
-    made = Store(f"sqlite:///{tmp_path / 'fresh.db'}")
+    made = Store(database_url)
     made.migrate()
     made.close()
-    engine = create_engine(f"sqlite:///{tmp_path / 'fresh.db'}")
+    engine = create_engine(spoken(database_url))
     with engine.connect() as connection:
         assert compare_metadata(MigrationContext.configure(connection), Schema.metadata) == []
     engine.dispose()
@@ -111,8 +109,14 @@ def test_a_key_opens_its_tenant_until_it_is_revoked(store: Store) -> None:
     assert (listed.name, listed.revoked, listed.last_used) == ("ci", 3, 2)
 
 
-def test_the_token_is_not_in_the_database(store: Store, tmp_path: Path) -> None:
+def test_the_token_is_not_in_the_database(store: Store, database_url: str, tmp_path: Path) -> None:
     made = store.keys.make_key("acme", "ci", 1)
+    engine = create_engine(spoken(database_url))
+    with engine.connect() as connection:
+        rows = [row for table in Schema.metadata.sorted_tables for row in connection.execute(select(table))]
+    engine.dispose()
+    assert rows
+    assert made.token not in repr(rows)
     for file in tmp_path.iterdir():
         assert made.token.encode() not in file.read_bytes()
 
@@ -441,3 +445,109 @@ def test_keys_and_removals_are_events_of_the_routes_only(store: Store) -> None:
 def test_the_identity_of_the_database_is_made_once(store: Store) -> None:
     assert store.identity() == store.identity()
     assert len(store.identity()) == 32
+
+
+# -- several processes at once
+
+
+def at_once(count: int, act: Callable[[int], object]) -> list[object]:
+    barrier = threading.Barrier(count)
+
+    def start(number: int) -> object:
+        barrier.wait(10)
+        return act(number)
+
+    with ThreadPoolExecutor(count) as pool:
+        return list(pool.map(start, range(count)))
+
+
+def test_what_two_make_first_is_made_once(store: Store, database_url: str) -> None:
+    """Rows that are not there yet cannot be locked: PostgreSQL lets one of the two lose, who then tries again."""
+    others = [Store(database_url) for _ in range(6)]
+    assert len(set(at_once(6, lambda one: others[one].identity()))) == 1
+    assert sorted(at_once(6, lambda one: others[one].keys.create_tenant("new", 1))) == [False] * 5 + [True]  # type: ignore[type-var]
+    assert len(set(at_once(6, lambda one: others[one].keys.adopt_key("new", "k", "token", 1)))) == 1
+    at_once(6, lambda one: others[one].packages.register("new", DIGEST, 1, 10, (), "", 1))
+    numbers = at_once(6, lambda one: others[one].functions.put("new", "f", settings(), 1).versions[0].number)
+    assert sorted(numbers) == [1, 2, 3, 4, 5, 6]  # type: ignore[type-var]
+    for other in others:
+        other.close()
+
+
+def test_modules_that_finish_at_once_leave_no_event(store: Store) -> None:
+    finish(store)
+    for number in range(1, 21):
+        store.functions.put("acme", "f", settings(), 10)
+        ((event, management),) = store.outbox.due(10)
+        decide(store, number)
+        modules = (management, Module.METADATA_SYNC)
+        at_once(2, lambda one: store.outbox.close(event, modules[one], 11))  # noqa: B023
+        assert store.outbox.backlog().open == 0
+        with store.database.read() as session:
+            assert session.get(Event, event) is None
+
+
+def test_a_reader_sees_one_state_while_others_write(store: Store) -> None:
+    """Versions and conditions are read by several statements; none may see what the one before did not."""
+    store.functions.put("acme", "f", settings(), 1)
+    stopped = threading.Event()
+
+    def write() -> None:
+        while not stopped.is_set():
+            store.functions.remove("acme", "f", 2)
+            store.functions.put("acme", "f", settings(), 3)
+
+    with ThreadPoolExecutor(1) as pool:
+        writing = pool.submit(write)
+        try:
+            for _ in range(150):
+                for view in store.functions.list("acme"):
+                    assert [len(version.conditions) for version in view.versions] == [3]
+        finally:
+            stopped.set()
+        writing.result(20)
+
+
+def test_writers_that_lock_each_other_out_both_get_through(store: Store) -> None:
+    """The deadlock is PostgreSQL's to break; SQLite cannot have one."""
+    for name in ("a", "b"):
+        store.functions.put("acme", name, settings(), 1)
+    first_locks = threading.Barrier(2)
+    tries = []
+
+    @retried
+    def lock_both(names: tuple[str, str]) -> None:
+        tries.append(names)
+        with store.database.write() as session:
+            for name in names:
+                query = select(Function).where(Function.name == name).with_for_update()
+                session.scalars(query).one().created += 1
+                session.flush()
+                if len(tries) <= 2:
+                    with contextlib.suppress(threading.BrokenBarrierError):
+                        first_locks.wait(1)
+
+    at_once(2, lambda one: lock_both((("a", "b"), ("b", "a"))[one]))
+    with store.database.read() as session:
+        assert {function.created for function in session.scalars(select(Function))} == {3}
+
+
+def test_a_database_that_stands_still_is_an_error_within_the_limit(postgres: Postgres, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its socket is open and its kernel acknowledges: only a limit of our own ends the wait."""
+    monkeypatch.setattr(BoundedConnection, "answer_s", 0.5)
+    monkeypatch.setattr(postgresql, "CONNECT_S", 2)
+    made = Store(postgres.fresh())
+    made.migrate()
+    stopped = postgres.tree()
+    with pytest.raises(SQLAlchemyError, match="did not answer"), made.database.read() as session:  # noqa: PT012
+        session.execute(select(Function))
+        for pid in stopped:
+            os.kill(pid, signal.SIGSTOP)
+        try:
+            session.execute(select(Function))
+        finally:
+            assert not made.database.reachable()
+            for pid in stopped:
+                os.kill(pid, signal.SIGCONT)
+    assert made.keys.list_keys("acme") == []
+    made.close()

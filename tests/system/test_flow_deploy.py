@@ -1,4 +1,5 @@
-"""From a deploy to the route: the real Valkey, a real Celery worker in a process of its own, real builds."""
+"""From a deploy to the route: a real Celery worker in a process of its own, real builds; on what comes along (SQLite, Valkey) and
+on what a fleet has (PostgreSQL, Redis)."""
 
 import contextlib
 import io
@@ -16,6 +17,7 @@ from pathlib import Path
 
 import pytest
 import redis
+from doubles.servers import redis_command
 
 from graph.ids import FunctionId
 from orchestrator import valkey
@@ -35,11 +37,15 @@ PATIENCE_S = 60.0
 HANDLER = {"handler.py": b"def f(event, context):\n    return event\n"}
 
 
-class Platform:
-    """Valkey, flow and the catalog of one state folder."""
+Legs = Callable[[], tuple[str, str]]
 
-    def __init__(self, folder: Path) -> None:
-        self.settings = Settings(state=folder / "state")
+
+class Platform:
+    """Valkey or Redis, flow and the catalog of one state folder."""
+
+    def __init__(self, folder: Path, redis_kind: str, database_url: str) -> None:
+        self.redis_kind = redis_kind
+        self.settings = Settings(state=folder / "state", database_url=database_url)
         self.settings.state.mkdir()
         self.settings.runtime_folder.mkdir(mode=0o700)
         self.index = folder / "index"
@@ -56,7 +62,7 @@ class Platform:
 
     def start_valkey(self) -> None:
         socket = self.settings.socket("valkey")
-        command = valkey.command(socket, self.settings.state / "valkey")
+        command = redis_command(self.redis_kind, socket, self.settings.state / "valkey")
         self.valkey = subprocess.Popen(command, stdout=subprocess.DEVNULL)
         self.wait(lambda: valkey.answers(socket), "Valkey")
 
@@ -64,6 +70,7 @@ class Platform:
         environment = {
             **os.environ,
             "FOREGLOW_STATE": str(self.settings.state),
+            "FOREGLOW_DATABASE_URL": self.settings.database_url,
             "UV_DEFAULT_INDEX": self.index.as_uri(),  # no test asks a network
             "SECRET_OF_THE_PLATFORM": "hunter2",
             "PYTHONFAULTHANDLER": "1",
@@ -159,9 +166,9 @@ class Platform:
 
 
 @contextlib.contextmanager
-def running() -> Iterator[Platform]:
+def running(legs: Legs) -> Iterator[Platform]:
     folder = Path(tempfile.mkdtemp(prefix="fg-flow-"))
-    made = Platform(folder)
+    made = Platform(folder, *legs())
     try:
         made.start_valkey()
         made.start_flow()
@@ -171,16 +178,25 @@ def running() -> Iterator[Platform]:
         shutil.rmtree(folder)
 
 
+@pytest.fixture(scope="module", params=["embedded", "fleet"])
+def legs(request: pytest.FixtureRequest) -> Legs:
+    """What Redis to start and the URL of an empty database ("": the embedded one)."""
+    if request.param == "embedded":
+        return lambda: ("valkey", "")
+    postgres = request.getfixturevalue("postgres")
+    return lambda: ("redis", postgres.fresh())
+
+
 @pytest.fixture(scope="module")
-def shared() -> Iterator[Platform]:
+def shared(legs: Legs) -> Iterator[Platform]:
     """One platform for all tests that break nothing; each uses function names of its own."""
-    with running() as made:
+    with running(legs) as made:
         yield made
 
 
 @pytest.fixture
-def platform() -> Iterator[Platform]:
-    with running() as made:
+def platform(legs: Legs) -> Iterator[Platform]:
+    with running(legs) as made:
         yield made
 
 

@@ -31,8 +31,8 @@ F = FunctionId("acme/f")
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    made = Store(f"sqlite:///{tmp_path / 'catalog.db'}")
+def store(database_url: str) -> Iterator[Store]:
+    made = Store(database_url)
     made.migrate()
     made.keys.create_tenant("acme", 1)
     yield made
