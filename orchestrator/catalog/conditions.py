@@ -130,13 +130,18 @@ def wake(session: Session, version: Version, now: float) -> None:
     )
 
 
-def forget_parked(session: Session, function: FunctionId, generations: Collection[int] | None = None) -> None:
-    """Parked events of versions that go: nobody can want them again. None: of all there are."""
-    parked = select(Delivery.event).where(Delivery.parked.is_not(None))
-    query = delete(Event).where(Event.subject == function, Event.id.in_(parked))
+def let_go(session: Session, function: FunctionId, now: float, generations: Collection[int] | None = None) -> None:
+    """Versions go. What was parked for them goes too; what waits for their conditions is due: nobody decides those any more.
+
+    `generations`: of the versions that go; None: all of the function's.
+    """
+    theirs = [Event.subject == function]
     if generations is not None:
-        query = query.where(Event.generation.in_(generations))
-    session.execute(query)
+        theirs.append(Event.generation.in_(generations))
+    parked = select(Delivery.event).where(Delivery.parked.is_not(None))
+    session.execute(delete(Event).where(*theirs, Event.id.in_(parked)))
+    waiting = (Delivery.due.is_(None), Delivery.done.is_(None), Delivery.event.in_(select(Event.id).where(*theirs)))
+    session.execute(update(Delivery).where(*waiting).values(due=now))
 
 
 def _set(session: Session, version: Version, name: ConditionName, status: ConditionStatus, reason: str, now: float) -> None:

@@ -91,7 +91,7 @@ class Functions:
             payload = {"number": function.latest, "instances": settings.initial_instances}
             waiting = conditions.waits_at_first(settings.initial_instances)
             add_event(session, EventKind.DEPLOYED, function_id(tenant, name), function.generation, payload, now, waiting)
-            _forget_old(session, function)
+            _forget_old(session, function, now)
             return view_functions(session, [function])[0]
 
     def remove(self, tenant: str, name: str, now: float) -> None:
@@ -106,7 +106,7 @@ class Functions:
             filled = select(Version.number).where(Version.function == function.id, Version.initial_instances > 0)
             versions = [version_id(identity, number) for number in session.scalars(filled)]
             session.execute(delete(Version).where(Version.function == function.id))
-            conditions.forget_parked(session, identity)
+            conditions.let_go(session, identity, now)
             skipped = () if versions else (Module.SCHEDULING,)
             payload = {"versions": versions}
             add_event(session, EventKind.REMOVED, identity, function.generation, payload, now, skipped=skipped)
@@ -253,7 +253,7 @@ def _add_version(session: Session, function: Function, settings: VersionSettings
     conditions.add_conditions(session, version, now)
 
 
-def _forget_old(session: Session, function: Function) -> None:
+def _forget_old(session: Session, function: Function, now: float) -> None:
     keep = {number for number in (function.serving, function.published) if number is not None}
     old = (
         Version.function == function.id,
@@ -263,4 +263,4 @@ def _forget_old(session: Session, function: Function) -> None:
     generations = session.scalars(select(Version.generation).where(*old)).all()
     if generations:
         session.execute(delete(Version).where(*old))
-        conditions.forget_parked(session, function_id(function.tenant, function.name), generations)
+        conditions.let_go(session, function_id(function.tenant, function.name), now, generations)
