@@ -128,9 +128,9 @@ class Node:
         elif kind == Rpc.DEFINE:
             self._define(message)
         elif kind == Rpc.PREPARE:
-            self._prepare(message)
+            self._prepare(connection, message)
         elif kind == Rpc.REVOKE:
-            self._revoke(message)
+            self._revoke(connection, message)
         elif kind == Rpc.CANCEL:
             self.execution.cancel(connection, ident)
         elif kind == Rpc.DRAIN:
@@ -159,9 +159,13 @@ class Node:
         else:
             self.execution.invoke(connection, stream, request, body, spec)
 
-    def _prepare(self, batch: PrepareBatch) -> None:
+    def _outdated(self, connection: Connection, epoch: int) -> bool:
+        """Leases are the planner's; what the control flow orders for a new version holds whoever plans."""
+        return connection.peer.role != "flow" and epoch < self._epoch
+
+    def _prepare(self, connection: Connection, batch: PrepareBatch) -> None:
         for item in batch.items:
-            if batch.epoch < self._epoch:
+            if self._outdated(connection, batch.epoch):
                 self._tell_decision(DecisionUpdate(item.decision_id, "cancelled", time.time(), detail="older epoch"))
             elif item.level == "code":
                 self._fetch_only(item)
@@ -193,9 +197,9 @@ class Node:
         except CodeUnavailable as error:
             log.warning("code.prefetch_failed", version=spec.version, error=str(error))
 
-    def _revoke(self, message: Revoke) -> None:
+    def _revoke(self, connection: Connection, message: Revoke) -> None:
         """Only what is not ready yet is given up: a ready instance costs nothing more to keep for its lifetime."""
-        if message.epoch < self._epoch:
+        if self._outdated(connection, message.epoch):
             return
         for decision_id in message.decision_ids:
             if decision_id in self.decisions and not self.decisions.is_ready(decision_id):

@@ -33,9 +33,12 @@ class VersionState(StrEnum):
 
 
 class ConditionName(StrEnum):
+    """`ROUTE`: gateways have been told; it follows from the others."""
+
     CODE = "code"
     NETWORK = "network"
     CAPACITY = "capacity"
+    ROUTE = "route"
 
 
 class ConditionStatus(StrEnum):
@@ -253,7 +256,10 @@ class Version(Schema):
 
 
 class Condition(Schema):
-    """One module's word on a version. Rows, not one JSON column: modules write theirs at the same time."""
+    """One module's word on a version. Rows, not one JSON column: modules write theirs at the same time.
+
+    `since` is when it got its status.
+    """
 
     __tablename__ = "conditions"
     __table_args__ = (ForeignKeyConstraint(["function", "number"], ["versions.function", "versions.number"], ondelete="CASCADE"),)
@@ -263,6 +269,7 @@ class Condition(Schema):
     name: Mapped[str] = mapped_column(String(16), primary_key=True)
     status: Mapped[str] = mapped_column(String(16))
     reason: Mapped[str] = mapped_column(Text)
+    since: Mapped[float]
 
 
 class Event(Schema):

@@ -6,6 +6,7 @@ memory_mb = 256
 handler = "payment:handle"      # module:function
 path = "payment"                # folder of its code, below the manifest's
 calls = ["notify"]
+initial_instances = 1           # started before a new version gets traffic
 """
 
 import difflib
@@ -23,6 +24,7 @@ HANDLER_PATTERN = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*\Z")
 VARIABLE_PATTERN = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
 MAX_TIMEOUT_S = 900
 MAX_CONCURRENCY = 1000
+MAX_INITIAL_INSTANCES = 20
 MANIFEST_FILE = "foreglow.toml"
 
 
@@ -176,6 +178,7 @@ FIELDS: Mapping[str, Callable[[object, str], None]] = {
     "environment": _environment,
     "calls": _calls,
     "egress": _one_of("none", "internet"),
+    "initial_instances": _number(0, MAX_INITIAL_INSTANCES),
     "path": _text,
     "requirements": _text,
 }

@@ -19,7 +19,7 @@ import orchestrator
 from orchestrator.catalog.nudge import Nudge
 from orchestrator.catalog.publish import Publisher
 from orchestrator.catalog.store import Store
-from orchestrator.control import functions, importing, insight, status
+from orchestrator.control import events, functions, importing, insight, status
 from orchestrator.control.admin import ensure_admin_key
 from orchestrator.control.guard import OPEN_PATHS, Guard
 from orchestrator.control.peers import Peer
@@ -93,6 +93,7 @@ def build(settings: Settings) -> FastAPI:
     app.state.stopping = stopping
     add_handlers(app)
     app.include_router(functions.router(store, Origin(settings.effective_origin_url), Sealer(key), nudge))
+    app.include_router(events.router(store, nudge))
     app.include_router(insight.router(store, planner, nodes, DecisionStream(planner, lambda: stopping.asked)))
     app.include_router(importing.router(planner))
     app.include_router(status.router(store, publisher, planner, nodes))

@@ -103,6 +103,7 @@ def router(store: Store, origin: Origin, sealer: Sealer, nudge: Nudge) -> APIRou
             environment_names=tuple(wanted.environment),
             calls=tuple(dict.fromkeys(wanted.calls)),
             egress=wanted.egress,
+            initial_instances=wanted.initial_instances,
         )
         view = store.functions.put(tenant, name, settings, time.time())
         nudge.give()

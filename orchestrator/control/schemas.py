@@ -14,6 +14,7 @@ RUNTIMES = ("python3.11",)
 MAX_TIMEOUT_S = 900
 MAX_CONCURRENCY = 1000
 MAX_CALLS = 100
+MAX_INITIAL_INSTANCES = 20
 MAX_ENVIRONMENT_BYTES = 4096
 VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
 RESERVED = "FOREGLOW_"
@@ -61,6 +62,9 @@ class FunctionRequest(Request):
     environment: dict[str, str] = Field(default={}, description="At most 4 KiB in all; values are never shown again.")
     calls: list[FunctionName] = Field(default=[], max_length=MAX_CALLS, description="Functions it is expected to call.")
     egress: Literal["none", "internet"] = "none"
+    initial_instances: int = Field(
+        default=0, ge=0, le=MAX_INITIAL_INSTANCES, description="Started before the version gets traffic; it waits for them."
+    )
 
     @field_validator("kind")
     @classmethod
@@ -170,9 +174,10 @@ class PackageAnswer(BaseModel):
 class ConditionAnswer(BaseModel):
     model_config = ConfigDict(from_attributes=True)
 
-    name: Literal["code", "network", "capacity"]
+    name: Literal["code", "network", "capacity", "route"]
     status: Literal["true", "false", "unknown", "not needed"]
-    reason: str
+    reason: str = Field(description="Why it does not hold, or what it waits for.")
+    since: float = Field(description="When it got this status: seconds since the Unix epoch.")
 
 
 class VersionAnswer(BaseModel):
@@ -190,6 +195,7 @@ class VersionAnswer(BaseModel):
     environment: dict[str, str] = Field(description="Values are masked.")
     calls: list[str]
     egress: str
+    initial_instances: int
     package: str
     conditions: list[ConditionAnswer]
 
@@ -213,6 +219,30 @@ class FunctionAnswer(BaseModel):
 
 class FunctionsAnswer(BaseModel):
     functions: list[FunctionAnswer]
+
+
+class EventAnswer(BaseModel):
+    """An event that `module` has not finished. `due` null: it waits for a version's conditions, or is parked."""
+
+    model_config = ConfigDict(from_attributes=True)
+
+    id: int
+    kind: str
+    subject: str = Field(description="A function's tenant/name; for kind `key` a key's digest.")
+    module: str
+    tries: int
+    reason: str = Field(description="Of the last try that failed.")
+    created: float = Field(description="Seconds since the Unix epoch, as all times here.")
+    due: float | None = Field(description="When it is sent (again).")
+    parked: float | None = Field(description="When it was given up; null while it is open.")
+
+
+class EventsAnswer(BaseModel):
+    events: list[EventAnswer]
+
+
+class RetriedAnswer(BaseModel):
+    retried: list[int] = Field(description="The events that start again from their first try.")
 
 
 class HealthAnswer(BaseModel):

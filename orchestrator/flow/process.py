@@ -1,8 +1,9 @@
-"""The flow process: the relay in one thread, a Celery worker with the two modules in the main one."""
+"""The flow process: the relay in one thread, a Celery worker with the modules in the main one."""
 
 import contextlib
 import logging
 import signal
+import socket
 import threading
 import time
 import warnings
@@ -26,13 +27,18 @@ from orchestrator.flow.building import BUILDS, Builder
 from orchestrator.flow.dependencies import Busy
 from orchestrator.flow.function_management import FunctionManagement
 from orchestrator.flow.metadata_sync import MetadataSync
+from orchestrator.flow.network_deployment import NetworkDeployment
 from orchestrator.flow.relay import Relay
-from orchestrator.settings import Settings
+from orchestrator.flow.scheduling import STARTS, Scheduling
+from orchestrator.flow.starting import Starter
+from orchestrator.settings import Settings, rpc_secret
 from workers.code.origin import Origin
 from workers.drivers.process.interpreter import find_interpreter
+from workers.rpc.messages import Hello
+from workers.sealing import load_key
 
-CONCURRENCY = BUILDS + 2
-"""Threads: whatever builds, two are left for the routes."""
+CONCURRENCY = BUILDS + STARTS + 2
+"""Threads: whatever builds and starts, two are left for the routes."""
 
 BUSY_S = 0.1
 SCHEMA_POLL_S = 0.1
@@ -50,8 +56,8 @@ class FlowModule(Protocol):
     def apply(self, event: OpenEvent) -> None:
         """Does what the event asks for; raises when it must be tried again."""
 
-    def give_up(self, event: OpenEvent, reason: str) -> None:
-        """It was tried too often."""
+    def give_up(self, event: OpenEvent) -> None:
+        """It was tried too often, and is parked. Undoes what cannot be left; a condition of the version says so already."""
 
 
 def guarded(module: FlowModule, store: Store, nudge: Nudge) -> Callable[[int], None]:
@@ -69,10 +75,11 @@ def guarded(module: FlowModule, store: Store, nudge: Nudge) -> Callable[[int], N
         except Exception as error:  # whatever it was, it is written down and tried again, and at last parked
             reason = f"{type(error).__name__}: {error}"
             log.warning("event.failed", module=module.module, event_number=number, tries=event.tries, reason=reason[:500])
-            if not store.outbox.retry(number, module.module, reason, time.time()):
-                module.give_up(event, reason)
+            if not store.outbox.retry(number, module.module, reason, time.time(), event.tries):
+                log.error("event.parked", module=module.module, event_number=number, subject=event.subject, reason=reason[:500])
+                module.give_up(event)
         else:
-            store.outbox.close(number, module.module, time.time())
+            store.outbox.close(number, module.module, time.time(), event.tries)
         nudge.give()
 
     return apply
@@ -100,7 +107,14 @@ def run(settings: Settings) -> None:
     nudge = Nudge(settings.effective_redis_url)
     builder = Builder(store.packages, Origin(settings.effective_origin_url), python, settings.state / "flow")
     app = build_app(settings.effective_redis_url)
-    modules: list[FlowModule] = [FunctionManagement(store, builder), MetadataSync(store, publisher)]
+    hello = Hello("flow", f"flow-{socket.gethostname()}", rpc_secret(load_key(settings.key_file)))
+    starter = Starter(lambda: settings.node_sockets, hello, _told_to_stop)
+    modules: list[FlowModule] = [
+        NetworkDeployment(store),
+        FunctionManagement(store, builder),
+        Scheduling(store, starter),
+        MetadataSync(store, publisher),
+    ]
     for module in modules:
         add_module(app, module.module, guarded(module, store, nudge))
     relay = Relay(app, store, publisher, nudge)

@@ -5,8 +5,8 @@ from typing import Any
 
 import msgspec
 
-from graph.ids import VersionId, number_of
-from graph.plans import Evidence, Outcome, PrewarmDecision, PrewarmPlan
+from graph.ids import VersionId, function_of, number_of, tenant_of
+from graph.plans import EdgeSource, Evidence, Outcome, PrewarmDecision, PrewarmPlan, Trigger, deploy_decision
 from tracing.records import Timings
 from workers.rpc.messages import DecisionUpdate
 
@@ -84,9 +84,9 @@ class DecisionLog:
             self._open.pop(oldest, None)
         return entry
 
-    def update(self, update: DecisionUpdate) -> LogEntry | None:
+    def update(self, update: DecisionUpdate, node: str = "") -> LogEntry | None:
         """What a node said of a decision; None when it is not known (any more) or has ended already."""
-        entry = self._open.get(update.decision_id)
+        entry = self._open.get(update.decision_id) or self._adopt(update, node)
         if entry is None:
             return None
         self._revision += 1
@@ -100,8 +100,29 @@ class DecisionLog:
             del self._open[update.decision_id]
         return entry
 
+    def _adopt(self, update: DecisionUpdate, node: str) -> LogEntry | None:
+        """The control flow orders instances for new versions; the log first hears of them when they are ready or have failed."""
+        ordered = deploy_decision(update.decision_id)
+        if ordered is None or update.decision_id in self._entries:
+            return None
+        function = function_of(ordered.version)
+        decision = PrewarmDecision(
+            update.decision_id,
+            function,
+            ordered.ordinal,
+            ordered.memory_mb,
+            0.0,
+            0.0,
+            f"version {number_of(ordered.version)} has initial_instances",
+            Evidence(EdgeSource.REQUESTED, 1.0, 1.0, 0),
+        )
+        created = update.at - update.start_s
+        plan = PrewarmPlan(f"{Trigger.DEPLOY}-{ordered.attempt}", tenant_of(function), function, Trigger.DEPLOY, "", created)
+        return self.add(plan, decision, ordered.version, node)
+
     def open_of(self, tenant: str) -> list[LogEntry]:
-        return [one for one in self._open.values() if one.tenant == tenant]
+        """Speculative ones: what a version asked for is no guess, and takes nothing from them."""
+        return [one for one in self._open.values() if one.tenant == tenant and one.trigger != Trigger.DEPLOY]
 
     def unready(self, decision_id: str) -> bool:
         """Still to be prepared, or on its way."""

@@ -215,10 +215,10 @@ class PlannerLoop:
 
     # -- outcomes
 
-    def on_outcomes(self, updates: Sequence[DecisionUpdate]) -> None:
+    def on_outcomes(self, updates: Sequence[DecisionUpdate], node: str = "") -> None:
         """Keeps the log, and learns how long functions take to get ready."""
         for update in updates:
-            entry = self._log.update(update)
+            entry = self._log.update(update, node)
             if entry is not None and update.outcome == "ready":
                 self._graph.set_start_time(FunctionId(entry.function), update.start_s)
 

@@ -82,7 +82,7 @@ class Planner:
         self.exporter.submit(records.records)
 
     def on_outcomes(self, node: str, updates: Sequence[DecisionUpdate]) -> None:
-        self.loop.on_outcomes(updates)
+        self.loop.on_outcomes(updates, node)
 
     def on_node(self, node: NodePeer, up: bool) -> None:
         if not up:

@@ -49,20 +49,35 @@ def settings(**changes: object) -> VersionSettings:
 
 
 def decide(store: Store, number: int, status: ConditionStatus = ConditionStatus.TRUE, reason: str = "", name: str = "f") -> None:
-    store.functions.set_condition(FunctionId(f"acme/{name}"), number, ConditionName.CODE, status, reason, 5)
+    """The code's condition; the others are not needed."""
+    function = FunctionId(f"acme/{name}")
+    for other in (ConditionName.NETWORK, ConditionName.CAPACITY):
+        store.functions.set_condition(function, number, other, ConditionStatus.NOT_NEEDED, "", 4)
+    store.functions.set_condition(function, number, ConditionName.CODE, status, reason, 5)
 
 
 def serve(store: Store, number: int, name: str = "f") -> Route | None:
     decide(store, number, name=name)
     route = store.functions.mark_serving(FunctionId(f"acme/{name}"), number)
     if route is not None:
-        store.functions.mark_published(route)
+        store.functions.mark_published(route, 6)
     return route
 
 
 def finish(store: Store) -> None:
     for event, module in store.outbox.due(1e9):
         store.outbox.close(event, module, 2)
+
+
+def deploy_event(store: Store, **changes: object) -> tuple[int, Module]:
+    """A deploy that only function management and the routes have not finished."""
+    store.functions.put("acme", "f", settings(**changes), 10)
+    for event, module in store.outbox.due(10):
+        if module in (Module.NETWORK_DEPLOYMENT, Module.SCHEDULING):
+            store.outbox.close(event, module, 10)
+    ((event, module),) = store.outbox.due(10)
+    assert module is Module.FUNCTION_MANAGEMENT
+    return event, module
 
 
 # -- schema
@@ -149,7 +164,8 @@ def test_every_put_is_a_new_immutable_version_and_one_event(store: Store) -> Non
     assert first.versions[0] == second.versions[1]
     assert second.latest is None
     assert [call.name for call in second.calls] == ["g", "f"]
-    assert [(module) for _, module in store.outbox.due(20)] == [Module.FUNCTION_MANAGEMENT] * 2
+    at_once = [Module.FUNCTION_MANAGEMENT, Module.NETWORK_DEPLOYMENT, Module.SCHEDULING]
+    assert sorted(module for _, module in store.outbox.due(20)) == sorted(at_once * 2)
 
 
 def test_a_put_that_is_refused_leaves_nothing(store: Store) -> None:
@@ -184,7 +200,7 @@ def test_a_version_serves_when_its_conditions_hold_and_not_before(store: Store) 
     assert route is not None
     assert store.functions.describe("acme", "f").versions[0].state == "pending"
     assert store.functions.describe("acme", "f").latest is None
-    store.functions.mark_published(route)
+    store.functions.mark_published(route, 6)
     assert store.functions.describe("acme", "f").versions[0].state == "ready"
     assert store.functions.describe("acme", "f").latest == 1
 
@@ -211,9 +227,9 @@ def test_a_route_that_was_overtaken_is_not_announced_but_its_version_is_by_the_n
     second = store.functions.mark_serving(F, 2)
     assert first is not None
     assert second is not None
-    store.functions.mark_published(first)
+    store.functions.mark_published(first, 6)
     assert store.functions.describe("acme", "f").latest is None
-    store.functions.mark_published(second)
+    store.functions.mark_published(second, 6)
     described = store.functions.describe("acme", "f")
     assert described.latest == 2
     assert [version.state for version in described.versions] == ["ready", "ready"]
@@ -337,22 +353,29 @@ def test_the_first_layer_built_from_a_source_is_the_one_that_counts(store: Store
 
 def test_the_routes_wait_for_the_last_condition(store: Store) -> None:
     finish(store)
-    store.functions.put("acme", "f", settings(), 10)
-    ((event, module),) = store.outbox.due(10)
-    assert module is Module.FUNCTION_MANAGEMENT
+    event, module = deploy_event(store)
     store.outbox.close(event, module, 11)
-    store.functions.set_condition(F, 1, ConditionName.CAPACITY, ConditionStatus.UNKNOWN, "", 5)
     assert store.outbox.due(1e9) == []
-    decide(store, 1)
+    for name in (ConditionName.CODE, ConditionName.NETWORK):
+        store.functions.set_condition(F, 1, name, ConditionStatus.TRUE, "", 5)
+    store.functions.set_condition(F, 1, ConditionName.CAPACITY, ConditionStatus.UNKNOWN, "0 of 1", 5)
     assert store.outbox.due(1e9) == []
     store.functions.set_condition(F, 1, ConditionName.CAPACITY, ConditionStatus.TRUE, "", 5)
     assert store.outbox.due(1e9) == [(event, Module.METADATA_SYNC)]
 
 
+def test_instances_wait_for_the_code_only(store: Store) -> None:
+    finish(store)
+    store.functions.put("acme", "f", settings(initial_instances=2), 10)
+    due = {module for _, module in store.outbox.due(1e9)}
+    assert due == {Module.FUNCTION_MANAGEMENT, Module.NETWORK_DEPLOYMENT}
+    store.functions.set_condition(F, 1, ConditionName.CODE, ConditionStatus.TRUE, "", 11)
+    assert {module for _, module in store.outbox.due(1e9)} == due | {Module.SCHEDULING}
+
+
 def test_an_event_is_claimed_once_and_comes_again_when_nobody_finished_it(store: Store) -> None:
     finish(store)
-    store.functions.put("acme", "f", settings(), 10)
-    ((event, module),) = store.outbox.due(10)
+    event, module = deploy_event(store)
     barrier = threading.Barrier(6)
 
     def claim(_: int) -> bool:
@@ -365,13 +388,12 @@ def test_an_event_is_claimed_once_and_comes_again_when_nobody_finished_it(store:
     assert store.outbox.due(10 + RESEND_S) == [(event, module)]
     loaded = store.outbox.load(event, module)
     assert loaded is not None
-    assert (loaded.subject, loaded.payload, loaded.tries) == ("acme/f", {"number": 1}, 1)
+    assert (loaded.subject, loaded.payload, loaded.tries) == ("acme/f", {"number": 1, "instances": 0}, 1)
 
 
 def test_a_closed_event_is_gone_and_closing_again_is_nothing(store: Store) -> None:
     finish(store)
-    store.functions.put("acme", "f", settings(), 10)
-    ((event, module),) = store.outbox.due(10)
+    event, module = deploy_event(store)
     store.outbox.close(event, module, 11)
     assert store.outbox.load(event, module) is None
     store.outbox.close(event, module, 12)
@@ -381,8 +403,9 @@ def test_a_closed_event_is_gone_and_closing_again_is_nothing(store: Store) -> No
 
 def test_a_try_that_fails_comes_again_later_and_is_parked_at_last(store: Store) -> None:
     finish(store)
-    store.functions.put("acme", "f", settings(), 10)
-    ((event, module),) = store.outbox.due(10)
+    event, module = deploy_event(store)
+    for name in (ConditionName.NETWORK, ConditionName.CAPACITY):
+        store.functions.set_condition(F, 1, name, ConditionStatus.NOT_NEEDED, "", 10)
     now, pauses, alive = 10.0, [], True
     while alive:
         assert store.outbox.claim(event, module, now)
@@ -394,16 +417,15 @@ def test_a_try_that_fails_comes_again_later_and_is_parked_at_last(store: Store) 
     assert len(pauses) == MAX_TRIES
     assert pauses[:4] == [1.0, 2.0, 5.0, 10.0]
     assert store.outbox.backlog().parked == 1
-    assert store.outbox.due(1e9) == []
-    assert store.outbox.redrive(now) == 1
+    assert store.outbox.due(1e9) == [(event, Module.METADATA_SYNC)], "the routes are told that this version will not come"
+    assert store.outbox.redrive(now) == [event]
     assert store.outbox.due(now) == [(event, module)]
     assert store.outbox.backlog().parked == 0
 
 
 def test_what_nobody_ever_answers_is_parked_too(store: Store) -> None:
     finish(store)
-    store.functions.put("acme", "f", settings(), 10)
-    ((event, module),) = store.outbox.due(10)
+    event, module = deploy_event(store)
     for number in range(MAX_TRIES):
         assert store.outbox.claim(event, module, 10 + number * RESEND_S)
     assert not store.outbox.claim(event, module, 10 + MAX_TRIES * RESEND_S)
@@ -412,8 +434,7 @@ def test_what_nobody_ever_answers_is_parked_too(store: Store) -> None:
 
 def test_a_send_that_failed_uses_up_no_try(store: Store) -> None:
     finish(store)
-    store.functions.put("acme", "f", settings(), 10)
-    ((event, module),) = store.outbox.due(10)
+    event, module = deploy_event(store)
     for _ in range(3 * MAX_TRIES):
         assert store.outbox.claim(event, module, 10)
         store.outbox.unclaim(event, module, 10)
@@ -422,8 +443,7 @@ def test_a_send_that_failed_uses_up_no_try(store: Store) -> None:
 
 def test_a_new_relay_sends_at_once_what_the_old_one_had_sent(store: Store) -> None:
     finish(store)
-    store.functions.put("acme", "f", settings(), 10)
-    ((event, module),) = store.outbox.due(10)
+    event, module = deploy_event(store)
     store.outbox.claim(event, module, 10)
     assert store.outbox.due(11) == []
     assert store.outbox.resend_open(11) == 1

@@ -56,7 +56,8 @@ def deploy(store: Store, name: str = "f") -> Route:
     settings = VersionSettings(DIGEST, "h:f", "event", "python3.11", 128, 30.0, 1)
     number = store.functions.put("acme", name, settings, 1).versions[0].number
     function = FunctionId(f"acme/{name}")
-    store.functions.set_condition(function, number, ConditionName.CODE, ConditionStatus.TRUE, "", 1)
+    for name in (ConditionName.CODE, ConditionName.NETWORK, ConditionName.CAPACITY):
+        store.functions.set_condition(function, number, name, ConditionStatus.TRUE, "", 1)
     route = store.functions.mark_serving(function, number)
     assert route is not None
     return route

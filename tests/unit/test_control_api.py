@@ -227,7 +227,7 @@ def test_a_deploy_is_described_with_what_it_waits_for(api: Api) -> None:
     assert (version["state"], version["memory_mb"], version["environment"]) == ("pending", 256, {"SECRET": "***"})
     assert described["calls"] == [{"name": "g", "deployed": False}, {"name": "f", "deployed": False}]
     assert {one["name"]: one["status"] for one in version["conditions"]} == {
-        "code": "unknown", "network": "not needed", "capacity": "not needed",
+        "code": "unknown", "network": "unknown", "capacity": "unknown", "route": "unknown",
     }  # fmt: skip
     assert api.client.get("/v1/functions/f").json() == described
     assert api.client.get(answer.headers["location"]).json() == version

@@ -42,7 +42,7 @@ class Rpc(IntEnum):
 
 
 class Hello(msgspec.Struct, array_like=True, frozen=True):
-    role: str  # gateway | planner | control
+    role: str  # gateway | planner | control | flow
     name: str
     secret: str  # the cluster key's RPC token, compared in constant time
     epoch: int = 0  # a planner's lease; a node refuses one lower than it has seen
