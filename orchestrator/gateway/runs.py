@@ -102,6 +102,9 @@ class Runs:
         """Tries nodes until one takes it. Only an answer that promises that no byte reached an instance is tried again."""
         while True:
             up = [link for link in self.links if link.up]
+            if not up and run.deadline <= time.monotonic():
+                detail = ErrorDetail("Timeout", "the deadline passed while no node was reachable")
+                return InvokeResult("timeout", error=detail), b""
             for link in up if len(up) < 2 else place(run.spec.version, run.spec.memory_mb, up):
                 if not link.up:
                     continue  # lost while another node was asked
