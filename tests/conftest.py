@@ -8,6 +8,9 @@ import os
 from collections.abc import Generator
 
 import pytest
+from doubles import profiles
+
+profiles.load()
 
 IN_CI = os.environ.get("CI") == "true"
 
