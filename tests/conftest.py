@@ -9,7 +9,10 @@ from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
+from doubles import profiles
 from doubles.servers import Postgres, RedisServer
+
+profiles.load()
 
 IN_CI = os.environ.get("CI") == "true"
 

@@ -192,18 +192,18 @@ class Execution:
         invocation = instance.live.get(frame.id)
         if invocation is None:
             return  # it came too late: the invocation was answered already
-        if frame.flags & MORE or invocation.parts or invocation.head is not None:
-            invocation.streamed += len(frame.body)
-            if invocation.streamed > MAX_RESULT:
+        if frame.flags & MORE or invocation.collected is not None:
+            if invocation.collected is None:
+                invocation.collected = bytearray()
+            if len(invocation.collected) + len(frame.body) > MAX_RESULT:
                 self._too_large(instance, invocation)
                 return
-            if frame.body:
-                invocation.parts.append(frame.body)
+            invocation.collected += frame.body
             if frame.meta and invocation.head is None:
                 invocation.head = decode_result(frame.meta)
             if frame.flags & MORE:
                 return
-            head, body = invocation.head or decode_result(b"{}"), b"".join(invocation.parts)
+            head, body = invocation.head or decode_result(b"{}"), bytes(invocation.collected)
         else:
             head, body = decode_result(frame.meta), frame.body
         if len(body) > MAX_RESULT:

@@ -21,6 +21,7 @@ from orchestrator.catalog.publish import Publisher
 from orchestrator.catalog.store import Store
 from orchestrator.control import events, functions, importing, insight, status
 from orchestrator.control.admin import ensure_admin_key
+from orchestrator.control.document_links import add_links
 from orchestrator.control.guard import OPEN_PATHS, Guard
 from orchestrator.control.peers import Peer
 from orchestrator.control.problems import MEDIA_TYPE, add_handlers
@@ -88,6 +89,7 @@ def build(settings: Settings) -> FastAPI:
         lifespan=lifespan,
         docs_url=None,
         redoc_url=None,
+        redirect_slashes=False,  # a path is right or it is not: a redirect hides which
         responses=ERRORS,
     )
     app.state.stopping = stopping
@@ -182,5 +184,6 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
                     response["content"] = {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/ProblemAnswer"}}}
     for unused in ("HTTPValidationError", "ValidationError"):
         components["schemas"].pop(unused, None)
+    add_links(schema)
     app.openapi_schema = schema
     return schema

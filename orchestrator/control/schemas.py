@@ -3,7 +3,7 @@
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, field_validator
 
 from graph.ids import NAME_PATTERN
 from workers.versions import SHAPES_MB, Kind
@@ -20,6 +20,9 @@ VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
 RESERVED = "FOREGLOW_"
 
 FunctionName = Annotated[str, StringConstraints(pattern=f"^{NAME}")]
+Whole = Annotated[int, BeforeValidator(lambda value: int(value) if isinstance(value, float) and value.is_integer() else value)]
+"""JSON knows one kind of number: 2.0 is a whole one, as its schema says too."""
+
 ObservedName = Annotated[str, StringConstraints(min_length=1, max_length=255)]
 TRACES_EXAMPLE = (
     "TraceID,SpanID,ParentID,PodName,OperationName,StartTimeUnixNano,EndTimeUnixNano,Duration\n"
@@ -56,9 +59,9 @@ class FunctionRequest(Request):
     handler: str = Field(pattern=HANDLER, max_length=255, description="module:function")
     kind: Literal["event", "http", "web"] = "event"
     runtime: str = Field(default=RUNTIMES[0], max_length=32)
-    memory_mb: int = Field(default=128, ge=1, le=SHAPES_MB[-1], description=f"Rounds up to one of {SHAPES_MB}.")
+    memory_mb: Whole = Field(default=128, ge=1, le=SHAPES_MB[-1], description=f"Rounds up to one of {SHAPES_MB}.")
     timeout_s: float = Field(default=30.0, ge=0.001, le=MAX_TIMEOUT_S, allow_inf_nan=False)
-    concurrency: int = Field(default=1, ge=1, le=MAX_CONCURRENCY)
+    concurrency: Whole = Field(default=1, ge=1, le=MAX_CONCURRENCY)
     environment: dict[str, str] = Field(default={}, description="At most 4 KiB in all; values are never shown again.")
     calls: list[FunctionName] = Field(default=[], max_length=MAX_CALLS, description="Functions it is expected to call.")
     egress: Literal["none", "internet"] = "none"
@@ -103,7 +106,7 @@ class FunctionRequest(Request):
 class WarmRequest(Request):
     model_config = ConfigDict(extra="forbid", strict=True, json_schema_extra={"examples": [{"count": 2}]})
 
-    count: int = Field(default=1, ge=1, le=100, description="Instances of the entry; its path follows.")
+    count: Whole = Field(default=1, ge=1, le=100, description="Instances of the entry; its path follows.")
 
 
 class CoolRequest(Request):

@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections.abc import Sequence
+from typing import Any
 
 from fastapi import APIRouter
 from starlette.concurrency import run_in_threadpool
@@ -10,9 +11,10 @@ from starlette.concurrency import run_in_threadpool
 import orchestrator
 from orchestrator.catalog.publish import Publisher
 from orchestrator.catalog.store import Store
+from orchestrator.control.answers import StatusAnswer
 from orchestrator.control.peers import Peer
 from orchestrator.control.problems import Problem
-from orchestrator.control.schemas import Document, HealthAnswer
+from orchestrator.control.schemas import HealthAnswer
 
 STATE_TIMEOUT_S = 2.0
 
@@ -32,8 +34,8 @@ def router(store: Store, publisher: Publisher, planner: Peer, nodes: Sequence[Pe
             raise Problem(503, "the database is not reachable")
         return HealthAnswer(status="ok")
 
-    @routes.get("/v1/status", response_model=Document)
-    async def status() -> Document:
+    @routes.get("/v1/status", response_model=StatusAnswer)
+    async def status() -> dict[str, Any]:
         """What runs, what is away, what isolation is in force, what the control flow still has to do."""
         peers = [planner, *nodes]
         states, redis, backlog = await asyncio.gather(
