@@ -457,7 +457,7 @@ def test_keys_and_removals_are_events_of_the_routes_only(store: Store) -> None:
     store.functions.put("acme", "f", settings(), 3)
     finish(store)
     store.functions.remove("acme", "f", 4)
-    assert [module for _, module in store.outbox.due(10)] == [Module.METADATA_SYNC]
+    assert {module for _, module in store.outbox.due(10)} == {Module.METADATA_SYNC}  # the deploy that waited is let go too
     (key,) = [one for one in store.published_keys() if one.generation == 2]
     assert key.route is None
 
