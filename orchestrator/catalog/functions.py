@@ -18,13 +18,13 @@ from orchestrator.catalog.model import (
     VersionState,
 )
 from orchestrator.catalog.outbox import add_event, conditions_changed
+from orchestrator.catalog.quotas import Quotas
 from orchestrator.catalog.routes import Route
+from orchestrator.catalog.tenants import check_quota, living, remove_function
 from orchestrator.catalog.views import FunctionView, VersionView, view_functions, view_route, view_version
 
 VERSIONS_KEPT = 100
 """Per function; older ones that do not serve go when a new one comes."""
-
-FUNCTIONS_PER_TENANT = 5000
 
 
 class VersionSettings(msgspec.Struct, frozen=True):
@@ -54,19 +54,22 @@ class PendingVersion(msgspec.Struct, frozen=True):
 
 
 class Functions:
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, quotas: Quotas) -> None:
         self._database = database
+        self._quotas = quotas
 
     def put(self, tenant: str, name: str, settings: VersionSettings, now: float) -> FunctionView:
-        """A new immutable version, waiting for its conditions. Raises Refused for a package that was never uploaded."""
+        """A new immutable version, waiting for its conditions.
+
+        Raises Refused for a package that was never uploaded, OverQuota for a function too many.
+        """
         with self._database.write() as session:
+            living(session, tenant, lock=True)
             if session.get(Package, (tenant, settings.package)) is None:
                 raise Refused(f"no package {settings.package[:80]!r}; upload it to /v1/packages first", "package")
             function = _row(session, tenant, name)
             if function is None or function.deleted is not None:
-                alive = select(Function.id).where(Function.tenant == tenant, Function.deleted.is_(None))
-                if len(session.scalars(alive.limit(FUNCTIONS_PER_TENANT)).all()) >= FUNCTIONS_PER_TENANT:
-                    raise Refused(f"the tenant has {FUNCTIONS_PER_TENANT} functions, which is the limit", "name")
+                check_quota(session, tenant, "functions", 1, self._quotas)
             if function is None:
                 function = Function(tenant=tenant, name=name, kind=settings.kind, generation=0, latest=0, created=now)
                 session.add(function)
@@ -84,13 +87,7 @@ class Functions:
     def remove(self, tenant: str, name: str, now: float) -> None:
         """Versions go, the row and its generation stay. Raises NotFound."""
         with self._database.write() as session:
-            function = _alive(session, tenant, name, lock=True)
-            function.generation += 1
-            function.route_generation = function.generation
-            function.deleted = now
-            function.serving = function.published = None
-            session.execute(delete(Version).where(Version.function == function.id))
-            add_event(session, EventKind.REMOVED, function_id(tenant, name), function.generation, {}, now)
+            remove_function(session, _alive(session, tenant, name, lock=True), now)
 
     def list(self, tenant: str, after: str = "", limit: int = 1000) -> list[FunctionView]:
         """By name, the first `limit` whose name comes behind `after`."""
