@@ -8,6 +8,7 @@ from pathlib import Path
 from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from orchestrator.catalog.quotas import Quotas
 from orchestrator.folders import default_state
 
 MAX_SOCKET_PATH = 100  # sun_path holds 108 bytes
@@ -41,6 +42,12 @@ class Settings(BaseSettings):
     prewarm_memory_mb: int = Field(default=8192, ge=0)
     prewarm_unused_s: float = Field(default=60.0, gt=0)
 
+    # of each tenant for which an operator set none; its quota of prewarmed instances is prewarm_instances
+    quota_functions: int = Field(default=Quotas().functions, ge=0, le=2**31 - 1)
+    quota_concurrency: int = Field(default=Quotas().concurrency, ge=0, le=2**31 - 1)
+    quota_package_bytes: int = Field(default=Quotas().package_bytes, ge=0, le=2**63 - 1)
+    quota_invocations_per_s: float = Field(default=Quotas().invocations_per_s, ge=0, allow_inf_nan=False)
+
     driver: str = "process"
     allow_no_isolation: bool = False
     python: str = ""  # the interpreter of the runtime; empty: found by workers.drivers.process.interpreter
@@ -60,6 +67,17 @@ class Settings(BaseSettings):
     @classmethod
     def _absolute(cls, state: Path) -> Path:
         return state.expanduser().absolute()
+
+    @property
+    def quotas(self) -> Quotas:
+        """Those in force where none was set."""
+        return Quotas(
+            self.quota_functions,
+            self.quota_concurrency,
+            self.quota_package_bytes,
+            self.quota_invocations_per_s,
+            self.prewarm_instances,
+        )
 
     # -- folders
 

@@ -4,7 +4,7 @@ import msgspec
 from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 
-from graph.ids import FunctionId, VersionId, function_id, name_of, number_of, tenant_of, version_id
+from graph.ids import FunctionId, VersionId, function_id, name_of, number_of, tenant_of
 from orchestrator.catalog import conditions
 from orchestrator.catalog.database import Database, retried
 from orchestrator.catalog.errors import NotFound, Refused
@@ -14,20 +14,19 @@ from orchestrator.catalog.model import (
     ConditionStatus,
     EventKind,
     Function,
-    Module,
     Package,
     Version,
     VersionState,
 )
 from orchestrator.catalog.outbox import add_event
+from orchestrator.catalog.quotas import Quotas
 from orchestrator.catalog.routes import Route
+from orchestrator.catalog.tenants import check_quota, living, remove_function
 from orchestrator.catalog.views import FunctionView, VersionView, view_functions, view_route, view_spec, view_version
 from workers.versions import VersionSpec
 
 VERSIONS_KEPT = 100
 """Per function; older ones that do not serve go when a new one comes."""
-
-FUNCTIONS_PER_TENANT = 5000
 
 
 class VersionSettings(msgspec.Struct, frozen=True):
@@ -66,20 +65,23 @@ class PendingVersion(msgspec.Struct, frozen=True):
 
 
 class Functions:
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, quotas: Quotas) -> None:
         self._database = database
+        self._quotas = quotas
 
     @retried
     def put(self, tenant: str, name: str, settings: VersionSettings, now: float) -> FunctionView:
-        """A new immutable version, waiting for its conditions. Raises Refused for a package that was never uploaded."""
+        """A new immutable version, waiting for its conditions.
+
+        Raises Refused for a package that was never uploaded, OverQuota for a function too many.
+        """
         with self._database.write() as session:
+            living(session, tenant, lock=True)
             if session.get(Package, (tenant, settings.package)) is None:
                 raise Refused(f"no package {settings.package[:80]!r}; upload it to /v1/packages first", "package")
             function = _row(session, tenant, name)
             if function is None or function.deleted is not None:
-                alive = select(Function.id).where(Function.tenant == tenant, Function.deleted.is_(None))
-                if len(session.scalars(alive.limit(FUNCTIONS_PER_TENANT)).all()) >= FUNCTIONS_PER_TENANT:
-                    raise Refused(f"the tenant has {FUNCTIONS_PER_TENANT} functions, which is the limit", "name")
+                check_quota(session, tenant, "functions", 1, self._quotas)
             if function is None:
                 function = Function(tenant=tenant, name=name, kind=settings.kind, generation=0, latest=0, created=now)
                 session.add(function)
@@ -99,19 +101,7 @@ class Functions:
     def remove(self, tenant: str, name: str, now: float) -> None:
         """Versions go, the row and its generation stay. Raises NotFound."""
         with self._database.write() as session:
-            function = _alive(session, tenant, name, lock=True)
-            function.generation += 1
-            function.route_generation = function.generation
-            function.deleted = now
-            function.serving = function.published = None
-            identity = function_id(tenant, name)
-            filled = select(Version.number).where(Version.function == function.id, Version.initial_instances > 0)
-            versions = [version_id(identity, number) for number in session.scalars(filled)]
-            session.execute(delete(Version).where(Version.function == function.id))
-            conditions.let_go(session, identity, now)
-            skipped = () if versions else (Module.SCHEDULING,)
-            payload = {"versions": versions}
-            add_event(session, EventKind.REMOVED, identity, function.generation, payload, now, skipped=skipped)
+            remove_function(session, _alive(session, tenant, name, lock=True), now)
 
     def list(self, tenant: str, after: str = "", limit: int = 1000) -> list[FunctionView]:
         """By name, the first `limit` whose name comes behind `after`."""

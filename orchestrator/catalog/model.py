@@ -99,7 +99,10 @@ class Installation(Schema):
 
 
 class Tenant(Schema):
-    """An owner of functions and its quotas. A quota that is None is the platform's default (catalog.quotas)."""
+    """An owner of functions and its quotas. A quota that is None is the platform's default (catalog.quotas).
+
+    The row of a removed tenant stays: its name is never given again, so that nobody is ever shown what another left behind.
+    """
 
     __tablename__ = "tenants"
 
@@ -111,6 +114,7 @@ class Tenant(Schema):
     max_package_bytes: Mapped[int | None] = mapped_column(BigInteger)  # of all packages kept
     max_invocations_per_s: Mapped[float | None]
     max_prewarm_instances: Mapped[int | None]  # speculative instances at once
+    removed: Mapped[float | None]
 
 
 class Key(Schema):
@@ -273,7 +277,7 @@ class Condition(Schema):
 
 
 class Event(Schema):
-    """The outbox: written in the transaction of the change it tells of. `subject`: a function id, or a key's digest."""
+    """The outbox: written in the transaction of the change it tells of. `subject`: a function id, a key's digest, a tenant."""
 
     __tablename__ = "events"
 

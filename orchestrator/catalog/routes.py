@@ -1,19 +1,24 @@
 """The routes: what a gateway or planner needs of the catalog to work without it.
 
-They live in Redis/Valkey as two hashes (functions, keys) and a stream of changes. `sequence` numbers changes without
-gaps; a reader that misses one loads everything again. A function's `generation` comes from the database: a publisher
+They live in Redis/Valkey as one hash a kind (KINDS) and one stream of changes. `sequence` numbers changes without
+gaps; a reader that misses one loads everything again. What each kind's `generation` says comes from the database: a publisher
 never writes a lower one over a higher one. All of it can be rebuilt from the database.
 """
+
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import msgspec
 
 from graph.ids import FunctionId
+from orchestrator.catalog.quotas import OwnQuotas
 from workers.versions import VersionSpec
 
 FUNCTIONS_KEY = "foreglow:routes:functions"  # hash: function id -> Route
 KEYS_KEY = "foreglow:routes:keys"  # hash: sha256 hex of a key -> KeyRoute
 SEQUENCE_KEY = "foreglow:routes:sequence"
-STREAM_KEY = "foreglow:routes:changes"  # entries {s: sequence, t: function | key, id, v: msgpack or empty for removed}
+TENANTS_KEY = "foreglow:routes:tenants"  # hash: tenant -> TenantRoute
+STREAM_KEY = "foreglow:routes:changes"  # entries {s: sequence, t: a kind, id, v: msgpack or empty for removed}
 STREAM_LENGTH = 10_000
 VERSIONS_PER_ROUTE = 20
 
@@ -36,6 +41,30 @@ class KeyRoute(msgspec.Struct, frozen=True, array_like=True):
     generation: int = 0
 
 
+class TenantRoute(msgspec.Struct, frozen=True, array_like=True):
+    """A tenant's quotas. `removed`: it is gone for good, and stays known so that whoever was away hears of it too."""
+
+    tenant: str
+    generation: int
+    quotas: OwnQuotas = OwnQuotas()
+    removed: bool = False
+
+
+class RouteKind(msgspec.Struct, frozen=True):
+    """`key`: the hash that holds them. `decode` raises msgspec.MsgspecError."""
+
+    key: str
+    decode: Callable[[bytes], Any]
+
+
 encode = msgspec.msgpack.Encoder().encode
 decode_route = msgspec.msgpack.Decoder(Route).decode
 decode_key = msgspec.msgpack.Decoder(KeyRoute).decode
+decode_tenant = msgspec.msgpack.Decoder(TenantRoute).decode
+
+KINDS: Mapping[str, RouteKind] = {
+    "function": RouteKind(FUNCTIONS_KEY, decode_route),
+    "key": RouteKind(KEYS_KEY, decode_key),
+    "tenant": RouteKind(TENANTS_KEY, decode_tenant),
+}
+"""A new kind is one entry here, a method of Publisher (with a line in its `rebuild`), and an attribute of RouteTable."""

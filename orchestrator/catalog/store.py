@@ -13,7 +13,9 @@ from orchestrator.catalog.keys import Keys
 from orchestrator.catalog.model import Function, Installation, Key
 from orchestrator.catalog.outbox import Outbox
 from orchestrator.catalog.packages import Packages
+from orchestrator.catalog.quotas import Quotas
 from orchestrator.catalog.routes import KeyRoute, Route
+from orchestrator.catalog.tenants import Tenants
 from orchestrator.catalog.views import view_route
 
 PAGE = 500
@@ -36,13 +38,17 @@ class PublishedKey(msgspec.Struct, frozen=True):
 
 
 class Store:
-    """Use cases by noun: `keys`, `packages`, `functions`, `outbox`. Blocking and thread-safe; times are passed in."""
+    """Use cases by noun: `tenants`, `keys`, `packages`, `functions`, `outbox`. Blocking and thread-safe; times are passed in.
 
-    def __init__(self, url: str) -> None:
+    `quotas`: those of a tenant for which none was set.
+    """
+
+    def __init__(self, url: str, quotas: Quotas = Quotas()) -> None:  # noqa: B008 (frozen)
         self.database = Database(url)
-        self.keys = Keys(self.database)
-        self.packages = Packages(self.database)
-        self.functions = Functions(self.database)
+        self.tenants = Tenants(self.database, quotas)
+        self.keys = Keys(self.database, self.tenants)
+        self.packages = Packages(self.database, quotas)
+        self.functions = Functions(self.database, quotas)
         self.outbox = Outbox(self.database)
 
     def migrate(self) -> None:

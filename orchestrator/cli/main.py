@@ -4,7 +4,7 @@ import sys
 
 import typer
 
-from orchestrator.cli import deploying, events, functions, invoking, processes, seeing, status, teaching
+from orchestrator.cli import deploying, events, functions, invoking, owning, processes, seeing, status, teaching
 from orchestrator.cli.failure import Failure
 
 app = typer.Typer(
@@ -31,6 +31,8 @@ app.command("warm")(invoking.warm)
 app.command("status")(status.status)
 app.add_typer(events.events, name="events")
 app.add_typer(teaching.traces, name="traces")
+app.add_typer(owning.tenants, name="tenants")
+app.add_typer(owning.keys, name="keys")
 app.command("control")(processes.control)
 app.command("flow")(processes.flow)
 app.command("gateway")(processes.gateway)

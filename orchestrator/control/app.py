@@ -16,10 +16,11 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
 import orchestrator
+from orchestrator.catalog.gateways import Gateways
 from orchestrator.catalog.nudge import Nudge
 from orchestrator.catalog.publish import Publisher
 from orchestrator.catalog.store import Store
-from orchestrator.control import events, functions, importing, insight, status
+from orchestrator.control import events, functions, importing, insight, keys, status, tenants
 from orchestrator.control.admin import ensure_admin_key
 from orchestrator.control.document_links import add_links
 from orchestrator.control.guard import OPEN_PATHS, Guard
@@ -38,9 +39,12 @@ ERRORS: dict[int | str, dict[str, Any]] = {
     for status, text in (
         (400, "The request breaks a rule; `field` names where."),
         (401, "No key, or not a live one."),
+        (403, "The key's role does not allow it."),
         (404, "It does not exist, or is another tenant's."),
+        (409, "What exists stands against it; the detail says what to do first."),
         (413, "The body is too large."),
         (421, "The Host header is not one of ours."),
+        (429, "A quota of the tenant is used up, or too many ask at once."),
         (503, "What answers this is away."),
     )
 }
@@ -61,11 +65,13 @@ def build(settings: Settings) -> FastAPI:
     """
     settings.state.mkdir(mode=0o700, parents=True, exist_ok=True)
     key = load_key(settings.key_file)
-    store = Store(settings.effective_database_url)
+    store = Store(settings.effective_database_url, settings.quotas)
     store.migrate()
     ensure_admin_key(store.keys, settings.admin_key_file, time.time())
     publisher = Publisher(settings.effective_redis_url)
     nudge = Nudge(settings.effective_redis_url)
+    gateways = Gateways(settings.effective_redis_url)
+    origin = Origin(settings.effective_origin_url)
     hello = Hello("control", f"control-{socket.gethostname()}", rpc_secret(key))
     planner = Peer("planner", settings.socket("planner"), hello)
     nodes = [Peer(_node_name(index), path, hello) for index, path in enumerate(settings.node_sockets)]
@@ -75,11 +81,14 @@ def build(settings: Settings) -> FastAPI:
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         # in a thread: Redis may be away, and everything but invocations works without it
         threading.Thread(target=_publish_all, args=(publisher, store, nudge), name="publish", daemon=True).start()
+        ended = threading.Event()
+        threading.Thread(target=keys.keep_use_until, args=(ended, store, gateways), name="keys", daemon=True).start()
         yield
         stopping.asked = True
+        ended.set()
         for peer in (planner, *nodes):
             peer.close()
-        for closing in (publisher, nudge, store):
+        for closing in (publisher, nudge, gateways, store):
             closing.close()
 
     app = FastAPI(
@@ -94,8 +103,10 @@ def build(settings: Settings) -> FastAPI:
     )
     app.state.stopping = stopping
     add_handlers(app)
-    app.include_router(functions.router(store, Origin(settings.effective_origin_url), Sealer(key), nudge))
+    app.include_router(functions.router(store, origin, Sealer(key), nudge))
     app.include_router(events.router(store, nudge))
+    app.include_router(tenants.router(store, origin, nudge, gateways, planner, nodes))
+    app.include_router(keys.router(store, nudge, gateways))
     app.include_router(insight.router(store, planner, nodes, DecisionStream(planner, lambda: stopping.asked)))
     app.include_router(importing.router(planner))
     app.include_router(status.router(store, publisher, planner, nodes))

@@ -4,12 +4,14 @@ import ipaddress
 import time
 from collections.abc import Iterable
 
+from fastapi import Request
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from orchestrator.catalog.keys import Keys
+from orchestrator.catalog.keys import Caller, Keys
+from orchestrator.catalog.model import KeyRole
 from orchestrator.control.problems import Problem, ProblemResponse, problem_response
 from workers.code.package import MAX_ZIP_BYTES
 
@@ -53,20 +55,20 @@ class Guard:
             return None
         scheme, _, token = headers.get("authorization", "").partition(" ")
         try:
-            tenant = await self._authenticate(token.strip()) if scheme.lower() == "bearer" else None
+            caller = await self._authenticate(token.strip()) if scheme.lower() == "bearer" else None
         except SQLAlchemyError:
             return problem_response(503, "the database is not reachable; try again", headers={"Retry-After": "1"})
-        if tenant is None:
+        if caller is None:
             detail = "send a live key as `Authorization: Bearer KEY`"
             return problem_response(401, detail, "Authorization", {"WWW-Authenticate": "Bearer"})
-        scope.setdefault("state", {})["tenant"] = tenant
+        scope.setdefault("state", {}).update(tenant=caller.tenant, role=caller.role, key_id=caller.key_id)
         length = headers.get("content-length", "0")
         limit = LIMITS.get(scope["path"], MAX_BODY_BYTES)
         if not length.isdigit() or int(length) > limit:
             return problem_response(413, _too_large(limit), "body", {"Connection": "close"})
         return None
 
-    async def _authenticate(self, token: str) -> str | None:
+    async def _authenticate(self, token: str) -> Caller | None:
         if not token or len(token) > MAX_TOKEN:
             return None
         return await run_in_threadpool(self._keys.authenticate, token, time.time())
@@ -80,6 +82,24 @@ class Guard:
         except ValueError:
             return False
         return self._any_address
+
+
+def operator_only(request: Request) -> None:
+    """Raises Problem 403 for a key that is no operator's. For `dependencies=[Depends(operator_only)]`."""
+    if not is_operator(request):
+        raise Problem(403, "this needs an operator key, and this is a tenant's: ask whoever runs the platform", "Authorization")
+
+
+def is_operator(request: Request) -> bool:
+    return bool(request.state.role == KeyRole.OPERATOR)
+
+
+def tenant_meant(request: Request, named: str) -> str:
+    """The caller's own tenant, or the one an operator names. Raises Problem 403 for anybody else who names another's."""
+    own = str(request.state.tenant)
+    if named and named != own and not is_operator(request):
+        raise Problem(403, "tenant: only an operator key may name another tenant than its own", "tenant")
+    return named or own
 
 
 def _limited(receive: Receive, limit: int) -> Receive:

@@ -5,10 +5,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, field_validator
 
-from graph.ids import NAME_PATTERN
+from graph.ids import NAME_PATTERN, TENANT_PATTERN
 from workers.versions import SHAPES_MB, Kind
 
 NAME = NAME_PATTERN.pattern.replace(r"\Z", "$")
+TENANT = TENANT_PATTERN.pattern.replace(r"\Z", "$")
 HANDLER = r"^[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*:[A-Za-z_][A-Za-z0-9_]*$"
 RUNTIMES = ("python3.11",)
 MAX_TIMEOUT_S = 900
@@ -161,6 +162,110 @@ class ImportAnswer(BaseModel):
     spans: int
     left_out: int
     reasons: dict[str, int] = Field(description="Why spans or traces were left out.")
+
+
+class QuotasRequest(Request):
+    """Null, or left out: the platform's default."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, json_schema_extra={"examples": [{"concurrency": 100}]})
+
+    functions: int | None = Field(default=None, ge=0, le=2**31 - 1)
+    concurrency: int | None = Field(default=None, ge=0, le=2**31 - 1, description="Invocations in flight.")
+    package_bytes: int | None = Field(default=None, ge=0, le=2**63 - 1, description="Of all packages, unpacked.")
+    invocations_per_s: float | None = Field(default=None, ge=0, le=1e9, allow_inf_nan=False)
+    prewarm_instances: int | None = Field(default=None, ge=0, le=2**31 - 1, description="Speculative instances at once.")
+
+
+class TenantRequest(Request):
+    model_config = ConfigDict(extra="forbid", strict=True, json_schema_extra={"examples": [{"name": "acme"}]})
+
+    name: str = Field(pattern=f"^{TENANT}", description="Never given again, also when the tenant is removed.")
+    quotas: QuotasRequest = QuotasRequest()
+
+
+class KeyRequest(Request):
+    model_config = ConfigDict(extra="forbid", strict=True, json_schema_extra={"examples": [{"name": "ci"}]})
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9 ._@-]{0,62}$", description="What it is for.")
+    role: Literal["tenant", "operator"] = Field(default="tenant", description="`operator`: only an operator key can make one.")
+
+
+class OwnQuotasAnswer(BaseModel):
+    """What was set for the tenant; null is the default."""
+
+    model_config = ConfigDict(from_attributes=True)
+
+    functions: int | None
+    concurrency: int | None
+    package_bytes: int | None
+    invocations_per_s: float | None
+    prewarm_instances: int | None
+
+
+class QuotasAnswer(BaseModel):
+    """What is in force."""
+
+    model_config = ConfigDict(from_attributes=True)
+
+    functions: int
+    concurrency: int
+    package_bytes: int
+    invocations_per_s: float
+    prewarm_instances: int
+
+
+class UseAnswer(BaseModel):
+    model_config = ConfigDict(from_attributes=True)
+
+    functions: int
+    package_bytes: int
+    keys: int = Field(description="Live ones.")
+
+
+class UseNowAnswer(UseAnswer):
+    concurrency: int | None = Field(description="Invocations in flight, as gateways said last; null when none can be asked.")
+    prewarm_instances: int | None = Field(description="Speculative instances that are alive; null when the planner is away.")
+
+
+class TenantAnswer(BaseModel):
+    model_config = ConfigDict(from_attributes=True)
+
+    name: str
+    created: float = Field(description="Seconds since the Unix epoch.")
+    quotas: QuotasAnswer
+    own: OwnQuotasAnswer
+    use: UseAnswer
+
+
+class OwnTenantAnswer(TenantAnswer):
+    use: UseNowAnswer
+    role: Literal["tenant", "operator"] = Field(description="Of the key that asks.")
+
+
+class TenantsAnswer(BaseModel):
+    tenants: list[TenantAnswer]
+
+
+class KeyAnswer(BaseModel):
+    model_config = ConfigDict(from_attributes=True)
+
+    key_id: str
+    name: str
+    role: Literal["tenant", "operator"]
+    created: float
+    revoked: float | None
+    last_used: float | None = Field(description="For a management request or an invocation, exact to about a minute.")
+
+
+class KeysAnswer(BaseModel):
+    keys: list[KeyAnswer]
+
+
+class MadeKeyAnswer(BaseModel):
+    key_id: str
+    name: str
+    role: Literal["tenant", "operator"]
+    token: str = Field(description="Shown this once: it is kept nowhere.")
 
 
 class PackageAnswer(BaseModel):

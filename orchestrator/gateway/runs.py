@@ -10,6 +10,7 @@ import structlog
 
 from graph.calls import StartKind
 from orchestrator.catalog.watch import RouteTable
+from orchestrator.gateway.allowances import Allowances
 from orchestrator.gateway.links import Answer, NodeLink
 from orchestrator.gateway.reports import Reports
 from orchestrator.gateway.resolve import NotFound, resolve
@@ -57,11 +58,20 @@ class Run:
 class Runs:
     """Everything in flight through this gateway."""
 
-    def __init__(self, table: RouteTable, reports: Reports, waiting: WaitingRoom, max_depth: int, max_payload: int) -> None:
+    def __init__(
+        self,
+        table: RouteTable,
+        reports: Reports,
+        waiting: WaitingRoom,
+        allowances: Allowances,
+        max_depth: int,
+        max_payload: int,
+    ) -> None:
         self.links: list[NodeLink] = []
         self._table = table
         self._reports = reports
         self._waiting = waiting
+        self._allowances = allowances
         self._max_depth = max_depth
         self._max_payload = max_payload
         self._loop = asyncio.get_running_loop()
@@ -206,7 +216,11 @@ class Runs:
             min(parent.deadline, now + spec.timeout_s),
             call.content_type,
         )
-        return await self.run(child, body, now)
+        self._allowances.enter_child(child.tenant, now)
+        try:
+            return await self.run(child, body, now)
+        finally:
+            self._allowances.leave(child.tenant)
 
 
 def _recorded(result: InvokeResult) -> str:

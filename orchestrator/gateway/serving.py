@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import secrets
 import socket
 from functools import partial
 
@@ -10,9 +11,11 @@ import uvicorn
 import uvloop
 
 from orchestrator.catalog.watch import RouteTable, RouteWatcher
+from orchestrator.gateway.allowances import Allowances
 from orchestrator.gateway.app import GatewayApp
 from orchestrator.gateway.links import NodeLink
 from orchestrator.gateway.listener import BoundedHttp
+from orchestrator.gateway.presence import Presence
 from orchestrator.gateway.reports import Reports
 from orchestrator.gateway.runs import Runs
 from orchestrator.gateway.waiting import WaitingRoom
@@ -34,10 +37,12 @@ async def serve(settings: Settings) -> None:
     name = f"gateway-{socket.gethostname()}"
     table = RouteTable()
     reports = Reports()
+    allowances = Allowances(table, settings.quotas)
     runs = Runs(
         table,
         reports,
         WaitingRoom(settings.max_waiting, settings.max_wait_s),
+        allowances,
         settings.max_depth,
         settings.max_payload_bytes,
     )
@@ -46,11 +51,12 @@ async def serve(settings: Settings) -> None:
     server = await listen(settings.socket("gateway"), reports, secret, name)
     background = [
         asyncio.create_task(RouteWatcher(settings.effective_redis_url, table).run()),
+        asyncio.create_task(Presence(settings.effective_redis_url, f"{name}-{secrets.token_hex(4)}", allowances).run()),
         *(asyncio.create_task(link.run(subscribe=len(runs.links) > 1)) for link in runs.links),
     ]
     http = uvicorn.Server(
         uvicorn.Config(
-            GatewayApp(table, runs, settings.max_payload_bytes),
+            GatewayApp(table, runs, allowances, settings.max_payload_bytes),
             host=settings.host,
             port=settings.functions_port,
             lifespan="off",

@@ -140,13 +140,13 @@ class Insight:
         return {"observed": self._learner.observe(traces, time.time(), bool(args.get("decay", True)))}
 
     async def prewarm(self, args: Mapping[str, Any]) -> object:
-        """Reads or sets the tenant's policy."""
+        """Reads or sets the tenant's policy; `open`: its speculative instances that are alive."""
         policy = args.get("policy")
         if policy:
             if policy not in ("path", "off"):
                 raise RpcError(f"policy: {policy!r} is not one of path, off", 400)
             self._loop.policies[args["tenant"]] = policy
-        return {"policy": self._loop.policy_of(args["tenant"])}
+        return {"policy": self._loop.policy_of(args["tenant"]), "open": len(self._decisions.open_of(args["tenant"]))}
 
     async def state(self, args: Mapping[str, Any]) -> object:
         return {

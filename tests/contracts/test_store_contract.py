@@ -18,7 +18,8 @@ from orchestrator.catalog import postgresql
 from orchestrator.catalog.database import SchemaMissing, retried
 from orchestrator.catalog.errors import NotFound, Refused
 from orchestrator.catalog.functions import VERSIONS_KEPT, VersionSettings
-from orchestrator.catalog.model import ConditionName, ConditionStatus, Event, Function, LayerRole, Module, Schema
+from orchestrator.catalog.keys import Caller
+from orchestrator.catalog.model import ConditionName, ConditionStatus, Event, Function, KeyRole, LayerRole, Module, Schema
 from orchestrator.catalog.outbox import MAX_TRIES, RESEND_S
 from orchestrator.catalog.packages import LayerView
 from orchestrator.catalog.postgresql import BoundedConnection, spoken
@@ -113,7 +114,7 @@ def test_the_migrated_schema_is_the_model(database_url: str) -> None:
 def test_a_key_opens_its_tenant_until_it_is_revoked(store: Store) -> None:
     made = store.keys.make_key("acme", "ci", 1)
     assert len(made.token) >= 43
-    assert store.keys.authenticate(made.token, 2) == "acme"
+    assert store.keys.authenticate(made.token, 2) == Caller("acme", KeyRole.TENANT, made.key_id)
     assert store.keys.authenticate(made.token + "x", 2) is None
     with pytest.raises(NotFound):
         store.keys.revoke_key("rival", made.key_id, 3)

@@ -16,6 +16,7 @@ def upgrade() -> None:
     op.add_column("tenants", sa.Column("max_package_bytes", sa.BigInteger(), nullable=True))
     op.add_column("tenants", sa.Column("max_invocations_per_s", sa.Float(), nullable=True))
     op.add_column("tenants", sa.Column("max_prewarm_instances", sa.Integer(), nullable=True))
+    op.add_column("tenants", sa.Column("removed", sa.Float(), nullable=True))
     op.add_column("keys", sa.Column("role", sa.String(length=16), nullable=False, server_default="tenant"))
     # the first schema had one key that could do everything: the one made for whoever runs the platform
     op.execute("UPDATE keys SET role = 'operator' WHERE tenant = 'default' AND name = 'admin'")
