@@ -124,6 +124,8 @@ def sweep(settings: Settings) -> list[str]:
         done.append(f"ended {name} (process {pid}) of an earlier run")
     processes_file(settings).unlink(missing_ok=True)
     settings.addresses_file.unlink(missing_ok=True)
+    for path in settings.runtime_folder.glob("*-ops.sock"):
+        path.unlink(missing_ok=True)
     for name in SOCKETS:
         with contextlib.suppress(OSError):
             settings.socket(name).unlink()

@@ -4,6 +4,7 @@ When Redis is away, or was emptied and not rebuilt yet, the last routes stay in 
 """
 
 import asyncio
+import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -47,6 +48,10 @@ class RouteTable:
         self.versions: dict[str, VersionSpec] = {}
         self.keys: dict[str, KeyRoute] = {}
         self.loaded = asyncio.Event()
+        self.generation = 0  # the highest seen
+        self.sequence = 0  # of the last change applied
+        self.loads = 0
+        self.changed_at = self.current_at = time.monotonic()  # last change; last time these were known to be the newest
         self._on_route = on_route
         self._on_gone = on_gone
 
@@ -68,6 +73,7 @@ class RouteTable:
             if old is not None and old.generation > route.generation:
                 return
             self.routes[function] = route
+            self.generation = max(self.generation, route.generation)
         kept = {spec.version for spec in route.versions} if route is not None else set()
         for spec in old.versions if old is not None else ():
             if spec.version not in kept:
@@ -127,6 +133,8 @@ class RouteWatcher:
             _decoded(functions, decode_route),
             _decoded(keys, decode_key),
         )
+        self._table.sequence, self._table.loads = int(sequence), self._table.loads + 1
+        self._table.changed_at = self._table.current_at = time.monotonic()
         position = last[0][0] if last else b"0-0"
         expected = int(sequence) + 1
         while True:
@@ -135,11 +143,14 @@ class RouteWatcher:
                 current = await client.get(SEQUENCE_KEY)
                 if current is None or int(current) != expected - 1:
                     return
+                self._table.current_at = time.monotonic()
                 continue
             for entry, fields in answer[0][1]:
                 position = entry
                 if int(fields[b"s"]) != expected:
                     return
+                self._table.sequence = expected
+                self._table.changed_at = self._table.current_at = time.monotonic()
                 expected += 1
                 try:
                     self._apply(fields)
