@@ -12,6 +12,7 @@ need wrk wrk
 need setpriv util-linux
 need ip iproute2
 need useradd passwd
+need systemd-analyze systemd
 sh "$(dirname "$0")/find-python.sh" >/dev/null 2>&1 || missing="$missing python3.11 python3.11-venv"
 
 [ -n "$missing" ] || exit 0

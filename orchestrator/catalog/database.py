@@ -62,7 +62,7 @@ class Database:
         with self._writing.begin() as connection:
             if not self._sqlite:
                 connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _MIGRATION_LOCK})
-            config = _configuration()
+            config = configuration()
             from alembic import command
 
             config.attributes["connection"] = connection
@@ -70,7 +70,7 @@ class Database:
 
     def check_schema(self) -> None:
         """Raises SchemaMissing, or what the database raises when it cannot be reached."""
-        config = _configuration()
+        config = configuration()
         from alembic.runtime.migration import MigrationContext
         from alembic.script import ScriptDirectory
 
@@ -94,7 +94,7 @@ class Database:
         self._engine.dispose()
 
 
-def _configuration() -> "Config":
+def configuration() -> "Config":
     """Alembic is loaded here, once a process, after it was told not to speak of each plugin it has."""
     logging.getLogger("alembic").setLevel(logging.WARNING)
     from alembic.config import Config
