@@ -254,6 +254,11 @@ class CallGraph:
 
     # -- what is known
 
+    def size(self) -> tuple[int, int]:
+        """Functions, and records (edges and pairs of entry and function), of all tenants."""
+        tenants = self.tenants.values()
+        return sum(len(one.functions) for one in tenants), sum(one.records for one in tenants)
+
     def edges(self, tenant: TenantId) -> list[CallEdge]:
         """Every edge, sorted by caller and callee."""
         graph = self.tenants.get(tenant)

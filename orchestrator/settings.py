@@ -63,6 +63,9 @@ class Settings(BaseSettings):
     otel_endpoint: str = Field(default="", validation_alias="OTEL_EXPORTER_OTLP_ENDPOINT")
     log_level: str = "info"
 
+    ops_address: str = ""  # host:port of this process's operations listener; empty: a unix socket in the runtime folder
+    metrics_functions: int = Field(default=0, ge=0, le=1000)  # so many functions get a label of their own; 0: none
+
     @field_validator("state")
     @classmethod
     def _absolute(cls, state: Path) -> Path:
@@ -79,6 +82,14 @@ class Settings(BaseSettings):
             self.prewarm_instances,
         )
 
+    @field_validator("ops_address")
+    @classmethod
+    def _host_and_port(cls, address: str) -> str:
+        host, _, port = address.rpartition(":")
+        if address and not (host and port.isascii() and port.isdigit() and int(port) <= 65535):
+            raise ValueError(f"{address!r} is not host:port; bind it to an address that only operators reach")
+        return address
+
     # -- folders
 
     @property
@@ -93,6 +104,10 @@ class Settings(BaseSettings):
     def socket(self, name: str) -> Path:
         """Path of a process's RPC socket: `gateway`, `planner`, `node`, or `valkey`."""
         return self.runtime_folder / f"{name}.sock"
+
+    def ops_socket(self, process: str) -> Path:
+        """Where a process answers /healthz, /readyz and /metrics when it has no ops_address."""
+        return self.runtime_folder / f"{process}-ops.sock"
 
     @property
     def node_sockets(self) -> list[Path]:

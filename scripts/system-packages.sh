@@ -14,6 +14,7 @@ need ip iproute2
 need useradd passwd
 need redis-server redis-server
 ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || missing="$missing postgresql"
+need systemd-analyze systemd
 sh "$(dirname "$0")/find-python.sh" >/dev/null 2>&1 || missing="$missing python3.11 python3.11-venv"
 
 [ -n "$missing" ] || exit 0

@@ -5,6 +5,7 @@ Everything here runs in callbacks on the event loop; only preparing an instance 
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Callable
 from functools import partial
 
@@ -32,6 +33,7 @@ from workers.preparation import Preparer
 from workers.rpc.connection import Connection
 from workers.rpc.messages import ChildCall, ErrorDetail, InvokeRequest, InvokeResult, Rpc
 from workers.sealing import SealError
+from workers.tallies import StartTimes
 from workers.versions import VersionSpec
 
 MAX_RESULT = 6 << 20
@@ -61,6 +63,8 @@ class Execution:
         self._changed = changed
         self._started = started
         self._loop = asyncio.get_running_loop()
+        self.prepared = StartTimes()  # instances that became ready
+        self.not_prepared: Counter[str] = Counter()  # those that did not, by status
         self._stopping = False
         self._tasks: set[asyncio.Task[None]] = set()
         self._calls: dict[tuple[Connection, int], tuple[Invocation, int]] = {}
@@ -385,6 +389,7 @@ class Execution:
         instance.clone.on_exit = partial(self._gone, instance)
         now = time.monotonic()
         self.table.ready(instance, now)
+        self.prepared.add(instance.made_by, instance.timings)
         if instance.decision_id and not instance.waiting and self.decisions is not None:
             self.decisions.ready(instance.decision_id, instance.timings, self.expire)
         while instance.waiting and instance.free > 0:
@@ -396,8 +401,19 @@ class Execution:
     def _failed(self, instance: Instance, status: str, detail: ErrorDetail) -> None:
         if instance.state is State.GONE:
             return  # given up while it was being prepared: whoever did that has told everybody
-        log.warning("instance.failed", version=instance.spec.version, status=status, error=detail.message[:500])
         waiting = list(instance.waiting)
+        self.not_prepared[status] += 1
+        log.warning(
+            "instance.failed",
+            version=instance.spec.version,
+            status=status,
+            error=detail.type
+            if status == "init-failed"
+            else f"{detail.type}: {detail.message}"[:500],  # a function may say anything
+            decision_id=instance.decision_id,
+            trace_id=waiting[0].request.trace_id if waiting else "",
+            invocation_id=waiting[0].request.invocation_id if waiting else "",
+        )
         instance.waiting.clear()
         self._drop(instance, f"{status}: {detail.type}: {detail.message}"[:500])
         for invocation in waiting:

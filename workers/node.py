@@ -62,7 +62,7 @@ class Node:
         self.name = name
         self._driver = driver
         self._code = code
-        self._report = report
+        self.report = report
         self._idle_s = idle_s
         self._gate = CoreGate(cores)
         self._standbys = StandbyPool(driver, self._gate, standbys)
@@ -79,6 +79,7 @@ class Node:
         self._tasks: set[asyncio.Task[None]] = set()
         self._prefetching = asyncio.Semaphore(PREFETCHES)
         self._epoch = 0
+        self._serving = False
         self._loop = asyncio.get_running_loop()
         self._answers = {
             "logs": self._answer_logs,
@@ -88,10 +89,28 @@ class Node:
             "counts": self._answer_counts,
         }
 
+    @property
+    def serving(self) -> bool:
+        return self._serving
+
+    @property
+    def peers(self) -> list[str]:
+        """The roles of those connected now."""
+        return [connection.peer.role for connection in self._connections]
+
+    @property
+    def standbys(self) -> int:
+        return len(self._standbys)
+
+    @property
+    def steps_waiting(self) -> int:
+        return self._gate.waiting
+
     async def serve(self, path: Path, secret: str) -> None:
         """Listens on `path` until cancelled, then ends every instance and standby."""
         self._standbys.start()
         server = await listen(path, self, secret, self.name, self._answers)
+        self._serving = True
         try:
             while True:
                 await asyncio.sleep(HEARTBEAT_S)
@@ -259,7 +278,7 @@ class Node:
         return self._logs.read(function, args.get("invocation", ""), int(args.get("limit", 100)), time.time())
 
     async def _answer_isolation(self, args: Mapping[str, Any]) -> object:
-        return msgspec.to_builtins(self._report)
+        return msgspec.to_builtins(self.report)
 
     async def _answer_counts(self, args: Mapping[str, Any]) -> object:
         tenant = f"{args['tenant']}/"
@@ -277,7 +296,7 @@ class Node:
         memory = self.execution.memory
         return {
             "name": self.name,
-            "isolation": msgspec.to_builtins(self._report),
+            "isolation": msgspec.to_builtins(self.report),
             "instances": len(self.execution.table),
             "standbys": len(self._standbys),
             "memory_mb": {"total": memory.total_mb, "promised": memory.used_mb},

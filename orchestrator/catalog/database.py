@@ -109,7 +109,7 @@ class Database:
     def migrate(self, revision: str = "head") -> None:
         """Brings the schema to this release's. Safe to run in several processes at once: one does it, the others wait."""
         with self._writing.begin() as connection, self._patient(connection):
-            config = _configuration()
+            config = configuration()
             from alembic import command
 
             config.attributes["connection"] = connection
@@ -133,7 +133,7 @@ class Database:
 
     def check_schema(self) -> None:
         """Raises SchemaMissing, or what the database raises when it cannot be reached."""
-        config = _configuration()
+        config = configuration()
         from alembic.runtime.migration import MigrationContext
         from alembic.script import ScriptDirectory
 
@@ -157,7 +157,7 @@ class Database:
         self._engine.dispose()
 
 
-def _configuration() -> "Config":
+def configuration() -> "Config":
     """Alembic is loaded here, once a process, after it was told not to speak of each plugin it has."""
     logging.getLogger("alembic").setLevel(logging.WARNING)
     from alembic.config import Config

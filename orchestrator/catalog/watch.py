@@ -4,6 +4,7 @@ When Redis is away, or was emptied and not rebuilt yet, the last routes stay in 
 """
 
 import asyncio
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -38,6 +39,10 @@ class RouteTable:
         self.keys: dict[str, KeyRoute] = {}
         self.tenants: dict[str, TenantRoute] = {}
         self.loaded = asyncio.Event()
+        self.generation = 0  # the highest seen
+        self.sequence = 0  # of the last change applied
+        self.loads = 0
+        self.changed_at = self.current_at = time.monotonic()  # last change; last time these were known to be the newest
         self._on_route = on_route
         self._on_gone = on_gone
         self._plain: dict[str, dict[str, Any]] = {"key": self.keys, "tenant": self.tenants}
@@ -61,6 +66,7 @@ class RouteTable:
             if old is not None and old.generation > route.generation:
                 return
             self.routes[function] = route
+            self.generation = max(self.generation, route.generation)
         kept = {spec.version for spec in route.versions} if route is not None else set()
         for spec in old.versions if old is not None else ():
             if spec.version not in kept:
@@ -133,6 +139,8 @@ class RouteWatcher:
             return  # emptied: the catalog's owner rebuilds it, until then the old routes stand
         found = {name: _decoded(values, KINDS[name].decode) for name, values in zip(KINDS, hashes, strict=True)}
         self._table.replace(found.pop("function"), found.pop("key"), **found)
+        self._table.sequence, self._table.loads = int(sequence), self._table.loads + 1
+        self._table.changed_at = self._table.current_at = time.monotonic()
         position = last[0][0] if last else b"0-0"
         expected = int(sequence) + 1
         while True:
@@ -141,11 +149,14 @@ class RouteWatcher:
                 current = await client.get(SEQUENCE_KEY)
                 if current is None or int(current) != expected - 1:
                     return
+                self._table.current_at = time.monotonic()
                 continue
             for entry, fields in answer[0][1]:
                 position = entry
                 if int(fields[b"s"]) != expected:
                     return
+                self._table.sequence = expected
+                self._table.changed_at = self._table.current_at = time.monotonic()
                 expected += 1
                 try:
                     self._apply(fields)

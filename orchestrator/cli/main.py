@@ -4,7 +4,7 @@ import sys
 
 import typer
 
-from orchestrator.cli import deploying, events, functions, invoking, owning, processes, seeing, status, teaching
+from orchestrator.cli import deploying, doctor, events, functions, invoking, owning, processes, seeing, status, teaching
 from orchestrator.cli.failure import Failure
 
 app = typer.Typer(
@@ -30,6 +30,7 @@ app.command("runs")(seeing.runs)
 app.command("warm")(invoking.warm)
 app.command("status")(status.status)
 app.add_typer(events.events, name="events")
+app.command("doctor")(doctor.doctor)
 app.add_typer(teaching.traces, name="traces")
 app.add_typer(owning.tenants, name="tenants")
 app.add_typer(owning.keys, name="keys")

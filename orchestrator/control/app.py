@@ -6,7 +6,9 @@ import signal
 import socket
 import threading
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Iterator
+from functools import partial
 from typing import Any
 
 import redis
@@ -20,7 +22,7 @@ from orchestrator.catalog.gateways import Gateways
 from orchestrator.catalog.nudge import Nudge
 from orchestrator.catalog.publish import Publisher
 from orchestrator.catalog.store import Store
-from orchestrator.control import events, functions, importing, insight, keys, status, tenants
+from orchestrator.control import events, functions, importing, insight, keys, metrics, status, tenants
 from orchestrator.control.admin import ensure_admin_key
 from orchestrator.control.document_links import add_links
 from orchestrator.control.guard import OPEN_PATHS, Guard
@@ -28,6 +30,8 @@ from orchestrator.control.peers import Peer
 from orchestrator.control.problems import MEDIA_TYPE, add_handlers
 from orchestrator.control.schemas import ProblemAnswer
 from orchestrator.control.stream import DecisionStream
+from orchestrator.ops.listener import Operations
+from orchestrator.ops.machine import gather
 from orchestrator.settings import Settings, rpc_secret
 from workers.code.origin import Origin
 from workers.rpc.messages import Hello
@@ -76,6 +80,7 @@ def build(settings: Settings) -> FastAPI:
     planner = Peer("planner", settings.socket("planner"), hello)
     nodes = [Peer(_node_name(index), path, hello) for index, path in enumerate(settings.node_sockets)]
     stopping = Stopping()
+    counts: Counter[int] = Counter()
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -102,6 +107,8 @@ def build(settings: Settings) -> FastAPI:
         responses=ERRORS,
     )
     app.state.stopping = stopping
+    app.state.checks = partial(metrics.control_checks, store, publisher)
+    app.state.metrics = metrics.ControlMetrics(store, publisher, counts)
     add_handlers(app)
     app.include_router(functions.router(store, origin, Sealer(key), nudge))
     app.include_router(events.router(store, nudge))
@@ -110,13 +117,29 @@ def build(settings: Settings) -> FastAPI:
     app.include_router(insight.router(store, planner, nodes, DecisionStream(planner, lambda: stopping.asked)))
     app.include_router(importing.router(planner))
     app.include_router(status.router(store, publisher, planner, nodes))
+    app.include_router(metrics.router(partial(gather, settings)))
     app.add_middleware(Guard, keys=store.keys, names=[settings.host], any_address=not _loopback(settings.host))
+    app.add_middleware(metrics.Requests, counts=counts)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
     return app
 
 
 class ControlServer(uvicorn.Server):
     """`run([socket])` serves until a signal or `should_exit`. Open streams end when a signal comes: nobody waits for them."""
+
+    def __init__(self, config: uvicorn.Config, settings: Settings) -> None:
+        super().__init__(config)
+        state = config.app.state  # type: ignore[union-attr]
+        self._settings = settings
+        self._operations = Operations("control", lambda: self.started, state.checks, state.metrics, blocking=True)
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await self._operations.start(self._settings)
+        await super().startup(sockets)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        await self._operations.stop()
+        await super().shutdown(sockets)
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -136,8 +159,9 @@ class ControlServer(uvicorn.Server):
 
 def server(settings: Settings) -> ControlServer:
     """The server, put together and not yet listening. Raises as `build` does."""
+    app = build(settings)
     config = uvicorn.Config(
-        build(settings),
+        app,
         host=settings.host,
         port=settings.control_port,
         access_log=False,
@@ -149,7 +173,7 @@ def server(settings: Settings) -> ControlServer:
         http="h11",  # bounds a request's head, which the faster one does not
         h11_max_incomplete_event_size=64 << 10,
     )
-    return ControlServer(config)
+    return ControlServer(config, settings)
 
 
 def run(settings: Settings, listener: socket.socket | None = None) -> None:

@@ -12,6 +12,7 @@ from typing import Protocol
 
 import structlog
 from celery.app import trace
+from celery.bootsteps import RUN
 from celery.exceptions import CPendingDeprecationWarning
 from celery.worker import WorkController, state
 from sqlalchemy.exc import SQLAlchemyError
@@ -27,10 +28,12 @@ from orchestrator.flow.building import BUILDS, Builder
 from orchestrator.flow.dependencies import Busy
 from orchestrator.flow.function_management import FunctionManagement
 from orchestrator.flow.metadata_sync import MetadataSync
+from orchestrator.flow.metrics import FlowMetrics, flow_checks, flow_tasks
 from orchestrator.flow.network_deployment import NetworkDeployment
 from orchestrator.flow.relay import Relay
 from orchestrator.flow.scheduling import STARTS, Scheduling
 from orchestrator.flow.starting import Starter
+from orchestrator.ops.listener import Operations, OperationsThread
 from orchestrator.settings import Settings, rpc_secret
 from workers.code.origin import Origin
 from workers.drivers.process.interpreter import find_interpreter
@@ -92,14 +95,44 @@ class _Worker(WorkController):  # type: ignore[misc]  # celery has no types
         """As the command line does it: tasks find this application in every thread of the pool."""
         trace.setup_worker_optimizations(self.app, self.hostname)
 
+    @property
+    def consuming(self) -> bool:
+        """True while it takes tasks from the broker."""
+        return getattr(getattr(self, "consumer", None), "task_consumer", None) is not None
+
 
 def run(settings: Settings) -> None:
     """Blocks until SIGTERM or SIGINT; a task that runs then is finished first."""
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _tell_to_stop)
     store = Store(settings.effective_database_url)
+    workers: list[_Worker] = []
+    threads: list[threading.Thread] = []
+    tasks = flow_tasks(settings)
+    operations = OperationsThread(
+        lambda: Operations(
+            "flow",
+            lambda: bool(workers) and workers[0].blueprint.state == RUN,
+            lambda: flow_checks(
+                store, tasks, lambda: any(thread.is_alive() for thread in threads), lambda: bool(workers) and workers[0].consuming
+            ),
+            FlowMetrics(store, tasks),
+            alive=lambda: "" if all(thread.is_alive() for thread in threads) else "the relay has ended",
+            blocking=True,
+        ),
+        settings,
+    )
+    operations.start()
+    try:
+        _serve(settings, store, workers, threads)
+    finally:
+        operations.stop()
+        for closing in (tasks, store):
+            closing.close()
+
+
+def _serve(settings: Settings, store: Store, workers: "list[_Worker]", threads: list[threading.Thread]) -> None:
     if not _wait_for_schema(store):
-        store.close()
         return
     _quiet_libraries()
     python = find_interpreter(settings.python).executable
@@ -120,6 +153,7 @@ def run(settings: Settings) -> None:
     relay = Relay(app, store, publisher, nudge)
     thread = threading.Thread(target=relay.run, name="relay", daemon=True)
     thread.start()
+    threads.append(thread)
     try:
         worker = _Worker(
             app=app,
@@ -130,13 +164,14 @@ def run(settings: Settings) -> None:
             without_mingle=True,
             without_heartbeat=True,
         )
+        workers.append(worker)
         worker.start()  # blocks
     finally:
         relay.stop()
         thread.join(RELAY_STOP_S)
         with contextlib.suppress(OSError):
             app.close()
-        for closing in (publisher, nudge, store):
+        for closing in (publisher, nudge):
             closing.close()
     if worker.exitcode:
         raise SystemExit(worker.exitcode)

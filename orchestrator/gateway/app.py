@@ -53,6 +53,7 @@ class GatewayApp:
             else:
                 status, headers, body = self._probe(path)
         except Refused as refused:
+            self._runs.tally.refused[refused.status] += 1
             problem: dict[str, object] = {
                 "type": f"foreglow:{refused.kind}",
                 "title": refused.title,

@@ -14,6 +14,7 @@ from orchestrator.gateway.allowances import Allowances
 from orchestrator.gateway.links import Answer, NodeLink
 from orchestrator.gateway.reports import Reports
 from orchestrator.gateway.resolve import NotFound, resolve
+from orchestrator.gateway.tally import Tally
 from orchestrator.gateway.waiting import Overload, WaitingRoom
 from orchestrator.placement import place
 from tracing.records import InvocationRecord, Timings
@@ -22,6 +23,7 @@ from workers.rpc.messages import ChildCall, ErrorDetail, HttpRequest, InvokeRequ
 from workers.versions import VersionSpec
 
 RETRIABLE = ("full", "draining")
+NOTED = ("killed", "timeout", "init-failed", "code-unavailable", "full")  # what an operator looks for; the rest is the caller's
 NEVER_RAN = ("full", "draining", "unknown-version", "code-unavailable", "init-failed")
 
 log = structlog.get_logger(__name__)
@@ -68,6 +70,7 @@ class Runs:
         max_payload: int,
     ) -> None:
         self.links: list[NodeLink] = []
+        self.tally = Tally()
         self._table = table
         self._reports = reports
         self._waiting = waiting
@@ -80,6 +83,10 @@ class Runs:
 
     def __len__(self) -> int:
         return len(self._live)
+
+    @property
+    def waiting(self) -> int:
+        return len(self._waiting)
 
     async def run(self, run: Run, body: bytes, placed_from: float) -> Answer:
         """Runs it and reports it. Never raises but for cancellation: trouble is in the result's status."""
@@ -96,12 +103,16 @@ class Runs:
         except Overload as error:
             waited = Timings(queue=(time.monotonic() - since) * 1000)
             result = InvokeResult("full", timings=waited, error=ErrorDetail("Overload", str(error)))
+            self.tally.throttled[error.reason] += 1
         finally:
             for child in run.children:
                 child.cancel()
             del self._live[run.invocation_id]
             self._waiting.wake_one()
             self._record(run, result, began)
+            self.tally.ended(run.spec.version, result, run.place_ms, time.monotonic() - since)
+            if result.status in NOTED:
+                _note(run, result)
             if not run.parent_id:
                 self._reports.trigger(
                     TriggerEvent(run.spec.version, run.trace_id, run.invocation_id, "", time.time(), ended=True)
@@ -221,6 +232,19 @@ class Runs:
             return await self.run(child, body, now)
         finally:
             self._allowances.leave(child.tenant)
+
+
+def _note(run: Run, result: InvokeResult) -> None:
+    """No words of the function's: they may hold anything."""
+    log.warning(
+        "invocation.failed",
+        trace_id=run.trace_id,
+        invocation_id=run.invocation_id,
+        version=run.spec.version,
+        status=result.status,
+        error=result.error.type if result.error is not None else "",
+        node=run.link_used.name if run.link_used is not None else "",
+    )
 
 
 def _recorded(result: InvokeResult) -> str:

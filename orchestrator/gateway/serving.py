@@ -15,10 +15,13 @@ from orchestrator.gateway.allowances import Allowances
 from orchestrator.gateway.app import GatewayApp
 from orchestrator.gateway.links import NodeLink
 from orchestrator.gateway.listener import BoundedHttp
+from orchestrator.gateway.metrics import GatewayMetrics, gateway_checks
 from orchestrator.gateway.presence import Presence
 from orchestrator.gateway.reports import Reports
 from orchestrator.gateway.runs import Runs
 from orchestrator.gateway.waiting import WaitingRoom
+from orchestrator.ops.listener import Operations
+from orchestrator.ops.routes import RouteMetrics
 from orchestrator.settings import Settings, rpc_secret
 from workers.rpc.connection import listen
 from workers.rpc.messages import Hello
@@ -73,10 +76,20 @@ async def serve(settings: Settings) -> None:
     )
     for task in background:
         task.add_done_callback(partial(_died, http))
+    runs.tally.functions = settings.metrics_functions
+    operations = Operations(
+        "gateway",
+        lambda: http.started,
+        lambda: gateway_checks(table, runs, reports),
+        GatewayMetrics(runs, reports),
+        RouteMetrics(table),
+    )
     try:
+        await operations.start(settings)
         await http.serve()
     finally:
         reports.flush()
+        await operations.stop()
         server.close()
         for task in background:
             task.cancel()

@@ -1,6 +1,6 @@
 """The decision log: every prewarm decision with its reason, its evidence and how it ended. Bounded; no I/O."""
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from typing import Any
 
 import msgspec
@@ -9,6 +9,7 @@ from graph.ids import VersionId, function_of, number_of, tenant_of
 from graph.plans import EdgeSource, Evidence, Outcome, PrewarmDecision, PrewarmPlan, Trigger, deploy_decision
 from tracing.records import Timings
 from workers.rpc.messages import DecisionUpdate
+from workers.tallies import Histogram
 
 KEPT = 20_000
 
@@ -40,12 +41,30 @@ class LogEntry(msgspec.Struct):
     timings: Timings = Timings()
 
 
+class DecisionTally:
+    """Since the process started: decisions made by trigger and ended by outcome; seconds to its use, and of standing ready."""
+
+    def __init__(self) -> None:
+        self.made: Counter[str] = Counter()
+        self.ended: Counter[str] = Counter()
+        self.lead = {outcome: Histogram() for outcome in (Outcome.HIT, Outcome.LATE)}
+        self.idle = {outcome: Histogram() for outcome in (Outcome.HIT, Outcome.WASTED)}
+
+    def end(self, entry: LogEntry) -> None:
+        self.ended[entry.outcome] += 1
+        if (lead := self.lead.get(entry.outcome)) is not None:
+            lead.add(max(0.0, entry.ended_at - entry.created_at))
+        if (idle := self.idle.get(entry.outcome)) is not None:
+            idle.add(max(0.0, entry.ended_at - entry.ready_at))
+
+
 class DecisionLog:
     """Newest KEPT decisions of all tenants. `open_of` counts what is speculative and alive, for the budget."""
 
     def __init__(self, entries: list[LogEntry] | None = None) -> None:
         self._entries: OrderedDict[str, LogEntry] = OrderedDict((one.decision_id, one) for one in entries or [])
         self._open: dict[str, LogEntry] = {}
+        self.tally = DecisionTally()
         self._revision = max((one.revision for one in self._entries.values()), default=0)
         for one in self._entries.values():
             if not one.outcome.final:  # its planner died; its instance is the node's to give up
@@ -57,6 +76,10 @@ class DecisionLog:
     @property
     def revision(self) -> int:
         return self._revision
+
+    @property
+    def open(self) -> int:
+        return len(self._open)
 
     def add(self, plan: PrewarmPlan, decision: PrewarmDecision, version: str, node: str) -> LogEntry:
         self._revision += 1
@@ -78,6 +101,7 @@ class DecisionLog:
             plan.created_at,
         )
         self._entries[decision.decision_id] = entry
+        self.tally.made[plan.trigger] += 1
         self._open[decision.decision_id] = entry
         if len(self._entries) > KEPT:
             oldest, _ = self._entries.popitem(last=False)
@@ -97,6 +121,7 @@ class DecisionLog:
             entry.ready_at, entry.start_s, entry.timings = update.at, update.start_s, update.timings
         if entry.outcome.final:
             entry.ended_at, entry.invocation_id = update.at, update.invocation_id
+            self.tally.end(entry)
             del self._open[update.decision_id]
         return entry
 

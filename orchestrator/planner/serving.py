@@ -20,10 +20,13 @@ from graph.snapshot import dump as dump_graph
 from graph.snapshot import load as load_graph
 from orchestrator.catalog.routes import Route
 from orchestrator.catalog.watch import RouteTable, RouteWatcher
+from orchestrator.ops.listener import Operations
+from orchestrator.ops.routes import RouteMetrics
 from orchestrator.planner.insight import Insight
 from orchestrator.planner.learning import Learner
 from orchestrator.planner.log import DecisionLog
 from orchestrator.planner.loop import PlannerLoop
+from orchestrator.planner.metrics import PlannerMetrics, planner_checks
 from orchestrator.planner.peers import Fleet, GatewayPeer, NodePeer
 from orchestrator.planner.runs import RunBook
 from orchestrator.planner.state import FORMAT, PlannerState, load, save
@@ -198,9 +201,14 @@ async def serve(settings: Settings) -> None:
             timeout_graceful_shutdown=3,
         )
     )
+    operations = Operations(
+        "planner", lambda: http.started, lambda: planner_checks(planner), PlannerMetrics(planner), RouteMetrics(planner.table)
+    )
     try:
+        await operations.start(settings)
         await http.serve()
     finally:
+        await operations.stop()
         server.close()
         for task in background:
             task.cancel()
