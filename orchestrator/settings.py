@@ -114,6 +114,12 @@ class Settings(BaseSettings):
     # -- addresses
 
     @property
+    def control_address(self) -> str:
+        """Where control answers, from this machine."""
+        host = reachable(self.host)
+        return f"http://{f'[{host}]' if ':' in host else host}:{self.control_port}"
+
+    @property
     def effective_redis_url(self) -> str:
         return self.redis_url or f"unix://{self.socket('valkey')}"
 
@@ -129,3 +135,8 @@ class Settings(BaseSettings):
 def rpc_secret(key: bytes) -> str:
     """The token processes show each other, derived so that it is not the sealing key itself."""
     return hashlib.sha256(b"foreglow rpc " + key).hexdigest()
+
+
+def reachable(host: str) -> str:
+    """Where a listener on `host` is reached from this machine."""
+    return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104

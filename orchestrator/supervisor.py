@@ -1,7 +1,8 @@
-"""`foreglow up`: Valkey and the five processes on one machine, as one thing that starts, stops and heals.
+"""`foreglow up`: Valkey and the six processes on one machine, as one thing that starts, stops and heals.
 
-Order: valkey, then control, gateway, planner and node, then flow (its tables are there by then). Back: gateway first, so
-that it drains while the rest still answers; Valkey last.
+Order: valkey, then control, gateway, planner and node, then flow (its tables are there by then). The page starts once all are
+ready: nobody waits for it, and nothing else stops when it fails. Back: gateway first, so that it drains while the rest still
+answers; Valkey last.
 """
 
 import asyncio
@@ -15,7 +16,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 
 from orchestrator import orphans, preflight, valkey
-from orchestrator.settings import Settings
+from orchestrator.settings import Settings, reachable
 from orchestrator.supervised import BoundedLog, Supervised
 from workers.sealing import load_key
 
@@ -29,7 +30,8 @@ REAP_EVERY_S = 5.0
 ORPHANS_TIMEOUT_S = 5.0
 LISTENERS = {"gateway": "functions", "control": "control", "planner": "otlp"}
 WAVES = (("control", "gateway", "planner", "node"), ("flow",))
-STOP_ORDER = (("gateway",), ("flow", "planner", "node", "control"), ("valkey",))
+BESIDE = ("page",)
+STOP_ORDER = (("gateway",), ("page", "flow", "planner", "node", "control"), ("valkey",))
 
 Commands = Mapping[str, Sequence[str]]
 
@@ -40,7 +42,7 @@ class StartFailed(Exception):
 
 def process_commands() -> Commands:
     """How each process is started: this interpreter, this installation."""
-    names = [name for wave in WAVES for name in wave]
+    names = [name for wave in (*WAVES, BESIDE) for name in wave]
     return {name: [sys.executable, "-P", "-m", "orchestrator.cli.main", name] for name in names}
 
 
@@ -108,6 +110,7 @@ class Supervisor:
         try:
             if await self._start_all():
                 self._say_ready()
+                self._start_beside()
                 while not self._asked_to_stop.is_set():
                     with contextlib.suppress(TimeoutError):
                         await asyncio.wait_for(self._asked_to_stop.wait(), REAP_EVERY_S)
@@ -147,6 +150,14 @@ class Supervisor:
                         return False
                     await asyncio.sleep(PROBE_EVERY_S)
         return not (self._failure or self._asked_to_stop.is_set())
+
+    def _start_beside(self) -> None:
+        for one in [self._all[name] for name in BESIDE if name in self._all]:
+            try:
+                one.start()
+            except OSError as error:
+                self._announce(f"{one.name} cannot be started: {error.strerror}; the rest runs")
+        self._note()
 
     async def _is_ready(self, name: str) -> bool:
         if self._all[name].pid is None:
@@ -197,11 +208,6 @@ def child_environment(settings: Settings, ports: Mapping[str, int]) -> dict[str,
     chosen = {name: getattr(settings, name) for name in settings.model_fields_set if name != "otel_endpoint"}
     chosen |= {field: ports[name] for name, field in preflight.PORTS.items()} | {"state": settings.state}
     return dict(os.environ) | {f"FOREGLOW_{name.upper()}": str(value) for name, value in chosen.items()}
-
-
-def reachable(host: str) -> str:
-    """Where a listener on `host` is reached from this machine."""
-    return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104
 
 
 async def healthy(host: str, port: int) -> bool:

@@ -12,6 +12,8 @@ need wrk wrk
 need setpriv util-linux
 need ip iproute2
 need useradd passwd
+need chromium chromium
+[ -d /usr/share/fonts/truetype/dejavu ] || missing="$missing fonts-dejavu-core"
 sh "$(dirname "$0")/find-python.sh" >/dev/null 2>&1 || missing="$missing python3.11 python3.11-venv"
 
 [ -n "$missing" ] || exit 0

@@ -4,7 +4,7 @@ import sys
 
 import typer
 
-from orchestrator.cli import deploying, functions, invoking, processes, seeing, status, teaching
+from orchestrator.cli import deploying, functions, invoking, opening, processes, seeing, status, teaching
 from orchestrator.cli.failure import Failure
 
 app = typer.Typer(
@@ -29,12 +29,14 @@ app.command("decisions")(seeing.decisions)
 app.command("runs")(seeing.runs)
 app.command("warm")(invoking.warm)
 app.command("status")(status.status)
+app.command("open")(opening.open_page)
 app.add_typer(teaching.traces, name="traces")
 app.command("control")(processes.control)
 app.command("flow")(processes.flow)
 app.command("gateway")(processes.gateway)
 app.command("planner")(processes.planner)
 app.command("node")(processes.node)
+app.command("page")(processes.page)
 
 
 def main() -> None:

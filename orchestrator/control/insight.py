@@ -64,6 +64,16 @@ def router(store: Store, planner: Peer, nodes: Sequence[Peer], stream: DecisionS
         events = await stream.start(tenant_of(request), function, run, last_event_id)
         return StreamingResponse(events, media_type="text/event-stream", headers={"Cache-Control": "no-store"})
 
+    @routes.get("/v1/decisions/totals", response_model=Document)
+    async def totals(request: Request, function: Function = "") -> Response:
+        """What the decisions still in the log came to: how many ended how, hit ratio, seconds saved, instance-seconds wasted."""
+        return await planner_says(request, "totals", function=function)
+
+    @routes.get("/v1/activity", response_model=Document)
+    async def activity(request: Request) -> Response:
+        """Invocations and errors per function in the last 15 minutes, and the last error of each."""
+        return await planner_says(request, "activity")
+
     @routes.get("/v1/runs", response_model=Document)
     async def runs(request: Request, limit: Limit = 50) -> Response:
         """Finished runs, newest last."""

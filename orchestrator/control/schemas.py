@@ -215,6 +215,11 @@ class FunctionsAnswer(BaseModel):
     functions: list[FunctionAnswer]
 
 
+class PageLinkAnswer(BaseModel):
+    path: str = Field(description="To be opened in a browser, on this listener. Works once.")
+    expires_s: float = Field(description="Seconds until it stops working.")
+
+
 class HealthAnswer(BaseModel):
     status: Literal["ok"]
 
