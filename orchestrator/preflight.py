@@ -21,7 +21,7 @@ from orchestrator.settings import MAX_SOCKET_PATH, Settings
 MIN_FREE_MB = 64
 SWEEP_WAIT_S = 5.0
 PORTS = {"functions": "functions_port", "control": "control_port", "otlp": "otlp_port"}
-SOCKETS = ("gateway", "planner", "node", "valkey")
+SOCKETS = ("gateway", "planner", "node", "valkey", "page")
 
 
 class NotPossible(Exception):

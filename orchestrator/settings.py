@@ -8,8 +8,8 @@ from pathlib import Path
 from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from orchestrator.catalog.quotas import Quotas
 from orchestrator.folders import default_state
+from orchestrator.quotas import Quotas
 
 MAX_SOCKET_PATH = 100  # sun_path holds 108 bytes
 
@@ -147,6 +147,12 @@ class Settings(BaseSettings):
     # -- addresses
 
     @property
+    def control_address(self) -> str:
+        """Where control answers, from this machine."""
+        host = reachable(self.host)
+        return f"http://{f'[{host}]' if ':' in host else host}:{self.control_port}"
+
+    @property
     def effective_redis_url(self) -> str:
         return self.redis_url or f"unix://{self.socket('valkey')}"
 
@@ -162,3 +168,8 @@ class Settings(BaseSettings):
 def rpc_secret(key: bytes) -> str:
     """The token processes show each other, derived so that it is not the sealing key itself."""
     return hashlib.sha256(b"foreglow rpc " + key).hexdigest()
+
+
+def reachable(host: str) -> str:
+    """Where a listener on `host` is reached from this machine."""
+    return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104

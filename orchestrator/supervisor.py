@@ -1,7 +1,8 @@
-"""`foreglow up`: Valkey and the five processes on one machine, as one thing that starts, stops and heals.
+"""`foreglow up`: Valkey and the six processes on one machine, as one thing that starts, stops and heals.
 
-Order: valkey, then control, gateway, planner and node, then flow (its tables are there by then). Back: gateway first, so
-that it drains while the rest still answers; Valkey last.
+Order: valkey, then control, gateway, planner and node, then flow (its tables are there by then). The page starts once all are
+ready: nobody waits for it, and nothing else stops when it fails. Back: gateway first, so that it drains while the rest still
+answers; Valkey last.
 """
 
 import asyncio
@@ -18,7 +19,7 @@ from pathlib import Path
 from orchestrator import orphans, preflight, valkey
 from orchestrator.ops.notify import VARIABLE as NOTIFY_SOCKET
 from orchestrator.ops.notify import notify
-from orchestrator.settings import Settings
+from orchestrator.settings import Settings, reachable
 from orchestrator.supervised import BoundedLog, Supervised
 from workers.sealing import load_key
 
@@ -31,7 +32,8 @@ STOP_TIMEOUT_S = 10.0
 REAP_EVERY_S = 5.0
 ORPHANS_TIMEOUT_S = 5.0
 WAVES = (("control", "gateway", "planner", "node"), ("flow",))
-STOP_ORDER = (("gateway",), ("flow", "planner", "node", "control"), ("valkey",))
+BESIDE = ("page",)
+STOP_ORDER = (("gateway",), ("page", "flow", "planner", "node", "control"), ("valkey",))
 
 Commands = Mapping[str, Sequence[str]]
 
@@ -42,7 +44,7 @@ class StartFailed(Exception):
 
 def process_commands() -> Commands:
     """How each process is started: this interpreter, this installation."""
-    names = [name for wave in WAVES for name in wave]
+    names = [name for wave in (*WAVES, BESIDE) for name in wave]
     return {name: [sys.executable, "-P", "-m", "orchestrator.cli.main", name] for name in names}
 
 
@@ -110,6 +112,7 @@ class Supervisor:
         try:
             if await self._start_all():
                 self._say_ready()
+                self._start_beside()
                 while not self._asked_to_stop.is_set():
                     with contextlib.suppress(TimeoutError):
                         await asyncio.wait_for(self._asked_to_stop.wait(), REAP_EVERY_S)
@@ -150,6 +153,14 @@ class Supervisor:
                         return False
                     await asyncio.sleep(PROBE_EVERY_S)
         return not (self._failure or self._asked_to_stop.is_set())
+
+    def _start_beside(self) -> None:
+        for one in [self._all[name] for name in BESIDE if name in self._all]:
+            try:
+                one.start()
+            except OSError as error:
+                self._announce(f"{one.name} cannot be started: {error.strerror}; the rest runs")
+        self._note()
 
     async def _is_ready(self, name: str) -> bool:
         if self._all[name].pid is None:
@@ -202,11 +213,6 @@ def child_environment(settings: Settings, ports: Mapping[str, int]) -> dict[str,
     chosen["ops_address"] = ""  # of one process; here each has its socket, and control shows them all
     kept = {name: value for name, value in os.environ.items() if name != NOTIFY_SOCKET}  # it is ours to say `ready`
     return kept | {f"FOREGLOW_{name.upper()}": str(value) for name, value in chosen.items()}
-
-
-def reachable(host: str) -> str:
-    """Where a listener on `host` is reached from this machine."""
-    return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104
 
 
 async def answers_ready(path: Path) -> bool:

@@ -19,10 +19,10 @@ from orchestrator.catalog.model import (
     VersionState,
 )
 from orchestrator.catalog.outbox import add_event
-from orchestrator.catalog.quotas import Quotas
 from orchestrator.catalog.routes import Route
 from orchestrator.catalog.tenants import check_quota, living, remove_function
 from orchestrator.catalog.views import FunctionView, VersionView, view_functions, view_route, view_spec, view_version
+from orchestrator.quotas import Quotas
 from workers.versions import VersionSpec
 
 VERSIONS_KEPT = 100

@@ -12,8 +12,8 @@ from orchestrator.catalog.database import Database, retried
 from orchestrator.catalog.errors import Conflict, NotFound, Refused
 from orchestrator.catalog.model import EventKind, Key, KeyRole
 from orchestrator.catalog.outbox import add_event
-from orchestrator.catalog.quotas import OwnQuotas
 from orchestrator.catalog.tenants import Tenants, living, revoke
+from orchestrator.quotas import OwnQuotas
 
 LAST_USED_EVERY_S = 60.0
 """A key's last use is written at most this often: authentication must not cost a write."""

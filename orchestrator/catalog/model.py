@@ -99,7 +99,7 @@ class Installation(Schema):
 
 
 class Tenant(Schema):
-    """An owner of functions and its quotas. A quota that is None is the platform's default (catalog.quotas).
+    """An owner of functions and its quotas. A quota that is None is the platform's default (orchestrator.quotas).
 
     The row of a removed tenant stays: its name is never given again, so that nobody is ever shown what another left behind.
     """

@@ -7,8 +7,8 @@ from sqlalchemy.orm import Session
 
 from orchestrator.catalog.database import Database, retried
 from orchestrator.catalog.model import Layer, LayerRole, Package
-from orchestrator.catalog.quotas import Quotas
 from orchestrator.catalog.tenants import check_quota
+from orchestrator.quotas import Quotas
 
 
 class PackageView(msgspec.Struct, frozen=True):

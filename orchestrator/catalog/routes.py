@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 from graph.ids import FunctionId
-from orchestrator.catalog.quotas import OwnQuotas
+from orchestrator.quotas import OwnQuotas
 from workers.versions import VersionSpec
 
 FUNCTIONS_KEY = "foreglow:routes:functions"  # hash: function id -> Route

@@ -13,10 +13,10 @@ from orchestrator.catalog.keys import Keys
 from orchestrator.catalog.model import Function, Installation, Key
 from orchestrator.catalog.outbox import Outbox
 from orchestrator.catalog.packages import Packages
-from orchestrator.catalog.quotas import Quotas
 from orchestrator.catalog.routes import KeyRoute, Route
 from orchestrator.catalog.tenants import Tenants
 from orchestrator.catalog.views import view_route
+from orchestrator.quotas import Quotas
 
 PAGE = 500
 

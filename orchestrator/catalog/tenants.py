@@ -12,8 +12,8 @@ from orchestrator.catalog.database import Database, retried
 from orchestrator.catalog.errors import Conflict, NotFound, OverQuota, Refused
 from orchestrator.catalog.model import EventKind, Function, Key, Layer, Module, Package, Tenant, Version
 from orchestrator.catalog.outbox import add_event
-from orchestrator.catalog.quotas import OwnQuotas, Quotas, in_force, refusal
 from orchestrator.catalog.routes import TenantRoute
+from orchestrator.quotas import OwnQuotas, Quotas, in_force, refusal
 
 DEFAULT_TENANT = "default"
 """The tenant of whoever runs the platform."""

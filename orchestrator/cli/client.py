@@ -64,6 +64,10 @@ class Client:
         headers = {"Content-Type": "application/zip"}
         return dict(self._control("POST", "/v1/packages", content=package, headers=headers, timeout=300.0))
 
+    def link(self, path: str) -> str:
+        """The whole address of a path of control, for a browser."""
+        return self._addresses["control"] + path
+
     def text(self, path: str, **parameters: Any) -> str:
         return self._send("control", "GET", path, params=parameters).text
 

@@ -4,7 +4,19 @@ import sys
 
 import typer
 
-from orchestrator.cli import deploying, doctor, events, functions, invoking, owning, processes, seeing, status, teaching
+from orchestrator.cli import (
+    deploying,
+    doctor,
+    events,
+    functions,
+    invoking,
+    opening,
+    owning,
+    processes,
+    seeing,
+    status,
+    teaching,
+)
 from orchestrator.cli.failure import Failure
 
 app = typer.Typer(
@@ -31,6 +43,7 @@ app.command("warm")(invoking.warm)
 app.command("status")(status.status)
 app.add_typer(events.events, name="events")
 app.command("doctor")(doctor.doctor)
+app.command("open")(opening.open_page)
 app.add_typer(teaching.traces, name="traces")
 app.add_typer(owning.tenants, name="tenants")
 app.add_typer(owning.keys, name="keys")
@@ -39,6 +52,7 @@ app.command("flow")(processes.flow)
 app.command("gateway")(processes.gateway)
 app.command("planner")(processes.planner)
 app.command("node")(processes.node)
+app.command("page")(processes.page)
 
 
 def main() -> None:

@@ -215,3 +215,48 @@ class StatusAnswer(BaseModel):
     version: str
     redis: Literal["ok", "away"]
     events: EventsBacklog
+
+
+class TotalsAnswer(BaseModel):
+    decisions: int
+    since: float | None = Field(description="When the oldest of them was decided: the log keeps the newest of all tenants.")
+    outcomes: dict[str, int]
+    hit_ratio: float | None = Field(description="Hits / (hits + late + wasted); null while none of these ended.")
+    saved_s: float = Field(description="Preparing that invocations did not wait for.")
+    wasted_instance_s: float = Field(description="How long instances that nobody used were kept ready.")
+
+
+class LastErrorAnswer(BaseModel):
+    status: str
+    type: str
+    at: float
+    trace_id: str
+
+
+class FunctionActivityAnswer(BaseModel):
+    name: str
+    invocations: int
+    errors: int
+    by_status: dict[str, int]
+    last_error: LastErrorAnswer | None
+
+
+class ActivityAnswer(BaseModel):
+    window_s: float
+    functions: list[FunctionActivityAnswer]
+
+
+class InstancesOfVersionAnswer(BaseModel):
+    """On one node."""
+
+    function: str
+    version: int
+    node: str
+    idle: int
+    busy: int
+    preparing: int
+
+
+class InstancesAnswer(BaseModel):
+    instances: list[InstancesOfVersionAnswer]
+    away: list[str] = Field(description="Nodes that did not answer.")

@@ -22,13 +22,15 @@ from orchestrator.catalog.gateways import Gateways
 from orchestrator.catalog.nudge import Nudge
 from orchestrator.catalog.publish import Publisher
 from orchestrator.catalog.store import Store
-from orchestrator.control import events, functions, importing, insight, keys, metrics, status, tenants
+from orchestrator.control import events, functions, importing, insight, instances, keys, metrics, page, status, tenants
 from orchestrator.control.admin import ensure_admin_key
 from orchestrator.control.document_links import add_links
+from orchestrator.control.forward import MAX_FROM_BROWSER, PREFIX, Forward
 from orchestrator.control.guard import OPEN_PATHS, Guard
 from orchestrator.control.peers import Peer
 from orchestrator.control.problems import MEDIA_TYPE, add_handlers
 from orchestrator.control.schemas import ProblemAnswer
+from orchestrator.control.sessions import Sessions
 from orchestrator.control.stream import DecisionStream
 from orchestrator.ops.listener import Operations
 from orchestrator.ops.machine import gather
@@ -81,6 +83,8 @@ def build(settings: Settings) -> FastAPI:
     nodes = [Peer(_node_name(index), path, hello) for index, path in enumerate(settings.node_sockets)]
     stopping = Stopping()
     counts: Counter[int] = Counter()
+    sessions = Sessions()
+    forward = Forward(settings.socket("page"))
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -93,6 +97,7 @@ def build(settings: Settings) -> FastAPI:
         ended.set()
         for peer in (planner, *nodes):
             peer.close()
+        await forward.close()
         for closing in (publisher, nudge, gateways, store):
             closing.close()
 
@@ -115,10 +120,13 @@ def build(settings: Settings) -> FastAPI:
     app.include_router(tenants.router(store, origin, nudge, gateways, planner, nodes))
     app.include_router(keys.router(store, nudge, gateways))
     app.include_router(insight.router(store, planner, nodes, DecisionStream(planner, lambda: stopping.asked)))
+    app.include_router(instances.router(nodes))
     app.include_router(importing.router(planner))
     app.include_router(status.router(store, publisher, planner, nodes))
     app.include_router(metrics.router(partial(gather, settings)))
-    app.add_middleware(Guard, keys=store.keys, names=[settings.host], any_address=not _loopback(settings.host))
+    app.include_router(page.router(sessions))
+    app.mount(PREFIX, forward)
+    app.add_middleware(Guard, keys=store.keys, sessions=sessions, names=[settings.host], any_address=not _loopback(settings.host))
     app.add_middleware(metrics.Requests, counts=counts)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
     return app
@@ -166,12 +174,16 @@ def server(settings: Settings) -> ControlServer:
         port=settings.control_port,
         access_log=False,
         log_config=None,
+        log_level="warning",  # at info each websocket is logged with its query
         server_header=False,
         proxy_headers=False,  # nobody in front is trusted to say who the client is
         timeout_graceful_shutdown=GRACE_S,
         limit_concurrency=500,
         http="h11",  # bounds a request's head, which the faster one does not
         h11_max_incomplete_event_size=64 << 10,
+        ws="websockets-sansio",
+        ws_max_size=MAX_FROM_BROWSER,
+        ws_per_message_deflate=False,
     )
     return ControlServer(config, settings)
 

@@ -11,6 +11,7 @@ from starlette.concurrency import run_in_threadpool
 
 from orchestrator.catalog.store import Store
 from orchestrator.control.answers import (
+    ActivityAnswer,
     CooledAnswer,
     DecisionsAnswer,
     GraphAnswer,
@@ -19,6 +20,7 @@ from orchestrator.control.answers import (
     PrewarmAnswer,
     RunAnswer,
     RunsAnswer,
+    TotalsAnswer,
     WorkflowsAnswer,
 )
 from orchestrator.control.functions import Name, tenant_of
@@ -72,6 +74,16 @@ def router(store: Store, planner: Peer, nodes: Sequence[Peer], stream: DecisionS
         """Server-sent events: each decision when it is made and when it changes."""
         events = await stream.start(tenant_of(request), function, run, last_event_id if last_event_id >= 0 else None)
         return StreamingResponse(events, media_type="text/event-stream", headers={"Cache-Control": "no-store"})
+
+    @routes.get("/v1/decisions/totals", response_model=TotalsAnswer)
+    async def totals(request: Request, function: Function = "") -> Response:
+        """What the decisions still in the log came to: how many ended how, hit ratio, seconds saved, instance-seconds wasted."""
+        return await planner_says(request, "totals", function=function)
+
+    @routes.get("/v1/activity", response_model=ActivityAnswer)
+    async def activity(request: Request) -> Response:
+        """Invocations and errors per function in the last 15 minutes, and the last error of each."""
+        return await planner_says(request, "activity")
 
     @routes.get("/v1/runs", response_model=RunsAnswer)
     async def runs(request: Request, limit: Limit = 50) -> Response:

@@ -353,6 +353,11 @@ class RetriedAnswer(BaseModel):
     retried: list[int] = Field(description="The events that start again from their first try.")
 
 
+class PageLinkAnswer(BaseModel):
+    path: str = Field(description="To be opened in a browser, on this listener. Works once.")
+    expires_s: float = Field(description="Seconds until it stops working.")
+
+
 class HealthAnswer(BaseModel):
     status: Literal["ok"]
 

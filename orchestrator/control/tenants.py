@@ -11,7 +11,6 @@ from starlette.concurrency import run_in_threadpool
 from orchestrator.catalog.errors import Conflict
 from orchestrator.catalog.gateways import Gateways
 from orchestrator.catalog.nudge import Nudge
-from orchestrator.catalog.quotas import OwnQuotas
 from orchestrator.catalog.store import Store
 from orchestrator.catalog.tenants import TenantView
 from orchestrator.control.functions import tenant_of
@@ -29,6 +28,7 @@ from orchestrator.control.schemas import (
     TenantsAnswer,
     UseNowAnswer,
 )
+from orchestrator.quotas import OwnQuotas
 from workers.code.origin import Origin, OriginError
 
 ASK_S = 1.0

@@ -9,9 +9,9 @@ import math
 import time
 from dataclasses import dataclass
 
-from orchestrator.catalog.quotas import Quotas, in_force, share_of, take_token, who_can
 from orchestrator.catalog.routes import TenantRoute
 from orchestrator.catalog.watch import RouteTable
+from orchestrator.quotas import Quotas, in_force, share_of, take_token, who_can
 
 BURST_S = 1.0
 DEBT_S = 10.0

@@ -15,7 +15,10 @@ KEPT = 20_000
 
 
 class LogEntry(msgspec.Struct):
-    """`revision` grows with each change of any entry, so that a reader can follow by asking for what is newer."""
+    """`revision` grows with each change of any entry, so that a reader can follow by asking for what is newer.
+
+    `saved_s`: preparing that its invocation did not have to wait for; all of it with a hit, what was done by then when late.
+    """
 
     revision: int
     decision_id: str
@@ -39,6 +42,7 @@ class LogEntry(msgspec.Struct):
     invocation_id: str = ""
     detail: str = ""
     timings: Timings = Timings()
+    saved_s: float = 0.0
 
 
 class DecisionTally:
@@ -119,6 +123,8 @@ class DecisionLog:
         entry.detail = update.detail
         if entry.outcome is Outcome.READY:
             entry.ready_at, entry.start_s, entry.timings = update.at, update.start_s, update.timings
+        if entry.outcome in (Outcome.HIT, Outcome.LATE):
+            entry.saved_s = entry.start_s if entry.outcome is Outcome.HIT else update.start_s
         if entry.outcome.final:
             entry.ended_at, entry.invocation_id = update.at, update.invocation_id
             self.tally.end(entry)
@@ -161,6 +167,8 @@ class DecisionLog:
 
     def read(self, tenant: str, function: str = "", run: str = "", limit: int = 100, after: int | None = None) -> list[LogEntry]:
         """Newest last. `function` is a name, `run` a trace id; with `after`, what changed since that revision."""
+        if after is not None and after >= self._revision:
+            return []
         found = [
             one
             for one in self._entries.values()
@@ -208,6 +216,7 @@ def as_json(entry: LogEntry) -> dict[str, Any]:
         "ready_at": entry.ready_at or None,
         "ended_at": entry.ended_at or None,
         "start_ms": entry.start_s * 1000,
+        "saved_ms": entry.saved_s * 1000,
         "steps_ms": msgspec.structs.asdict(entry.timings),
         "invocation_id": entry.invocation_id,
         "detail": entry.detail,

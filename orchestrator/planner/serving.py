@@ -22,6 +22,7 @@ from orchestrator.catalog.routes import Route
 from orchestrator.catalog.watch import RouteTable, RouteWatcher
 from orchestrator.ops.listener import Operations
 from orchestrator.ops.routes import RouteMetrics
+from orchestrator.planner.activity import Activity
 from orchestrator.planner.insight import Insight
 from orchestrator.planner.learning import Learner
 from orchestrator.planner.log import DecisionLog
@@ -57,6 +58,9 @@ class Planner:
         self.decisions = DecisionLog(stored.decisions if stored is not None else None)
         self.runs = RunBook(stored.runs if stored is not None else None)
         self.learner = Learner(self.graph, self.runs)
+        self.activity = Activity()
+        for records in self.runs.all().values():
+            self.activity.add(records)
         hello = Hello("planner", name, secret)
         self.fleet = Fleet([NodePeer(path, hello, self) for path in settings.node_sockets])
         self.gateways = [GatewayPeer(path, hello, self) for path in settings.gateway_sockets]
@@ -82,6 +86,7 @@ class Planner:
 
     def on_records(self, records: Records) -> None:
         self.learner.add(records.records, records.dropped, time.time())
+        self.activity.add(records.records)
         self.exporter.submit(records.records)
 
     def on_outcomes(self, node: str, updates: Sequence[DecisionUpdate]) -> None:
@@ -176,7 +181,16 @@ async def serve(settings: Settings) -> None:
     secret = rpc_secret(load_key(settings.key_file))
     name = f"planner-{socket.gethostname()}"
     planner = Planner(settings, secret, name)
-    insight = Insight(planner.graph, planner.table, planner.fleet, planner.loop, planner.decisions, planner.runs, planner.learner)
+    insight = Insight(
+        planner.graph,
+        planner.table,
+        planner.fleet,
+        planner.loop,
+        planner.decisions,
+        planner.runs,
+        planner.learner,
+        planner.activity,
+    )
     server = await listen(settings.socket("planner"), _Callers(), secret, name, insight.answers())
     background = [
         asyncio.create_task(RouteWatcher(settings.effective_redis_url, planner.table).run()),

@@ -12,8 +12,8 @@ from orchestrator.catalog.functions import VersionSettings
 from orchestrator.catalog.keys import LIVE_KEYS
 from orchestrator.catalog.model import EventKind, KeyRole, LayerRole, Module
 from orchestrator.catalog.packages import LayerView
-from orchestrator.catalog.quotas import OwnQuotas, Quotas
 from orchestrator.catalog.store import Store
+from orchestrator.quotas import OwnQuotas, Quotas
 
 DIGEST, OTHER_DIGEST = "sha256:" + "a" * 64, "sha256:" + "b" * 64
 OTHER = os.environ.get("FOREGLOW_TEST_DATABASE_URL", "")

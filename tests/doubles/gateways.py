@@ -11,7 +11,6 @@ from doubles.loop import until
 from doubles.nodes import SECRET, Rig
 
 from graph.ids import FunctionId
-from orchestrator.catalog.quotas import OwnQuotas, Quotas
 from orchestrator.catalog.routes import KeyRoute, Route, TenantRoute
 from orchestrator.catalog.watch import RouteTable
 from orchestrator.gateway.allowances import Allowances
@@ -20,6 +19,7 @@ from orchestrator.gateway.links import NodeLink
 from orchestrator.gateway.reports import Reports
 from orchestrator.gateway.runs import Runs
 from orchestrator.gateway.waiting import WaitingRoom
+from orchestrator.quotas import OwnQuotas, Quotas
 from workers.rpc.messages import Hello
 from workers.versions import VersionSpec
 

@@ -11,10 +11,10 @@ from doubles.loop import in_loop, until
 from doubles.valkeys import Server
 
 from orchestrator.catalog.gateways import ALIVE_KEY, USED_KEY, Gateways
-from orchestrator.catalog.quotas import Quotas
 from orchestrator.catalog.watch import RouteTable
 from orchestrator.gateway.allowances import Allowances
 from orchestrator.gateway.presence import Presence
+from orchestrator.quotas import Quotas
 
 pytestmark = pytest.mark.system
 

@@ -10,10 +10,10 @@ from doubles.nodes import running_node, spec
 from doubles.sandboxes import silent
 from doubles.stories import Story
 
-from orchestrator.catalog.quotas import OwnQuotas, Quotas
 from orchestrator.catalog.routes import TenantRoute
 from orchestrator.catalog.watch import RouteTable
 from orchestrator.gateway.allowances import Allowances, OverQuota
+from orchestrator.quotas import OwnQuotas, Quotas
 
 ECHO = spec("echo")
 

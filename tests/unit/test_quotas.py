@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.catalog.quotas import OwnQuotas, Quotas, in_force, refusal, share_of, take_token
+from orchestrator.quotas import OwnQuotas, Quotas, in_force, refusal, share_of, take_token
 
 
 def test_what_was_set_is_in_force_zero_too() -> None:
