@@ -210,6 +210,10 @@ class CallGraph:
         if graph and function in graph.functions:
             graph.remove({function})
 
+    def forget_tenant(self, tenant: TenantId) -> None:
+        """All of it."""
+        self.tenants.pop(tenant, None)
+
     def set_start_time(self, function: FunctionId, start_s: float) -> None:
         """One more measured time from the order to prepare an instance until it was ready, seconds."""
         graph = self.tenants.get(tenant_of(function))

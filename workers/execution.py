@@ -38,6 +38,7 @@ from workers.versions import VersionSpec
 
 MAX_RESULT = 6 << 20
 MAX_CALLS = 256  # child calls in flight of one invocation
+END_S = 10.0
 START_BUSY_S = 0.2  # standbys are not refilled this long after a start began
 
 log = structlog.get_logger(__name__)
@@ -490,8 +491,14 @@ class Execution:
             self.kill(instance, "cooled on request")
         return len(chosen)
 
-    def tenants(self) -> set[str]:
-        return {tenant_of(VersionId(one.spec.version)) for one in self.table}
+    async def end_tenant(self, tenant: str) -> None:
+        """Ends every instance of the tenant, whatever it does; returns when their processes are gone, after a bound at most."""
+        others = set(self._tasks)
+        for instance in [one for one in self.table if tenant_of(VersionId(one.spec.version)) == tenant]:
+            self.kill(instance, "its tenant is gone")
+        ending = self._tasks - others
+        if ending:
+            await asyncio.wait(ending, timeout=END_S)
 
     async def stop(self) -> None:
         self._stopping = True

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import time
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Coroutine, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +80,7 @@ class Node:
         self._prefetching = asyncio.Semaphore(PREFETCHES)
         self._epoch = 0
         self._serving = False
+        self._retired: set[str] = set()  # tenants; a name is never given again, so this is for good
         self._loop = asyncio.get_running_loop()
         self._answers = {
             "logs": self._answer_logs,
@@ -154,6 +155,8 @@ class Node:
             self.execution.cancel(connection, ident)
         elif kind == Rpc.DRAIN:
             self._drain(message)
+        elif kind == Rpc.RETIRE:
+            self._keep(self._retire(message.tenant))
         elif kind == Rpc.SUBSCRIBE:
             self._subscribers.add(connection)
             self._tell_whole()
@@ -161,6 +164,8 @@ class Node:
     # -- messages
 
     def _define(self, spec: VersionSpec) -> None:
+        if spec.tenant in self._retired:
+            return
         self._specs[spec.version] = spec
         self.execution.draining.discard(spec.version)
         self._specs.move_to_end(spec.version)
@@ -204,9 +209,7 @@ class Node:
         spec = self._specs.get(item.version)
         if spec is None or self._code.held(spec):
             return
-        task = self._loop.create_task(self._fetch(spec))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._keep(self._fetch(spec))
 
     async def _fetch(self, spec: VersionSpec) -> None:
         """A few at a time: a planner that connects asks for everything at once. No turn at the cores: that is for starts."""
@@ -232,6 +235,24 @@ class Node:
         for instance in self.execution.table.of(message.version):
             if not instance.live and not instance.waiting:
                 self.execution.kill(instance, "draining")
+
+    async def _retire(self, tenant: str) -> None:
+        """Told again by each planner that connects: what is done already costs nothing."""
+        self._retired.add(tenant)
+        for version in [name for name, spec in self._specs.items() if spec.tenant == tenant]:
+            del self._specs[version]
+            self.execution.draining.discard(version)
+        await self.execution.end_tenant(tenant)
+        await self._standbys.forget(tenant)
+        await self._code.forget(tenant)
+        await self._driver.retire(tenant)
+        self._logs.forget_tenant(tenant)
+        log.info("tenant.retired", tenant=tenant)
+
+    def _keep(self, work: Coroutine[Any, Any, None]) -> None:
+        task = self._loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     # -- telling
 

@@ -165,6 +165,12 @@ class DecisionLog:
         for entry in [one for one in self._open.values() if one.node == node]:
             self.update(DecisionUpdate(entry.decision_id, _given_up(entry), now, detail="the node was lost"))
 
+    def forget_tenant(self, tenant: str) -> None:
+        for decision_id in [one.decision_id for one in self._entries.values() if one.tenant == tenant]:
+            del self._entries[decision_id]
+            self._open.pop(decision_id, None)
+            self._revision += 1
+
     def read(self, tenant: str, function: str = "", run: str = "", limit: int = 100, after: int | None = None) -> list[LogEntry]:
         """Newest last. `function` is a name, `run` a trace id; with `after`, what changed since that revision."""
         if after is not None and after >= self._revision:

@@ -18,6 +18,7 @@ from workers.rpc.messages import (
     PrepareBatch,
     PrepareItem,
     Records,
+    Retire,
     Revoke,
     Rpc,
     Triggers,
@@ -147,6 +148,10 @@ class NodePeer(Peer):
     def revoke(self, decision_ids: list[str], why: str) -> None:
         if self.connection is not None:
             self.connection.send(Rpc.REVOKE, 0, Revoke(decision_ids, why, self._hello.epoch))
+
+    def retire(self, tenant: str) -> None:
+        if self.connection is not None:
+            self.connection.send(Rpc.RETIRE, 0, Retire(tenant))
 
     def drain(self, version: str) -> None:
         if self.connection is not None:

@@ -13,12 +13,12 @@ import uvicorn
 import uvloop
 
 from graph.callgraph import CallGraph
-from graph.ids import FunctionId, TenantId
+from graph.ids import FunctionId, TenantId, VersionId, tenant_of
 from graph.plans import Budget
 from graph.snapshot import SnapshotError
 from graph.snapshot import dump as dump_graph
 from graph.snapshot import load as load_graph
-from orchestrator.catalog.routes import Route
+from orchestrator.catalog.routes import Route, TenantRoute
 from orchestrator.catalog.watch import RouteTable, RouteWatcher
 from orchestrator.ops.listener import Operations
 from orchestrator.ops.routes import RouteMetrics
@@ -54,7 +54,7 @@ class Planner:
         self.path = settings.planner_folder / "state"
         stored = load(self.path)
         self.graph = _restore(stored.graph) if stored is not None else CallGraph()
-        self.table = RouteTable(self._route_changed, self._version_gone)
+        self.table = RouteTable(self._route_changed, self._version_gone, self._tenant_changed)
         self.decisions = DecisionLog(stored.decisions if stored is not None else None)
         self.runs = RunBook(stored.runs if stored is not None else None)
         self.learner = Learner(self.graph, self.runs)
@@ -76,18 +76,23 @@ class Planner:
         )
         self.assembler = Assembler()
         self.exporter = Exporter(settings.otel_endpoint)
+        self._removed: set[str] = set()  # tenants; what still comes of them is nobody's
         self._saved_revision: tuple[object, ...] = ()
 
     # -- what peers and routes tell
 
     def on_triggers(self, triggers: Triggers) -> None:
         for event in triggers.events:
-            self.loop.on_event(event)
+            if not self._removed or tenant_of(VersionId(event.version)) not in self._removed:
+                self.loop.on_event(event)
 
     def on_records(self, records: Records) -> None:
-        self.learner.add(records.records, records.dropped, time.time())
-        self.activity.add(records.records)
-        self.exporter.submit(records.records)
+        known = records.records
+        if self._removed:
+            known = [one for one in known if one.tenant not in self._removed]
+        self.learner.add(known, records.dropped, time.time())
+        self.activity.add(known)
+        self.exporter.submit(known)
 
     def on_outcomes(self, node: str, updates: Sequence[DecisionUpdate]) -> None:
         self.loop.on_outcomes(updates, node)
@@ -96,6 +101,9 @@ class Planner:
         if not up:
             self.decisions.lost_node(node.name, time.time())
             return
+        for tenant in self.table.tenants.values():
+            if tenant.removed:
+                node.retire(tenant.tenant)
         for route in self.table.routes.values():
             self._bring_code(route, node)
 
@@ -108,6 +116,20 @@ class Planner:
         callees = [FunctionId(f"{tenant}/{name}") for name in route.calls]
         self.graph.declare(function, callees, spec.memory_mb if spec is not None else 128, now)
         self._bring_code(route, None)
+
+    def _tenant_changed(self, name: str, route: TenantRoute | None) -> None:
+        """A removed tenant stays in the routes, so that a planner that was away forgets it too."""
+        if route is None or not route.removed:
+            return
+        tenant = TenantId(name)
+        self._removed.add(name)
+        self.graph.forget_tenant(tenant)
+        self.assembler.forget_tenant(tenant)
+        self.decisions.forget_tenant(tenant)
+        self.runs.forget_tenant(tenant)
+        self.loop.policies.pop(tenant, None)
+        for node in self.fleet.up():
+            node.retire(name)
 
     def _version_gone(self, version: str) -> None:
         for node in self.fleet.up():
@@ -136,7 +158,7 @@ class Planner:
 
     async def save(self) -> None:
         learned = self.learner.counters.observed + self.learner.counters.records
-        revision = (self.decisions.revision, learned, tuple(self.loop.policies.items()))
+        revision = (self.decisions.revision, learned, tuple(self.loop.policies.items()), len(self._removed))
         if revision == self._saved_revision:
             return
         state = PlannerState(FORMAT, dump_graph(self.graph), self.decisions.entries(), self.runs.all(), dict(self.loop.policies))

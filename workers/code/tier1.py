@@ -17,6 +17,7 @@ import threading
 from collections import Counter, OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import structlog
@@ -95,6 +96,16 @@ class Tier1:
             self._pins[key] -= 1
             if self._pins[key] <= 0:
                 del self._pins[key]
+
+    async def forget(self, tenant: str) -> None:
+        """Every layer of the tenant goes, pinned or not, and its folder. What is being fetched for it is waited for first."""
+        fetching = [task for key, task in self._fetching.items() if key[0] == tenant]
+        await asyncio.gather(*fetching, return_exceptions=True)
+        for key in [key for key in self._ready if key[0] == tenant]:
+            self._bytes -= self._ready.pop(key)[1]
+        self._doubtful = {key for key in self._doubtful if key[0] != tenant}
+        folder = self._folder / tenant
+        await asyncio.get_running_loop().run_in_executor(self._threads, partial(shutil.rmtree, folder, ignore_errors=True))
 
     @contextlib.contextmanager
     def pinned(self, spec: VersionSpec) -> Iterator[None]:

@@ -25,6 +25,7 @@ class Rpc(IntEnum):
     PREPARE = 14  # PrepareBatch
     REVOKE = 15  # Revoke: decisions no longer wanted
     DRAIN = 16  # Drain: a version's instances go when idle; none is made
+    RETIRE = 17  # Retire: a tenant is gone for good, and all of it here goes with it
     # from a node
     RESULT = 20  # InvokeResult + body
     CALL = 21  # ChildCall + payload; id numbers the call
@@ -135,6 +136,10 @@ class Drain(msgspec.Struct, array_like=True, frozen=True):
     version: str
 
 
+class Retire(msgspec.Struct, array_like=True, frozen=True):
+    tenant: str
+
+
 class DecisionUpdate(msgspec.Struct, array_like=True, frozen=True):
     """`outcome` as in graph.plans.Outcome. `start_s` (with `ready`): how long preparing took. `invocation_id` with hit and late.
     `detail`: the steps in ms, or why it was cancelled."""
@@ -212,6 +217,7 @@ MESSAGES: dict[int, type[msgspec.Struct]] = {
     Rpc.PREPARE: PrepareBatch,
     Rpc.REVOKE: Revoke,
     Rpc.DRAIN: Drain,
+    Rpc.RETIRE: Retire,
     Rpc.RESULT: InvokeResult,
     Rpc.CALL: ChildCall,
     Rpc.OUTCOMES: Outcomes,
