@@ -7,7 +7,6 @@ import contextlib
 import json
 import time
 from collections import Counter
-from collections.abc import Iterator
 from random import Random
 from typing import Any
 
@@ -159,12 +158,8 @@ def _wire(request: requests.PreparedRequest) -> str:
 
 
 @pytest.fixture(scope="module")
-def explorer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Explorer]:
-    platform = Platform(tmp_path_factory.mktemp("conformance"), FOREGLOW_PREWARM_INSTANCES="8", FOREGLOW_STANDBYS="1")
-    try:
-        yield Explorer(platform)
-    finally:
-        platform.stop()
+def explorer(platform: Platform) -> Explorer:
+    return Explorer(platform)
 
 
 def once(explorer: Explorer, operation: Any, examples: int, edges: bool, variant: int) -> None:
@@ -258,8 +253,3 @@ def test_without_a_key_no_operation_tells_anything(explorer: Explorer) -> None:
                     assert answer.status_code == 401, f"{method} {path}"
                     assert unsound(answer, method) == ""
                     assert answer.headers["www-authenticate"] == "Bearer"
-
-
-def test_it_stops_clean_after_all_that(explorer: Explorer) -> None:
-    assert explorer.platform.stop() == 0, explorer.platform.logs()
-    assert not (explorer.platform.state / "addresses.json").exists()

@@ -63,7 +63,7 @@ def works(platform: Platform) -> None:
     assert (answer.status_code, answer.json()) == (200, {"still": 1})
 
 
-requests_lines = st.sampled_from(
+request_lines = st.sampled_from(
     [
         b"POST /function/echo HTTP/1.1",
         b"POST /function/echo HTTP/1.0",
@@ -146,19 +146,24 @@ bodies = st.sampled_from(
 )
 
 
+@st.composite
+def nearly(draw: st.DrawFn) -> bytes:
+    """A request with one or two things odd, or none: with more the parser has an easy life. KEY stands for the key."""
+    odd = draw(st.lists(st.sampled_from(["line", "headers", "body", "key"]), max_size=2))
+    line = draw(request_lines) if "line" in odd else b"POST /function/echo HTTP/1.1"
+    headers = draw(st.lists(header_lines, min_size=1, max_size=2)) if "headers" in odd else []
+    key = [] if "key" in odd else [b"authorization: Bearer KEY"]
+    body = draw(bodies)
+    framing = b"transfer-encoding: chunked" if "body" in odd else b"content-length: %d" % len(body)
+    kind = draw(st.sampled_from([b"text/plain", b"application/json"]))
+    return b"\r\n".join([line, b"host: x", *key, b"content-type: " + kind, framing, *headers]) + b"\r\n\r\n" + body
+
+
 @examples(150)
-@given(
-    parts=st.lists(st.tuples(requests_lines, st.lists(header_lines, max_size=4), bodies), min_size=1, max_size=3),
-    keyed=st.booleans(),
-)
-def test_any_bytes_get_allowed_answers_and_an_end(
-    platform: Platform, parts: list[tuple[bytes, list[bytes], bytes]], keyed: bool
-) -> None:
-    sent = b""
-    for line, headers, body in parts:
-        key = [b"authorization: Bearer " + platform.key.encode()] if keyed else []
-        sent += b"\r\n".join([line, b"host: x", *key, *headers]) + b"\r\n\r\n" + body
-    assert set(statuses(send(platform, sent + LAST))) <= ALLOWED
+@given(sent=st.lists(nearly(), min_size=1, max_size=3).map(b"".join))
+def test_any_bytes_get_allowed_answers_and_an_end(platform: Platform, sent: bytes) -> None:
+    found = statuses(send(platform, sent.replace(b"KEY", platform.key.encode()) + LAST))
+    assert set(found) <= ALLOWED
 
 
 @pytest.mark.parametrize(
