@@ -4,13 +4,20 @@ import hashlib
 import os
 from enum import StrEnum
 from pathlib import Path
+from urllib.parse import urlsplit
 
-from pydantic import Field, field_validator
+from pydantic import Field, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from orchestrator.folders import default_state
 from orchestrator.quotas import Quotas
 
+LEVELS = ("debug", "info", "warning", "error", "critical")
+SCHEMES = {
+    "redis_url": ("redis", "rediss", "unix"),
+    "database_url": ("sqlite", "postgresql"),
+    "origin_url": ("file", "s3", "gs", "az", "azure", "http", "https", "memory"),
+}
 MAX_SOCKET_PATH = 100  # sun_path holds 108 bytes
 
 
@@ -25,7 +32,7 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="FOREGLOW_", extra="ignore", frozen=True)
 
     state: Path = Field(default_factory=default_state)
-    host: str = "127.0.0.1"
+    host: str = Field(default="127.0.0.1", min_length=1)
     functions_port: int = Field(default=8700, ge=0, le=65535)
     control_port: int = Field(default=8701, ge=0, le=65535)
     otlp_port: int = Field(default=4318, ge=0, le=65535)
@@ -40,7 +47,7 @@ class Settings(BaseSettings):
     prewarm: PrewarmPolicy = PrewarmPolicy.PATH
     prewarm_instances: int = Field(default=64, ge=0)
     prewarm_memory_mb: int = Field(default=8192, ge=0)
-    prewarm_unused_s: float = Field(default=60.0, gt=0)
+    prewarm_unused_s: float = Field(default=60.0, gt=0, allow_inf_nan=False)
 
     # of each tenant for which an operator set none; its quota of prewarmed instances is prewarm_instances
     quota_functions: int = Field(default=Quotas().functions, ge=0, le=2**31 - 1)
@@ -53,11 +60,11 @@ class Settings(BaseSettings):
     python: str = ""  # the interpreter of the runtime; empty: found by workers.drivers.process.interpreter
     node_memory_mb: int = Field(default=0, ge=0)  # 0: 80 % of what the machine has
     standbys: int = Field(default=2, ge=0, le=500)  # per tenant and memory shape that has been used
-    idle_s: float = Field(default=600.0, gt=0)
+    idle_s: float = Field(default=600.0, gt=0, allow_inf_nan=False)
 
     max_payload_bytes: int = Field(default=6 << 20, gt=0, le=16 << 20)
     max_waiting: int = Field(default=1000, ge=0)  # invocations the gateway lets wait for capacity
-    max_wait_s: float = Field(default=10.0, ge=0)
+    max_wait_s: float = Field(default=10.0, ge=0, allow_inf_nan=False)
     max_depth: int = Field(default=16, ge=1)
 
     otel_endpoint: str = Field(default="", validation_alias="OTEL_EXPORTER_OTLP_ENDPOINT")
@@ -69,7 +76,34 @@ class Settings(BaseSettings):
     @field_validator("state")
     @classmethod
     def _absolute(cls, state: Path) -> Path:
-        return state.expanduser().absolute()
+        if "\0" in str(state):
+            raise ValueError("a path holds no zero character")
+        try:
+            return state.expanduser().absolute()
+        except RuntimeError as error:  # ~somebody, who is not there
+            raise ValueError("no such user's home folder") from error
+
+    @field_validator("redis_url", "database_url", "origin_url")
+    @classmethod
+    def _address(cls, url: str, field: ValidationInfo) -> str:
+        """Wrong addresses end here, in one line that never shows them: they may hold a password."""
+        schemes = SCHEMES[str(field.field_name)]
+        try:
+            parts = urlsplit(url)
+            known = not url or (parts.scheme.partition("+")[0] in schemes and "://" in url)
+            _ = parts.port
+        except ValueError as error:
+            raise ValueError("not an address: its host or port cannot be read") from error
+        if not known:
+            raise ValueError(f"not an address that begins with one of {', '.join(f'{one}://' for one in schemes)}")
+        return url
+
+    @field_validator("log_level")
+    @classmethod
+    def _level(cls, level: str) -> str:
+        if level.lower() not in LEVELS:
+            raise ValueError(f"not one of {', '.join(LEVELS)}")
+        return level
 
     @property
     def quotas(self) -> Quotas:

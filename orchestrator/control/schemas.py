@@ -58,15 +58,19 @@ class FunctionRequest(Request):
 
     package: str = Field(pattern=r"^sha256:[0-9a-f]{64}$", description="Digest that POST /v1/packages gave.")
     handler: str = Field(pattern=HANDLER, max_length=255, description="module:function")
-    kind: Literal["event", "http", "web"] = "event"
-    runtime: str = Field(default=RUNTIMES[0], max_length=32)
+    kind: Literal["event", "http", "web"] = Field(default="event", json_schema_extra={"enum": ["event", "http"]})
+    runtime: str = Field(default=RUNTIMES[0], max_length=32, json_schema_extra={"enum": list(RUNTIMES)})
     memory_mb: Whole = Field(default=128, ge=1, le=SHAPES_MB[-1], description=f"Rounds up to one of {SHAPES_MB}.")
     timeout_s: float = Field(default=30.0, ge=0.001, le=MAX_TIMEOUT_S, allow_inf_nan=False)
     concurrency: Whole = Field(default=1, ge=1, le=MAX_CONCURRENCY)
-    environment: dict[str, str] = Field(default={}, description="At most 4 KiB in all; values are never shown again.")
+    environment: dict[str, str] = Field(
+        default={},
+        description="At most 4 KiB in all; values are never shown again.",
+        json_schema_extra={"propertyNames": {"pattern": f"^(?!{RESERVED})[A-Za-z_][A-Za-z0-9_]*$"}},
+    )
     calls: list[FunctionName] = Field(default=[], max_length=MAX_CALLS, description="Functions it is expected to call.")
-    egress: Literal["none", "internet"] = "none"
-    initial_instances: int = Field(
+    egress: Literal["none", "internet"] = Field(default="none", json_schema_extra={"enum": ["none"]})
+    initial_instances: Whole = Field(
         default=0, ge=0, le=MAX_INITIAL_INSTANCES, description="Started before the version gets traffic; it waits for them."
     )
 

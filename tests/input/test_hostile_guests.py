@@ -34,7 +34,7 @@ anything = st.recursive(
     st.none() | st.booleans() | numbers | texts,
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(names, inner, max_size=3),
     max_leaves=8,
-)  # fmt: skip
+)
 responses = st.fixed_dictionaries({"status": numbers, "headers": st.lists(st.lists(texts, max_size=3), max_size=3)})
 flags_ = st.booleans() | anything
 FIELDS = {
