@@ -7,6 +7,7 @@ import os
 import socket
 import tempfile
 import threading
+import time
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,8 @@ from typing import Any
 import httpx
 import pytest
 
+from orchestrator.catalog.model import Module
+from orchestrator.catalog.outbox import MAX_TRIES, RESEND_S
 from orchestrator.catalog.store import Store
 from orchestrator.control.admin import ensure_admin_key
 from orchestrator.control.app import server
@@ -259,7 +262,8 @@ def test_environment_values_are_sealed_where_they_lie(api: Api) -> None:
         ("memory_mb", 1.5), ("memory_mb", True), ("timeout_s", 0), ("timeout_s", 901), ("concurrency", 0), ("concurrency", 1001),
         ("egress", "internet"), ("egress", "all"), ("environment", {"1A": "x"}), ("environment", {"FOREGLOW_X": "x"}),
         ("environment", {"A": "\0"}), ("environment", []), ("environment", {"A": "x" * MAX_ENVIRONMENT_BYTES}),
-        ("calls", ["ok"] * 101), ("surprise", 1),
+        ("calls", ["ok"] * 101), ("surprise", 1), ("initial_instances", 21), ("initial_instances", -1),
+        ("initial_instances", True), ("initial_instances", "1"),
     ],
 )  # fmt: skip
 def test_a_bad_field_is_a_400_that_names_it_and_changes_nothing(api: Api, field: str, value: object) -> None:
@@ -420,3 +424,37 @@ def test_keys_are_named_shown_once_and_revoked(api: Api) -> None:
 @pytest.mark.parametrize("quotas", [{"functions": -1}, {"concurrency": 1.5}, {"invocations_per_s": "many"}, {"cores": 1}])
 def test_a_quota_that_is_none_is_named(api: Api, quotas: dict[str, Any]) -> None:
     problem(api.client.put("/v1/tenants/rival/quotas", json=quotas), 400, next(iter(quotas)))
+
+
+# -- events
+
+
+def test_events_are_listed_and_parked_ones_retried_by_their_tenant_only(api: Api) -> None:
+    described = api.put("poison", initial_instances=3).json()
+    assert described["versions"][0]["initial_instances"] == 3
+    everything = api.client.get("/v1/events").json()["events"]
+    mine = [one for one in everything if one["subject"] == "default/poison"]
+    assert {one["module"] for one in mine} == {module.value for module in Module}
+    event = mine[0]["id"]
+    now = time.time()
+    for _ in range(MAX_TRIES):
+        now += RESEND_S
+        assert api.store.outbox.claim(event, Module.FUNCTION_MANAGEMENT, now)
+        api.store.outbox.retry(event, Module.FUNCTION_MANAGEMENT, "the disk is full", now)
+    (parked,) = api.client.get("/v1/events", params={"parked": True}).json()["events"]
+    assert (parked["id"], parked["tries"], parked["reason"]) == (event, MAX_TRIES, "the disk is full")
+    assert parked["parked"] is not None
+    version = api.client.get("/v1/functions/poison").json()["versions"][0]
+    code = {one["name"]: one for one in version["conditions"]}["code"]
+    assert (version["state"], code["status"]) == ("failed", "false")
+    assert code["since"] > version["created_at"]
+
+    assert api.client.get("/v1/events", headers=api.rival).json() == {"events": []}
+    problem(api.client.post(f"/v1/events/{event}/retry", headers=api.rival), 404)
+    assert api.client.post("/v1/events/retry", headers=api.rival).json() == {"retried": []}
+    assert api.client.post(f"/v1/events/{event}/retry").json() == {"retried": [event]}
+    assert api.client.get("/v1/functions/poison").json()["versions"][0]["state"] == "pending"
+    problem(api.client.post(f"/v1/events/{event}/retry"), 404)
+    problem(api.client.post("/v1/events/0/retry"), 400, "event")
+    problem(api.client.get("/v1/events", params={"limit": 0}), 400, "limit")
+    api.client.delete("/v1/functions/poison")
