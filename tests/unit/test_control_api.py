@@ -16,13 +16,14 @@ from typing import Any
 import httpx
 import pytest
 
-from orchestrator.catalog.model import Module
+from orchestrator.catalog.model import Module, Package
 from orchestrator.catalog.outbox import MAX_TRIES, RESEND_S
 from orchestrator.catalog.store import Store
 from orchestrator.control.admin import ensure_admin_key
 from orchestrator.control.app import server
 from orchestrator.control.schemas import MAX_ENVIRONMENT_BYTES
 from orchestrator.settings import Settings
+from workers.code.origin import Origin
 from workers.sealing import Sealer, load_key
 
 ZIP = {"Content-Type": "application/zip"}
@@ -424,6 +425,22 @@ def test_keys_are_named_shown_once_and_revoked(api: Api) -> None:
 @pytest.mark.parametrize("quotas", [{"functions": -1}, {"concurrency": 1.5}, {"invocations_per_s": "many"}, {"cores": 1}])
 def test_a_quota_that_is_none_is_named(api: Api, quotas: dict[str, Any]) -> None:
     problem(api.client.put("/v1/tenants/rival/quotas", json=quotas), 400, next(iter(quotas)))
+
+
+def test_what_is_not_used_any_more_makes_room_for_what_is_new(api: Api) -> None:
+    made = api.client.post("/v1/tenants", json={"name": "hoarder", "quotas": {"package_bytes": 30}})
+    assert made.status_code == 201
+    theirs = as_key(api.client.post("/v1/keys?tenant=hoarder", json={"name": "k"}).json()["token"])
+    first = api.upload({"a.py": "x" * 20}, headers=theirs).json()["digest"]
+    assert "an hour after" in problem(api.upload({"b.py": "y" * 20}, headers=theirs), 429, "package_bytes")
+    with api.store.database.write() as session:
+        session.get_one(Package, ("hoarder", first)).created -= 4000
+    second = api.upload({"b.py": "y" * 20}, headers=theirs)
+    assert second.status_code == 201
+    origin = Origin(api.settings.effective_origin_url)
+    assert not origin.holds("hoarder", first)
+    assert origin.holds("hoarder", second.json()["digest"])
+    assert api.client.get("/v1/tenant", headers=theirs).json()["use"]["package_bytes"] == 20
 
 
 # -- events
