@@ -109,6 +109,10 @@ def processes(settings: Settings, running: bool) -> Iterator[Finding]:
         path = settings.ops_socket(name)
         if not path.exists() and not running:
             continue
+        if not path.exists() or _dead(path):
+            if running:
+                yield findings.answering(name, False, [])
+            continue
         try:
             with httpx.Client(transport=httpx.HTTPTransport(uds=str(path)), timeout=ANSWER_S) as client:
                 answer = client.get("http://operations/readyz").json()

@@ -126,6 +126,9 @@ def readiness(settings: Settings, name: str) -> dict[str, object]:
     answer: dict[str, object] = {}
     while not answer.get("ready"):
         assert time.monotonic() < deadline, (name, answer)
+        if not settings.ops_socket(name).exists():
+            time.sleep(0.05)
+            continue
         transport = httpx.HTTPTransport(uds=str(settings.ops_socket(name)))
         with contextlib.suppress(httpx.HTTPError), httpx.Client(transport=transport) as client:
             answer = json.loads(client.get("http://operations/readyz", timeout=10).text)
