@@ -21,11 +21,11 @@ RETRY_S = 1
 
 
 class OverQuota(Exception):
-    """The message says which quota, how much of it is in use, and who can raise it."""
+    """The message says which quota, how much of it is in use, and who can raise it; `reason` which, for who counts them."""
 
-    def __init__(self, message: str, retry_after_s: int) -> None:
+    def __init__(self, message: str, retry_after_s: int, reason: str) -> None:
         super().__init__(message)
-        self.retry_after_s = retry_after_s
+        self.retry_after_s, self.reason = retry_after_s, reason
 
 
 @dataclass(slots=True, eq=False)
@@ -54,10 +54,10 @@ class Allowances:
         """An invocation from outside; `leave` follows when it is over. `now`: monotonic. Raises OverQuota: nothing follows."""
         one = self._tenant(tenant)
         if one.in_flight >= one.concurrency:
-            raise OverQuota(self._full(tenant, one), RETRY_S)
+            raise OverQuota(self._full(tenant, one), RETRY_S, "quota-concurrency")
         one.full_at, wait_s = take_token(one.full_at, now, one.per_s, BURST_S)
         if wait_s:
-            raise OverQuota(self._fast(tenant, one), math.ceil(wait_s))
+            raise OverQuota(self._fast(tenant, one), math.ceil(wait_s), "quota-rate")
         one.in_flight += 1
         self.used[key_id] = time.time()
 

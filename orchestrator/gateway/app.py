@@ -100,6 +100,7 @@ class GatewayApp:
         try:
             self._allowances.enter(key.tenant, key.key_id, began)
         except OverQuota as error:
+            self._runs.tally.throttled[error.reason] += 1
             retry = [(b"retry-after", str(error.retry_after_s).encode())]
             raise Refused(429, "over quota", str(error), retry, "over-quota") from error
         try:
