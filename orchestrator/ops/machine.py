@@ -14,7 +14,7 @@ from prometheus_client.registry import Collector
 from orchestrator.ops.catalogue import PROCESSES, family
 from orchestrator.settings import Settings
 
-TIMEOUT_S = 3.0
+TIMEOUT_S = 5.0
 MAX_BYTES = 8 << 20
 SUFFIX = "-ops.sock"
 

@@ -112,6 +112,6 @@ def test_the_walkthrough_ends_with_an_answer_from_the_other_host(hosts: Hosts) -
                 raise
             time.sleep(0.2)
     hosts.run("b", block("host b: join"), TOKEN=token)
-    hosts.start("b", block("host b: start").strip(), FOREGLOW_STATE="/var/lib/foreglow")
+    hosts.start("b", "sh -euc '{}\nexec {}'".format(*block("host b: start").strip().rsplit("\n", 1)))
     answer = hosts.run("a", settings + block("host a: use"))
     assert "Hello, you!" in answer
