@@ -105,9 +105,10 @@ def node(state: State = None) -> None:
 def page(state: State = None) -> None:
     """Run the live page alone, behind control's listener."""
     settings = _alone("page", state)
+    from orchestrator.ops.page import page_operations
     from orchestrator.page import run
 
-    run(settings)
+    run(settings, page_operations)
 
 
 def _alone(process: str, state: Path | None) -> "Settings":

@@ -64,7 +64,7 @@ from orchestrator import preflight, supervisor
 from orchestrator.settings import Settings
 settings = Settings(state=Path(sys.argv[1]), functions_port=0, control_port=0, otlp_port=0)
 os.environ["RUNTIME"] = str(settings.runtime_folder)
-supervisor.START_TIMEOUT_S = 20.0
+supervisor.START_TIMEOUT_S = float(os.environ.get("START_S", "20"))
 supervisor.STOP_TIMEOUTS_S = {"valkey": 5.0}
 supervisor.STOP_TIMEOUT_S = float(os.environ.get("STOP_S", "5"))
 commands = {name: [sys.executable, sys.argv[2], name] for name in ("control", "gateway", "planner", "node", "flow")}
@@ -239,6 +239,13 @@ def test_a_process_that_never_comes_up_is_one_clear_line(start: Callable[..., Up
     assert "planner ended with code 3, 3 times in a row: no such luck (see " in lines[-1]
     assert up.process.wait(WAIT_S) == 1
     assert not up.settings.runtime_folder.exists()
+
+
+@pytest.mark.parametrize("name", ["control", "gateway", "planner", "node"])
+def test_one_that_runs_and_does_not_say_it_is_ready_is_not(start: Callable[..., Up], name: str) -> None:
+    up = start(UNREADY=name, START_S="1.5")
+    assert f"{name} was not ready in 2 s: up {name}" in up.lines_until("was not ready")[-1]
+    assert up.process.wait(WAIT_S) == 1
 
 
 def test_one_that_ignores_sigterm_is_killed_in_time(start: Callable[..., Up]) -> None:
