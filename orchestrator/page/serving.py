@@ -86,9 +86,7 @@ def build(address: str) -> FastAPI:
 async def _watching(client: Client, viewer: Viewer) -> None:
     with client:
         try:
-            await client.connected()
-            if not client.is_deleted:
-                await viewer.run()
+            await viewer.run()
         except RuntimeError as error:  # an element whose browser went away meanwhile
             log.info("viewer.ended", reason=str(error)[:200])
         finally:
