@@ -1,10 +1,12 @@
 """Tenants and their bearer tokens."""
 
+import contextlib
 import hashlib
 import secrets
 
 import msgspec
 from sqlalchemy import select, update
+from sqlalchemy.exc import SQLAlchemyError
 
 from graph.ids import TENANT_PATTERN
 from orchestrator.catalog.database import Database, retried
@@ -98,6 +100,7 @@ class Keys:
         if row is None:
             return None
         if row.last_used is None or now - row.last_used >= LAST_USED_EVERY_S:
-            with self._database.write() as session:
+            # a full disk or a busy database costs the note, not the answer
+            with contextlib.suppress(SQLAlchemyError), self._database.write() as session:
                 session.execute(update(Key).where(Key.digest == digest).values(last_used=now))
         return str(row.tenant)
