@@ -29,7 +29,13 @@ class Family(msgspec.Struct, frozen=True):
 FAMILIES: Mapping[str, Family] = {
     one.name: one
     for one in (
-        Family("foreglow_build", "gauge", PROCESSES, "1; the release in the label.", ("version",)),
+        Family(
+            "foreglow_build",
+            "gauge",
+            PROCESSES,
+            "1; the release and the protocol it speaks in the labels.",
+            ("version", "protocol"),
+        ),
         Family(
             "foreglow_connections", "gauge", (GATEWAY, PLANNER, NODE), "Connections to other processes that are up.", ("peer",)
         ),
