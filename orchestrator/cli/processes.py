@@ -113,7 +113,7 @@ def page(state: State = None) -> None:
 
 def _alone(process: str, state: Path | None) -> "Settings":
     """Settings, logs and the two folders of a process that nobody else prepared the ground for."""
-    from orchestrator import preflight
+    from orchestrator import preflight, remains
     from orchestrator.logging import configure
 
     # Before a server takes the signals over, and after it has raised them again: an end like any other, with every `finally`.
@@ -123,6 +123,9 @@ def _alone(process: str, state: Path | None) -> "Settings":
         configure(process, settings.log_level)
         preflight.make_state_folder(settings.state)
         preflight.make_runtime_folder(settings.runtime_folder)
+        remains.check_keys(settings)
+        if process == "control":
+            remains.check_database(settings)
     except (ValueError, preflight.NotPossible) as error:
         raise Failure(str(error)) from error
     return settings

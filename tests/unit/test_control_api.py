@@ -332,6 +332,41 @@ def test_what_needs_an_absent_planner_or_node_is_503_and_the_rest_works(api: Api
     assert status["events"]["open"] > 0
 
 
+def test_a_whole_number_may_be_written_with_a_point(api: Api) -> None:
+    answer = api.put(memory_mb=256.0, concurrency=2.0)
+    assert answer.status_code == 202, answer.text
+    assert [answer.json()["versions"][0][name] for name in ("memory_mb", "concurrency")] == [256, 2]
+    assert "memory_mb" in problem(api.put(memory_mb=256.5), 400, "memory_mb")
+    assert "memory_mb" in problem(api.put(memory_mb="256"), 400, "memory_mb")
+
+
+def test_a_path_with_a_slash_too_many_is_not_another(api: Api) -> None:
+    for path in ("/v1/functions/", "/v1/runs/", "/healthz/"):
+        problem(api.client.get(path, follow_redirects=False), 404)
+
+
+def test_requirements_nested_without_end_are_the_uploaders_fault(api: Api) -> None:
+    files = {"handler.py": "def f(e, c): return e", "requirements.txt": "x; " + "(" * 3000}
+    assert "nested too deeply" in problem(api.upload(files), 400, "package.requirements.txt")
+
+
+def test_the_document_offers_only_what_is_taken(api: Api) -> None:
+    offered = api.client.get("/openapi.json").json()["components"]["schemas"]["FunctionRequest"]["properties"]
+    assert (offered["kind"]["enum"], offered["egress"]["enum"]) == (["event", "http"], ["none"])
+
+
+def test_links_of_the_document_lead_to_operations_that_are_there(api: Api) -> None:
+    document = api.client.get("/openapi.json").json()
+    operations = [one for path in document["paths"].values() for one in path.values()]
+    known = {one["operationId"]: one for one in operations}
+    assert len(known) == len(operations)
+    links = [link for one in operations for answer in one["responses"].values() for link in answer.get("links", {}).values()]
+    assert len(links) > 20
+    for link in links:
+        parameters = {parameter["name"] for parameter in known[link["operationId"]].get("parameters", [])}
+        assert set(link["parameters"]) <= parameters
+
+
 def test_openapi_is_complete(api: Api) -> None:
     document = api.client.get("/openapi.json").json()
     text = json.dumps(document)
