@@ -20,7 +20,6 @@ STOP_S = 10.0 if FULL else 4.0
 SETTLED_S = 0.5  # after recovery: from here on no client may see anything
 QUIET_S = 1.5
 FD_SLACK = 12  # pools fill and connections of clients come and go; a leak of one per fault would be more
-RESULTS = table.ROOT / "benchmarks" / "results" / "faults.jsonl"
 KILL, STOP, FLUSH = "kill -9", "SIGSTOP", "FLUSHALL"
 
 Fault = tuple[str, str]
@@ -159,8 +158,7 @@ def recorded(bench: Bench) -> Iterator[Bench]:
         bench.load.end()
     if FULL and bench.measured:
         today = datetime.datetime.now(tz=datetime.UTC).date().isoformat()
-        with RESULTS.open("a") as file:
-            file.writelines(json.dumps({**one, "date": today}) + "\n" for one in bench.measured)
+        table.write_measured([{**one, "date": today} for one in bench.measured])
 
 
 def settings(**more: str) -> dict[str, str]:
