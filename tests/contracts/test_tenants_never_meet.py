@@ -21,6 +21,10 @@ from typing import Any
 import pytest
 from doubles.crossings import ONLY, OTHER, SECRET, Crossing, eventually, running_crossing
 
+from orchestrator.catalog.model import Delivery, Event, EventKind, Module
+from orchestrator.catalog.store import Store
+from orchestrator.settings import Settings
+
 pytestmark = pytest.mark.system
 
 OPERATOR_ONLY = {
@@ -224,6 +228,44 @@ def _(world: Crossing) -> None:
 def _(world: Crossing) -> None:
     """Counts of the whole platform, no names."""
     world.clean(world.beta.control.get("/v1/status"))
+
+
+def parked(world: Crossing) -> int:
+    """An event of alpha's that was given up; nothing waits for it, so that trying it again does no harm."""
+    store = Store(Settings(state=world.state).effective_database_url)
+    with store.database.write() as session:
+        payload = {"number": 1, "instances": 0}
+        event = Event(kind=EventKind.DEPLOYED, subject=f"alpha/{ONLY}", generation=1, payload=payload, created=1.0)
+        session.add(event)
+        session.flush()
+        session.add(Delivery(event=event.id, module=Module.NETWORK_DEPLOYMENT, tries=10, parked=2.0, reason=SECRET))
+        number = event.id
+    store.close()
+    return number
+
+
+@crosses("GET", "/v1/events")
+def _(world: Crossing) -> None:
+    event = parked(world)
+    for path in ("/v1/events", "/v1/events?parked=true"):
+        assert all(one["id"] != event for one in world.clean(world.beta.control.get(path))["events"])
+        assert event in [one["id"] for one in world.alpha.get(path)["events"]]
+    assert event in [one["id"] for one in world.operator.get("/v1/events")["events"]]
+
+
+@crosses("POST", "/v1/events/{event}/retry")
+def _(world: Crossing) -> None:
+    event = parked(world)
+    world.clean(world.beta.control.post(f"/v1/events/{event}/retry"), 404)
+    assert event in [one["id"] for one in world.alpha.get("/v1/events?parked=true")["events"]]
+
+
+@crosses("POST", "/v1/events/retry")
+def _(world: Crossing) -> None:
+    event = parked(world)
+    assert event not in world.clean(world.beta.control.post("/v1/events/retry"))["retried"]
+    assert event in [one["id"] for one in world.alpha.get("/v1/events?parked=true")["events"]]
+    assert event in world.alpha.control.post("/v1/events/retry").json()["retried"]
 
 
 # -- all of them
