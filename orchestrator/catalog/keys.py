@@ -141,10 +141,11 @@ class Keys:
                 self.used({row.key_id: now})
         return Caller(row.tenant, KeyRole(row.role), row.key_id)
 
+    @retried
     def used(self, at: Mapping[str, float]) -> None:
         """Key ids and when they were used; an earlier use than the known one changes nothing."""
         with self._database.write() as session:
-            for key_id, moment in at.items():
+            for key_id, moment in sorted(at.items()):  # in one order, or two that do it at once wait for each other
                 later = or_(Key.last_used.is_(None), Key.last_used < moment)
                 session.execute(update(Key).where(Key.key_id == key_id, later).values(last_used=moment))
 
