@@ -9,7 +9,7 @@ from sqlalchemy import select, update
 from graph.ids import TENANT_PATTERN
 from orchestrator.catalog.database import Database
 from orchestrator.catalog.errors import NotFound, Refused
-from orchestrator.catalog.model import EventKind, Key, Tenant
+from orchestrator.catalog.model import EventKind, Key, KeyRole, Tenant
 from orchestrator.catalog.outbox import add_event
 
 LAST_USED_EVERY_S = 60.0
@@ -50,13 +50,14 @@ class Keys:
             session.add(Tenant(name=tenant, created=now))
             return True
 
-    def make_key(self, tenant: str, name: str, now: float) -> MadeKey:
+    def make_key(self, tenant: str, name: str, now: float, role: KeyRole = KeyRole.TENANT) -> MadeKey:
         """Raises NotFound for an unknown tenant."""
         token = "fg_" + secrets.token_urlsafe(32)
-        return MadeKey(self.adopt_key(tenant, name, token, now), token)
+        return MadeKey(self.adopt_key(tenant, name, token, now, role), token)
 
-    def adopt_key(self, tenant: str, name: str, token: str, now: float) -> str:
-        """The id of the key with this token, registered now when it is not known. Raises NotFound, Refused when revoked."""
+    def adopt_key(self, tenant: str, name: str, token: str, now: float, role: KeyRole = KeyRole.TENANT) -> str:
+        """The id of the key with this token, registered now when it is not known, with this role from now on.
+        Raises NotFound, Refused when revoked."""
         digest = token_digest(token)
         with self._database.write() as session:
             if session.get(Tenant, tenant) is None:
@@ -65,8 +66,9 @@ class Keys:
             if known is not None:
                 if known.revoked is not None or known.tenant != tenant:
                     raise Refused(f"the key {known.key_id} is revoked or another tenant's", "key")
+                known.role = role
                 return known.key_id
-            key = Key(key_id=secrets.token_hex(8), tenant=tenant, digest=digest, name=name, created=now, generation=1)
+            key = Key(key_id=secrets.token_hex(8), tenant=tenant, digest=digest, name=name, created=now, generation=1, role=role)
             session.add(key)
             add_event(session, EventKind.KEY, digest, key.generation, {}, now)
             return key.key_id
@@ -86,6 +88,12 @@ class Keys:
         with self._database.read() as session:
             keys = session.scalars(select(Key).where(Key.tenant == tenant).order_by(Key.created))
             return [KeyView(key.key_id, key.name, key.created, key.revoked, key.last_used) for key in keys]
+
+    def role_of(self, token: str) -> KeyRole | None:
+        """None for what is no live key."""
+        with self._database.read() as session:
+            role = session.scalar(select(Key.role).where(Key.digest == token_digest(token), Key.revoked.is_(None)))
+        return KeyRole(role) if role is not None else None
 
     def authenticate(self, token: str, now: float) -> str | None:
         """The tenant of a live key, None for anything else."""

@@ -6,9 +6,9 @@ from enum import IntEnum
 import redis
 
 from graph.ids import FunctionId
+from orchestrator.catalog.nodes import PublishedNode
 from orchestrator.catalog.routes import (
-    FUNCTIONS_KEY,
-    KEYS_KEY,
+    KINDS,
     SEQUENCE_KEY,
     STREAM_KEY,
     STREAM_LENGTH,
@@ -17,7 +17,7 @@ from orchestrator.catalog.routes import (
 )
 from orchestrator.catalog.store import PublishedFunction, PublishedKey, Store
 
-GENERATIONS_KEY = "foreglow:routes:generations"  # hash: `function <id>` | `key <digest>` -> generation, tombstones too
+GENERATIONS_KEY = "foreglow:routes:generations"  # hash: `<kind> <id>` -> generation, tombstones too
 SOURCE_KEY = "foreglow:routes:source"  # identity of the database all of this comes from
 TIMEOUT_S = 2.0
 
@@ -61,11 +61,11 @@ class Publisher:
         self._script = self._redis.register_script(_PUBLISH)
 
     def publish_route(self, route: Route) -> Published:
-        return self._publish("function", FUNCTIONS_KEY, route.function, route.generation, encode(route))
+        return self._publish("function", route.function, route.generation, encode(route))
 
     def remove_route(self, function: FunctionId, generation: int) -> Published:
         """The generation stays known, so that a late publisher cannot bring the function back."""
-        return self._publish("function", FUNCTIONS_KEY, function, generation, b"")
+        return self._publish("function", function, generation, b"")
 
     def publish_function(self, published: PublishedFunction) -> Published:
         if published.route is None:
@@ -74,14 +74,20 @@ class Publisher:
 
     def publish_key(self, published: PublishedKey) -> Published:
         value = encode(published.route) if published.route is not None else b""
-        return self._publish("key", KEYS_KEY, published.digest, published.generation, value)
+        return self._publish("key", published.digest, published.generation, value)
+
+    def publish_node(self, published: PublishedNode) -> Published:
+        value = encode(published.route) if published.route is not None else b""
+        return self._publish("node", published.name, published.generation, value)
 
     def rebuild(self, store: Store) -> None:
         """Everything again from the database, which is right whatever Redis says. Readers keep what they have until the end."""
         identity = store.identity()
         if self._redis.get(SOURCE_KEY) != identity.encode():
             # another database's routes, or none: their generations mean nothing here
-            self._redis.delete(FUNCTIONS_KEY, KEYS_KEY, GENERATIONS_KEY, SEQUENCE_KEY)
+            self._redis.delete(*(kind.key for kind in KINDS.values()), GENERATIONS_KEY, SEQUENCE_KEY)
+        for node in store.nodes.published():
+            self.publish_node(node)
         for function in store.published_functions():
             self.publish_function(function)
         for key in store.published_keys():
@@ -103,6 +109,6 @@ class Publisher:
     def close(self) -> None:
         self._redis.close()
 
-    def _publish(self, kind: str, key: str, identity: str, generation: int, value: bytes) -> Published:
-        keys = [key, GENERATIONS_KEY, SEQUENCE_KEY, STREAM_KEY]
+    def _publish(self, kind: str, identity: str, generation: int, value: bytes) -> Published:
+        keys = [KINDS[kind].key, GENERATIONS_KEY, SEQUENCE_KEY, STREAM_KEY]
         return Published(self._script(keys=keys, args=[kind, identity, generation, value, STREAM_LENGTH]))

@@ -1,9 +1,12 @@
 """The routes: what a gateway or planner needs of the catalog to work without it.
 
-They live in Redis/Valkey as two hashes (functions, keys) and a stream of changes. `sequence` numbers changes without
-gaps; a reader that misses one loads everything again. A function's `generation` comes from the database: a publisher
+They live in Redis/Valkey as one hash a kind (KINDS) and one stream of changes. `sequence` numbers changes without
+gaps; a reader that misses one loads everything again. What each kind's `generation` says comes from the database: a publisher
 never writes a lower one over a higher one. All of it can be rebuilt from the database.
 """
+
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import msgspec
 
@@ -12,8 +15,9 @@ from workers.versions import VersionSpec
 
 FUNCTIONS_KEY = "foreglow:routes:functions"  # hash: function id -> Route
 KEYS_KEY = "foreglow:routes:keys"  # hash: sha256 hex of a key -> KeyRoute
+NODES_KEY = "foreglow:routes:nodes"  # hash: name -> NodeRoute
 SEQUENCE_KEY = "foreglow:routes:sequence"
-STREAM_KEY = "foreglow:routes:changes"  # entries {s: sequence, t: function | key, id, v: msgpack or empty for removed}
+STREAM_KEY = "foreglow:routes:changes"  # entries {s: sequence, t: a kind, id, v: msgpack or empty for removed}
 STREAM_LENGTH = 10_000
 VERSIONS_PER_ROUTE = 20
 
@@ -36,6 +40,34 @@ class KeyRoute(msgspec.Struct, frozen=True, array_like=True):
     generation: int = 0
 
 
+class NodeRoute(msgspec.Struct, frozen=True, array_like=True):
+    """A member of the cluster. `up` False: it is silent; whoever reaches it with an older `epoch` than this tells it so."""
+
+    name: str
+    generation: int
+    role: str
+    address: str
+    zone: str
+    fingerprint: str
+    up: bool
+    epoch: int
+
+
+class RouteKind(msgspec.Struct, frozen=True):
+    """`key`: the hash that holds them. `decode` raises msgspec.MsgspecError."""
+
+    key: str
+    decode: Callable[[bytes], Any]
+
+
 encode = msgspec.msgpack.Encoder().encode
 decode_route = msgspec.msgpack.Decoder(Route).decode
 decode_key = msgspec.msgpack.Decoder(KeyRoute).decode
+decode_node = msgspec.msgpack.Decoder(NodeRoute).decode
+
+KINDS: Mapping[str, RouteKind] = {
+    "function": RouteKind(FUNCTIONS_KEY, decode_route),
+    "key": RouteKind(KEYS_KEY, decode_key),
+    "node": RouteKind(NODES_KEY, decode_node),
+}
+"""A new kind is one entry here, a method of Publisher (with a line in its `rebuild`), and an attribute of RouteTable."""

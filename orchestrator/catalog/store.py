@@ -10,7 +10,9 @@ from graph.ids import FunctionId, function_id
 from orchestrator.catalog.database import Database
 from orchestrator.catalog.functions import Functions
 from orchestrator.catalog.keys import Keys
+from orchestrator.catalog.leases import Leases
 from orchestrator.catalog.model import Function, Installation, Key
+from orchestrator.catalog.nodes import Nodes
 from orchestrator.catalog.outbox import Outbox
 from orchestrator.catalog.packages import Packages
 from orchestrator.catalog.routes import KeyRoute, Route
@@ -36,13 +38,16 @@ class PublishedKey(msgspec.Struct, frozen=True):
 
 
 class Store:
-    """Use cases by noun: `keys`, `packages`, `functions`, `outbox`. Blocking and thread-safe; times are passed in."""
+    """Use cases by noun: `keys`, `packages`, `functions`, `nodes`, `leases`, `outbox`. Blocking and thread-safe; times are
+    passed in."""
 
     def __init__(self, url: str) -> None:
         self.database = Database(url)
         self.keys = Keys(self.database)
         self.packages = Packages(self.database)
         self.functions = Functions(self.database)
+        self.nodes = Nodes(self.database)
+        self.leases = Leases(self.database)
         self.outbox = Outbox(self.database)
 
     def migrate(self) -> None:

@@ -5,7 +5,7 @@ When Redis is away, or was emptied and not rebuilt yet, the last routes stay in 
 
 import asyncio
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
 import msgspec
 import redis.asyncio as redis
@@ -13,42 +13,35 @@ import structlog
 from redis.exceptions import RedisError
 
 from graph.ids import LATEST, FunctionId, VersionId, version_id
-from orchestrator.catalog.routes import (
-    FUNCTIONS_KEY,
-    KEYS_KEY,
-    SEQUENCE_KEY,
-    STREAM_KEY,
-    KeyRoute,
-    Route,
-    decode_key,
-    decode_route,
-)
+from orchestrator.catalog.routes import KINDS, SEQUENCE_KEY, STREAM_KEY, KeyRoute, NodeRoute, Route
 from workers.versions import VersionSpec
 
 BLOCK_MS = 1000
 READ_COUNT = 500
 RETRY_S = (0.05, 2.0)
 
-Decoded = TypeVar("Decoded")
-
 log = structlog.get_logger(__name__)
 
 
 class RouteTable:
     """What exists, for lookups in constant time. `on_route(function, route | None)` is called after each change,
-    `on_gone(version)` for each version that is not invocable any more."""
+    `on_gone(version)` for each version that is not invocable any more, `on_node(name, its route | None)` for members."""
 
     def __init__(
         self,
         on_route: Callable[[FunctionId, Route | None], None] | None = None,
         on_gone: Callable[[str], None] | None = None,
+        on_node: Callable[[str, NodeRoute | None], None] | None = None,
     ) -> None:
         self.routes: dict[str, Route] = {}
         self.versions: dict[str, VersionSpec] = {}
         self.keys: dict[str, KeyRoute] = {}
+        self.nodes: dict[str, NodeRoute] = {}
         self.loaded = asyncio.Event()
         self._on_route = on_route
         self._on_gone = on_gone
+        self._plain: dict[str, dict[str, Any]] = {"key": self.keys, "node": self.nodes}
+        self._heard: dict[str, Callable[[str, Any], None] | None] = {"node": on_node}
 
     def version(self, route: Route, qualifier: str) -> VersionSpec | None:
         """The version behind `name:qualifier`: a number, $LATEST, or nothing ("" is $LATEST)."""
@@ -79,13 +72,28 @@ class RouteTable:
         if self._on_route is not None:
             self._on_route(FunctionId(function), route)
 
-    def replace(self, routes: dict[str, Route], keys: dict[str, KeyRoute]) -> None:
-        for function in self.routes.keys() - routes.keys():
-            self.put(function, None)
-        for function, route in routes.items():
-            if self.routes.get(function) != route:
-                self.put(function, route)
-        self.keys = keys
+    def change(self, kind: str, name: str, value: Any | None) -> None:
+        """One entry of any kind is as `value` says now, None for gone."""
+        if kind == "function":
+            self.put(name, value)
+            return
+        held, heard = self._plain[kind], self._heard.get(kind)
+        if value is None:
+            held.pop(name, None)
+        else:
+            held[name] = value
+        if heard is not None:
+            heard(name, value)
+
+    def replace(self, routes: dict[str, Route], keys: dict[str, KeyRoute], **others: dict[str, Any]) -> None:
+        """Everything there is, `others` by kind; what is not in it is gone."""
+        for kind, found in {**others, "key": keys, "function": routes}.items():
+            held: dict[str, Any] = self.routes if kind == "function" else self._plain[kind]
+            for name in held.keys() - found.keys():
+                self.change(kind, name, None)
+            for name, value in found.items():
+                if held.get(name) != value:
+                    self.change(kind, name, value)
         self.loaded.set()
 
 
@@ -116,17 +124,15 @@ class RouteWatcher:
     async def _follow(self, client: Any) -> None:
         """Loads, then reads changes until a gap."""
         async with client.pipeline(transaction=True) as pipe:
-            pipe.hgetall(FUNCTIONS_KEY)
-            pipe.hgetall(KEYS_KEY)
+            for kind in KINDS.values():
+                pipe.hgetall(kind.key)
             pipe.get(SEQUENCE_KEY)
             pipe.xrevrange(STREAM_KEY, count=1)
-            functions, keys, sequence, last = await pipe.execute()
+            *hashes, sequence, last = await pipe.execute()
         if sequence is None:
             return  # emptied: the catalog's owner rebuilds it, until then the old routes stand
-        self._table.replace(
-            _decoded(functions, decode_route),
-            _decoded(keys, decode_key),
-        )
+        found = {name: _decoded(values, KINDS[name].decode) for name, values in zip(KINDS, hashes, strict=True)}
+        self._table.replace(found.pop("function"), found.pop("key"), **found)
         position = last[0][0] if last else b"0-0"
         expected = int(sequence) + 1
         while True:
@@ -147,16 +153,12 @@ class RouteWatcher:
                     log.error("routes.unreadable", entry=str(entry), error=str(error)[:200])
 
     def _apply(self, fields: dict[bytes, bytes]) -> None:
-        name, value = fields[b"id"].decode(), fields[b"v"]
-        if fields[b"t"] == b"function":
-            self._table.put(name, decode_route(value) if value else None)
-        elif value:
-            self._table.keys[name] = decode_key(value)
-        else:
-            self._table.keys.pop(name, None)
+        kind, value = fields[b"t"].decode(), fields[b"v"]
+        if kind in KINDS:  # one of a later release is for later readers
+            self._table.change(kind, fields[b"id"].decode(), KINDS[kind].decode(value) if value else None)
 
 
-def _decoded(values: dict[bytes, bytes], decode: Callable[[bytes], Decoded]) -> dict[str, Decoded]:
+def _decoded(values: dict[bytes, bytes], decode: Callable[[bytes], Any]) -> dict[str, Any]:
     """One entry that cannot be read must not cost all others."""
     found = {}
     for name, value in values.items():

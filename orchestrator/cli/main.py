@@ -4,7 +4,7 @@ import sys
 
 import typer
 
-from orchestrator.cli import deploying, functions, invoking, processes, seeing, status, teaching
+from orchestrator.cli import deploying, functions, invoking, joining, processes, seeing, status, teaching
 from orchestrator.cli.failure import Failure
 
 app = typer.Typer(
@@ -29,6 +29,9 @@ app.command("decisions")(seeing.decisions)
 app.command("runs")(seeing.runs)
 app.command("warm")(invoking.warm)
 app.command("status")(status.status)
+app.command("node-token")(joining.node_token)
+app.command("join")(joining.join)
+app.add_typer(joining.nodes, name="nodes")
 app.add_typer(teaching.traces, name="traces")
 app.command("control")(processes.control)
 app.command("flow")(processes.flow)

@@ -8,6 +8,7 @@ import structlog
 
 from orchestrator.catalog.errors import Refused
 from orchestrator.catalog.keys import Keys
+from orchestrator.catalog.model import KeyRole
 
 DEFAULT_TENANT = "default"
 KEY_NAME = "admin"
@@ -24,12 +25,12 @@ def ensure_admin_key(keys: Keys, file: Path, now: float) -> None:
     token = file.read_text().strip() if file.exists() else ""
     if token:
         try:
-            keys.adopt_key(DEFAULT_TENANT, KEY_NAME, token, now)
+            keys.adopt_key(DEFAULT_TENANT, KEY_NAME, token, now, KeyRole.OPERATOR)
         except Refused:
             log.info("admin.replaced", file=str(file))
         else:
             return
-    made = keys.make_key(DEFAULT_TENANT, KEY_NAME, now)
+    made = keys.make_key(DEFAULT_TENANT, KEY_NAME, now, KeyRole.OPERATOR)
     fresh = file.with_name(f"{file.name}.{secrets.token_hex(4)}")
     descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     with os.fdopen(descriptor, "w") as opened:

@@ -16,19 +16,25 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
 import orchestrator
+from orchestrator.authority import Authority
 from orchestrator.catalog.nudge import Nudge
 from orchestrator.catalog.publish import Publisher
 from orchestrator.catalog.store import Store
-from orchestrator.control import functions, importing, insight, status
+from orchestrator.control import functions, importing, insight, nodes, status
 from orchestrator.control.admin import ensure_admin_key
 from orchestrator.control.guard import OPEN_PATHS, Guard
-from orchestrator.control.peers import Peer
+from orchestrator.control.joining import JoinListener
+from orchestrator.control.peers import Peer, Planner, Roster
 from orchestrator.control.problems import MEDIA_TYPE, add_handlers
 from orchestrator.control.schemas import ProblemAnswer
 from orchestrator.control.stream import DecisionStream
+from orchestrator.members import LOCAL
+from orchestrator.membership import Self
 from orchestrator.settings import Settings, rpc_secret
 from workers.code.origin import Origin
 from workers.rpc.messages import Hello
+from workers.rpc.transport import Address
+from workers.rpc.transport import Peer as Whom
 from workers.sealing import Sealer, load_key
 
 GRACE_S = 5
@@ -65,19 +71,30 @@ def build(settings: Settings) -> FastAPI:
     ensure_admin_key(store.keys, settings.admin_key_file, time.time())
     publisher = Publisher(settings.effective_redis_url)
     nudge = Nudge(settings.effective_redis_url)
-    hello = Hello("control", f"control-{socket.gethostname()}", rpc_secret(key))
-    planner = Peer("planner", settings.socket("planner"), hello)
-    nodes = [Peer(_node_name(index), path, hello) for index, path in enumerate(settings.node_sockets)]
+    own = Self(settings, "control", f"control{LOCAL}{socket.gethostname()}")
+    authority = Authority(settings.state / "authority")
+    hello = Hello("control", own.name, rpc_secret(key))
+
+    def peer(name: str, address: Address, whom: Whom) -> Peer:
+        return Peer(name, address, hello, own.identity, whom)
+
+    planner = Planner(store.leases, settings.planner_shards, settings.socket("planner"), peer)
+    local = [peer(_node_name(index), at, Whom("node", "")) for index, at in enumerate(settings.node_addresses)]
+    roster = Roster(local, store.nodes, peer)
+    joining = JoinListener(store.nodes, authority, own.identity, lambda role: _told(settings, key, role), nudge.give)
     stopping = Stopping()
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         # in a thread: Redis may be away, and everything but invocations works without it
         threading.Thread(target=_publish_all, args=(publisher, store, nudge), name="publish", daemon=True).start()
+        listener = await joining.start(settings.join_host or settings.host, settings.join_port) if settings.join_port else None
         yield
         stopping.asked = True
-        for peer in (planner, *nodes):
-            peer.close()
+        if listener is not None:
+            listener.close()
+        planner.close()
+        roster.close()
         for closing in (publisher, nudge, store):
             closing.close()
 
@@ -93,9 +110,10 @@ def build(settings: Settings) -> FastAPI:
     app.state.stopping = stopping
     add_handlers(app)
     app.include_router(functions.router(store, Origin(settings.effective_origin_url), Sealer(key), nudge))
-    app.include_router(insight.router(store, planner, nodes, DecisionStream(planner, lambda: stopping.asked)))
+    app.include_router(insight.router(store, planner, roster, DecisionStream(planner, lambda: stopping.asked)))
     app.include_router(importing.router(planner))
-    app.include_router(status.router(store, publisher, planner, nodes))
+    app.include_router(status.router(store, publisher, planner, roster))
+    app.include_router(nodes.router(store, authority, nudge))
     app.add_middleware(Guard, keys=store.keys, names=[settings.host], any_address=not _loopback(settings.host))
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
     return app
@@ -151,6 +169,17 @@ def _publish_all(publisher: Publisher, store: Store, nudge: Nudge) -> None:
         nudge.give()
     except redis.RedisError as error:
         log.info("routes.not_published", reason=str(error)[:200])
+
+
+def _told(settings: Settings, key: bytes, role: str) -> dict[str, str]:
+    """What a new member needs beside its certificate. An address that only this host can reach is left out: the member is given
+    its own by FOREGLOW_REDIS_URL, FOREGLOW_ORIGIN_URL or FOREGLOW_DATABASE_URL."""
+    told = {"key": key.decode(), "origin_url": settings.effective_origin_url}
+    if role != "node":
+        told["redis_url"] = settings.redis_url
+    if role in ("planner", "flow") and not settings.effective_database_url.startswith("sqlite"):
+        told["database_url"] = settings.database_url
+    return told
 
 
 def _node_name(index: int) -> str:

@@ -71,6 +71,13 @@ class Runs:
     def __len__(self) -> int:
         return len(self._live)
 
+    def set_links(self, links: list[NodeLink]) -> None:
+        """The nodes there are from now on."""
+        self.links = links
+        for link in links:
+            link.set_alone(len(links) < 2)
+        self._waiting.wake_one()  # capacity may have come
+
     async def run(self, run: Run, body: bytes, placed_from: float) -> Answer:
         """Runs it and reports it. Never raises but for cancellation: trouble is in the result's status."""
         began = time.time()

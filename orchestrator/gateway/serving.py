@@ -16,9 +16,12 @@ from orchestrator.gateway.listener import BoundedHttp
 from orchestrator.gateway.reports import Reports
 from orchestrator.gateway.runs import Runs
 from orchestrator.gateway.waiting import WaitingRoom
+from orchestrator.members import LOCAL, Members, admit
+from orchestrator.membership import Self
 from orchestrator.settings import Settings, rpc_secret
-from workers.rpc.connection import listen
+from workers.rpc.connection import Listening, listen
 from workers.rpc.messages import Hello
+from workers.rpc.transport import Address, Peer
 from workers.sealing import load_key
 
 DRAIN_S = 10
@@ -31,9 +34,10 @@ log = structlog.get_logger(__name__)
 async def serve(settings: Settings) -> None:
     """Runs until SIGTERM."""
     secret = rpc_secret(load_key(settings.key_file))
-    name = f"gateway-{socket.gethostname()}"
-    table = RouteTable()
+    own = Self(settings, "gateway", f"gateway{LOCAL}{socket.gethostname()}")
+    name = own.name
     reports = Reports()
+    table = RouteTable(on_node=lambda name, route: members.on_node(name, route))  # noqa: PLW0108 (made below)
     runs = Runs(
         table,
         reports,
@@ -42,12 +46,12 @@ async def serve(settings: Settings) -> None:
         settings.max_payload_bytes,
     )
     hello = Hello("gateway", name, secret)
-    runs.links = [NodeLink(path, hello, runs.on_call, runs.on_cancel_call) for path in settings.node_sockets]
-    server = await listen(settings.socket("gateway"), reports, secret, name)
-    background = [
-        asyncio.create_task(RouteWatcher(settings.effective_redis_url, table).run()),
-        *(asyncio.create_task(link.run(subscribe=len(runs.links) > 1)) for link in runs.links),
-    ]
+
+    def link_to(address: Address, expected: Peer, epoch: int) -> NodeLink:
+        return NodeLink(address, hello, runs.on_call, runs.on_cancel_call, own.identity, expected, epoch)
+
+    told = Listening(name, "gateway", admits=admit(("planner", "control"), table.nodes))
+    servers = [await listen(at, reports, secret, told, None, own.identity) for at in own.listens(settings.socket("gateway"))]
     http = uvicorn.Server(
         uvicorn.Config(
             GatewayApp(table, runs, settings.max_payload_bytes),
@@ -65,16 +69,20 @@ async def serve(settings: Settings) -> None:
             timeout_graceful_shutdown=DRAIN_S,
         )
     )
-    for task in background:
-        task.add_done_callback(partial(_died, http))
+    died = partial(_died, http)
+    members = Members("node", link_to, runs.set_links, died)
+    members.start(link_to(at, Peer("node", ""), 0) for at in settings.node_addresses)
+    watching = asyncio.create_task(RouteWatcher(settings.effective_redis_url, table).run())
+    watching.add_done_callback(died)
     try:
         await http.serve()
     finally:
         reports.flush()
-        server.close()
-        for task in background:
-            task.cancel()
-        await asyncio.wait(background, timeout=STOP_S)  # a client library may swallow the first cancellation
+        for server in servers:
+            server.close()
+        watching.cancel()
+        await asyncio.wait([watching], timeout=STOP_S)  # a client library may swallow the first cancellation
+        await members.stop()
         with contextlib.suppress(FileNotFoundError):
             settings.socket("gateway").unlink()
 

@@ -108,10 +108,12 @@ class DecisionLog:
         entry = self._open.get(decision_id)
         return entry is not None and entry.outcome is Outcome.PENDING
 
-    def lost_node(self, node: str, now: float) -> None:
-        """A node went away with everything it held."""
-        for entry in [one for one in self._open.values() if one.node == node]:
+    def lost_node(self, node: str, now: float) -> list[LogEntry]:
+        """A node went away with everything it held; what that was."""
+        lost = [one for one in self._open.values() if one.node == node]
+        for entry in lost:
             self.update(DecisionUpdate(entry.decision_id, _given_up(entry), now, detail="the node was lost"))
+        return lost
 
     def read(self, tenant: str, function: str = "", run: str = "", limit: int = 100, after: int | None = None) -> list[LogEntry]:
         """Newest last. `function` is a name, `run` a trace id; with `after`, what changed since that revision."""

@@ -35,8 +35,8 @@ def link_to(path: Path) -> NodeLink:
 
 
 @contextlib.asynccontextmanager
-async def running(link: NodeLink, subscribe: bool = False) -> AsyncIterator[None]:
-    task = asyncio.ensure_future(link.run(subscribe))
+async def running(link: NodeLink) -> AsyncIterator[None]:
+    task = asyncio.ensure_future(link.run())
     try:
         yield
     finally:
@@ -117,7 +117,7 @@ async def test_a_node_that_does_not_read_is_full_and_nothing_piles_up(tmp_path: 
 async def test_a_link_ends_when_told_whatever_it_is_doing(tmp_path: Path, there: bool) -> None:
     async with running_node(tmp_path) if there else contextlib.nullcontext():
         for turns in range(25):
-            task = asyncio.ensure_future(link_to(tmp_path / "node.sock").run(subscribe=False))
+            task = asyncio.ensure_future(link_to(tmp_path / "node.sock").run())
             await settle(turns)
             task.cancel()
             await asyncio.wait({task}, timeout=2.0)
@@ -127,7 +127,8 @@ async def test_a_link_ends_when_told_whatever_it_is_doing(tmp_path: Path, there:
 @in_loop
 async def test_a_link_to_several_nodes_knows_what_is_idle_where(tmp_path: Path) -> None:
     link, echo = link_to(tmp_path / "node.sock"), spec("echo")
-    async with running_node(tmp_path) as rig, running(link, subscribe=True):
+    link.set_alone(False)
+    async with running_node(tmp_path) as rig, running(link):
         await until(lambda: link.free_mb == 4096)
         caller = await rig.caller()
         await caller.invoke(echo)

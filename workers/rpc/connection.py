@@ -139,6 +139,10 @@ class Connection(asyncio.Protocol):
         else:
             self._close("given up before it was made")
 
+    def drop(self, why: str) -> None:
+        """Ends it now: what waits to be sent is lost, and the owner is told before this returns."""
+        self._close(why)
+
     @property
     def closed(self) -> bool:
         return self._lost
