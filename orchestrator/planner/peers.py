@@ -167,6 +167,11 @@ class NodePeer(Peer):
         count = self.counts.get(version)
         return count.idle + count.preparing if count is not None else 0
 
+    def set_epoch(self, epoch: int) -> None:
+        if epoch > self._epoch and self._down_since:
+            self._down_since, self._silent = time.monotonic(), False  # it has joined again: it gets the time to be reached
+        super().set_epoch(epoch)
+
     def sight(self) -> Sight:
         """How it looks now, for who declares members silent."""
         member = self._expected.name if self._expected is not None else ""

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 import msgspec
 
 AFTER_S = 0.5  # a link already waited for heartbeats before it was dropped; a node that crashed gets the time to begin anew
-CRASHED_S = 3.0
+CRASHED_S = 6.0
 SEEN_EVERY_S = 5.0
 
 
