@@ -210,6 +210,10 @@ class CallGraph:
         if graph and function in graph.functions:
             graph.remove({function})
 
+    def forget_tenant(self, tenant: TenantId) -> None:
+        """All of it."""
+        self.tenants.pop(tenant, None)
+
     def set_start_time(self, function: FunctionId, start_s: float) -> None:
         """One more measured time from the order to prepare an instance until it was ready, seconds."""
         graph = self.tenants.get(tenant_of(function))
@@ -253,6 +257,11 @@ class CallGraph:
                 graph.connect(caller, callee, edge)
 
     # -- what is known
+
+    def size(self) -> tuple[int, int]:
+        """Functions, and records (edges and pairs of entry and function), of all tenants."""
+        tenants = self.tenants.values()
+        return sum(len(one.functions) for one in tenants), sum(one.records for one in tenants)
 
     def edges(self, tenant: TenantId) -> list[CallEdge]:
         """Every edge, sorted by caller and callee."""

@@ -4,7 +4,7 @@ from enum import StrEnum
 
 import msgspec
 
-from graph.ids import FunctionId, TenantId
+from graph.ids import FunctionId, TenantId, VersionId
 
 
 class Trigger(StrEnum):
@@ -16,6 +16,7 @@ class Trigger(StrEnum):
     TIMER = "timer"
     RELEASE = "release"
     WARM = "warm"  # `foreglow warm`
+    DEPLOY = "deploy"  # a version asked for instances before its traffic; ordered by the control flow
 
 
 class Outcome(StrEnum):
@@ -143,3 +144,30 @@ class ExpectedCall(msgspec.Struct, frozen=True):
     start_s: float
     trace_ids: tuple[str, ...] = ()
     given: FunctionId | None = None
+
+
+_DEPLOY = "deploy"
+
+
+class DeployDecision(msgspec.Struct, frozen=True):
+    """An instance that the control flow ordered for a new version. All of it is in its id: no plan goes with it.
+
+    `attempt` tells one round of orders from another, `ordinal` counts its instances from 1.
+    """
+
+    version: VersionId
+    memory_mb: int
+    attempt: str
+    ordinal: int
+
+    @property
+    def decision_id(self) -> str:
+        return f"{_DEPLOY}/{self.version}/{self.memory_mb}/{self.attempt}/{self.ordinal}"
+
+
+def deploy_decision(decision_id: str) -> DeployDecision | None:
+    """None for the id of any other decision."""
+    parts = decision_id.split("/")
+    if len(parts) != 6 or parts[0] != _DEPLOY or not (parts[3].isdecimal() and parts[5].isdecimal()):
+        return None
+    return DeployDecision(VersionId(f"{parts[1]}/{parts[2]}"), int(parts[3]), parts[4], int(parts[5]))

@@ -4,6 +4,7 @@ The supervisor keeps what a process writes to stderr in the state folder. On a t
 """
 
 import logging
+import re
 import sys
 from collections.abc import MutableMapping
 from typing import Any
@@ -12,6 +13,9 @@ import structlog
 
 HIDDEN_PARTS = ("authorization", "environment", "password", "secret", "token", "cookie", "key")
 """A field whose name holds one of these words as a whole part is masked: no secret reaches a log."""
+
+_CREDENTIALS = re.compile(r"(?<=://)[^\s/@:\"']*:[^\s/@\"']*(?=@)")
+_TOKENS = re.compile(r"\bfg_[A-Za-z0-9_-]{20,}|(?<=Bearer )[^\s\"']+")
 
 NOISY = ("httpx", "httpcore", "celery.utils.functional", "kombu", "amqp", "asyncio", "opentelemetry")
 
@@ -48,7 +52,7 @@ def configure(process: str, level: str = "info") -> None:
     )
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(
-        structlog.stdlib.ProcessorFormatter(
+        _Formatter(
             foreign_pre_chain=shared,
             processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *renderers],
         )
@@ -61,6 +65,18 @@ def configure(process: str, level: str = "info") -> None:
     for name in NOISY:
         logging.getLogger(name).setLevel(max(number, logging.WARNING))
     logging.captureWarnings(True)
+
+
+class _Formatter(structlog.stdlib.ProcessorFormatter):
+    """The last one to see a line, tracebacks and other libraries' words too."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return scrub(super().format(record))
+
+
+def scrub(line: str) -> str:
+    """Without user and password of addresses, and without keys, wherever in the line they are."""
+    return _TOKENS.sub("***", _CREDENTIALS.sub("***", line))
 
 
 def mask(logger: Any, method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:

@@ -2,6 +2,7 @@
 
 import asyncio
 import socket
+from typing import TYPE_CHECKING
 
 import structlog
 
@@ -10,6 +11,9 @@ from workers.drivers.process.isolation import enter_user_namespace
 from workers.sealing import load_key
 
 log = structlog.get_logger(__name__)
+if TYPE_CHECKING:
+    from workers.code.tier1 import Tier1
+    from workers.node import Node
 
 
 def run(settings: Settings) -> None:
@@ -29,13 +33,23 @@ def run(settings: Settings) -> None:
         except JoinFailed as error:
             if error.refused:
                 raise
-            log.warning(
-                "node.rejoin_failed", reason=str(error), epoch=member.epoch
-            )  # control is away: the old epoch may still do
+            # control is away: the old epoch may still do
+            log.warning("node.rejoin_failed", reason=str(error), epoch=member.epoch)
 
     async def again() -> int:
         assert member is not None
         return (await asyncio.to_thread(rejoin, settings.state, member)).epoch
+
+    async def beside(node: "Node", tier: "Tier1") -> None:
+        from orchestrator.ops.listener import Operations
+        from orchestrator.ops.node import NodeMetrics, node_checks
+
+        operations = Operations("node", lambda: node.serving, lambda: node_checks(node), NodeMetrics(node, tier))
+        try:
+            await operations.start(settings)
+            await asyncio.Event().wait()
+        finally:
+            await operations.stop()
 
     key = load_key(settings.key_file)
     run_node(
@@ -54,5 +68,6 @@ def run(settings: Settings) -> None:
             identity=own.identity,
             epoch=member.epoch if member is not None else 0,
             rejoin=again if member is not None else None,
-        )
+        ),
+        beside,
     )

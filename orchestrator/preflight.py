@@ -21,7 +21,7 @@ from orchestrator.settings import MAX_SOCKET_PATH, Settings
 MIN_FREE_MB = 64
 SWEEP_WAIT_S = 5.0
 PORTS = {"functions": "functions_port", "control": "control_port", "otlp": "otlp_port"}
-SOCKETS = ("gateway", "planner", "node", "valkey")
+SOCKETS = ("gateway", "planner", "node", "valkey", "page")
 
 
 class NotPossible(Exception):
@@ -124,6 +124,8 @@ def sweep(settings: Settings) -> list[str]:
         done.append(f"ended {name} (process {pid}) of an earlier run")
     processes_file(settings).unlink(missing_ok=True)
     settings.addresses_file.unlink(missing_ok=True)
+    for path in settings.runtime_folder.glob("*-ops.sock"):
+        path.unlink(missing_ok=True)
     for name in SOCKETS:
         with contextlib.suppress(OSError):
             settings.socket(name).unlink()
@@ -153,7 +155,12 @@ def started_at(pid: int) -> int:
         return 0
 
 
-def _left_behind(path: Path) -> dict[str, int]:
+def noted_processes(path: Path) -> dict[str, int]:
+    """Those noted in `path` that still run, by name."""
+    return {name: pid for name, (pid, _) in _alive(path).items()}
+
+
+def _alive(path: Path) -> dict[str, tuple[int, int]]:
     try:
         noted = json.loads(path.read_text())
         if noted["boot"] != _boot_id():
@@ -161,7 +168,11 @@ def _left_behind(path: Path) -> dict[str, int]:
         left = {str(name): (int(entry["pid"]), int(entry["started"])) for name, entry in noted["processes"].items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {}
-    alive = {name: (pid, started) for name, (pid, started) in left.items() if started and started_at(pid) == started}
+    return {name: (pid, started) for name, (pid, started) in left.items() if started and started_at(pid) == started}
+
+
+def _left_behind(path: Path) -> dict[str, int]:
+    alive = _alive(path)
     for pid, _ in alive.values():
         with contextlib.suppress(OSError):
             os.kill(pid, signal.SIGKILL)

@@ -4,13 +4,21 @@ import hashlib
 import os
 from enum import StrEnum
 from pathlib import Path
+from urllib.parse import urlsplit
 
-from pydantic import Field, field_validator
+from pydantic import Field, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from orchestrator.folders import default_state
+from orchestrator.quotas import Quotas
 from workers.rpc.transport import Address, parse_address
 
+LEVELS = ("debug", "info", "warning", "error", "critical")
+SCHEMES = {
+    "redis_url": ("redis", "rediss", "unix"),
+    "database_url": ("sqlite", "postgresql"),
+    "origin_url": ("file", "s3", "gs", "az", "azure", "http", "https", "memory"),
+}
 MAX_SOCKET_PATH = 100  # sun_path holds 108 bytes
 
 
@@ -25,7 +33,7 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="FOREGLOW_", extra="ignore", frozen=True)
 
     state: Path = Field(default_factory=default_state)
-    host: str = "127.0.0.1"
+    host: str = Field(default="127.0.0.1", min_length=1)
     functions_port: int = Field(default=8700, ge=0, le=65535)
     control_port: int = Field(default=8701, ge=0, le=65535)
     otlp_port: int = Field(default=4318, ge=0, le=65535)
@@ -45,27 +53,82 @@ class Settings(BaseSettings):
     prewarm: PrewarmPolicy = PrewarmPolicy.PATH
     prewarm_instances: int = Field(default=64, ge=0)
     prewarm_memory_mb: int = Field(default=8192, ge=0)
-    prewarm_unused_s: float = Field(default=60.0, gt=0)
+    prewarm_unused_s: float = Field(default=60.0, gt=0, allow_inf_nan=False)
+
+    # of each tenant for which an operator set none; its quota of prewarmed instances is prewarm_instances
+    quota_functions: int = Field(default=Quotas().functions, ge=0, le=2**31 - 1)
+    quota_concurrency: int = Field(default=Quotas().concurrency, ge=0, le=2**31 - 1)
+    quota_package_bytes: int = Field(default=Quotas().package_bytes, ge=0, le=2**63 - 1)
+    quota_invocations_per_s: float = Field(default=Quotas().invocations_per_s, ge=0, allow_inf_nan=False)
 
     driver: str = "process"
     allow_no_isolation: bool = False
     python: str = ""  # the interpreter of the runtime; empty: found by workers.drivers.process.interpreter
     node_memory_mb: int = Field(default=0, ge=0)  # 0: 80 % of what the machine has
     standbys: int = Field(default=2, ge=0, le=500)  # per tenant and memory shape that has been used
-    idle_s: float = Field(default=600.0, gt=0)
+    idle_s: float = Field(default=600.0, gt=0, allow_inf_nan=False)
 
     max_payload_bytes: int = Field(default=6 << 20, gt=0, le=16 << 20)
     max_waiting: int = Field(default=1000, ge=0)  # invocations the gateway lets wait for capacity
-    max_wait_s: float = Field(default=10.0, ge=0)
+    max_wait_s: float = Field(default=10.0, ge=0, allow_inf_nan=False)
     max_depth: int = Field(default=16, ge=1)
 
     otel_endpoint: str = Field(default="", validation_alias="OTEL_EXPORTER_OTLP_ENDPOINT")
     log_level: str = "info"
 
+    ops_address: str = ""  # host:port of this process's operations listener; empty: a unix socket in the runtime folder
+    metrics_functions: int = Field(default=0, ge=0, le=1000)  # so many functions get a label of their own; 0: none
+
     @field_validator("state")
     @classmethod
     def _absolute(cls, state: Path) -> Path:
-        return state.expanduser().absolute()
+        if "\0" in str(state):
+            raise ValueError("a path holds no zero character")
+        try:
+            return state.expanduser().absolute()
+        except RuntimeError as error:  # ~somebody, who is not there
+            raise ValueError("no such user's home folder") from error
+
+    @field_validator("redis_url", "database_url", "origin_url")
+    @classmethod
+    def _address(cls, url: str, field: ValidationInfo) -> str:
+        """Wrong addresses end here, in one line that never shows them: they may hold a password."""
+        schemes = SCHEMES[str(field.field_name)]
+        try:
+            parts = urlsplit(url)
+            known = not url or (parts.scheme.partition("+")[0] in schemes and "://" in url)
+            _ = parts.port
+        except ValueError as error:
+            raise ValueError("not an address: its host or port cannot be read") from error
+        if not known:
+            raise ValueError(f"not an address that begins with one of {', '.join(f'{one}://' for one in schemes)}")
+        return url
+
+    @field_validator("log_level")
+    @classmethod
+    def _level(cls, level: str) -> str:
+        if level.lower() not in LEVELS:
+            raise ValueError(f"not one of {', '.join(LEVELS)}")
+        return level
+
+    @property
+    def quotas(self) -> Quotas:
+        """Those in force where none was set."""
+        return Quotas(
+            self.quota_functions,
+            self.quota_concurrency,
+            self.quota_package_bytes,
+            self.quota_invocations_per_s,
+            self.prewarm_instances,
+        )
+
+    @field_validator("ops_address")
+    @classmethod
+    def _host_and_port(cls, address: str) -> str:
+        host, _, port = address.rpartition(":")
+        if address and not (host and port.isascii() and port.isdigit() and int(port) <= 65535):
+            raise ValueError(f"{address!r} is not host:port; bind it to an address that only operators reach")
+        return address
 
     @field_validator("nodes", "gateways")
     @classmethod
@@ -87,6 +150,10 @@ class Settings(BaseSettings):
     def socket(self, name: str) -> Path:
         """Path of a process's RPC socket: `gateway`, `planner`, `node`, or `valkey`."""
         return self.runtime_folder / f"{name}.sock"
+
+    def ops_socket(self, process: str) -> Path:
+        """Where a process answers /healthz, /readyz and /metrics when it has no ops_address."""
+        return self.runtime_folder / f"{process}-ops.sock"
 
     @property
     def node_addresses(self) -> list[Address]:
@@ -127,6 +194,12 @@ class Settings(BaseSettings):
     # -- addresses
 
     @property
+    def control_address(self) -> str:
+        """Where control answers, from this machine."""
+        host = reachable(self.host)
+        return f"http://{f'[{host}]' if ':' in host else host}:{self.control_port}"
+
+    @property
     def effective_redis_url(self) -> str:
         return self.redis_url or f"unix://{self.socket('valkey')}"
 
@@ -149,3 +222,8 @@ def _addresses(told: str, default: Path) -> list[Address]:
 def rpc_secret(key: bytes) -> str:
     """The token processes show each other, derived so that it is not the sealing key itself."""
     return hashlib.sha256(b"foreglow rpc " + key).hexdigest()
+
+
+def reachable(host: str) -> str:
+    """Where a listener on `host` is reached from this machine."""
+    return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104

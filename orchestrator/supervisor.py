@@ -1,7 +1,8 @@
-"""`foreglow up`: Valkey and the five processes on one machine, as one thing that starts, stops and heals.
+"""`foreglow up`: Valkey and the six processes on one machine, as one thing that starts, stops and heals.
 
-Order: valkey, then control, gateway, planner and node, then flow (its tables are there by then). Back: gateway first, so
-that it drains while the rest still answers; Valkey last.
+Order: valkey, then control, gateway, planner and node, then flow (its tables are there by then). The page starts once all are
+ready: nobody waits for it, and nothing else stops when it fails. Back: gateway first, so that it drains while the rest still
+answers; Valkey last.
 """
 
 import asyncio
@@ -13,9 +14,12 @@ import signal
 import socket
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 from orchestrator import orphans, preflight, valkey
-from orchestrator.settings import Settings
+from orchestrator.ops.notify import VARIABLE as NOTIFY_SOCKET
+from orchestrator.ops.notify import notify
+from orchestrator.settings import Settings, reachable
 from orchestrator.supervised import BoundedLog, Supervised
 from workers.sealing import load_key
 
@@ -27,9 +31,9 @@ STOP_TIMEOUTS_S = {"gateway": 20.0, "valkey": 10.0}
 STOP_TIMEOUT_S = 10.0
 REAP_EVERY_S = 5.0
 ORPHANS_TIMEOUT_S = 5.0
-LISTENERS = {"gateway": "functions", "control": "control", "planner": "otlp"}
 WAVES = (("control", "gateway", "planner", "node"), ("flow",))
-STOP_ORDER = (("gateway",), ("flow", "planner", "node", "control"), ("valkey",))
+BESIDE = ("page",)
+STOP_ORDER = (("gateway",), ("page", "flow", "planner", "node", "control"), ("valkey",))
 
 Commands = Mapping[str, Sequence[str]]
 
@@ -40,7 +44,7 @@ class StartFailed(Exception):
 
 def process_commands() -> Commands:
     """How each process is started: this interpreter, this installation."""
-    names = [name for wave in WAVES for name in wave]
+    names = [name for wave in (*WAVES, BESIDE) for name in wave]
     return {name: [sys.executable, "-P", "-m", "orchestrator.cli.main", name] for name in names}
 
 
@@ -108,11 +112,13 @@ class Supervisor:
         try:
             if await self._start_all():
                 self._say_ready()
+                self._start_beside()
                 while not self._asked_to_stop.is_set():
                     with contextlib.suppress(TimeoutError):
                         await asyncio.wait_for(self._asked_to_stop.wait(), REAP_EVERY_S)
                     orphans.reap([one.pid for one in self._all.values() if one.pid is not None])
         finally:
+            notify("STOPPING=1")
             await self._stop_all()
             if count := orphans.end(ORPHANS_TIMEOUT_S):
                 self._announce(f"ended {count} processes that others had left behind")
@@ -148,14 +154,21 @@ class Supervisor:
                     await asyncio.sleep(PROBE_EVERY_S)
         return not (self._failure or self._asked_to_stop.is_set())
 
+    def _start_beside(self) -> None:
+        for one in [self._all[name] for name in BESIDE if name in self._all]:
+            try:
+                one.start()
+            except OSError as error:
+                self._announce(f"{one.name} cannot be started: {error.strerror}; the rest runs")
+        self._note()
+
     async def _is_ready(self, name: str) -> bool:
         if self._all[name].pid is None:
             return False
         if name == "valkey":
             return valkey.answers(self._settings.socket(name))
-        if name in preflight.SOCKETS and not self._settings.socket(name).exists():
-            return False
-        return name not in LISTENERS or await healthy(reachable(self._settings.host), self._ports[LISTENERS[name]])
+        # flow has deploys to do, which wait for it anyway: nothing that `ready` promises does
+        return name == "flow" or await answers_ready(self._settings.ops_socket(name))
 
     def _say_ready(self) -> None:
         host = reachable(self._settings.host)
@@ -165,6 +178,7 @@ class Supervisor:
         fresh.write_text(json.dumps(addresses))
         fresh.replace(self._settings.addresses_file)
         self._ready = True
+        notify("READY=1")
         self._announce("ready  " + "  ".join(f"{name} {address}" for name, address in addresses.items()))
 
     # -- while it runs
@@ -196,23 +210,19 @@ def child_environment(settings: Settings, ports: Mapping[str, int]) -> dict[str,
     """The environment in which a process reads the same settings, its ports the real ones."""
     chosen = {name: getattr(settings, name) for name in settings.model_fields_set if name != "otel_endpoint"}
     chosen |= {field: ports[name] for name, field in preflight.PORTS.items()} | {"state": settings.state}
-    return dict(os.environ) | {f"FOREGLOW_{name.upper()}": str(value) for name, value in chosen.items()}
+    chosen["ops_address"] = ""  # of one process; here each has its socket, and control shows them all
+    kept = {name: value for name, value in os.environ.items() if name != NOTIFY_SOCKET}  # it is ours to say `ready`
+    return kept | {f"FOREGLOW_{name.upper()}": str(value) for name, value in chosen.items()}
 
 
-def reachable(host: str) -> str:
-    """Where a listener on `host` is reached from this machine."""
-    return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104
-
-
-async def healthy(host: str, port: int) -> bool:
-    """True when GET /readyz there is answered with a status under 500: a listener that has no such page is ready by listening."""
+async def answers_ready(path: Path) -> bool:
+    """True when GET /readyz on this operations socket is answered with 200."""
     try:
         async with asyncio.timeout(PROBE_TIMEOUT_S):
-            reader, writer = await asyncio.open_connection(host, port)
+            reader, writer = await asyncio.open_unix_connection(path)
             try:
-                writer.write(f"GET /readyz HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode())
-                status = (await reader.readline()).split(b" ", 2)
-                return len(status) > 1 and status[1].isdigit() and int(status[1]) < 500
+                writer.write(b"GET /readyz HTTP/1.1\r\nHost: operations\r\nConnection: close\r\n\r\n")
+                return (await reader.readline()).split(b" ")[1:2] == [b"200"]
             finally:
                 writer.close()
                 with contextlib.suppress(OSError):

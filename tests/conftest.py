@@ -5,9 +5,14 @@ skip is a failure, because there nothing may be missing; the tests of the other 
 """
 
 import os
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
+from pathlib import Path
 
 import pytest
+from doubles import profiles
+from doubles.servers import Postgres, RedisServer
+
+profiles.load()
 
 IN_CI = os.environ.get("CI") == "true"
 
@@ -41,6 +46,36 @@ def pytest_make_collect_report(collector: pytest.Collector) -> Generator[None, p
         report.outcome = "failed"
         report.longrepr = f"{collector.nodeid} skipped, which CI=true forbids: {_reason(report.longrepr)}"
     return report
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    """One private PostgreSQL for the whole run; a test takes a database of its own from it. Never break this one."""
+    server = Postgres()
+    try:
+        server.start()
+        yield server
+    finally:
+        server.close()
+
+
+@pytest.fixture(scope="session", params=["valkey", "redis"])
+def redis_url(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The embedded Valkey and Debian's Redis, shared: a test empties it first. Never break it."""
+    server = RedisServer(request.param)
+    try:
+        server.start()
+        yield server.url
+    finally:
+        server.close()
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """An empty database of either kind."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'catalog.db'}"
+    return str(request.getfixturevalue("postgres").fresh())
 
 
 def _reason(longrepr: object) -> str:

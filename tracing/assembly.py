@@ -106,6 +106,12 @@ class Assembler:
                 complete.append(found)
         return complete
 
+    def forget_tenant(self, tenant: TenantId) -> None:
+        """What is still coming in of it will be nobody's."""
+        for key in [key for key in self._incoming if key[0] == tenant]:
+            self._incoming[key].spans.clear()
+        del self._held[tenant]
+
     def _due(self, trace: _Incoming) -> float:
         idle = self._bounds.idle_s if trace.rooted else self._bounds.rootless_s
         return min(trace.touched + idle, trace.since + self._bounds.age_s)

@@ -3,7 +3,7 @@
 import asyncio
 import os
 import signal
-from collections.abc import Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 
 import msgspec
@@ -44,7 +44,11 @@ class NodeConfig(msgspec.Struct, frozen=True):
     rejoin: Rejoin | None = None
 
 
-async def serve(config: NodeConfig) -> None:
+Beside = Callable[[Node, Tier1], Coroutine[None, None, None]]
+"""What runs in the node's loop beside it and looks at it, until cancelled; the node ends when it fails."""
+
+
+async def serve(config: NodeConfig, beside: Beside | None = None) -> None:
     """Runs until SIGTERM or SIGINT; nothing of the node is left after that. Raises DriverError when it cannot start."""
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -53,10 +57,11 @@ async def serve(config: NodeConfig) -> None:
     driver = ProcessDriver(config.folder / "process", config.python, config.allow_no_isolation)
     report = await driver.start()
     log.info("node.isolation", tier=report.tier, limits=dict(report.limits), missing=list(report.missing))
+    tier = Tier1(config.folder / "code", Origin(config.origin_url))
     node = Node(
         config.name,
         driver,
-        Tier1(config.folder / "code", Origin(config.origin_url)),
+        tier,
         Sealer(config.key),
         report,
         config.memory_mb or int(machine_memory_mb() * MEMORY_SHARE),
@@ -67,17 +72,20 @@ async def serve(config: NodeConfig) -> None:
     if config.rejoin is not None:
         node.standing.joined(config.epoch, config.rejoin)
     serving = asyncio.create_task(node.serve(config.sockets, config.secret, config.identity))
+    running = [serving] if beside is None else [serving, asyncio.create_task(beside(node, tier))]
     stopping = asyncio.create_task(stop.wait())
     try:
-        await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
-        if serving.done():
-            serving.result()
+        await asyncio.wait({*running, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        for task in running:
+            if task.done():
+                task.result()
     finally:
-        serving.cancel()
         stopping.cancel()
-        await asyncio.gather(serving, stopping, return_exceptions=True)
+        for task in running:
+            task.cancel()
+        await asyncio.gather(*running, stopping, return_exceptions=True)
         await driver.stop()
 
 
-def run(config: NodeConfig) -> None:
-    uvloop.run(serve(config))
+def run(config: NodeConfig, beside: Beside | None = None) -> None:
+    uvloop.run(serve(config, beside))

@@ -5,6 +5,7 @@ Everything here runs in callbacks on the event loop; only preparing an instance 
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Callable
 from functools import partial
 
@@ -32,10 +33,12 @@ from workers.preparation import Preparer
 from workers.rpc.connection import Connection
 from workers.rpc.messages import ChildCall, ErrorDetail, InvokeRequest, InvokeResult, Rpc
 from workers.sealing import SealError
+from workers.tallies import StartTimes
 from workers.versions import VersionSpec
 
 MAX_RESULT = 6 << 20
 MAX_CALLS = 256  # child calls in flight of one invocation
+END_S = 10.0
 START_BUSY_S = 0.2  # standbys are not refilled this long after a start began
 
 log = structlog.get_logger(__name__)
@@ -61,6 +64,8 @@ class Execution:
         self._changed = changed
         self._started = started
         self._loop = asyncio.get_running_loop()
+        self.prepared = StartTimes()  # instances that became ready
+        self.not_prepared: Counter[str] = Counter()  # those that did not, by status
         self._stopping = False
         self._tasks: set[asyncio.Task[None]] = set()
         self._calls: dict[tuple[Connection, int], tuple[Invocation, int]] = {}
@@ -192,18 +197,18 @@ class Execution:
         invocation = instance.live.get(frame.id)
         if invocation is None:
             return  # it came too late: the invocation was answered already
-        if frame.flags & MORE or invocation.parts or invocation.head is not None:
-            invocation.streamed += len(frame.body)
-            if invocation.streamed > MAX_RESULT:
+        if frame.flags & MORE or invocation.collected is not None:
+            if invocation.collected is None:
+                invocation.collected = bytearray()
+            if len(invocation.collected) + len(frame.body) > MAX_RESULT:
                 self._too_large(instance, invocation)
                 return
-            if frame.body:
-                invocation.parts.append(frame.body)
+            invocation.collected += frame.body
             if frame.meta and invocation.head is None:
                 invocation.head = decode_result(frame.meta)
             if frame.flags & MORE:
                 return
-            head, body = invocation.head or decode_result(b"{}"), b"".join(invocation.parts)
+            head, body = invocation.head or decode_result(b"{}"), bytes(invocation.collected)
         else:
             head, body = decode_result(frame.meta), frame.body
         if len(body) > MAX_RESULT:
@@ -385,6 +390,7 @@ class Execution:
         instance.clone.on_exit = partial(self._gone, instance)
         now = time.monotonic()
         self.table.ready(instance, now)
+        self.prepared.add(instance.made_by, instance.timings)
         if instance.decision_id and not instance.waiting and self.decisions is not None:
             self.decisions.ready(instance.decision_id, instance.timings, self.expire)
         while instance.waiting and instance.free > 0:
@@ -396,8 +402,19 @@ class Execution:
     def _failed(self, instance: Instance, status: str, detail: ErrorDetail) -> None:
         if instance.state is State.GONE:
             return  # given up while it was being prepared: whoever did that has told everybody
-        log.warning("instance.failed", version=instance.spec.version, status=status, error=detail.message[:500])
         waiting = list(instance.waiting)
+        self.not_prepared[status] += 1
+        log.warning(
+            "instance.failed",
+            version=instance.spec.version,
+            status=status,
+            error=detail.type
+            if status == "init-failed"
+            else f"{detail.type}: {detail.message}"[:500],  # a function may say anything
+            decision_id=instance.decision_id,
+            trace_id=waiting[0].request.trace_id if waiting else "",
+            invocation_id=waiting[0].request.invocation_id if waiting else "",
+        )
         instance.waiting.clear()
         self._drop(instance, f"{status}: {detail.type}: {detail.message}"[:500])
         for invocation in waiting:
@@ -474,8 +491,14 @@ class Execution:
             self.kill(instance, "cooled on request")
         return len(chosen)
 
-    def tenants(self) -> set[str]:
-        return {tenant_of(VersionId(one.spec.version)) for one in self.table}
+    async def end_tenant(self, tenant: str) -> None:
+        """Ends every instance of the tenant, whatever it does; returns when their processes are gone, after a bound at most."""
+        others = set(self._tasks)
+        for instance in [one for one in self.table if tenant_of(VersionId(one.spec.version)) == tenant]:
+            self.kill(instance, "its tenant is gone")
+        ending = self._tasks - others
+        if ending:
+            await asyncio.wait(ending, timeout=END_S)
 
     async def stop(self) -> None:
         self._stopping = True

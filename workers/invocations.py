@@ -28,8 +28,7 @@ class Invocation:
     decision_id: str = ""
     dispatched: float = 0.0
     timer: asyncio.TimerHandle | None = None
-    parts: list[bytes] = field(default_factory=list)  # of a streamed result
-    streamed: int = 0
+    collected: bytearray | None = None  # of a streamed result: parts of a byte each must not cost fifty times their size
     head: "GuestResult | None" = None
     calls: dict[int, int] = field(default_factory=dict)  # the guest's call id -> the RPC's
     done: bool = False

@@ -99,6 +99,10 @@ class LogStore:
             for one in chosen[-limit:]
         ]
 
+    def forget_tenant(self, tenant: str) -> None:
+        for function in [one for one in self._rings if one.startswith(f"{tenant}/")]:
+            self.forget(function)
+
     def forget(self, function: str) -> None:
         ring = self._rings.pop(function, None)
         if ring is not None:

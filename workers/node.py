@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +42,7 @@ TELL_EVERY_S = 0.002
 HEARTBEAT_S = 1.0
 PREFETCHES = 2
 ONCE_A_SECOND = 1  # the id of a SUBSCRIBE whose sender wants no more than the heartbeat
-CALLERS = ("gateway", "planner", "control")
+CALLERS = ("gateway", "planner", "control", "flow")
 
 log = structlog.get_logger(__name__)
 
@@ -65,7 +65,7 @@ class Node:
         self.name = name
         self._driver = driver
         self._code = code
-        self._report = report
+        self.report = report
         self._idle_s = idle_s
         self._gate = CoreGate(cores)
         self._standbys = StandbyPool(driver, self._gate, standbys)
@@ -83,6 +83,8 @@ class Node:
         self._tasks: set[asyncio.Task[None]] = set()
         self._prefetching = asyncio.Semaphore(PREFETCHES)
         self.standing = Standing(self._void)
+        self._serving = False
+        self._retired: set[str] = set()  # tenants; a name is never given again, so this is for good
         self._loop = asyncio.get_running_loop()
         self._answers = {
             "logs": self._answer_logs,
@@ -92,12 +94,30 @@ class Node:
             "counts": self._answer_counts,
         }
 
+    @property
+    def serving(self) -> bool:
+        return self._serving
+
+    @property
+    def peers(self) -> list[str]:
+        """The roles of those connected now."""
+        return [connection.peer.role for connection in self._connections]
+
+    @property
+    def standbys(self) -> int:
+        return len(self._standbys)
+
+    @property
+    def steps_waiting(self) -> int:
+        return self._gate.waiting
+
     async def serve(self, where: Path | Sequence[Address], secret: str, identity: Identity | None = None) -> None:
         """Listens until cancelled, then ends every instance and standby. Raises OSError, NotTrusted before it listens."""
         addresses = [where] if isinstance(where, Path) else where
         self._standbys.start()
         told = Listening(self.name, "node", lambda: self.standing.epoch, _admits)
         servers = [await listen(one, self, secret, told, self._answers, identity) for one in addresses]
+        self._serving = True
         try:
             while True:
                 await asyncio.sleep(HEARTBEAT_S)
@@ -144,13 +164,15 @@ class Node:
         elif kind == Rpc.DEFINE:
             self._define(message)
         elif kind == Rpc.PREPARE:
-            self._prepare(message)
+            self._prepare(connection, message)
         elif kind == Rpc.REVOKE:
-            self._revoke(message)
+            self._revoke(connection, message)
         elif kind == Rpc.CANCEL:
             self.execution.cancel(connection, ident)
         elif kind == Rpc.DRAIN:
             self._drain(message)
+        elif kind == Rpc.RETIRE:
+            self._keep(self._retire(message.tenant))
         elif kind == Rpc.SUBSCRIBE:
             wanted, other = self._subscribers, self._watchers
             if ident == ONCE_A_SECOND:
@@ -164,6 +186,8 @@ class Node:
     # -- messages
 
     def _define(self, spec: VersionSpec) -> None:
+        if spec.tenant in self._retired:
+            return
         self._specs[spec.version] = spec
         self.execution.draining.discard(spec.version)
         self._specs.move_to_end(spec.version)
@@ -181,8 +205,12 @@ class Node:
         else:
             self.execution.invoke(connection, stream, request, body, spec)
 
-    def _prepare(self, batch: PrepareBatch) -> None:
-        obeyed = self.standing.obeys(batch.lease, batch.epoch)
+    def _obeys(self, connection: Connection, lease: str, epoch: int) -> bool:
+        """Leases are the planner's; what the control flow orders for a new version holds whoever plans."""
+        return connection.peer.role == "flow" or self.standing.obeys(lease, epoch)
+
+    def _prepare(self, connection: Connection, batch: PrepareBatch) -> None:
+        obeyed = self._obeys(connection, batch.lease, batch.epoch)
         for item in batch.items:
             if not obeyed:
                 self._tell_decision(DecisionUpdate(item.decision_id, "cancelled", time.time(), detail="older epoch"))
@@ -204,9 +232,7 @@ class Node:
         spec = self._specs.get(item.version)
         if spec is None or self._code.held(spec):
             return
-        task = self._loop.create_task(self._fetch(spec))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._keep(self._fetch(spec))
 
     async def _fetch(self, spec: VersionSpec) -> None:
         """A few at a time: a planner that connects asks for everything at once. No turn at the cores: that is for starts."""
@@ -216,9 +242,9 @@ class Node:
         except CodeUnavailable as error:
             log.warning("code.prefetch_failed", version=spec.version, error=str(error))
 
-    def _revoke(self, message: Revoke) -> None:
+    def _revoke(self, connection: Connection, message: Revoke) -> None:
         """Only what is not ready yet is given up: a ready instance costs nothing more to keep for its lifetime."""
-        if not self.standing.obeys(message.lease, message.epoch):
+        if not self._obeys(connection, message.lease, message.epoch):
             return
         for decision_id in message.decision_ids:
             if decision_id in self.decisions and not self.decisions.is_ready(decision_id):
@@ -232,6 +258,24 @@ class Node:
         for instance in self.execution.table.of(message.version):
             if not instance.live and not instance.waiting:
                 self.execution.kill(instance, "draining")
+
+    async def _retire(self, tenant: str) -> None:
+        """Told again by each planner that connects: what is done already costs nothing."""
+        self._retired.add(tenant)
+        for version in [name for name, spec in self._specs.items() if spec.tenant == tenant]:
+            del self._specs[version]
+            self.execution.draining.discard(version)
+        await self.execution.end_tenant(tenant)
+        await self._standbys.forget(tenant)
+        await self._code.forget(tenant)
+        await self._driver.retire(tenant)
+        self._logs.forget_tenant(tenant)
+        log.info("tenant.retired", tenant=tenant)
+
+    def _keep(self, work: Coroutine[Any, Any, None]) -> None:
+        task = self._loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     # -- telling
 
@@ -278,7 +322,7 @@ class Node:
         return self._logs.read(function, args.get("invocation", ""), int(args.get("limit", 100)), time.time())
 
     async def _answer_isolation(self, args: Mapping[str, Any]) -> object:
-        return msgspec.to_builtins(self._report)
+        return msgspec.to_builtins(self.report)
 
     async def _answer_counts(self, args: Mapping[str, Any]) -> object:
         tenant = f"{args['tenant']}/"
@@ -296,7 +340,7 @@ class Node:
         memory = self.execution.memory
         return {
             "name": self.name,
-            "isolation": msgspec.to_builtins(self._report),
+            "isolation": msgspec.to_builtins(self.report),
             "instances": len(self.execution.table),
             "standbys": len(self._standbys),
             "memory_mb": {"total": memory.total_mb, "promised": memory.used_mb},

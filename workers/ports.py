@@ -126,6 +126,9 @@ class CodeTier(Protocol):
     def held(self, spec: VersionSpec) -> bool:
         """True when tier 1 has all layers."""
 
+    async def forget(self, tenant: str) -> None:
+        """The tenant is gone for good: nothing of its code stays."""
+
 
 class CodeUnavailable(Exception):
     """A layer could not be fetched or did not match its digest."""

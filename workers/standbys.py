@@ -43,6 +43,13 @@ class StandbyPool:
             self._wanted[key] = 0.0
             self._nudge.set()
 
+    async def forget(self, tenant: str) -> None:
+        """The tenant is gone: its standbys end, and none is made for it until it is wanted again."""
+        for key in [key for key in self._wanted if key[0] == tenant]:
+            del self._wanted[key]
+        gone = [clone for key in [key for key in self._waiting if key[0] == tenant] for clone in self._waiting.pop(key)]
+        await asyncio.gather(*(clone.kill("its tenant is gone") for clone in gone), return_exceptions=True)
+
     def take(self, tenant: str, memory_mb: int) -> Clone | None:
         """A standby, now somebody's own; None when there is none."""
         waiting = self._waiting.get((tenant, memory_mb))
@@ -88,10 +95,14 @@ class StandbyPool:
             clone = await self._driver.clone(*key)
         except (DriverError, OSError) as error:
             log.warning("standby.failed", tenant=key[0], memory_mb=key[1], error=str(error))
-            self._wanted[key] = time.monotonic() + RETRY_S
+            if key in self._wanted:
+                self._wanted[key] = time.monotonic() + RETRY_S
             return
         finally:
             self._gate.leave()
+        if key not in self._wanted:
+            await clone.kill("its tenant is gone")
+            return
         waiting = self._waiting[key]
         waiting.append(clone)
         clone.on_exit = partial(self._died, clone, waiting)

@@ -15,3 +15,15 @@ class Refused(CatalogError):
     def __init__(self, message: str, field: str) -> None:
         super().__init__(message)
         self.field = field
+
+
+class Conflict(CatalogError):
+    """What exists stands against it; the message says what to do first."""
+
+
+class OverQuota(CatalogError):
+    """The tenant has used up a quota; the message says which, how much of it, and who can raise it."""
+
+    def __init__(self, message: str, quota: str) -> None:
+        super().__init__(message)
+        self.quota = quota

@@ -1,11 +1,12 @@
 """Functions and their versions: every change writes state, a higher generation and one event in one transaction."""
 
 import msgspec
-from sqlalchemy import delete, select, update
+from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 
 from graph.ids import FunctionId, VersionId, function_id, name_of, number_of, tenant_of
-from orchestrator.catalog.database import Database
+from orchestrator.catalog import conditions
+from orchestrator.catalog.database import Database, retried
 from orchestrator.catalog.errors import NotFound, Refused
 from orchestrator.catalog.model import (
     Condition,
@@ -17,14 +18,15 @@ from orchestrator.catalog.model import (
     Version,
     VersionState,
 )
-from orchestrator.catalog.outbox import add_event, conditions_changed
+from orchestrator.catalog.outbox import add_event
 from orchestrator.catalog.routes import Route
-from orchestrator.catalog.views import FunctionView, VersionView, view_functions, view_route, view_version
+from orchestrator.catalog.tenants import check_quota, living, remove_function
+from orchestrator.catalog.views import FunctionView, VersionView, view_functions, view_route, view_spec, view_version
+from orchestrator.quotas import Quotas
+from workers.versions import VersionSpec
 
 VERSIONS_KEPT = 100
 """Per function; older ones that do not serve go when a new one comes."""
-
-FUNCTIONS_PER_TENANT = 5000
 
 
 class VersionSettings(msgspec.Struct, frozen=True):
@@ -41,32 +43,45 @@ class VersionSettings(msgspec.Struct, frozen=True):
     environment_names: tuple[str, ...] = ()
     calls: tuple[str, ...] = ()
     egress: str = "none"
+    initial_instances: int = 0
 
 
 class PendingVersion(msgspec.Struct, frozen=True):
-    """What function management needs to build a version."""
+    """What control-flow modules need of a version. `spec` has its layers once the code holds.
+
+    `superseded`: a version with a higher generation serves already.
+    """
 
     tenant: str
     number: int
     handler: str
     runtime: str
     package: str
+    egress: str
+    initial_instances: int
+    superseded: bool
+    conditions: dict[ConditionName, ConditionStatus]
+    spec: VersionSpec
 
 
 class Functions:
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, quotas: Quotas) -> None:
         self._database = database
+        self._quotas = quotas
 
+    @retried
     def put(self, tenant: str, name: str, settings: VersionSettings, now: float) -> FunctionView:
-        """A new immutable version, waiting for its conditions. Raises Refused for a package that was never uploaded."""
+        """A new immutable version, waiting for its conditions.
+
+        Raises Refused for a package that was never uploaded, OverQuota for a function too many.
+        """
         with self._database.write() as session:
+            living(session, tenant, lock=True)
             if session.get(Package, (tenant, settings.package)) is None:
                 raise Refused(f"no package {settings.package[:80]!r}; upload it to /v1/packages first", "package")
             function = _row(session, tenant, name)
             if function is None or function.deleted is not None:
-                alive = select(Function.id).where(Function.tenant == tenant, Function.deleted.is_(None))
-                if len(session.scalars(alive.limit(FUNCTIONS_PER_TENANT)).all()) >= FUNCTIONS_PER_TENANT:
-                    raise Refused(f"the tenant has {FUNCTIONS_PER_TENANT} functions, which is the limit", "name")
+                check_quota(session, tenant, "functions", 1, self._quotas)
             if function is None:
                 function = Function(tenant=tenant, name=name, kind=settings.kind, generation=0, latest=0, created=now)
                 session.add(function)
@@ -76,21 +91,17 @@ class Functions:
             function.latest += 1
             session.flush()
             _add_version(session, function, settings, now)
-            payload = {"number": function.latest}
-            add_event(session, EventKind.DEPLOYED, function_id(tenant, name), function.generation, payload, now)
-            _forget_old(session, function)
+            payload = {"number": function.latest, "instances": settings.initial_instances}
+            waiting = conditions.waits_at_first(settings.initial_instances)
+            add_event(session, EventKind.DEPLOYED, function_id(tenant, name), function.generation, payload, now, waiting)
+            _forget_old(session, function, now)
             return view_functions(session, [function])[0]
 
+    @retried
     def remove(self, tenant: str, name: str, now: float) -> None:
         """Versions go, the row and its generation stay. Raises NotFound."""
         with self._database.write() as session:
-            function = _alive(session, tenant, name, lock=True)
-            function.generation += 1
-            function.route_generation = function.generation
-            function.deleted = now
-            function.serving = function.published = None
-            session.execute(delete(Version).where(Version.function == function.id))
-            add_event(session, EventKind.REMOVED, function_id(tenant, name), function.generation, {}, now)
+            remove_function(session, _alive(session, tenant, name, lock=True), now)
 
     def list(self, tenant: str, after: str = "", limit: int = 1000) -> list[FunctionView]:
         """By name, the first `limit` whose name comes behind `after`."""
@@ -109,43 +120,52 @@ class Functions:
             version = session.get(Version, (_alive(session, tenant, name).id, number))
             if version is None:
                 raise NotFound(f"function {name!r} has no version {number}")
-            conditions = select(Condition).where(Condition.function == version.function, Condition.number == number)
-            return view_version(version, session.scalars(conditions.order_by(Condition.name)))
+            rows = select(Condition).where(Condition.function == version.function, Condition.number == number)
+            return view_version(version, session.scalars(rows.order_by(Condition.name)))
 
     # -- for the control-flow modules
 
     def pending(self, function: FunctionId, number: int) -> PendingVersion | None:
         """None when the version or its function is gone meanwhile."""
         with self._database.read() as session:
-            version = _version(session, function, number, lock=False)
+            version = conditions.version_of(session, function, number, lock=False)
             if version is None:
                 return None
-            return PendingVersion(version.tenant, number, version.handler, version.runtime, version.package)
+            row = session.get_one(Function, version.function)
+            serving = session.get(Version, (row.id, row.serving)) if row.serving is not None else None
+            return PendingVersion(
+                tenant=version.tenant,
+                number=number,
+                handler=version.handler,
+                runtime=version.runtime,
+                package=version.package,
+                egress=version.egress,
+                initial_instances=version.initial_instances,
+                superseded=serving is not None and serving.generation > version.generation,
+                conditions=conditions.statuses(session, version),
+                spec=view_spec(row, version),
+            )
 
+    @retried
     def set_layers(self, function: FunctionId, number: int, code: str, dependencies: str, size: int) -> None:
         """`size`: bytes unpacked, both layers. Does nothing when the version is gone."""
         with self._database.write() as session:
-            version = _version(session, function, number)
+            version = conditions.version_of(session, function, number)
             if version is not None:
                 version.code_layer, version.dependency_layer, version.layers_size = code, dependencies, size
 
+    @retried
     def set_condition(
         self, function: FunctionId, number: int, name: ConditionName, status: ConditionStatus, reason: str, now: float
-    ) -> None:
-        """One module's word. The last undecided one makes what waits for it due. Does nothing when the version is gone."""
+    ) -> bool:
+        """One module's word, see conditions.decide. False when the version is gone."""
         with self._database.write() as session:
-            version = _version(session, function, number)
-            if version is None:
-                return
-            condition = session.get(Condition, (version.function, number, name))
-            if condition is None:
-                condition = Condition(function=version.function, number=number, name=name, status=status, reason=reason)
-                session.add(condition)
-            condition.status, condition.reason = status, reason[:4000]
-            if status == ConditionStatus.FALSE and version.state == VersionState.PENDING:
-                version.state = VersionState.FAILED
-            conditions_changed(session, version.function, number, function, version.generation, now)
+            version = conditions.version_of(session, function, number)
+            if version is not None:
+                conditions.decide(session, version, name, status, reason, now)
+            return version is not None
 
+    @retried
     def mark_serving(self, function: FunctionId, number: int) -> Route | None:
         """Makes the version invocable when all its conditions hold, and the serving one unless one with a higher generation is.
 
@@ -153,12 +173,12 @@ class Functions:
         changes nothing.
         """
         with self._database.write() as session:
-            version = _version(session, function, number)
+            version = conditions.version_of(session, function, number)
             row = _row(session, tenant_of(function), name_of(function))
             if version is None or row is None:
                 return None
-            statuses = session.scalars(select(Condition.status).where(Condition.function == row.id, Condition.number == number))
-            if not set(statuses) <= {ConditionStatus.TRUE, ConditionStatus.NOT_NEEDED}:
+            known = conditions.statuses(session, version)
+            if any(known[name] not in conditions.HOLDS for name in conditions.NEEDED):
                 return None
             if version.state not in (VersionState.READY, VersionState.PUBLISHING):
                 version.state = VersionState.PUBLISHING
@@ -170,15 +190,19 @@ class Functions:
             session.flush()
             return view_route(session, row)
 
-    def mark_published(self, route: Route) -> None:
+    @retried
+    def mark_published(self, route: Route, now: float) -> None:
         """The routes say so now: users may be told. A route that was overtaken changes nothing."""
         with self._database.write() as session:
             row = _row(session, tenant_of(route.function), name_of(route.function))
             if row is not None and row.deleted is None and row.route_generation == route.generation:
                 row.published = route.latest
                 ready = [number_of(VersionId(spec.version)) for spec in route.versions]
-                told = update(Version).where(Version.function == row.id, Version.number.in_(ready))
-                session.execute(told.values(state=VersionState.READY))
+                told = select(Version).where(
+                    Version.function == row.id, Version.number.in_(ready), Version.state != VersionState.READY
+                )
+                for version in session.scalars(told).all():
+                    conditions.announced(session, version, now)
 
     def route(self, function: FunctionId) -> Route | None:
         """What gateways should know of the function now."""
@@ -199,11 +223,6 @@ def _alive(session: Session, tenant: str, name: str, lock: bool = False) -> Func
     return function
 
 
-def _version(session: Session, function: FunctionId, number: int, lock: bool = True) -> Version | None:
-    row = _row(session, tenant_of(function), name_of(function), lock)
-    return session.get(Version, (row.id, number)) if row is not None and row.deleted is None else None
-
-
 def _add_version(session: Session, function: Function, settings: VersionSettings, now: float) -> None:
     version = Version(
         function=function.id,
@@ -220,21 +239,24 @@ def _add_version(session: Session, function: Function, settings: VersionSettings
         environment_names=sorted(settings.environment_names),
         calls=list(settings.calls),
         egress=settings.egress,
+        initial_instances=settings.initial_instances,
         package=settings.package,
         state=VersionState.PENDING,
         created=now,
     )
     session.add(version)
     session.flush()
-    for name in ConditionName:
-        known = name == ConditionName.CODE
-        status = ConditionStatus.UNKNOWN if known else ConditionStatus.NOT_NEEDED
-        reason = "waiting to be built" if known else ""
-        session.add(Condition(function=function.id, number=function.latest, name=name, status=status, reason=reason))
-    session.flush()
+    conditions.add_conditions(session, version, now)
 
 
-def _forget_old(session: Session, function: Function) -> None:
-    old = delete(Version).where(Version.function == function.id, Version.number <= function.latest - VERSIONS_KEPT)
+def _forget_old(session: Session, function: Function, now: float) -> None:
     keep = {number for number in (function.serving, function.published) if number is not None}
-    session.execute(old.where(Version.number.not_in(keep)))
+    old = (
+        Version.function == function.id,
+        Version.number <= function.latest - VERSIONS_KEPT,
+        Version.number.not_in(keep),
+    )
+    generations = session.scalars(select(Version.generation).where(*old)).all()
+    if generations:
+        session.execute(delete(Version).where(*old))
+        conditions.let_go(session, function_id(function.tenant, function.name), now, generations)

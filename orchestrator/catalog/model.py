@@ -33,9 +33,12 @@ class VersionState(StrEnum):
 
 
 class ConditionName(StrEnum):
+    """`ROUTE`: gateways have been told; it follows from the others."""
+
     CODE = "code"
     NETWORK = "network"
     CAPACITY = "capacity"
+    ROUTE = "route"
 
 
 class ConditionStatus(StrEnum):
@@ -96,7 +99,10 @@ class Installation(Schema):
 
 
 class Tenant(Schema):
-    """An owner of functions and its quotas. A quota that is None is the platform's default (catalog.quotas)."""
+    """An owner of functions and its quotas. A quota that is None is the platform's default (orchestrator.quotas).
+
+    The row of a removed tenant stays: its name is never given again, so that nobody is ever shown what another left behind.
+    """
 
     __tablename__ = "tenants"
 
@@ -108,6 +114,7 @@ class Tenant(Schema):
     max_package_bytes: Mapped[int | None] = mapped_column(BigInteger)  # of all packages kept
     max_invocations_per_s: Mapped[float | None]
     max_prewarm_instances: Mapped[int | None]  # speculative instances at once
+    removed: Mapped[float | None]
 
 
 class Key(Schema):
@@ -255,7 +262,10 @@ class Version(Schema):
 
 
 class Condition(Schema):
-    """One module's word on a version. Rows, not one JSON column: modules write theirs at the same time."""
+    """One module's word on a version. Rows, not one JSON column: modules write theirs at the same time.
+
+    `since` is when it got its status.
+    """
 
     __tablename__ = "conditions"
     __table_args__ = (ForeignKeyConstraint(["function", "number"], ["versions.function", "versions.number"], ondelete="CASCADE"),)
@@ -265,10 +275,12 @@ class Condition(Schema):
     name: Mapped[str] = mapped_column(String(16), primary_key=True)
     status: Mapped[str] = mapped_column(String(16))
     reason: Mapped[str] = mapped_column(Text)
+    since: Mapped[float]
 
 
 class Event(Schema):
-    """The outbox: written in the transaction of the change it tells of. `subject`: a function id, a key's digest, a node."""
+    """The outbox: written in the transaction of the change it tells of. `subject`: a function id, a key's digest, a tenant, a
+    node."""
 
     __tablename__ = "events"
 

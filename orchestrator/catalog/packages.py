@@ -5,8 +5,10 @@ from collections.abc import Sequence
 import msgspec
 from sqlalchemy.orm import Session
 
-from orchestrator.catalog.database import Database
+from orchestrator.catalog.database import Database, retried
 from orchestrator.catalog.model import Layer, LayerRole, Package
+from orchestrator.catalog.tenants import check_quota
+from orchestrator.quotas import Quotas
 
 
 class PackageView(msgspec.Struct, frozen=True):
@@ -29,15 +31,24 @@ class LayerView(msgspec.Struct, frozen=True):
 
 
 class Packages:
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, quotas: Quotas) -> None:
         self._database = database
+        self._quotas = quotas
 
+    def check_room(self, tenant: str, digest: str, size: int) -> None:
+        """Before anything is stored. Raises NotFound, OverQuota."""
+        with self._database.write() as session:
+            if session.get(Package, (tenant, digest)) is None:
+                check_quota(session, tenant, "package_bytes", size, self._quotas)
+
+    @retried
     def register(
         self, tenant: str, digest: str, files: int, size: int, requirements: Sequence[str], requirements_digest: str, now: float
     ) -> None:
-        """Registering the same package again changes nothing."""
+        """Registering the same package again changes nothing. Raises NotFound, OverQuota."""
         with self._database.write() as session:
             if session.get(Package, (tenant, digest)) is None:
+                check_quota(session, tenant, "package_bytes", size, self._quotas)
                 session.add(
                     Package(
                         tenant=tenant,
@@ -59,6 +70,7 @@ class Packages:
             layer = session.get(Layer, (tenant, role, source, runtime))
             return LayerView(layer.digest, layer.size, layer.failures) if layer is not None else None
 
+    @retried
     def add_layer(self, tenant: str, role: LayerRole, source: str, runtime: str, layer: LayerView, now: float) -> LayerView:
         """The layer that counts: the first one built from a source stays, so that versions that share a source share it."""
         with self._database.write() as session:

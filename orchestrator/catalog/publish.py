@@ -13,6 +13,7 @@ from orchestrator.catalog.routes import (
     STREAM_KEY,
     STREAM_LENGTH,
     Route,
+    TenantRoute,
     encode,
 )
 from orchestrator.catalog.store import PublishedFunction, PublishedKey, Store
@@ -80,6 +81,9 @@ class Publisher:
         value = encode(published.route) if published.route is not None else b""
         return self._publish("node", published.name, published.generation, value)
 
+    def publish_tenant(self, route: TenantRoute) -> Published:
+        return self._publish("tenant", route.tenant, route.generation, encode(route))
+
     def rebuild(self, store: Store) -> None:
         """Everything again from the database, which is right whatever Redis says. Readers keep what they have until the end."""
         identity = store.identity()
@@ -88,6 +92,8 @@ class Publisher:
             self._redis.delete(*(kind.key for kind in KINDS.values()), GENERATIONS_KEY, SEQUENCE_KEY)
         for node in store.nodes.published():
             self.publish_node(node)
+        for tenant in store.tenants.published():
+            self.publish_tenant(tenant)
         for function in store.published_functions():
             self.publish_function(function)
         for key in store.published_keys():

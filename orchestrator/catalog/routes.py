@@ -11,12 +11,14 @@ from typing import Any
 import msgspec
 
 from graph.ids import FunctionId
+from orchestrator.quotas import OwnQuotas
 from workers.versions import VersionSpec
 
 FUNCTIONS_KEY = "foreglow:routes:functions"  # hash: function id -> Route
 KEYS_KEY = "foreglow:routes:keys"  # hash: sha256 hex of a key -> KeyRoute
 NODES_KEY = "foreglow:routes:nodes"  # hash: name -> NodeRoute
 SEQUENCE_KEY = "foreglow:routes:sequence"
+TENANTS_KEY = "foreglow:routes:tenants"  # hash: tenant -> TenantRoute
 STREAM_KEY = "foreglow:routes:changes"  # entries {s: sequence, t: a kind, id, v: msgpack or empty for removed}
 STREAM_LENGTH = 10_000
 VERSIONS_PER_ROUTE = 20
@@ -53,6 +55,15 @@ class NodeRoute(msgspec.Struct, frozen=True, array_like=True):
     epoch: int
 
 
+class TenantRoute(msgspec.Struct, frozen=True, array_like=True):
+    """A tenant's quotas. `removed`: it is gone for good, and stays known so that whoever was away hears of it too."""
+
+    tenant: str
+    generation: int
+    quotas: OwnQuotas = OwnQuotas()
+    removed: bool = False
+
+
 class RouteKind(msgspec.Struct, frozen=True):
     """`key`: the hash that holds them. `decode` raises msgspec.MsgspecError."""
 
@@ -64,10 +75,12 @@ encode = msgspec.msgpack.Encoder().encode
 decode_route = msgspec.msgpack.Decoder(Route).decode
 decode_key = msgspec.msgpack.Decoder(KeyRoute).decode
 decode_node = msgspec.msgpack.Decoder(NodeRoute).decode
+decode_tenant = msgspec.msgpack.Decoder(TenantRoute).decode
 
 KINDS: Mapping[str, RouteKind] = {
     "function": RouteKind(FUNCTIONS_KEY, decode_route),
     "key": RouteKind(KEYS_KEY, decode_key),
     "node": RouteKind(NODES_KEY, decode_node),
+    "tenant": RouteKind(TENANTS_KEY, decode_tenant),
 }
 """A new kind is one entry here, a method of Publisher (with a line in its `rebuild`), and an attribute of RouteTable."""

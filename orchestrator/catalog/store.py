@@ -7,7 +7,7 @@ import msgspec
 from sqlalchemy import select
 
 from graph.ids import FunctionId, function_id
-from orchestrator.catalog.database import Database
+from orchestrator.catalog.database import Database, retried
 from orchestrator.catalog.functions import Functions
 from orchestrator.catalog.keys import Keys
 from orchestrator.catalog.leases import Leases
@@ -16,7 +16,9 @@ from orchestrator.catalog.nodes import Nodes
 from orchestrator.catalog.outbox import Outbox
 from orchestrator.catalog.packages import Packages
 from orchestrator.catalog.routes import KeyRoute, Route
+from orchestrator.catalog.tenants import Tenants
 from orchestrator.catalog.views import view_route
+from orchestrator.quotas import Quotas
 
 PAGE = 500
 
@@ -38,14 +40,18 @@ class PublishedKey(msgspec.Struct, frozen=True):
 
 
 class Store:
-    """Use cases by noun: `keys`, `packages`, `functions`, `nodes`, `leases`, `outbox`. Blocking and thread-safe; times are
-    passed in."""
+    """Use cases by noun: `tenants`, `keys`, `packages`, `functions`, `nodes`, `leases`, `outbox`. Blocking and thread-safe; times
+    are passed in.
 
-    def __init__(self, url: str) -> None:
+    `quotas`: those of a tenant for which none was set.
+    """
+
+    def __init__(self, url: str, quotas: Quotas = Quotas()) -> None:  # noqa: B008 (frozen)
         self.database = Database(url)
-        self.keys = Keys(self.database)
-        self.packages = Packages(self.database)
-        self.functions = Functions(self.database)
+        self.tenants = Tenants(self.database, quotas)
+        self.keys = Keys(self.database, self.tenants)
+        self.packages = Packages(self.database, quotas)
+        self.functions = Functions(self.database, quotas)
         self.nodes = Nodes(self.database)
         self.leases = Leases(self.database)
         self.outbox = Outbox(self.database)
@@ -56,6 +62,7 @@ class Store:
     def close(self) -> None:
         self.database.close()
 
+    @retried
     def identity(self) -> str:
         """Random, made once: tells this database's routes in Redis from another's."""
         with self.database.read() as session:

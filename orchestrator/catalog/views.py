@@ -20,6 +20,7 @@ class ConditionView(msgspec.Struct, frozen=True):
     name: str
     status: str
     reason: str
+    since: float
 
 
 class VersionView(msgspec.Struct, frozen=True):
@@ -35,6 +36,7 @@ class VersionView(msgspec.Struct, frozen=True):
     environment: dict[str, str]
     calls: list[str]
     egress: str
+    initial_instances: int
     package: str
     conditions: list[ConditionView]
 
@@ -70,8 +72,9 @@ def view_version(version: Version, conditions: Iterable[Condition]) -> VersionVi
         environment=dict.fromkeys(version.environment_names, MASK),
         calls=list(version.calls),
         egress=version.egress,
+        initial_instances=version.initial_instances,
         package=version.package,
-        conditions=[ConditionView(condition.name, condition.status, condition.reason) for condition in conditions],
+        conditions=[ConditionView(one.name, one.status, one.reason, one.since) for one in conditions],
     )
 
 
@@ -123,11 +126,12 @@ def view_route(session: Session, function: Function) -> Route | None:
         ready = [*ready[: VERSIONS_PER_ROUTE - 1], serving]
     calls = next(version.calls for version in ready if version.number == function.serving)
     identity = function_id(function.tenant, function.name)
-    specs = tuple(_spec(function, version) for version in reversed(ready))
+    specs = tuple(view_spec(function, version) for version in reversed(ready))
     return Route(identity, function.route_generation, function.serving, specs, tuple(calls))
 
 
-def _spec(function: Function, version: Version) -> VersionSpec:
+def view_spec(function: Function, version: Version) -> VersionSpec:
+    """What a node must know to run it."""
     return VersionSpec(
         version=version_id(function_id(function.tenant, function.name), version.number),
         tenant=function.tenant,

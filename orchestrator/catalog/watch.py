@@ -4,6 +4,7 @@ When Redis is away, or was emptied and not rebuilt yet, the last routes stay in 
 """
 
 import asyncio
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -13,7 +14,7 @@ import structlog
 from redis.exceptions import RedisError
 
 from graph.ids import LATEST, FunctionId, VersionId, version_id
-from orchestrator.catalog.routes import KINDS, SEQUENCE_KEY, STREAM_KEY, KeyRoute, NodeRoute, Route
+from orchestrator.catalog.routes import KINDS, SEQUENCE_KEY, STREAM_KEY, KeyRoute, NodeRoute, Route, TenantRoute
 from workers.versions import VersionSpec
 
 BLOCK_MS = 1000
@@ -25,23 +26,30 @@ log = structlog.get_logger(__name__)
 
 class RouteTable:
     """What exists, for lookups in constant time. `on_route(function, route | None)` is called after each change,
-    `on_gone(version)` for each version that is not invocable any more, `on_node(name, its route | None)` for members."""
+    `on_gone(version)` for each version that is not invocable any more, `on_tenant(tenant, its route | None)` for tenants,
+    `on_node(name, its route | None)` for members."""
 
     def __init__(
         self,
         on_route: Callable[[FunctionId, Route | None], None] | None = None,
         on_gone: Callable[[str], None] | None = None,
+        on_tenant: Callable[[str, TenantRoute | None], None] | None = None,
         on_node: Callable[[str, NodeRoute | None], None] | None = None,
     ) -> None:
         self.routes: dict[str, Route] = {}
         self.versions: dict[str, VersionSpec] = {}
         self.keys: dict[str, KeyRoute] = {}
         self.nodes: dict[str, NodeRoute] = {}
+        self.tenants: dict[str, TenantRoute] = {}
         self.loaded = asyncio.Event()
+        self.generation = 0  # the highest seen
+        self.sequence = 0  # of the last change applied
+        self.loads = 0
+        self.changed_at = self.current_at = time.monotonic()  # last change; last time these were known to be the newest
         self._on_route = on_route
         self._on_gone = on_gone
-        self._plain: dict[str, dict[str, Any]] = {"key": self.keys, "node": self.nodes}
-        self._heard: dict[str, Callable[[str, Any], None] | None] = {"node": on_node}
+        self._plain: dict[str, dict[str, Any]] = {"key": self.keys, "tenant": self.tenants, "node": self.nodes}
+        self._heard: dict[str, Callable[[str, Any], None] | None] = {"tenant": on_tenant, "node": on_node}
 
     def version(self, route: Route, qualifier: str) -> VersionSpec | None:
         """The version behind `name:qualifier`: a number, $LATEST, or nothing ("" is $LATEST)."""
@@ -61,6 +69,7 @@ class RouteTable:
             if old is not None and old.generation > route.generation:
                 return
             self.routes[function] = route
+            self.generation = max(self.generation, route.generation)
         kept = {spec.version for spec in route.versions} if route is not None else set()
         for spec in old.versions if old is not None else ():
             if spec.version not in kept:
@@ -133,6 +142,8 @@ class RouteWatcher:
             return  # emptied: the catalog's owner rebuilds it, until then the old routes stand
         found = {name: _decoded(values, KINDS[name].decode) for name, values in zip(KINDS, hashes, strict=True)}
         self._table.replace(found.pop("function"), found.pop("key"), **found)
+        self._table.sequence, self._table.loads = int(sequence), self._table.loads + 1
+        self._table.changed_at = self._table.current_at = time.monotonic()
         position = last[0][0] if last else b"0-0"
         expected = int(sequence) + 1
         while True:
@@ -141,11 +152,14 @@ class RouteWatcher:
                 current = await client.get(SEQUENCE_KEY)
                 if current is None or int(current) != expected - 1:
                     return
+                self._table.current_at = time.monotonic()
                 continue
             for entry, fields in answer[0][1]:
                 position = entry
                 if int(fields[b"s"]) != expected:
                     return
+                self._table.sequence = expected
+                self._table.changed_at = self._table.current_at = time.monotonic()
                 expected += 1
                 try:
                     self._apply(fields)

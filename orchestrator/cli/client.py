@@ -48,21 +48,25 @@ class Client:
     # -- the management API
 
     def get(self, path: str, **parameters: Any) -> Any:
-        return self._control("GET", path, params={name: value for name, value in parameters.items() if value is not None})
+        return self._control("GET", path, params=_given(parameters))
 
     def put(self, path: str, document: Mapping[str, Any]) -> Any:
         return self._control("PUT", path, json=document)
 
-    def post(self, path: str, document: Mapping[str, Any] | None = None, timeout_s: float = TIMEOUT_S) -> Any:
-        return self._control("POST", path, json=document or {}, timeout=timeout_s)
+    def post(self, path: str, document: Mapping[str, Any] | None = None, timeout_s: float = TIMEOUT_S, **parameters: Any) -> Any:
+        return self._control("POST", path, json=document or {}, timeout=timeout_s, params=_given(parameters))
 
-    def delete(self, path: str) -> None:
-        self._control("DELETE", path)
+    def delete(self, path: str, **parameters: Any) -> None:
+        self._control("DELETE", path, params=_given(parameters))
 
     def upload(self, package: bytes) -> dict[str, Any]:
         """POST /v1/packages; the answer's `digest` names it."""
         headers = {"Content-Type": "application/zip"}
         return dict(self._control("POST", "/v1/packages", content=package, headers=headers, timeout=300.0))
+
+    def link(self, path: str) -> str:
+        """The whole address of a path of control, for a browser."""
+        return self._addresses["control"] + path
 
     def text(self, path: str, **parameters: Any) -> str:
         return self._send("control", "GET", path, params=parameters).text
@@ -125,6 +129,10 @@ class Client:
             return Failure(f"nothing answers at {address}: is `foreglow up` running on {self._state}?")
         what = "no answer in time" if isinstance(error, httpx.TimeoutException) else str(error) or type(error).__name__
         return Failure(f"{address}: {what}")
+
+
+def _given(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in parameters.items() if value is not None}
 
 
 def problem_line(status: int, body: bytes) -> tuple[str, str]:

@@ -1,7 +1,7 @@
 """From a folder to functions: a new project, deploy."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from orchestrator.cli.failure import Failure
-from orchestrator.cli.functions import reason_of, state_text
+from orchestrator.cli.functions import is_settled, reason_of, state_text, waits_for
 from orchestrator.cli.options import Json, State, state_folder
 
 if TYPE_CHECKING:
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 READY_TIMEOUT_S = 600.0  # the first build of a package downloads its dependencies
 POLL_S = 0.1
+SHOWN = 3  # of the versions that wait
 
 MANIFEST = """\
 # One table a function; `foreglow deploy .` makes a new version of each.
@@ -129,10 +130,12 @@ def deploy_entries(
             raise Failure(f"functions.{entry.name}: {error}", error.more) from error
         versions[entry.name] = max(described["versions"], key=lambda one: int(one["number"]))
     deadline = time.monotonic() + READY_TIMEOUT_S
-    while waiting := [name for name, one in versions.items() if one["state"] == "pending"]:
-        step(f"preparing {', '.join(waiting[:3])}{' ...' if len(waiting) > 3 else ''}", len(versions) - len(waiting))
+    while waiting := [name for name, one in versions.items() if not is_settled(one)]:
+        step(_waiting_text(waiting, versions), len(versions) - len(waiting))
         if time.monotonic() > deadline:
-            raise Failure(f"not ready in {READY_TIMEOUT_S:.0f} s: {', '.join(waiting)}; see `foreglow describe {waiting[0]}`")
+            raise Failure(
+                f"not ready in {READY_TIMEOUT_S:.0f} s: {_waiting_text(waiting, versions)}; see `foreglow describe {waiting[0]}`"
+            )
         time.sleep(POLL_S)
         for name in waiting:
             versions[name] = client.get(f"/v1/functions/{name}/versions/{versions[name]['number']}")
@@ -140,11 +143,20 @@ def deploy_entries(
     return versions
 
 
+def _waiting_text(names: Sequence[str], versions: Mapping[str, Mapping[str, Any]]) -> str:
+    """The first few that wait, each with the condition it waits for."""
+    said = []
+    for name in names[:SHOWN]:
+        condition = waits_for(versions[name])
+        said.append(f"{name} waits for {condition}" if condition else f"{name} is being prepared")
+    return "; ".join(said) + (f"; {len(names) - SHOWN} more" if len(names) > SHOWN else "")
+
+
 @contextmanager
 def _progress(total: int, quiet: bool) -> Iterator[Callable[[str, int], None]]:
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-    from orchestrator.cli.show import progress_console
+    from orchestrator.cli.show import plain, progress_console
 
     columns = (
         BarColumn(bar_width=30),
@@ -154,4 +166,4 @@ def _progress(total: int, quiet: bool) -> Iterator[Callable[[str, int], None]]:
     )
     with Progress(*columns, console=progress_console(), transient=True, disable=quiet) as progress:
         task = progress.add_task("", total=total)
-        yield lambda what, done: progress.update(task, description=what, completed=done)
+        yield lambda what, done: progress.update(task, description=plain(what), completed=done)

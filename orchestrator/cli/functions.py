@@ -7,6 +7,8 @@ import typer
 
 from orchestrator.cli.options import Json, State, state_folder
 
+ORDER = ("code", "network", "capacity", "route")  # of conditions
+
 
 def list_functions(state: State = None, json: Json = False) -> None:
     """List the functions."""
@@ -55,7 +57,8 @@ def describe(
     calls = [call["name"] if call["deployed"] else f"{call['name']} [yellow](declared, not deployed)[/]" for call in one["calls"]]
     if calls:
         out.print("calls " + ", ".join(calls))
-    rows = [
+    versions = sorted(one["versions"], key=lambda version: -int(version["number"]))
+    rows: list[tuple[object, ...]] = [
         (
             version["number"],
             state_text(version["state"]),
@@ -63,13 +66,21 @@ def describe(
             f"{version['memory_mb']} MB",
             f"{version['timeout_s']:g} s",
             version["concurrency"],
-            "  ".join(f"{part['name']}: {part['status']}" for part in version["conditions"]),
+            version.get("initial_instances", 0),
             show.plain(reason_of(version)),
         )
-        for version in sorted(one["versions"], key=lambda version: -int(version["number"]))
+        for version in versions
     ]
-    columns = ("version>", "state", "handler", "memory>", "timeout>", "concurrency>", "conditions", "reason")
+    columns = ("version>", "state", "handler", "memory>", "timeout>", "concurrency>", "initial>", "reason")
     out.print(show.table("", columns, rows))
+    # of old versions that serve or could nobody asks any more what they waited for
+    asked = [version for version in versions if version is versions[0] or version["state"] == "pending"]
+    rows = [
+        (version["number"], part["name"], status_text(part["status"]), show.ago(part.get("since")), show.plain(part["reason"]))
+        for version in asked
+        for part in conditions_of(version)
+    ]
+    out.print(show.table("", ("version>", "condition", "status", "since", "why"), rows))
 
 
 def remove(
@@ -98,6 +109,30 @@ def reason_of(version: Mapping[str, Any]) -> str:
         f"{part['name']}: {part['reason']}" for part in version["conditions"] if part["status"] == "false" and part["reason"]
     ]
     return "; ".join(reasons)
+
+
+def conditions_of(version: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """In the order in which they come true; one that this release does not know comes last."""
+    places = {name: place for place, name in enumerate(ORDER)}
+    return sorted(version["conditions"], key=lambda part: places.get(part["name"], len(places)))
+
+
+def waits_for(version: Mapping[str, Any]) -> str:
+    """The first condition that is not decided, with what it says; empty when all are."""
+    for part in conditions_of(version):
+        if part["status"] == "unknown":
+            return f"{part['name']} ({part['reason']})" if part["reason"] else str(part["name"])
+    return ""
+
+
+def is_settled(version: Mapping[str, Any]) -> bool:
+    """Nothing more happens to it by itself."""
+    return version["state"] != "pending" or any(part["status"] == "false" for part in version["conditions"])
+
+
+def status_text(status: str) -> str:
+    colour = {"true": "green", "false": "red", "unknown": "yellow"}.get(status, "dim")
+    return f"[{colour}]{status}[/]"
 
 
 def state_text(state: str) -> str:

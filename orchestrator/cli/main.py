@@ -4,7 +4,20 @@ import sys
 
 import typer
 
-from orchestrator.cli import deploying, functions, invoking, joining, processes, seeing, status, teaching
+from orchestrator.cli import (
+    deploying,
+    doctor,
+    events,
+    functions,
+    invoking,
+    joining,
+    opening,
+    owning,
+    processes,
+    seeing,
+    status,
+    teaching,
+)
 from orchestrator.cli.failure import Failure
 
 app = typer.Typer(
@@ -32,12 +45,18 @@ app.command("status")(status.status)
 app.command("node-token")(joining.node_token)
 app.command("join")(joining.join)
 app.add_typer(joining.nodes, name="nodes")
+app.add_typer(events.events, name="events")
+app.command("doctor")(doctor.doctor)
+app.command("open")(opening.open_page)
 app.add_typer(teaching.traces, name="traces")
+app.add_typer(owning.tenants, name="tenants")
+app.add_typer(owning.keys, name="keys")
 app.command("control")(processes.control)
 app.command("flow")(processes.flow)
 app.command("gateway")(processes.gateway)
 app.command("planner")(processes.planner)
 app.command("node")(processes.node)
+app.command("page")(processes.page)
 
 
 def main() -> None:

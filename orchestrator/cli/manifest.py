@@ -6,6 +6,7 @@ memory_mb = 256
 handler = "payment:handle"      # module:function
 path = "payment"                # folder of its code, below the manifest's
 calls = ["notify"]
+initial_instances = 1           # started before a new version gets traffic
 """
 
 import difflib
@@ -23,6 +24,9 @@ HANDLER_PATTERN = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*\Z")
 VARIABLE_PATTERN = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
 MAX_TIMEOUT_S = 900
 MAX_CONCURRENCY = 1000
+MAX_INITIAL_INSTANCES = 20
+MAX_HANDLER = 255
+MAX_LINE = 400
 MANIFEST_FILE = "foreglow.toml"
 
 
@@ -50,12 +54,14 @@ def read_manifest(folder: Path, file: str = MANIFEST_FILE) -> list[FunctionEntry
         raise ManifestError(f"cannot read {path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise ManifestError(f"{path} is not UTF-8") from error
-    except tomllib.TOMLDecodeError as error:
-        raise ManifestError(f"{path} is not TOML: {error}") from error
+    except ValueError as error:  # TOMLDecodeError, and a number of too many digits
+        raise ManifestError(f"{path} is not TOML: {_cut(str(error))}") from error
+    except RecursionError as error:
+        raise ManifestError(f"{path} is not TOML: nested too deeply") from error
     try:
         return _functions(document, folder)
     except ManifestError as error:
-        raise ManifestError(f"{path.name}: {error}") from None
+        raise ManifestError(f"{path.name}: {_cut(str(error))}") from None
 
 
 def _functions(document: Mapping[str, Any], folder: Path) -> list[FunctionEntry]:
@@ -106,6 +112,11 @@ def _known(table: Mapping[str, Any], names: tuple[str, ...], where: str) -> None
             raise ManifestError(f"{where + '.' if where else ''}{key}: unknown key; {hint}")
 
 
+def _cut(line: str) -> str:
+    """What was given is shown, but a line stays one that can be read."""
+    return line if len(line) <= MAX_LINE else f"{line[:MAX_LINE]}..."
+
+
 def _table(value: object, where: str) -> Mapping[str, Any]:
     if not isinstance(value, dict):
         raise ManifestError(f"{where}: must be a table")
@@ -114,7 +125,15 @@ def _table(value: object, where: str) -> Mapping[str, Any]:
 
 def _below(folder: Path, value: str, where: str) -> Path:
     root = folder.resolve()
-    path = (root / value).resolve()
+    try:
+        path = (root / value).resolve()
+        path.stat()
+    except FileNotFoundError:
+        pass
+    except (OSError, ValueError, RuntimeError) as error:  # too long, a zero character, links in a circle
+        raise ManifestError(
+            f"{where}: {value[:80]!r} cannot be used as a path: {getattr(error, 'strerror', None) or error}"
+        ) from None
     if not path.is_relative_to(root):
         raise ManifestError(f"{where}: {value!r} leads out of {folder}")
     return path
@@ -129,7 +148,7 @@ def _text(value: object, where: str) -> None:
 
 
 def _handler(value: object, where: str) -> None:
-    if not isinstance(value, str) or not HANDLER_PATTERN.match(value):
+    if not isinstance(value, str) or len(value) > MAX_HANDLER or not HANDLER_PATTERN.match(value):
         raise ManifestError(f'{where}: must be "module:function", is {value!r}')
 
 
@@ -176,6 +195,7 @@ FIELDS: Mapping[str, Callable[[object, str], None]] = {
     "environment": _environment,
     "calls": _calls,
     "egress": _one_of("none", "internet"),
+    "initial_instances": _number(0, MAX_INITIAL_INSTANCES),
     "path": _text,
     "requirements": _text,
 }

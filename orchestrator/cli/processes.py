@@ -113,6 +113,14 @@ def node(state: State = None) -> None:
         run(settings)
 
 
+def page(state: State = None) -> None:
+    """Run the live page alone, behind control's listener."""
+    settings = _alone("page", state)
+    from orchestrator.page import run
+
+    run(settings)
+
+
 def _alone(process: str, state: Path | None, **chosen: int | None) -> "Settings":
     """Settings, logs and the two folders of a process that nobody else prepared the ground for."""
     from orchestrator import preflight

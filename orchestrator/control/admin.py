@@ -1,4 +1,4 @@
-"""The first tenant and its key, for the command line of the user who runs the platform."""
+"""The first tenant and its operator key, for the command line of the user who runs the platform."""
 
 import os
 import secrets
@@ -9,15 +9,15 @@ import structlog
 from orchestrator.catalog.errors import Refused
 from orchestrator.catalog.keys import Keys
 from orchestrator.catalog.model import KeyRole
+from orchestrator.catalog.tenants import DEFAULT_TENANT
 
-DEFAULT_TENANT = "default"
 KEY_NAME = "admin"
 
 log = structlog.get_logger(__name__)
 
 
 def ensure_admin_key(keys: Keys, file: Path, now: float) -> None:
-    """Tenant `default` exists and `file` (0600) holds a live key of it. The key is never logged. Raises OSError.
+    """Tenant `default` exists and `file` (0600) holds a live operator key of it. The key is never logged. Raises OSError.
 
     A file that outlived its database is registered again; a revoked key is replaced.
     """

@@ -6,7 +6,9 @@ import signal
 import socket
 import threading
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Iterator
+from functools import partial
 from typing import Any
 
 import redis
@@ -17,19 +19,25 @@ from fastapi.openapi.utils import get_openapi
 
 import orchestrator
 from orchestrator.authority import Authority
+from orchestrator.catalog.gateways import Gateways
 from orchestrator.catalog.nudge import Nudge
 from orchestrator.catalog.publish import Publisher
 from orchestrator.catalog.store import Store
-from orchestrator.control import functions, importing, insight, nodes, status
+from orchestrator.control import events, functions, importing, insight, instances, keys, metrics, nodes, page, status, tenants
 from orchestrator.control.admin import ensure_admin_key
+from orchestrator.control.document_links import add_links
+from orchestrator.control.forward import MAX_FROM_BROWSER, PREFIX, Forward
 from orchestrator.control.guard import OPEN_PATHS, Guard
 from orchestrator.control.joining import JoinListener
 from orchestrator.control.peers import Peer, Planner, Roster
 from orchestrator.control.problems import MEDIA_TYPE, add_handlers
 from orchestrator.control.schemas import ProblemAnswer
+from orchestrator.control.sessions import Sessions
 from orchestrator.control.stream import DecisionStream
 from orchestrator.members import LOCAL
 from orchestrator.membership import Self
+from orchestrator.ops.listener import Operations
+from orchestrator.ops.machine import gather
 from orchestrator.settings import Settings, rpc_secret
 from workers.code.origin import Origin
 from workers.rpc.messages import Hello
@@ -43,9 +51,12 @@ ERRORS: dict[int | str, dict[str, Any]] = {
     for status, text in (
         (400, "The request breaks a rule; `field` names where."),
         (401, "No key, or not a live one."),
+        (403, "The key's role does not allow it."),
         (404, "It does not exist, or is another tenant's."),
+        (409, "What exists stands against it; the detail says what to do first."),
         (413, "The body is too large."),
         (421, "The Host header is not one of ours."),
+        (429, "A quota of the tenant is used up, or too many ask at once."),
         (503, "What answers this is away."),
     )
 }
@@ -59,18 +70,20 @@ class Stopping:
     asked = False
 
 
-def build(settings: Settings) -> FastAPI:
+def build(settings: Settings) -> FastAPI:  # noqa: PLR0915 (one list of what there is)
     """The application: migrates the database, makes the first key, publishes the routes, then serves.
 
     Raises OSError, sqlalchemy's errors and OriginError when it cannot be put together.
     """
     settings.state.mkdir(mode=0o700, parents=True, exist_ok=True)
     key = load_key(settings.key_file)
-    store = Store(settings.effective_database_url)
+    store = Store(settings.effective_database_url, settings.quotas)
     store.migrate()
     ensure_admin_key(store.keys, settings.admin_key_file, time.time())
     publisher = Publisher(settings.effective_redis_url)
     nudge = Nudge(settings.effective_redis_url)
+    gateways = Gateways(settings.effective_redis_url)
+    origin = Origin(settings.effective_origin_url)
     own = Self(settings, "control", f"control{LOCAL}{socket.gethostname()}")
     authority = Authority(settings.state / "authority")
     hello = Hello("control", own.name, rpc_secret(key))
@@ -83,19 +96,26 @@ def build(settings: Settings) -> FastAPI:
     roster = Roster(local, store.nodes, peer)
     joining = JoinListener(store.nodes, authority, own.identity, lambda role: _told(settings, key, role), nudge.give)
     stopping = Stopping()
+    counts: Counter[int] = Counter()
+    sessions = Sessions()
+    forward = Forward(settings.socket("page"))
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         # in a thread: Redis may be away, and everything but invocations works without it
         threading.Thread(target=_publish_all, args=(publisher, store, nudge), name="publish", daemon=True).start()
+        ended = threading.Event()
+        threading.Thread(target=keys.keep_use_until, args=(ended, store, gateways), name="keys", daemon=True).start()
         listener = await joining.start(settings.join_host or settings.host, settings.join_port) if settings.join_port else None
         yield
         stopping.asked = True
+        ended.set()
         if listener is not None:
             listener.close()
         planner.close()
         roster.close()
-        for closing in (publisher, nudge, store):
+        await forward.close()
+        for closing in (publisher, nudge, gateways, store):
             closing.close()
 
     app = FastAPI(
@@ -105,22 +125,47 @@ def build(settings: Settings) -> FastAPI:
         lifespan=lifespan,
         docs_url=None,
         redoc_url=None,
+        redirect_slashes=False,  # a path is right or it is not: a redirect hides which
         responses=ERRORS,
     )
     app.state.stopping = stopping
+    app.state.checks = partial(metrics.control_checks, store, publisher)
+    app.state.metrics = metrics.ControlMetrics(store, publisher, counts)
     add_handlers(app)
-    app.include_router(functions.router(store, Origin(settings.effective_origin_url), Sealer(key), nudge))
+    app.include_router(functions.router(store, origin, Sealer(key), nudge))
+    app.include_router(events.router(store, nudge))
+    app.include_router(nodes.router(store, authority, nudge))
+    app.include_router(tenants.router(store, origin, nudge, gateways, planner, roster))
+    app.include_router(keys.router(store, nudge, gateways))
     app.include_router(insight.router(store, planner, roster, DecisionStream(planner, lambda: stopping.asked)))
+    app.include_router(instances.router(roster))
     app.include_router(importing.router(planner))
     app.include_router(status.router(store, publisher, planner, roster))
-    app.include_router(nodes.router(store, authority, nudge))
-    app.add_middleware(Guard, keys=store.keys, names=[settings.host], any_address=not _loopback(settings.host))
+    app.include_router(metrics.router(partial(gather, settings)))
+    app.include_router(page.router(sessions))
+    app.mount(PREFIX, forward)
+    app.add_middleware(Guard, keys=store.keys, sessions=sessions, names=[settings.host], any_address=not _loopback(settings.host))
+    app.add_middleware(metrics.Requests, counts=counts)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
     return app
 
 
 class ControlServer(uvicorn.Server):
     """`run([socket])` serves until a signal or `should_exit`. Open streams end when a signal comes: nobody waits for them."""
+
+    def __init__(self, config: uvicorn.Config, settings: Settings) -> None:
+        super().__init__(config)
+        state = config.app.state  # type: ignore[union-attr]
+        self._settings = settings
+        self._operations = Operations("control", lambda: self.started, state.checks, state.metrics, blocking=True)
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await self._operations.start(self._settings)
+        await super().startup(sockets)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        await self._operations.stop()
+        await super().shutdown(sockets)
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -140,20 +185,25 @@ class ControlServer(uvicorn.Server):
 
 def server(settings: Settings) -> ControlServer:
     """The server, put together and not yet listening. Raises as `build` does."""
+    app = build(settings)
     config = uvicorn.Config(
-        build(settings),
+        app,
         host=settings.host,
         port=settings.control_port,
         access_log=False,
         log_config=None,
+        log_level="warning",  # at info each websocket is logged with its query
         server_header=False,
         proxy_headers=False,  # nobody in front is trusted to say who the client is
         timeout_graceful_shutdown=GRACE_S,
         limit_concurrency=500,
         http="h11",  # bounds a request's head, which the faster one does not
         h11_max_incomplete_event_size=64 << 10,
+        ws="websockets-sansio",
+        ws_max_size=MAX_FROM_BROWSER,
+        ws_per_message_deflate=False,
     )
-    return ControlServer(config)
+    return ControlServer(config, settings)
 
 
 def run(settings: Settings, listener: socket.socket | None = None) -> None:
@@ -210,5 +260,6 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
                     response["content"] = {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/ProblemAnswer"}}}
     for unused in ("HTTPValidationError", "ValidationError"):
         components["schemas"].pop(unused, None)
+    add_links(schema)
     app.openapi_schema = schema
     return schema

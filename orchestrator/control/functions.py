@@ -62,6 +62,7 @@ def router(store: Store, origin: Origin, sealer: Sealer, nudge: Nudge) -> APIRou
             with tempfile.SpooledTemporaryFile(IN_MEMORY) as spooled:
                 archive: BinaryIO = spooled  # type: ignore[assignment]  # it is one, the stubs do not say so
                 package = build_package(body, archive)
+                store.packages.check_room(tenant, package.digest, package.manifest.size)
                 if not origin.holds(tenant, package.digest):
                     archive.seek(0)
                     origin.put_layer(tenant, package.manifest, archive)
@@ -103,6 +104,7 @@ def router(store: Store, origin: Origin, sealer: Sealer, nudge: Nudge) -> APIRou
             environment_names=tuple(wanted.environment),
             calls=tuple(dict.fromkeys(wanted.calls)),
             egress=wanted.egress,
+            initial_instances=wanted.initial_instances,
         )
         view = store.functions.put(tenant, name, settings, time.time())
         nudge.give()

@@ -9,10 +9,23 @@ from fastapi.responses import StreamingResponse
 from starlette.concurrency import run_in_threadpool
 
 from orchestrator.catalog.store import Store
+from orchestrator.control.answers import (
+    ActivityAnswer,
+    CooledAnswer,
+    DecisionsAnswer,
+    GraphAnswer,
+    LogsAnswer,
+    PlanAnswer,
+    PrewarmAnswer,
+    RunAnswer,
+    RunsAnswer,
+    TotalsAnswer,
+    WorkflowsAnswer,
+)
 from orchestrator.control.functions import Name, tenant_of
 from orchestrator.control.peers import Planner, Roster
 from orchestrator.control.problems import Problem
-from orchestrator.control.schemas import CoolRequest, Document, PrewarmRequest, WarmRequest
+from orchestrator.control.schemas import CoolRequest, PrewarmRequest, WarmRequest
 from orchestrator.control.stream import DecisionStream
 
 Observed = Annotated[str, Path(max_length=255, description="A function, deployed or known from traces.", examples=["checkout"])]
@@ -21,9 +34,7 @@ Function = Annotated[str, Query(max_length=255, description="Only about this fun
 Run = Annotated[str, Query(max_length=64, description="Only of this run (trace id).")]
 GRAPH_TYPES = {"json": "application/json", "dot": "text/vnd.graphviz", "mermaid": "text/plain"}
 TEXT = {"schema": {"type": "string"}}
-GRAPH_CONTENT: dict[int | str, dict[str, Any]] = {
-    200: {"content": {"application/json": {"schema": {"type": "object"}}, "text/vnd.graphviz": TEXT, "text/plain": TEXT}}
-}
+GRAPH_CONTENT: dict[int | str, dict[str, Any]] = {200: {"content": {"text/vnd.graphviz": TEXT, "text/plain": TEXT}}}
 EVENTS: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": TEXT}}}
 
 
@@ -34,7 +45,7 @@ def router(store: Store, planner: Planner, nodes: Roster, stream: DecisionStream
     async def planner_says(request: Request, what: str, **args: Any) -> Response:
         return _json(await planner.ask(what, tenant=tenant_of(request), **args))
 
-    @routes.get("/v1/graph", responses=GRAPH_CONTENT, response_class=Response)
+    @routes.get("/v1/graph", response_model=GraphAnswer, responses=GRAPH_CONTENT)
     async def graph(request: Request, format: Literal["json", "dot", "mermaid"] = "json") -> Response:  # noqa: A002
         """Who calls whom, with probabilities and counts."""
         answer = await planner.ask("graph", tenant=tenant_of(request), format=format)
@@ -42,12 +53,12 @@ def router(store: Store, planner: Planner, nodes: Roster, stream: DecisionStream
             return _json(answer)
         return Response(json.loads(answer)["text"], media_type=f"{GRAPH_TYPES[format]}; charset=utf-8")
 
-    @routes.get("/v1/plans/{name:path}", response_model=Document)
+    @routes.get("/v1/plans/{name:path}", response_model=PlanAnswer)
     async def plan(name: Observed, request: Request) -> Response:
         """What would be prepared if the function were invoked now, and why."""
         return await planner_says(request, "plan", name=name)
 
-    @routes.get("/v1/decisions", response_model=Document)
+    @routes.get("/v1/decisions", response_model=DecisionsAnswer)
     async def decisions(request: Request, function: Function = "", run: Run = "", limit: Limit = 100) -> Response:
         """Prewarm decisions, newest last: reason, evidence, outcome."""
         return await planner_says(request, "decisions", function=function, run=run, limit=limit)
@@ -57,54 +68,64 @@ def router(store: Store, planner: Planner, nodes: Roster, stream: DecisionStream
         request: Request,
         function: Function = "",
         run: Run = "",
-        last_event_id: Annotated[int | None, Header(ge=0, description="Go on behind this revision.")] = None,
+        last_event_id: Annotated[int, Header(ge=-1, description="Go on behind this revision; -1: from now on.")] = -1,
     ) -> StreamingResponse:
         """Server-sent events: each decision when it is made and when it changes."""
-        events = await stream.start(tenant_of(request), function, run, last_event_id)
+        events = await stream.start(tenant_of(request), function, run, last_event_id if last_event_id >= 0 else None)
         return StreamingResponse(events, media_type="text/event-stream", headers={"Cache-Control": "no-store"})
 
-    @routes.get("/v1/runs", response_model=Document)
+    @routes.get("/v1/decisions/totals", response_model=TotalsAnswer)
+    async def totals(request: Request, function: Function = "") -> Response:
+        """What the decisions still in the log came to: how many ended how, hit ratio, seconds saved, instance-seconds wasted."""
+        return await planner_says(request, "totals", function=function)
+
+    @routes.get("/v1/activity", response_model=ActivityAnswer)
+    async def activity(request: Request) -> Response:
+        """Invocations and errors per function in the last 15 minutes, and the last error of each."""
+        return await planner_says(request, "activity")
+
+    @routes.get("/v1/runs", response_model=RunsAnswer)
     async def runs(request: Request, limit: Limit = 50) -> Response:
         """Finished runs, newest last."""
         return await planner_says(request, "runs", limit=limit)
 
-    @routes.get("/v1/runs/{trace_id}", response_model=Document)
+    @routes.get("/v1/runs/{trace_id}", response_model=RunAnswer)
     async def run(trace_id: Annotated[str, Path(max_length=64)], request: Request) -> Response:
         """One run as a tree of invocations, with start kinds and times, and its decisions."""
         return await planner_says(request, "run", trace_id=trace_id)
 
-    @routes.get("/v1/workflows", response_model=Document)
+    @routes.get("/v1/workflows", response_model=WorkflowsAnswer)
     async def workflows(request: Request) -> Response:
         """Each entry and what it reaches."""
         return await planner_says(request, "workflows")
 
-    @routes.post("/v1/functions/{name}/warm", response_model=Document)
+    @routes.post("/v1/functions/{name}/warm", response_model=PlanAnswer)
     async def warm(name: Name, wanted: WarmRequest, request: Request) -> Response:
         """Prepare a function and its whole path now."""
         return await planner_says(request, "warm", name=name, count=wanted.count)
 
-    @routes.post("/v1/cool", response_model=Document)
+    @routes.post("/v1/cool", response_model=CooledAnswer)
     async def cool(wanted: CoolRequest, request: Request) -> Response:
         """Give up idle instances, of one function or of all: what comes next starts cold."""
         return await planner_says(request, "cool", name=wanted.function or "")
 
-    @routes.get("/v1/prewarm", response_model=Document)
+    @routes.get("/v1/prewarm", response_model=PrewarmAnswer)
     async def prewarm(request: Request) -> Response:
         """The tenant's prewarm policy."""
         return await planner_says(request, "prewarm")
 
-    @routes.put("/v1/prewarm", response_model=Document)
+    @routes.put("/v1/prewarm", response_model=PrewarmAnswer)
     async def set_prewarm(wanted: PrewarmRequest, request: Request) -> Response:
         """Change the tenant's prewarm policy."""
         return await planner_says(request, "prewarm", policy=wanted.policy)
 
-    @routes.get("/v1/functions/{name}/logs", response_model=Document)
+    @routes.get("/v1/functions/{name}/logs", response_model=LogsAnswer)
     async def logs(
         name: Name,
         request: Request,
         invocation: Annotated[str, Query(max_length=64, description="Only of this invocation.")] = "",
         limit: Limit = 100,
-    ) -> Document:
+    ) -> dict[str, Any]:
         """What the function wrote, per invocation, newest last: 64 KiB each, kept for 24 hours."""
         tenant = tenant_of(request)
         await run_in_threadpool(store.functions.describe, tenant, name)

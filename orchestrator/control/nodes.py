@@ -3,14 +3,12 @@
 import time
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Path, Request
-from starlette.concurrency import run_in_threadpool
+from fastapi import APIRouter, Depends, Path, Response
 
 from orchestrator.authority import Authority
-from orchestrator.catalog.model import KeyRole
 from orchestrator.catalog.nudge import Nudge
 from orchestrator.catalog.store import Store
-from orchestrator.control.problems import Problem
+from orchestrator.control.guard import operator_only
 from orchestrator.control.schemas import JoinTokenAnswer, JoinTokenRequest, NodeAnswer, NodesAnswer, ProblemAnswer
 from orchestrator.joining import write_token
 
@@ -21,12 +19,7 @@ REFUSED: dict[int | str, dict[str, object]] = {403: {"model": ProblemAnswer, "de
 def router(store: Store, authority: Authority, nudge: Nudge) -> APIRouter:
     """The endpoints of nodes and join tokens."""
 
-    async def operator(request: Request) -> None:
-        token = request.headers.get("authorization", "").partition(" ")[2].strip()
-        if await run_in_threadpool(store.keys.role_of, token) != KeyRole.OPERATOR:
-            raise Problem(403, "this is for operators: use the key of whoever runs the platform", "Authorization")
-
-    routes = APIRouter(tags=["nodes"], dependencies=[Depends(operator)], responses=REFUSED)
+    routes = APIRouter(tags=["nodes"], dependencies=[Depends(operator_only)], responses=REFUSED)
 
     @routes.post("/v1/join-tokens", status_code=201)
     def make_token(wanted: JoinTokenRequest) -> JoinTokenAnswer:
@@ -54,7 +47,7 @@ def router(store: Store, authority: Authority, nudge: Nudge) -> APIRouter:
             ]
         )
 
-    @routes.delete("/v1/nodes/{name}", status_code=204)
+    @routes.delete("/v1/nodes/{name}", status_code=204, response_class=Response)
     def remove(name: NodeName) -> None:
         """The member's certificate does not count any more; its name may join again with a new token."""
         store.nodes.remove(name, time.time())

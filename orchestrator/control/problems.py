@@ -12,7 +12,8 @@ from sqlalchemy.exc import SQLAlchemyError
 from starlette.exceptions import HTTPException
 from starlette.routing import Match
 
-from orchestrator.catalog.errors import NotFound, Refused
+from orchestrator.catalog.database import out_of_space
+from orchestrator.catalog.errors import Conflict, NotFound, OverQuota, Refused
 from workers.code.origin import OriginError
 from workers.code.package import PackageError
 
@@ -45,6 +46,8 @@ def add_handlers(app: FastAPI) -> None:
     app.add_exception_handler(HTTPException, _http)
     app.add_exception_handler(RequestValidationError, _validation)
     app.add_exception_handler(NotFound, lambda _, error: problem_response(404, str(error)))
+    app.add_exception_handler(Conflict, lambda _, error: problem_response(409, str(error)))
+    app.add_exception_handler(OverQuota, lambda _, error: problem_response(429, str(error), getattr(error, "quota", "")))
     app.add_exception_handler(Refused, _refused)
     app.add_exception_handler(PackageError, _refused)
     app.add_exception_handler(OriginError, lambda _, error: problem_response(503, f"the code store: {error}"))
@@ -88,6 +91,8 @@ def _refused(request: Request, error: Exception) -> ProblemResponse:
 
 def _database(request: Request, error: Exception) -> ProblemResponse:
     log.error("database.failed", error=type(error).__name__, reason=str(getattr(error, "orig", error))[:300])
+    if isinstance(error, SQLAlchemyError) and out_of_space(error):
+        return problem_response(507, "the disk of the database is full: nothing was changed; free some space and try again")
     return problem_response(503, "the database is not reachable; try again", headers={"Retry-After": "1"})
 
 

@@ -3,22 +3,27 @@
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, field_validator
 
-from graph.ids import NAME_PATTERN
+from graph.ids import NAME_PATTERN, TENANT_PATTERN
 from workers.versions import SHAPES_MB, Kind
 
 NAME = NAME_PATTERN.pattern.replace(r"\Z", "$")
+TENANT = TENANT_PATTERN.pattern.replace(r"\Z", "$")
 HANDLER = r"^[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*:[A-Za-z_][A-Za-z0-9_]*$"
 RUNTIMES = ("python3.11",)
 MAX_TIMEOUT_S = 900
 MAX_CONCURRENCY = 1000
 MAX_CALLS = 100
+MAX_INITIAL_INSTANCES = 20
 MAX_ENVIRONMENT_BYTES = 4096
 VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
 RESERVED = "FOREGLOW_"
 
 FunctionName = Annotated[str, StringConstraints(pattern=f"^{NAME}")]
+Whole = Annotated[int, BeforeValidator(lambda value: int(value) if isinstance(value, float) and value.is_integer() else value)]
+"""JSON knows one kind of number: 2.0 is a whole one, as its schema says too."""
+
 ObservedName = Annotated[str, StringConstraints(min_length=1, max_length=255)]
 TRACES_EXAMPLE = (
     "TraceID,SpanID,ParentID,PodName,OperationName,StartTimeUnixNano,EndTimeUnixNano,Duration\n"
@@ -53,14 +58,21 @@ class FunctionRequest(Request):
 
     package: str = Field(pattern=r"^sha256:[0-9a-f]{64}$", description="Digest that POST /v1/packages gave.")
     handler: str = Field(pattern=HANDLER, max_length=255, description="module:function")
-    kind: Literal["event", "http", "web"] = "event"
-    runtime: str = Field(default=RUNTIMES[0], max_length=32)
-    memory_mb: int = Field(default=128, ge=1, le=SHAPES_MB[-1], description=f"Rounds up to one of {SHAPES_MB}.")
+    kind: Literal["event", "http", "web"] = Field(default="event", json_schema_extra={"enum": ["event", "http"]})
+    runtime: str = Field(default=RUNTIMES[0], max_length=32, json_schema_extra={"enum": list(RUNTIMES)})
+    memory_mb: Whole = Field(default=128, ge=1, le=SHAPES_MB[-1], description=f"Rounds up to one of {SHAPES_MB}.")
     timeout_s: float = Field(default=30.0, ge=0.001, le=MAX_TIMEOUT_S, allow_inf_nan=False)
-    concurrency: int = Field(default=1, ge=1, le=MAX_CONCURRENCY)
-    environment: dict[str, str] = Field(default={}, description="At most 4 KiB in all; values are never shown again.")
+    concurrency: Whole = Field(default=1, ge=1, le=MAX_CONCURRENCY)
+    environment: dict[str, str] = Field(
+        default={},
+        description="At most 4 KiB in all; values are never shown again.",
+        json_schema_extra={"propertyNames": {"pattern": f"^(?!{RESERVED})[A-Za-z_][A-Za-z0-9_]*$"}},
+    )
     calls: list[FunctionName] = Field(default=[], max_length=MAX_CALLS, description="Functions it is expected to call.")
-    egress: Literal["none", "internet"] = "none"
+    egress: Literal["none", "internet"] = Field(default="none", json_schema_extra={"enum": ["none"]})
+    initial_instances: Whole = Field(
+        default=0, ge=0, le=MAX_INITIAL_INSTANCES, description="Started before the version gets traffic; it waits for them."
+    )
 
     @field_validator("kind")
     @classmethod
@@ -99,7 +111,7 @@ class FunctionRequest(Request):
 class WarmRequest(Request):
     model_config = ConfigDict(extra="forbid", strict=True, json_schema_extra={"examples": [{"count": 2}]})
 
-    count: int = Field(default=1, ge=1, le=100, description="Instances of the entry; its path follows.")
+    count: Whole = Field(default=1, ge=1, le=100, description="Instances of the entry; its path follows.")
 
 
 class CoolRequest(Request):
@@ -156,6 +168,110 @@ class ImportAnswer(BaseModel):
     reasons: dict[str, int] = Field(description="Why spans or traces were left out.")
 
 
+class QuotasRequest(Request):
+    """Null, or left out: the platform's default."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, json_schema_extra={"examples": [{"concurrency": 100}]})
+
+    functions: int | None = Field(default=None, ge=0, le=2**31 - 1)
+    concurrency: int | None = Field(default=None, ge=0, le=2**31 - 1, description="Invocations in flight.")
+    package_bytes: int | None = Field(default=None, ge=0, le=2**63 - 1, description="Of all packages, unpacked.")
+    invocations_per_s: float | None = Field(default=None, ge=0, le=1e9, allow_inf_nan=False)
+    prewarm_instances: int | None = Field(default=None, ge=0, le=2**31 - 1, description="Speculative instances at once.")
+
+
+class TenantRequest(Request):
+    model_config = ConfigDict(extra="forbid", strict=True, json_schema_extra={"examples": [{"name": "acme"}]})
+
+    name: str = Field(pattern=f"^{TENANT}", description="Never given again, also when the tenant is removed.")
+    quotas: QuotasRequest = QuotasRequest()
+
+
+class KeyRequest(Request):
+    model_config = ConfigDict(extra="forbid", strict=True, json_schema_extra={"examples": [{"name": "ci"}]})
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9 ._@-]{0,62}$", description="What it is for.")
+    role: Literal["tenant", "operator"] = Field(default="tenant", description="`operator`: only an operator key can make one.")
+
+
+class OwnQuotasAnswer(BaseModel):
+    """What was set for the tenant; null is the default."""
+
+    model_config = ConfigDict(from_attributes=True)
+
+    functions: int | None
+    concurrency: int | None
+    package_bytes: int | None
+    invocations_per_s: float | None
+    prewarm_instances: int | None
+
+
+class QuotasAnswer(BaseModel):
+    """What is in force."""
+
+    model_config = ConfigDict(from_attributes=True)
+
+    functions: int
+    concurrency: int
+    package_bytes: int
+    invocations_per_s: float
+    prewarm_instances: int
+
+
+class UseAnswer(BaseModel):
+    model_config = ConfigDict(from_attributes=True)
+
+    functions: int
+    package_bytes: int
+    keys: int = Field(description="Live ones.")
+
+
+class UseNowAnswer(UseAnswer):
+    concurrency: int | None = Field(description="Invocations in flight, as gateways said last; null when none can be asked.")
+    prewarm_instances: int | None = Field(description="Speculative instances that are alive; null when the planner is away.")
+
+
+class TenantAnswer(BaseModel):
+    model_config = ConfigDict(from_attributes=True)
+
+    name: str
+    created: float = Field(description="Seconds since the Unix epoch.")
+    quotas: QuotasAnswer
+    own: OwnQuotasAnswer
+    use: UseAnswer
+
+
+class OwnTenantAnswer(TenantAnswer):
+    use: UseNowAnswer
+    role: Literal["tenant", "operator"] = Field(description="Of the key that asks.")
+
+
+class TenantsAnswer(BaseModel):
+    tenants: list[TenantAnswer]
+
+
+class KeyAnswer(BaseModel):
+    model_config = ConfigDict(from_attributes=True)
+
+    key_id: str
+    name: str
+    role: Literal["tenant", "operator"]
+    created: float
+    revoked: float | None
+    last_used: float | None = Field(description="For a management request or an invocation, exact to about a minute.")
+
+
+class KeysAnswer(BaseModel):
+    keys: list[KeyAnswer]
+
+
+class MadeKeyAnswer(BaseModel):
+    key_id: str
+    name: str
+    role: Literal["tenant", "operator"]
+    token: str = Field(description="Shown this once: it is kept nowhere.")
+
+
 class PackageAnswer(BaseModel):
     model_config = ConfigDict(
         json_schema_extra={"examples": [{"digest": DIGEST_EXAMPLE, "files": 3, "bytes": 5120, "requirements": True}]}
@@ -170,9 +286,10 @@ class PackageAnswer(BaseModel):
 class ConditionAnswer(BaseModel):
     model_config = ConfigDict(from_attributes=True)
 
-    name: Literal["code", "network", "capacity"]
+    name: Literal["code", "network", "capacity", "route"]
     status: Literal["true", "false", "unknown", "not needed"]
-    reason: str
+    reason: str = Field(description="Why it does not hold, or what it waits for.")
+    since: float = Field(description="When it got this status: seconds since the Unix epoch.")
 
 
 class VersionAnswer(BaseModel):
@@ -190,6 +307,7 @@ class VersionAnswer(BaseModel):
     environment: dict[str, str] = Field(description="Values are masked.")
     calls: list[str]
     egress: str
+    initial_instances: int
     package: str
     conditions: list[ConditionAnswer]
 
@@ -213,6 +331,35 @@ class FunctionAnswer(BaseModel):
 
 class FunctionsAnswer(BaseModel):
     functions: list[FunctionAnswer]
+
+
+class EventAnswer(BaseModel):
+    """An event that `module` has not finished. `due` null: it waits for a version's conditions, or is parked."""
+
+    model_config = ConfigDict(from_attributes=True)
+
+    id: int
+    kind: str
+    subject: str = Field(description="A function's tenant/name; for kind `key` a key's digest.")
+    module: str
+    tries: int
+    reason: str = Field(description="Of the last try that failed.")
+    created: float = Field(description="Seconds since the Unix epoch, as all times here.")
+    due: float | None = Field(description="When it is sent (again).")
+    parked: float | None = Field(description="When it was given up; null while it is open.")
+
+
+class EventsAnswer(BaseModel):
+    events: list[EventAnswer]
+
+
+class RetriedAnswer(BaseModel):
+    retried: list[int] = Field(description="The events that start again from their first try.")
+
+
+class PageLinkAnswer(BaseModel):
+    path: str = Field(description="To be opened in a browser, on this listener. Works once.")
+    expires_s: float = Field(description="Seconds until it stops working.")
 
 
 class HealthAnswer(BaseModel):

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from typing import Any
 
 from fastapi import APIRouter
 from starlette.concurrency import run_in_threadpool
@@ -9,9 +10,10 @@ from starlette.concurrency import run_in_threadpool
 import orchestrator
 from orchestrator.catalog.publish import Publisher
 from orchestrator.catalog.store import Store
+from orchestrator.control.answers import StatusAnswer
 from orchestrator.control.peers import Peer, Planner, Roster
 from orchestrator.control.problems import Problem
-from orchestrator.control.schemas import Document, HealthAnswer
+from orchestrator.control.schemas import HealthAnswer
 
 STATE_TIMEOUT_S = 2.0
 
@@ -31,8 +33,8 @@ def router(store: Store, publisher: Publisher, planner: Planner, nodes: Roster) 
             raise Problem(503, "the database is not reachable")
         return HealthAnswer(status="ok")
 
-    @routes.get("/v1/status", response_model=Document)
-    async def status() -> Document:
+    @routes.get("/v1/status", response_model=StatusAnswer)
+    async def status() -> dict[str, Any]:
         """What runs, what is away, what isolation is in force, what the control flow still has to do."""
         peers: list[Peer | Planner] = [planner, *await nodes.peers()]
         states, redis, backlog = await asyncio.gather(

@@ -37,14 +37,13 @@ class FunctionManagement:
             log.info("version.failed", function=function, number=number, reason=str(error))
             self._decide(function, number, ConditionStatus.FALSE, str(error))
 
-    def give_up(self, event: OpenEvent, reason: str) -> None:
-        """It was tried often enough: the version fails, the one before keeps serving."""
-        self._decide(FunctionId(event.subject), int(event.payload["number"]), ConditionStatus.FALSE, reason)
+    def give_up(self, event: OpenEvent) -> None:
+        """Nothing to undo: the version has failed, the one before keeps serving."""
 
     def _build(self, function: FunctionId, number: int) -> None:
         functions = self._store.functions
         version = functions.pending(function, number)
-        if version is None:
+        if version is None or version.conditions[ConditionName.CODE] != ConditionStatus.UNKNOWN:
             return
         package = self._store.packages.find(version.tenant, version.package)
         if package is None:

@@ -1,5 +1,7 @@
 """Metadata sync: carries to the routes what gateways must know, once all that a version needs holds."""
 
+import time
+
 import structlog
 
 from graph.ids import FunctionId
@@ -29,21 +31,23 @@ class MetadataSync:
         elif event.kind is EventKind.NODE:
             node = self._store.nodes.published_one(event.subject)
             published = self._publisher.publish_node(node) if node is not None else Published.NOTHING
+        elif event.kind is EventKind.TENANT:
+            tenant = self._store.tenants.published_one(event.subject)
+            published = self._publisher.publish_tenant(tenant) if tenant is not None else Published.NOTHING
         else:
             key = self._store.published_key(event.subject)
             published = self._publisher.publish_key(key) if key is not None else Published.NOTHING
         if published is Published.LOST:
             self._publisher.rebuild(self._store)
 
-    def give_up(self, event: OpenEvent, reason: str) -> None:
+    def give_up(self, event: OpenEvent) -> None:
         """Nothing to undo: what serves goes on serving, and `rebuild` brings the rest."""
-        log.error("routes.given_up", subject=event.subject, reason=reason)
 
     def _serve(self, function: FunctionId, number: int) -> Published:
         route = self._store.functions.mark_serving(function, number)
         if route is None:
             return Published.NOTHING
         published = self._publisher.publish_route(route)
-        self._store.functions.mark_published(route)
+        self._store.functions.mark_published(route, time.time())
         log.info("route.published", function=function, latest=route.latest, generation=route.generation)
         return published

@@ -1,16 +1,19 @@
-"""The flow process: the relay in one thread, a Celery worker with the two modules in the main one."""
+"""The flow process: the relay in one thread, a Celery worker with the modules in the main one."""
 
 import contextlib
 import logging
 import signal
+import socket
 import threading
 import time
 import warnings
 from collections.abc import Callable
+from functools import partial
 from typing import Protocol
 
 import structlog
 from celery.app import trace
+from celery.bootsteps import RUN
 from celery.exceptions import CPendingDeprecationWarning
 from celery.worker import WorkController, state
 from sqlalchemy.exc import SQLAlchemyError
@@ -26,13 +29,23 @@ from orchestrator.flow.building import BUILDS, Builder
 from orchestrator.flow.dependencies import Busy
 from orchestrator.flow.function_management import FunctionManagement
 from orchestrator.flow.metadata_sync import MetadataSync
+from orchestrator.flow.metrics import FlowMetrics, flow_checks, flow_tasks
+from orchestrator.flow.network_deployment import NetworkDeployment
 from orchestrator.flow.relay import Relay
-from orchestrator.settings import Settings
+from orchestrator.flow.scheduling import STARTS, Scheduling
+from orchestrator.flow.starting import Starter
+from orchestrator.members import LOCAL
+from orchestrator.membership import Self
+from orchestrator.ops.listener import Operations, OperationsThread
+from orchestrator.settings import Settings, rpc_secret
 from workers.code.origin import Origin
 from workers.drivers.process.interpreter import find_interpreter
+from workers.rpc.messages import Hello
+from workers.rpc.transport import Address, parse_address
+from workers.sealing import load_key
 
-CONCURRENCY = BUILDS + 2
-"""Threads: whatever builds, two are left for the routes."""
+CONCURRENCY = BUILDS + STARTS + 2
+"""Threads: whatever builds and starts, two are left for the routes."""
 
 BUSY_S = 0.1
 SCHEMA_POLL_S = 0.1
@@ -50,8 +63,8 @@ class FlowModule(Protocol):
     def apply(self, event: OpenEvent) -> None:
         """Does what the event asks for; raises when it must be tried again."""
 
-    def give_up(self, event: OpenEvent, reason: str) -> None:
-        """It was tried too often."""
+    def give_up(self, event: OpenEvent) -> None:
+        """It was tried too often, and is parked. Undoes what cannot be left; a condition of the version says so already."""
 
 
 def guarded(module: FlowModule, store: Store, nudge: Nudge) -> Callable[[int], None]:
@@ -69,13 +82,21 @@ def guarded(module: FlowModule, store: Store, nudge: Nudge) -> Callable[[int], N
         except Exception as error:  # whatever it was, it is written down and tried again, and at last parked
             reason = f"{type(error).__name__}: {error}"
             log.warning("event.failed", module=module.module, event_number=number, tries=event.tries, reason=reason[:500])
-            if not store.outbox.retry(number, module.module, reason, time.time()):
-                module.give_up(event, reason)
+            if not store.outbox.retry(number, module.module, reason, time.time(), event.tries):
+                log.error("event.parked", module=module.module, event_number=number, subject=event.subject, reason=reason[:500])
+                module.give_up(event)
         else:
-            store.outbox.close(number, module.module, time.time())
+            store.outbox.close(number, module.module, time.time(), event.tries)
         nudge.give()
 
     return apply
+
+
+def _node_addresses(settings: Settings, store: Store) -> list[Address]:
+    """What settings name, and the members that are up."""
+    members = [one.route for one in store.nodes.published() if one.route is not None]
+    there = [parse_address(one.address) for one in members if one.role == "node" and one.up]
+    return [*settings.node_addresses, *there]
 
 
 class _Worker(WorkController):  # type: ignore[misc]  # celery has no types
@@ -85,14 +106,44 @@ class _Worker(WorkController):  # type: ignore[misc]  # celery has no types
         """As the command line does it: tasks find this application in every thread of the pool."""
         trace.setup_worker_optimizations(self.app, self.hostname)
 
+    @property
+    def consuming(self) -> bool:
+        """True while it takes tasks from the broker."""
+        return getattr(getattr(self, "consumer", None), "task_consumer", None) is not None
+
 
 def run(settings: Settings) -> None:
     """Blocks until SIGTERM or SIGINT; a task that runs then is finished first."""
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _tell_to_stop)
     store = Store(settings.effective_database_url)
+    workers: list[_Worker] = []
+    threads: list[threading.Thread] = []
+    tasks = flow_tasks(settings)
+    operations = OperationsThread(
+        lambda: Operations(
+            "flow",
+            lambda: bool(workers) and workers[0].blueprint.state == RUN,
+            lambda: flow_checks(
+                store, tasks, lambda: any(thread.is_alive() for thread in threads), lambda: bool(workers) and workers[0].consuming
+            ),
+            FlowMetrics(store, tasks),
+            alive=lambda: "" if all(thread.is_alive() for thread in threads) else "the relay has ended",
+            blocking=True,
+        ),
+        settings,
+    )
+    operations.start()
+    try:
+        _serve(settings, store, workers, threads)
+    finally:
+        operations.stop()
+        for closing in (tasks, store):
+            closing.close()
+
+
+def _serve(settings: Settings, store: Store, workers: "list[_Worker]", threads: list[threading.Thread]) -> None:
     if not _wait_for_schema(store):
-        store.close()
         return
     _quiet_libraries()
     python = find_interpreter(settings.python).executable
@@ -100,12 +151,21 @@ def run(settings: Settings) -> None:
     nudge = Nudge(settings.effective_redis_url)
     builder = Builder(store.packages, Origin(settings.effective_origin_url), python, settings.state / "flow")
     app = build_app(settings.effective_redis_url)
-    modules: list[FlowModule] = [FunctionManagement(store, builder), MetadataSync(store, publisher)]
+    own = Self(settings, "flow", f"flow{LOCAL}{socket.gethostname()}")
+    hello = Hello("flow", own.name, rpc_secret(load_key(settings.key_file)))
+    starter = Starter(partial(_node_addresses, settings, store), hello, _told_to_stop, own.identity)
+    modules: list[FlowModule] = [
+        NetworkDeployment(store),
+        FunctionManagement(store, builder),
+        Scheduling(store, starter),
+        MetadataSync(store, publisher),
+    ]
     for module in modules:
         add_module(app, module.module, guarded(module, store, nudge))
     relay = Relay(app, store, publisher, nudge)
     thread = threading.Thread(target=relay.run, name="relay", daemon=True)
     thread.start()
+    threads.append(thread)
     try:
         worker = _Worker(
             app=app,
@@ -116,13 +176,14 @@ def run(settings: Settings) -> None:
             without_mingle=True,
             without_heartbeat=True,
         )
+        workers.append(worker)
         worker.start()  # blocks
     finally:
         relay.stop()
         thread.join(RELAY_STOP_S)
         with contextlib.suppress(OSError):
             app.close()
-        for closing in (publisher, nudge, store):
+        for closing in (publisher, nudge):
             closing.close()
     if worker.exitcode:
         raise SystemExit(worker.exitcode)

@@ -7,6 +7,7 @@ from typing import Any
 
 from graph.calls import StartKind
 from orchestrator.catalog.watch import RouteTable
+from orchestrator.gateway.allowances import Allowances, OverQuota
 from orchestrator.gateway.answers import Headers, answer, headers_of, problem_answer
 from orchestrator.gateway.listener import MAX_HEAD
 from orchestrator.gateway.resolve import NotFound, Unauthorized, authenticate, resolve
@@ -26,17 +27,19 @@ _DROPPED = {b"authorization", b"connection", b"transfer-encoding", b"keep-alive"
 
 
 class Refused(Exception):
-    """The request cannot become an invocation: status, title and detail of the problem."""
+    """The request cannot become an invocation: status, title and detail of the problem; `kind` names it, else the status does."""
 
-    def __init__(self, status: int, title: str, detail: str, headers: Headers | None = None) -> None:
+    def __init__(self, status: int, title: str, detail: str, headers: Headers | None = None, kind: str = "") -> None:
         super().__init__(detail)
         self.status, self.title, self.detail, self.headers = status, title, detail, headers or []
+        self.kind = kind or str(status)
 
 
 class GatewayApp:
-    def __init__(self, table: RouteTable, runs: Runs, max_payload: int) -> None:
+    def __init__(self, table: RouteTable, runs: Runs, allowances: Allowances, max_payload: int) -> None:
         self._table = table
         self._runs = runs
+        self._allowances = allowances
         self._max_payload = max_payload
         self._loop = asyncio.get_running_loop()
 
@@ -50,8 +53,9 @@ class GatewayApp:
             else:
                 status, headers, body = self._probe(path)
         except Refused as refused:
+            self._runs.tally.refused[refused.status] += 1
             problem: dict[str, object] = {
-                "type": f"foreglow:{refused.status}",
+                "type": f"foreglow:{refused.kind}",
                 "title": refused.title,
                 "status": refused.status,
                 "detail": refused.detail,
@@ -94,20 +98,29 @@ class GatewayApp:
             raise Refused(404, "not found", f"{name} is an event function: POST {PREFIX}{name}")
         elif scope["method"] != "POST":
             raise Refused(405, "method not allowed", "invoke an event function by POST", [(b"allow", b"POST")])
-        body = await self._read(receive)
-        run = Run(
-            key.tenant,
-            spec,
-            new_trace_id(),
-            new_span_id(),
-            "",
-            0,
-            began + spec.timeout_s,
-            content_type.decode("latin-1"),
-            http,
-            _link(headers.get(b"traceparent", b"")),
-        )
-        result, payload = await self._runs.run(run, body, began)
+        try:
+            self._allowances.enter(key.tenant, key.key_id, began)
+        except OverQuota as error:
+            self._runs.tally.throttled[error.reason] += 1
+            retry = [(b"retry-after", str(error.retry_after_s).encode())]
+            raise Refused(429, "over quota", str(error), retry, "over-quota") from error
+        try:
+            body = await self._read(receive)
+            run = Run(
+                key.tenant,
+                spec,
+                new_trace_id(),
+                new_span_id(),
+                "",
+                0,
+                began + spec.timeout_s,
+                content_type.decode("latin-1"),
+                http,
+                _link(headers.get(b"traceparent", b"")),
+            )
+            result, payload = await self._runs.run(run, body, began)
+        finally:
+            self._allowances.leave(key.tenant)
         return answer(result, payload, headers_of(result, run.invocation_id, run.trace_id, run.place_ms))
 
     def _check_head(self, scope: Message, headers: dict[bytes, bytes], content_type: bytes) -> None:

@@ -33,9 +33,16 @@ class Reports:
         self._record_timer: asyncio.TimerHandle | None = None
         self._triggers_sent_at = 0.0
         self.dropped = 0
+        self.triggers_unheard = 0
+        self.triggers_congested = 0
+
+    @property
+    def subscribers(self) -> int:
+        return len(self._subscribers)
 
     def trigger(self, event: TriggerEvent) -> None:
         if not self._subscribers:
+            self.triggers_unheard += 1
             return
         self._triggers.append(event)
         if self._trigger_timer is not None:
@@ -60,7 +67,9 @@ class Reports:
         message = Triggers(self._triggers)
         self._triggers = []
         for subscriber in self._subscribers:
-            if not subscriber.congested:
+            if subscriber.congested:
+                self.triggers_congested += len(message.events)
+            else:
                 subscriber.send(Rpc.TRIGGERS, 0, message)
 
     def _send_records(self) -> None:

@@ -10,9 +10,11 @@ import structlog
 
 from graph.calls import StartKind
 from orchestrator.catalog.watch import RouteTable
+from orchestrator.gateway.allowances import Allowances
 from orchestrator.gateway.links import Answer, NodeLink
 from orchestrator.gateway.reports import Reports
 from orchestrator.gateway.resolve import NotFound, resolve
+from orchestrator.gateway.tally import Tally
 from orchestrator.gateway.waiting import Overload, WaitingRoom
 from orchestrator.placement import place
 from tracing.records import InvocationRecord, Timings
@@ -21,6 +23,7 @@ from workers.rpc.messages import ChildCall, ErrorDetail, HttpRequest, InvokeRequ
 from workers.versions import VersionSpec
 
 RETRIABLE = ("full", "draining")
+NOTED = ("killed", "timeout", "init-failed", "code-unavailable", "full")  # what an operator looks for; the rest is the caller's
 NEVER_RAN = ("full", "draining", "unknown-version", "code-unavailable", "init-failed")
 
 log = structlog.get_logger(__name__)
@@ -57,11 +60,21 @@ class Run:
 class Runs:
     """Everything in flight through this gateway."""
 
-    def __init__(self, table: RouteTable, reports: Reports, waiting: WaitingRoom, max_depth: int, max_payload: int) -> None:
+    def __init__(
+        self,
+        table: RouteTable,
+        reports: Reports,
+        waiting: WaitingRoom,
+        allowances: Allowances,
+        max_depth: int,
+        max_payload: int,
+    ) -> None:
         self.links: list[NodeLink] = []
+        self.tally = Tally()
         self._table = table
         self._reports = reports
         self._waiting = waiting
+        self._allowances = allowances
         self._max_depth = max_depth
         self._max_payload = max_payload
         self._loop = asyncio.get_running_loop()
@@ -78,6 +91,10 @@ class Runs:
             link.set_alone(len(links) < 2)
         self._waiting.wake_one()  # capacity may have come
 
+    @property
+    def waiting(self) -> int:
+        return len(self._waiting)
+
     async def run(self, run: Run, body: bytes, placed_from: float) -> Answer:
         """Runs it and reports it. Never raises but for cancellation: trouble is in the result's status."""
         began = time.time()
@@ -93,12 +110,16 @@ class Runs:
         except Overload as error:
             waited = Timings(queue=(time.monotonic() - since) * 1000)
             result = InvokeResult("full", timings=waited, error=ErrorDetail("Overload", str(error)))
+            self.tally.throttled[error.reason] += 1
         finally:
             for child in run.children:
                 child.cancel()
             del self._live[run.invocation_id]
             self._waiting.wake_one()
             self._record(run, result, began)
+            self.tally.ended(run.spec.version, result, run.place_ms, time.monotonic() - since)
+            if result.status in NOTED:
+                _note(run, result)
             if not run.parent_id:
                 self._reports.trigger(
                     TriggerEvent(run.spec.version, run.trace_id, run.invocation_id, "", time.time(), ended=True)
@@ -109,6 +130,9 @@ class Runs:
         """Tries nodes until one takes it. Only an answer that promises that no byte reached an instance is tried again."""
         while True:
             up = [link for link in self.links if link.up]
+            if not up and run.deadline <= time.monotonic():
+                detail = ErrorDetail("Timeout", "the deadline passed while no node was reachable")
+                return InvokeResult("timeout", error=detail), b""
             for link in up if len(up) < 2 else place(run.spec.version, run.spec.memory_mb, up):
                 if not link.up:
                     continue  # lost while another node was asked
@@ -210,7 +234,24 @@ class Runs:
             min(parent.deadline, now + spec.timeout_s),
             call.content_type,
         )
-        return await self.run(child, body, now)
+        self._allowances.enter_child(child.tenant, now)
+        try:
+            return await self.run(child, body, now)
+        finally:
+            self._allowances.leave(child.tenant)
+
+
+def _note(run: Run, result: InvokeResult) -> None:
+    """No words of the function's: they may hold anything."""
+    log.warning(
+        "invocation.failed",
+        trace_id=run.trace_id,
+        invocation_id=run.invocation_id,
+        version=run.spec.version,
+        status=result.status,
+        error=result.error.type if result.error is not None else "",
+        node=run.link_used.name if run.link_used is not None else "",
+    )
 
 
 def _recorded(result: InvokeResult) -> str:

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import secrets
 import socket
 from functools import partial
 
@@ -10,14 +11,19 @@ import uvicorn
 import uvloop
 
 from orchestrator.catalog.watch import RouteTable, RouteWatcher
+from orchestrator.gateway.allowances import Allowances
 from orchestrator.gateway.app import GatewayApp
 from orchestrator.gateway.links import NodeLink
 from orchestrator.gateway.listener import BoundedHttp
+from orchestrator.gateway.metrics import GatewayMetrics, gateway_checks
+from orchestrator.gateway.presence import Presence
 from orchestrator.gateway.reports import Reports
 from orchestrator.gateway.runs import Runs
 from orchestrator.gateway.waiting import WaitingRoom
 from orchestrator.members import LOCAL, Members, admit
 from orchestrator.membership import Self
+from orchestrator.ops.listener import Operations
+from orchestrator.ops.routes import RouteMetrics
 from orchestrator.settings import Settings, rpc_secret
 from workers.rpc.connection import Listening, listen
 from workers.rpc.messages import Hello
@@ -38,10 +44,12 @@ async def serve(settings: Settings) -> None:
     name = own.name
     reports = Reports()
     table = RouteTable(on_node=lambda name, route: members.on_node(name, route))  # noqa: PLW0108 (made below)
+    allowances = Allowances(table, settings.quotas)
     runs = Runs(
         table,
         reports,
         WaitingRoom(settings.max_waiting, settings.max_wait_s),
+        allowances,
         settings.max_depth,
         settings.max_payload_bytes,
     )
@@ -54,7 +62,7 @@ async def serve(settings: Settings) -> None:
     servers = [await listen(at, reports, secret, told, None, own.identity) for at in own.listens(settings.socket("gateway"))]
     http = uvicorn.Server(
         uvicorn.Config(
-            GatewayApp(table, runs, settings.max_payload_bytes),
+            GatewayApp(table, runs, allowances, settings.max_payload_bytes),
             host=settings.host,
             port=settings.functions_port,
             lifespan="off",
@@ -70,18 +78,33 @@ async def serve(settings: Settings) -> None:
         )
     )
     died = partial(_died, http)
-    members = Members("node", link_to, runs.set_links, died)
+    members: Members[NodeLink] = Members("node", link_to, runs.set_links, died)
     members.start(link_to(at, Peer("node", ""), 0) for at in settings.node_addresses)
-    watching = asyncio.create_task(RouteWatcher(settings.effective_redis_url, table).run())
-    watching.add_done_callback(died)
+    background = [
+        asyncio.create_task(RouteWatcher(settings.effective_redis_url, table).run()),
+        asyncio.create_task(Presence(settings.effective_redis_url, f"{name}-{secrets.token_hex(4)}", allowances).run()),
+    ]
+    for task in background:
+        task.add_done_callback(died)
+    runs.tally.functions = settings.metrics_functions
+    operations = Operations(
+        "gateway",
+        lambda: http.started,
+        lambda: gateway_checks(table, runs, reports),
+        GatewayMetrics(runs, reports),
+        RouteMetrics(table),
+    )
     try:
+        await operations.start(settings)
         await http.serve()
     finally:
         reports.flush()
+        await operations.stop()
         for server in servers:
             server.close()
-        watching.cancel()
-        await asyncio.wait([watching], timeout=STOP_S)  # a client library may swallow the first cancellation
+        for task in background:
+            task.cancel()
+        await asyncio.wait(background, timeout=STOP_S)  # a client library may swallow the first cancellation
         await members.stop()
         with contextlib.suppress(FileNotFoundError):
             settings.socket("gateway").unlink()

@@ -10,7 +10,11 @@ POLLED = 8  # how many try again then: if all did, the tries would take the capa
 
 
 class Overload(Exception):
-    """No capacity within the bounds; the message says which bound."""
+    """No capacity within the bounds; the message says which bound, `reason` in one word for who counts them."""
+
+    def __init__(self, message: str, reason: str) -> None:
+        super().__init__(message)
+        self.reason = reason
 
 
 @dataclass(slots=True, eq=False)
@@ -47,9 +51,9 @@ class WaitingRoom:
         now = time.monotonic()
         left = since + self._max_wait_s - now
         if left <= 0:
-            raise Overload(f"no capacity became free within {self._max_wait_s:g} s")
+            raise Overload(f"no capacity became free within {self._max_wait_s:g} s", "waited-too-long")
         if not reserved and len(self._queue) >= self._places:
-            raise Overload(f"{self._places} invocations are waiting for capacity already")
+            raise Overload(f"{self._places} invocations are waiting for capacity already", "too-many-waiting")
         place = _Place(since, loop.create_future())
         insort(self._queue, place, key=lambda one: one.since)
         timer = loop.call_later(max(0.0, min(left, deadline - now)), _wake, place.turn)

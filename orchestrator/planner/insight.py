@@ -13,12 +13,14 @@ from graph.plans import PrewarmPlan
 from graph.prediction import predict
 from graph.rendering import render
 from orchestrator.catalog.watch import RouteTable
+from orchestrator.planner.activity import Activity
 from orchestrator.planner.learning import Learner
 from orchestrator.planner.log import DecisionLog
 from orchestrator.planner.log import as_json as decision_json
 from orchestrator.planner.loop import PlannerLoop
 from orchestrator.planner.peers import Fleet
 from orchestrator.planner.runs import RunBook
+from orchestrator.planner.totals import totals
 from workers.rpc.connection import RpcError
 
 MAX_LIMIT = 1000
@@ -39,6 +41,7 @@ class Insight:
         decisions: DecisionLog,
         runs: RunBook,
         learner: Learner,
+        activity: Activity,
     ) -> None:
         self._graph = graph
         self._table = table
@@ -47,6 +50,8 @@ class Insight:
         self._decisions = decisions
         self._runs = runs
         self._learner = learner
+        self._activity = activity
+        self._totals: tuple[int, dict[tuple[str, str], dict[str, Any]]] = (-1, {})
 
     def answers(self) -> dict[str, Callable[[Mapping[str, Any]], Awaitable[object]]]:
         """The table of questions this process knows."""
@@ -56,6 +61,8 @@ class Insight:
             "warm": self.warm,
             "cool": self.cool,
             "decisions": self.decisions,
+            "totals": self.totals,
+            "activity": self.activity,
             "runs": self.runs,
             "run": self.run,
             "workflows": self.workflows,
@@ -105,6 +112,20 @@ class Insight:
         )
         return {"decisions": [decision_json(one) for one in found], "revision": self._decisions.revision}
 
+    async def totals(self, args: Mapping[str, Any]) -> object:
+        """Added up once per change of the log, however many watch."""
+        revision, known = self._totals
+        if revision != self._decisions.revision:
+            known = {}
+            self._totals = (self._decisions.revision, known)
+        asked = (args["tenant"], args.get("function") or "")
+        if asked not in known:
+            known[asked] = totals(self._decisions.entries(), *asked)
+        return known[asked]
+
+    async def activity(self, args: Mapping[str, Any]) -> object:
+        return self._activity.of(args["tenant"], time.time())
+
     async def runs(self, args: Mapping[str, Any]) -> object:
         return {"runs": self._runs.list(args["tenant"], max(1, min(int(args.get("limit") or 50), MAX_LIMIT)))}
 
@@ -140,13 +161,13 @@ class Insight:
         return {"observed": self._learner.observe(traces, time.time(), bool(args.get("decay", True)))}
 
     async def prewarm(self, args: Mapping[str, Any]) -> object:
-        """Reads or sets the tenant's policy."""
+        """Reads or sets the tenant's policy; `open`: its speculative instances that are alive."""
         policy = args.get("policy")
         if policy:
             if policy not in ("path", "off"):
                 raise RpcError(f"policy: {policy!r} is not one of path, off", 400)
             self._loop.policies[args["tenant"]] = policy
-        return {"policy": self._loop.policy_of(args["tenant"])}
+        return {"policy": self._loop.policy_of(args["tenant"]), "open": len(self._decisions.open_of(args["tenant"]))}
 
     async def state(self, args: Mapping[str, Any]) -> object:
         return {

@@ -1,20 +1,24 @@
 """The decision log: every prewarm decision with its reason, its evidence and how it ended. Bounded; no I/O."""
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from typing import Any
 
 import msgspec
 
-from graph.ids import VersionId, number_of
-from graph.plans import Evidence, Outcome, PrewarmDecision, PrewarmPlan
+from graph.ids import VersionId, function_of, number_of, tenant_of
+from graph.plans import EdgeSource, Evidence, Outcome, PrewarmDecision, PrewarmPlan, Trigger, deploy_decision
 from tracing.records import Timings
 from workers.rpc.messages import DecisionUpdate
+from workers.tallies import Histogram
 
 KEPT = 20_000
 
 
 class LogEntry(msgspec.Struct):
-    """`revision` grows with each change of any entry, so that a reader can follow by asking for what is newer."""
+    """`revision` grows with each change of any entry, so that a reader can follow by asking for what is newer.
+
+    `saved_s`: preparing that its invocation did not have to wait for; all of it with a hit, what was done by then when late.
+    """
 
     revision: int
     decision_id: str
@@ -38,6 +42,24 @@ class LogEntry(msgspec.Struct):
     invocation_id: str = ""
     detail: str = ""
     timings: Timings = Timings()
+    saved_s: float = 0.0
+
+
+class DecisionTally:
+    """Since the process started: decisions made by trigger and ended by outcome; seconds to its use, and of standing ready."""
+
+    def __init__(self) -> None:
+        self.made: Counter[str] = Counter()
+        self.ended: Counter[str] = Counter()
+        self.lead = {outcome: Histogram() for outcome in (Outcome.HIT, Outcome.LATE)}
+        self.idle = {outcome: Histogram() for outcome in (Outcome.HIT, Outcome.WASTED)}
+
+    def end(self, entry: LogEntry) -> None:
+        self.ended[entry.outcome] += 1
+        if (lead := self.lead.get(entry.outcome)) is not None:
+            lead.add(max(0.0, entry.ended_at - entry.created_at))
+        if (idle := self.idle.get(entry.outcome)) is not None:
+            idle.add(max(0.0, entry.ended_at - entry.ready_at))
 
 
 class DecisionLog:
@@ -46,6 +68,7 @@ class DecisionLog:
     def __init__(self, entries: list[LogEntry] | None = None) -> None:
         self._entries: OrderedDict[str, LogEntry] = OrderedDict((one.decision_id, one) for one in entries or [])
         self._open: dict[str, LogEntry] = {}
+        self.tally = DecisionTally()
         self._revision = max((one.revision for one in self._entries.values()), default=0)
         for one in self._entries.values():
             if not one.outcome.final:  # its planner died; its instance is the node's to give up
@@ -57,6 +80,10 @@ class DecisionLog:
     @property
     def revision(self) -> int:
         return self._revision
+
+    @property
+    def open(self) -> int:
+        return len(self._open)
 
     def add(self, plan: PrewarmPlan, decision: PrewarmDecision, version: str, node: str) -> LogEntry:
         self._revision += 1
@@ -78,15 +105,16 @@ class DecisionLog:
             plan.created_at,
         )
         self._entries[decision.decision_id] = entry
+        self.tally.made[plan.trigger] += 1
         self._open[decision.decision_id] = entry
         if len(self._entries) > KEPT:
             oldest, _ = self._entries.popitem(last=False)
             self._open.pop(oldest, None)
         return entry
 
-    def update(self, update: DecisionUpdate) -> LogEntry | None:
+    def update(self, update: DecisionUpdate, node: str = "") -> LogEntry | None:
         """What a node said of a decision; None when it is not known (any more) or has ended already."""
-        entry = self._open.get(update.decision_id)
+        entry = self._open.get(update.decision_id) or self._adopt(update, node)
         if entry is None:
             return None
         self._revision += 1
@@ -95,13 +123,37 @@ class DecisionLog:
         entry.detail = update.detail
         if entry.outcome is Outcome.READY:
             entry.ready_at, entry.start_s, entry.timings = update.at, update.start_s, update.timings
+        if entry.outcome in (Outcome.HIT, Outcome.LATE):
+            entry.saved_s = entry.start_s if entry.outcome is Outcome.HIT else update.start_s
         if entry.outcome.final:
             entry.ended_at, entry.invocation_id = update.at, update.invocation_id
+            self.tally.end(entry)
             del self._open[update.decision_id]
         return entry
 
+    def _adopt(self, update: DecisionUpdate, node: str) -> LogEntry | None:
+        """The control flow orders instances for new versions; the log first hears of them when they are ready or have failed."""
+        ordered = deploy_decision(update.decision_id)
+        if ordered is None or update.decision_id in self._entries:
+            return None
+        function = function_of(ordered.version)
+        decision = PrewarmDecision(
+            update.decision_id,
+            function,
+            ordered.ordinal,
+            ordered.memory_mb,
+            0.0,
+            0.0,
+            f"version {number_of(ordered.version)} has initial_instances",
+            Evidence(EdgeSource.REQUESTED, 1.0, 1.0, 0),
+        )
+        created = update.at - update.start_s
+        plan = PrewarmPlan(f"{Trigger.DEPLOY}-{ordered.attempt}", tenant_of(function), function, Trigger.DEPLOY, "", created)
+        return self.add(plan, decision, ordered.version, node)
+
     def open_of(self, tenant: str) -> list[LogEntry]:
-        return [one for one in self._open.values() if one.tenant == tenant]
+        """Speculative ones: what a version asked for is no guess, and takes nothing from them."""
+        return [one for one in self._open.values() if one.tenant == tenant and one.trigger != Trigger.DEPLOY]
 
     def unready(self, decision_id: str) -> bool:
         """Still to be prepared, or on its way."""
@@ -115,8 +167,16 @@ class DecisionLog:
             self.update(DecisionUpdate(entry.decision_id, _given_up(entry), now, detail="the node was lost"))
         return lost
 
+    def forget_tenant(self, tenant: str) -> None:
+        for decision_id in [one.decision_id for one in self._entries.values() if one.tenant == tenant]:
+            del self._entries[decision_id]
+            self._open.pop(decision_id, None)
+            self._revision += 1
+
     def read(self, tenant: str, function: str = "", run: str = "", limit: int = 100, after: int | None = None) -> list[LogEntry]:
         """Newest last. `function` is a name, `run` a trace id; with `after`, what changed since that revision."""
+        if after is not None and after >= self._revision:
+            return []
         found = [
             one
             for one in self._entries.values()
@@ -164,6 +224,7 @@ def as_json(entry: LogEntry) -> dict[str, Any]:
         "ready_at": entry.ready_at or None,
         "ended_at": entry.ended_at or None,
         "start_ms": entry.start_s * 1000,
+        "saved_ms": entry.saved_s * 1000,
         "steps_ms": msgspec.structs.asdict(entry.timings),
         "invocation_id": entry.invocation_id,
         "detail": entry.detail,

@@ -69,6 +69,12 @@ class PlannerLoop:
     def policy_of(self, tenant: str) -> str:
         return self.policies.get(tenant, self._default_policy)
 
+    def budget_of(self, tenant: str) -> Budget:
+        """The platform's, with the tenant's own quota of prewarmed instances where one was set."""
+        route = self._table.tenants.get(tenant)
+        own = route.quotas.prewarm_instances if route is not None else None
+        return self._budget if own is None else msgspec.structs.replace(self._budget, instances=own)
+
     # -- triggers
 
     def on_event(self, event: TriggerEvent) -> None:
@@ -213,10 +219,11 @@ class PlannerLoop:
     ) -> PrewarmPlan:
         self._numbers += 1
         alive = self._log.open_of(tenant)
+        whole = self.budget_of(tenant)
         budget = msgspec.structs.replace(
-            self._budget,
-            instances=max(0, self._budget.instances - len(alive)),
-            memory_mb=max(0, self._budget.memory_mb - sum(one.memory_mb for one in alive)),
+            whole,
+            instances=max(0, whole.instances - len(alive)),
+            memory_mb=max(0, whole.memory_mb - sum(one.memory_mb for one in alive)),
         )
         held = run.promised if run is not None else Counter[FunctionId]()
         idle = {one.function: self._unpromised(one.function) + held[one.function] for one in expected}
@@ -264,10 +271,10 @@ class PlannerLoop:
 
     # -- outcomes
 
-    def on_outcomes(self, updates: Sequence[DecisionUpdate]) -> None:
+    def on_outcomes(self, updates: Sequence[DecisionUpdate], node: str = "") -> None:
         """Keeps the log, and learns how long functions take to get ready."""
         for update in updates:
-            entry = self._log.update(update)
+            entry = self._log.update(update, node)
             if entry is not None and update.outcome == "ready":
                 self._graph.set_start_time(FunctionId(entry.function), update.start_s)
 

@@ -20,6 +20,7 @@ from workers.rpc.messages import (
     PrepareBatch,
     PrepareItem,
     Records,
+    Retire,
     Revoke,
     Rpc,
     Stale,
@@ -237,6 +238,10 @@ class NodePeer(Peer):
     def revoke(self, decision_ids: list[str], why: str, lease: str = "", epoch: int = 0) -> None:
         if self.connection is not None:
             self.connection.send(Rpc.REVOKE, 0, Revoke(decision_ids, why, epoch, lease))
+
+    def retire(self, tenant: str) -> None:
+        if self.connection is not None:
+            self.connection.send(Rpc.RETIRE, 0, Retire(tenant))
 
     def drain(self, version: str) -> None:
         if self.connection is not None:

@@ -37,6 +37,10 @@ class RunBook:
     def records(self, trace_id: str) -> "list[InvocationRecord]":
         return self._runs.get(trace_id, [])
 
+    def forget_tenant(self, tenant: str) -> None:
+        for trace_id in [one for one, records in self._runs.items() if records and records[0].tenant == tenant]:
+            del self._runs[trace_id]
+
     def list(self, tenant: str, limit: int) -> list[dict[str, Any]]:
         """Finished runs, newest last."""
         found = []

@@ -14,23 +14,27 @@ import uvloop
 from sqlalchemy.exc import SQLAlchemyError
 
 from graph.callgraph import CallGraph
-from graph.ids import FunctionId, TenantId
+from graph.ids import FunctionId, TenantId, VersionId, tenant_of
 from graph.plans import Budget
 from graph.snapshot import SnapshotError
 from graph.snapshot import dump as dump_graph
 from graph.snapshot import load as load_graph
 from orchestrator.catalog.leases import planner_lease
 from orchestrator.catalog.nudge import Nudge
-from orchestrator.catalog.routes import NodeRoute, Route
+from orchestrator.catalog.routes import NodeRoute, Route, TenantRoute
 from orchestrator.catalog.store import Store
 from orchestrator.catalog.watch import RouteTable, RouteWatcher
 from orchestrator.members import LOCAL, Members, admit
 from orchestrator.membership import Self
+from orchestrator.ops.listener import Operations
+from orchestrator.ops.routes import RouteMetrics
+from orchestrator.planner.activity import Activity
 from orchestrator.planner.insight import Insight
 from orchestrator.planner.leadership import Leadership
 from orchestrator.planner.learning import Learner
 from orchestrator.planner.log import DecisionLog
 from orchestrator.planner.loop import PlannerLoop
+from orchestrator.planner.metrics import PlannerMetrics, planner_checks
 from orchestrator.planner.peers import Fleet, GatewayPeer, NodePeer
 from orchestrator.planner.runs import RunBook
 from orchestrator.planner.state import FORMAT, PlannerState, load, lock, save
@@ -60,11 +64,14 @@ class Planner:
         self.path = settings.planner_folder / "state"
         stored = load(self.path)
         self.graph = _restore(stored.graph) if stored is not None else CallGraph()
-        self.table = RouteTable(self._route_changed, self._version_gone, self._member_changed)
+        self.table = RouteTable(self._route_changed, self._version_gone, self._tenant_changed, self._member_changed)
         self.decisions = DecisionLog(stored.decisions if stored is not None else None)
         self.runs = RunBook(stored.runs if stored is not None else None)
         self.learner = Learner(self.graph, self.runs)
         self.leadership: Leadership | None = None  # None: nobody else is there to decide
+        self.activity = Activity()
+        for records in self.runs.all().values():
+            self.activity.add(records)
         hello = Hello("planner", name, secret)
 
         def node(address: Address, whom: Peer, epoch: int) -> NodePeer:
@@ -91,6 +98,7 @@ class Planner:
         )
         self.assembler = Assembler()
         self.exporter = Exporter(settings.otel_endpoint)
+        self._removed: set[str] = set()  # tenants; what still comes of them is nobody's
         self._saved_revision: tuple[object, ...] = ()
 
     def connect(self) -> None:
@@ -123,14 +131,19 @@ class Planner:
 
     def on_triggers(self, triggers: Triggers) -> None:
         for event in triggers.events:
-            self.loop.on_event(event)
+            if not self._removed or tenant_of(VersionId(event.version)) not in self._removed:
+                self.loop.on_event(event)
 
     def on_records(self, records: Records) -> None:
-        self.learner.add(records.records, records.dropped, time.time())
-        self.exporter.submit(records.records)
+        known = records.records
+        if self._removed:
+            known = [one for one in known if one.tenant not in self._removed]
+        self.learner.add(known, records.dropped, time.time())
+        self.activity.add(known)
+        self.exporter.submit(known)
 
     def on_outcomes(self, node: str, updates: Sequence[DecisionUpdate]) -> None:
-        self.loop.on_outcomes(updates)
+        self.loop.on_outcomes(updates, node)
 
     def on_node(self, node: NodePeer, up: bool) -> None:
         if not up:
@@ -140,6 +153,9 @@ class Planner:
             return
         for lease, epoch in self.leadership.held() if self.leadership is not None else ():
             node.fence(lease, epoch)
+        for tenant in self.table.tenants.values():
+            if tenant.removed:
+                node.retire(tenant.tenant)
         for route in self.table.routes.values():
             self._bring_code(route, node)
 
@@ -152,6 +168,20 @@ class Planner:
         callees = [FunctionId(f"{tenant}/{name}") for name in route.calls]
         self.graph.declare(function, callees, spec.memory_mb if spec is not None else 128, now)
         self._bring_code(route, None)
+
+    def _tenant_changed(self, name: str, route: TenantRoute | None) -> None:
+        """A removed tenant stays in the routes, so that a planner that was away forgets it too."""
+        if route is None or not route.removed:
+            return
+        tenant = TenantId(name)
+        self._removed.add(name)
+        self.graph.forget_tenant(tenant)
+        self.assembler.forget_tenant(tenant)
+        self.decisions.forget_tenant(tenant)
+        self.runs.forget_tenant(tenant)
+        self.loop.policies.pop(tenant, None)
+        for node in self.fleet.up():
+            node.retire(name)
 
     def _version_gone(self, version: str) -> None:
         for node in self.fleet.up():
@@ -181,7 +211,7 @@ class Planner:
 
     async def save(self) -> None:
         learned = self.learner.counters.observed + self.learner.counters.records
-        revision = (self.decisions.revision, learned, tuple(self.loop.policies.items()))
+        revision = (self.decisions.revision, learned, tuple(self.loop.policies.items()), len(self._removed))
         if revision == self._saved_revision:
             return
         state = PlannerState(FORMAT, dump_graph(self.graph), self.decisions.entries(), self.runs.all(), dict(self.loop.policies))
@@ -261,7 +291,16 @@ async def _serve(settings: Settings, secret: str, own: Self) -> None:
     holder = f"{name} {hashlib.sha256(str(settings.state).encode()).hexdigest()[:8]}"
     leadership = Leadership(store.leases, holder, str(addresses[-1]), settings.planner_shards, planner.took_over)
     planner.leadership = leadership
-    insight = Insight(planner.graph, planner.table, planner.fleet, planner.loop, planner.decisions, planner.runs, planner.learner)
+    insight = Insight(
+        planner.graph,
+        planner.table,
+        planner.fleet,
+        planner.loop,
+        planner.decisions,
+        planner.runs,
+        planner.learner,
+        planner.activity,
+    )
     told = Listening(name, "planner", admits=admit(("control",), planner.table.nodes))
     servers = [await listen(at, _Callers(), secret, told, insight.answers(), own.identity) for at in addresses]
     planner.connect()
@@ -289,9 +328,14 @@ async def _serve(settings: Settings, secret: str, own: Self) -> None:
             timeout_graceful_shutdown=3,
         )
     )
+    operations = Operations(
+        "planner", lambda: http.started, lambda: planner_checks(planner), PlannerMetrics(planner), RouteMetrics(planner.table)
+    )
     try:
+        await operations.start(settings)
         await http.serve()
     finally:
+        await operations.stop()
         for server in servers:
             server.close()
         for task in background:

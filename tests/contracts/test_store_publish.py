@@ -1,10 +1,6 @@
-"""The routes in a real Valkey: generations never go back, the sequence has no gap, all of it can be rebuilt."""
+"""The routes in a real Valkey and a real Redis: generations never go back, the sequence has no gap, all of it can be rebuilt."""
 
 import asyncio
-import shutil
-import subprocess
-import tempfile
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,7 +9,6 @@ import pytest
 import redis
 
 from graph.ids import FunctionId
-from orchestrator import valkey
 from orchestrator.catalog.functions import VersionSettings
 from orchestrator.catalog.model import ConditionName, ConditionStatus
 from orchestrator.catalog.publish import GENERATIONS_KEY, SOURCE_KEY, Published, Publisher
@@ -27,18 +22,9 @@ DIGEST = "sha256:" + "a" * 64
 F = FunctionId("acme/f")
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[str]:
-    folder = Path(tempfile.mkdtemp(prefix="fg-"))  # short: a socket's path holds 108 bytes
-    socket = folder / "v.sock"
-    with subprocess.Popen(valkey.command(socket, folder / "data"), stdout=subprocess.DEVNULL) as process:
-        for _ in range(500):
-            if valkey.answers(socket):
-                break
-            time.sleep(0.02)
-        yield f"unix://{socket}"
-        process.terminate()
-    shutil.rmtree(folder)
+@pytest.fixture
+def server(redis_url: str) -> str:
+    return redis_url
 
 
 @pytest.fixture
@@ -57,8 +43,8 @@ def publisher(server: str, raw: redis.Redis) -> Iterator[Publisher]:
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    made = Store(f"sqlite:///{tmp_path / 'catalog.db'}")
+def store(database_url: str) -> Iterator[Store]:
+    made = Store(database_url)
     made.migrate()
     made.keys.create_tenant("acme", 1)
     made.packages.register("acme", DIGEST, 1, 1, (), "", 1)
@@ -70,7 +56,8 @@ def deploy(store: Store, name: str = "f") -> Route:
     settings = VersionSettings(DIGEST, "h:f", "event", "python3.11", 128, 30.0, 1)
     number = store.functions.put("acme", name, settings, 1).versions[0].number
     function = FunctionId(f"acme/{name}")
-    store.functions.set_condition(function, number, ConditionName.CODE, ConditionStatus.TRUE, "", 1)
+    for name in (ConditionName.CODE, ConditionName.NETWORK, ConditionName.CAPACITY):
+        store.functions.set_condition(function, number, name, ConditionStatus.TRUE, "", 1)
     route = store.functions.mark_serving(function, number)
     assert route is not None
     return route

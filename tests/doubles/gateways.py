@@ -11,13 +11,15 @@ from doubles.loop import until
 from doubles.nodes import SECRET, Rig
 
 from graph.ids import FunctionId
-from orchestrator.catalog.routes import KeyRoute, Route
+from orchestrator.catalog.routes import KeyRoute, Route, TenantRoute
 from orchestrator.catalog.watch import RouteTable
+from orchestrator.gateway.allowances import Allowances
 from orchestrator.gateway.app import GatewayApp
 from orchestrator.gateway.links import NodeLink
 from orchestrator.gateway.reports import Reports
 from orchestrator.gateway.runs import Runs
 from orchestrator.gateway.waiting import WaitingRoom
+from orchestrator.quotas import OwnQuotas, Quotas
 from workers.rpc.messages import Hello
 from workers.versions import VersionSpec
 
@@ -38,8 +40,8 @@ def route(*versions: VersionSpec, generation: int = 1, calls: Sequence[str] = ()
 
 
 class Gate:
-    def __init__(self, table: RouteTable, runs: Runs, reports: Reports, app: GatewayApp) -> None:
-        self.table, self.runs, self.reports, self.app = table, runs, reports, app
+    def __init__(self, table: RouteTable, runs: Runs, reports: Reports, allowances: Allowances, app: GatewayApp) -> None:
+        self.table, self.runs, self.reports, self.allowances, self.app = table, runs, reports, allowances, app
         transport = httpx.ASGITransport(app=app)  # type: ignore[arg-type]
         self.client = httpx.AsyncClient(
             transport=transport, base_url="http://gateway", headers={"authorization": f"Bearer {TOKEN}"}
@@ -48,6 +50,9 @@ class Gate:
     def serve(self, *specs: VersionSpec) -> None:
         for one in specs:
             self.table.put(one.version.rpartition(":")[0], route(one))
+
+    def allow(self, tenant: str, **quotas: float) -> None:
+        self.table.change("tenant", tenant, TenantRoute(tenant, 1, OwnQuotas(**quotas)))  # type: ignore[arg-type]
 
     async def post(self, name: str, content: bytes = b"", **headers: str) -> httpx.Response:
         return await self.client.post(f"/function/{name}", content=content, headers=headers)
@@ -64,12 +69,13 @@ async def running_gateway(
     """A gateway with keys and no routes yet, linked to `nodes` (rigs, or sockets where nobody may listen yet)."""
     table, reports = RouteTable(), Reports()
     table.replace({}, dict(KEYS))
-    runs = Runs(table, reports, WaitingRoom(max_waiting, max_wait_s), max_depth, max_payload)
+    allowances = Allowances(table, Quotas())
+    runs = Runs(table, reports, WaitingRoom(max_waiting, max_wait_s), allowances, max_depth, max_payload)
     hello = Hello("gateway", "gw", SECRET)
     paths = [one if isinstance(one, Path) else one.path for one in nodes]
     runs.set_links([NodeLink(path, hello, runs.on_call, runs.on_cancel_call) for path in paths])
     linking = [asyncio.create_task(link.run()) for link in runs.links]
-    gate = Gate(table, runs, reports, GatewayApp(table, runs, max_payload))
+    gate = Gate(table, runs, reports, allowances, GatewayApp(table, runs, allowances, max_payload))
     try:
         await until(lambda: all(link.up for link, node in zip(runs.links, nodes, strict=True) if isinstance(node, Rig)))
         yield gate

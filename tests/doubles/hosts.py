@@ -42,6 +42,9 @@ class Hosts:
                 ip("-n", space, "link", "set", device, "up")
             ip("-n", self.space(name), "route", "add", "default", "via", f"10.77.{number}.1")
 
+        forward = ["sysctl", "-qw", "net.ipv4.ip_forward=1"]  # the others reach each other through the first
+        subprocess.run(self.inside(first, forward), check=True, capture_output=True, timeout=10)
+
     def space(self, name: str) -> str:
         return f"{self._mark}-{name}"
 

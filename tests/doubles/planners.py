@@ -19,7 +19,14 @@ class Mind:
     def __init__(self, planner: Planner) -> None:
         self.planner = planner
         self.insight = Insight(
-            planner.graph, planner.table, planner.fleet, planner.loop, planner.decisions, planner.runs, planner.learner
+            planner.graph,
+            planner.table,
+            planner.fleet,
+            planner.loop,
+            planner.decisions,
+            planner.runs,
+            planner.learner,
+            planner.activity,
         )
 
     def settle(self) -> None:

@@ -151,6 +151,7 @@ class DoubleDriver:
         self.handler: Callable[[DoubleClone, Frame], None] = echo
         self.clones: list[DoubleClone] = []
         self.initialising: list[DoubleClone] = []
+        self.retired: list[str] = []
         self.tries = 0
         self.cloning = 0
         self.most_cloning = 0
@@ -173,7 +174,8 @@ class DoubleDriver:
         self.clones.append(clone)
         return clone
 
-    async def retire(self, tenant: str) -> None: ...
+    async def retire(self, tenant: str) -> None:
+        self.retired.append(tenant)
 
     async def stop(self) -> None:
         for clone in self.clones:
@@ -197,6 +199,7 @@ class DoubleCode:
         self.everything_held = True
         self.error: Exception | None = None
         self.fetched: list[str] = []
+        self.forgotten: list[str] = []
         self.fetching = 0
         self.most_fetching = 0
         self.pins: Counter[str] = Counter()
@@ -218,6 +221,9 @@ class DoubleCode:
 
     def unpin(self, spec: VersionSpec) -> None:
         self.pins[spec.version] -= 1
+
+    async def forget(self, tenant: str) -> None:
+        self.forgotten.append(tenant)
 
     def held(self, spec: VersionSpec) -> bool:
         return self.everything_held or spec.version in self.fetched

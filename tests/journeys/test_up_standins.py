@@ -24,7 +24,7 @@ pytestmark = pytest.mark.system
 WAIT_S = 30.0
 
 STANDIN = """
-import http.server, os, signal, socket, sys, time
+import http.server, os, signal, socket, socketserver, sys, threading, time
 name = sys.argv[1]
 signal.signal(signal.SIGTERM, lambda *a: (print("stopping", name, time.monotonic_ns(), flush=True), os._exit(0)))
 if os.environ.get("CRASH") == name:
@@ -41,11 +41,17 @@ if os.environ.get("LEAVES") == name:
     import subprocess
     left = subprocess.Popen(["sleep", "600"], start_new_session=True)
     print("left", left.pid, flush=True)
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200); self.end_headers(); self.wfile.write(name.encode())
+    def address_string(self): return "somebody"
+if os.environ.get("UNREADY") != name:
+    path = os.path.join(runtime, name + "-ops.sock")
+    if os.path.exists(path): os.unlink(path)
+    ops = socketserver.ThreadingUnixStreamServer(path, Handler)
+    threading.Thread(target=ops.serve_forever, daemon=True).start()
 print("up", name, os.getpid(), flush=True)
 if port:
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_GET(self):
-            self.send_response(200); self.end_headers(); self.wfile.write(name.encode())
     http.server.ThreadingHTTPServer(("127.0.0.1", int(os.environ[f"FOREGLOW_{port}_PORT"])), Handler).serve_forever()
 while True:
     time.sleep(1)

@@ -201,8 +201,11 @@ def test_a_planner_that_stands_still_or_dies_is_followed_by_the_next(cluster: Cl
     cluster.wait(lambda: "planner" in cluster.nodes().get("planner-c", {}).get("role", ""), "the second planner has joined")
     first = json.loads((cluster.state / "processes.json").read_text())["processes"]["planner"]["pid"]
 
+    said: list[str] = []
+
     def warms() -> bool:
         done = cluster.hosts.run("a", "warm", "nap", "--state", str(cluster.state), "--json")
+        said.append(done.stderr)
         return done.returncode == 0
 
     def holder() -> str:
@@ -218,7 +221,7 @@ def test_a_planner_that_stands_still_or_dies_is_followed_by_the_next(cluster: Cl
     try:
         took = cluster.wait(lambda: holder().startswith("planner-c"), "the second takes over", 15)
         assert took < 5.5
-        cluster.wait(warms, "the second decides", 15)
+        cluster.wait(warms, f"the second decides: {said}", 15)
     finally:
         os.kill(first, signal.SIGCONT)
     time.sleep(2.5)

@@ -1,10 +1,13 @@
-"""From a deploy to the route: the real Valkey, a real Celery worker in a process of its own, real builds."""
+"""From a deploy to the route: a real Celery worker in a process of its own, real builds; on what comes along (SQLite, Valkey) and
+on what a fleet has (PostgreSQL, Redis)."""
 
 import contextlib
 import io
 import os
+import random
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import tarfile
@@ -16,18 +19,23 @@ from pathlib import Path
 
 import pytest
 import redis
+from doubles.servers import redis_command
+from doubles.thread_nodes import ThreadNode
 
 from graph.ids import FunctionId
 from orchestrator import valkey
 from orchestrator.catalog.functions import VersionSettings
+from orchestrator.catalog.model import Module
 from orchestrator.catalog.nudge import Nudge
 from orchestrator.catalog.routes import FUNCTIONS_KEY, KEYS_KEY, SEQUENCE_KEY, Route, decode_route
 from orchestrator.catalog.store import Store
 from orchestrator.catalog.views import FunctionView
-from orchestrator.settings import Settings
+from orchestrator.settings import Settings, rpc_secret
 from workers.code.origin import Origin
 from workers.code.package import build_package
 from workers.code.requirements import requirements_digest
+from workers.ports import InitFailed
+from workers.sealing import load_key
 
 pytestmark = pytest.mark.system
 
@@ -35,11 +43,15 @@ PATIENCE_S = 60.0
 HANDLER = {"handler.py": b"def f(event, context):\n    return event\n"}
 
 
-class Platform:
-    """Valkey, flow and the catalog of one state folder."""
+Legs = Callable[[], tuple[str, str]]
 
-    def __init__(self, folder: Path) -> None:
-        self.settings = Settings(state=folder / "state")
+
+class Platform:
+    """Valkey or Redis, flow and the catalog of one state folder."""
+
+    def __init__(self, folder: Path, redis_kind: str, database_url: str) -> None:
+        self.redis_kind = redis_kind
+        self.settings = Settings(state=folder / "state", database_url=database_url)
         self.settings.state.mkdir()
         self.settings.runtime_folder.mkdir(mode=0o700)
         self.index = folder / "index"
@@ -56,7 +68,7 @@ class Platform:
 
     def start_valkey(self) -> None:
         socket = self.settings.socket("valkey")
-        command = valkey.command(socket, self.settings.state / "valkey")
+        command = redis_command(self.redis_kind, socket, self.settings.state / "valkey")
         self.valkey = subprocess.Popen(command, stdout=subprocess.DEVNULL)
         self.wait(lambda: valkey.answers(socket), "Valkey")
 
@@ -64,6 +76,7 @@ class Platform:
         environment = {
             **os.environ,
             "FOREGLOW_STATE": str(self.settings.state),
+            "FOREGLOW_DATABASE_URL": self.settings.database_url,
             "UV_DEFAULT_INDEX": self.index.as_uri(),  # no test asks a network
             "SECRET_OF_THE_PLATFORM": "hunter2",
             "PYTHONFAULTHANDLER": "1",
@@ -109,8 +122,9 @@ class Platform:
         self.store.packages.register("acme", package.digest, len(files), size, package.requirements, digest, time.time())
         return package.digest
 
-    def deploy(self, name: str, files: dict[str, bytes], handler: str = "handler:f") -> int:
-        settings = VersionSettings(self.upload(files), handler, "event", "python3.11", 128, 30.0, 1)
+    def deploy(self, name: str, files: dict[str, bytes], handler: str = "handler:f", instances: int = 0) -> int:
+        package = self.upload(files)
+        settings = VersionSettings(package, handler, "event", "python3.11", 128, 30.0, 1, initial_instances=instances)
         number = self.store.functions.put("acme", name, settings, time.time()).versions[0].number
         self.nudge.give()
         return number
@@ -129,6 +143,24 @@ class Platform:
     def reason(self, name: str, number: int) -> str:
         version = self.settled(name, number)
         return next(one.reason for one in version.versions[0].conditions if one.name == "code")
+
+    def condition(self, name: str, number: int, condition: str) -> tuple[str, str]:
+        version = self.store.functions.describe_version("acme", name, number)
+        return next((one.status, one.reason) for one in version.conditions if one.name == condition)
+
+    def all_closed(self) -> None:
+        def unfinished() -> object:
+            return self.store.outbox.unfinished(None, parked=False)
+
+        self.wait(lambda: not unfinished(), "all events closed")
+
+    def restart_flow(self) -> None:
+        self.stop(signal.SIGKILL, self.flow)
+        self.start_flow()
+
+    def node(self) -> ThreadNode:
+        """The real node where flow looks for it, its driver in the test's hand."""
+        return ThreadNode(self.settings.runtime_folder, rpc_secret(load_key(self.settings.key_file)))
 
     def layer(self, digest: str, into: Path) -> Path:
         from workers.code.layers import Limits, unpack_layer
@@ -159,9 +191,9 @@ class Platform:
 
 
 @contextlib.contextmanager
-def running() -> Iterator[Platform]:
+def running(legs: Legs) -> Iterator[Platform]:
     folder = Path(tempfile.mkdtemp(prefix="fg-flow-"))
-    made = Platform(folder)
+    made = Platform(folder, *legs())
     try:
         made.start_valkey()
         made.start_flow()
@@ -171,16 +203,25 @@ def running() -> Iterator[Platform]:
         shutil.rmtree(folder)
 
 
+@pytest.fixture(scope="module", params=["embedded", "fleet"])
+def legs(request: pytest.FixtureRequest) -> Legs:
+    """What Redis to start and the URL of an empty database ("": the embedded one)."""
+    if request.param == "embedded":
+        return lambda: ("valkey", "")
+    postgres = request.getfixturevalue("postgres")
+    return lambda: ("redis", postgres.fresh())
+
+
 @pytest.fixture(scope="module")
-def shared() -> Iterator[Platform]:
+def shared(legs: Legs) -> Iterator[Platform]:
     """One platform for all tests that break nothing; each uses function names of its own."""
-    with running() as made:
+    with running(legs) as made:
         yield made
 
 
 @pytest.fixture
-def platform() -> Iterator[Platform]:
-    with running() as made:
+def platform(legs: Legs) -> Iterator[Platform]:
+    with running(legs) as made:
         yield made
 
 
@@ -361,3 +402,214 @@ def test_no_secret_reaches_the_log(platform: Platform) -> None:
     assert made.token not in text
     assert "hunter2" not in text
     assert FunctionId("acme/f") not in platform.redis.hgetall(KEYS_KEY)
+
+
+# -- instances before traffic
+
+
+def test_the_route_waits_for_the_instances_a_version_asks_for(shared: Platform) -> None:
+    with shared.node() as node:
+        node.call(node.rig.driver.init_turn.close)
+        number = shared.deploy("ahead", HANDLER, instances=2)
+        shared.wait(lambda: shared.condition("ahead", number, "capacity")[1] == "0 of 2 instances ready", "two are started")
+        assert shared.condition("ahead", number, "code")[0] == "true"
+        assert shared.route("ahead") is None
+        node.call(node.rig.driver.init_turn.open)
+        assert shared.settled("ahead", number).latest == number
+        assert shared.condition("ahead", number, "capacity") == ("true", "2 instances started")
+        assert node.count(f"acme/ahead:{number}").idle == 2
+        shared.all_closed()
+        shared.store.functions.remove("acme", "ahead", time.time())
+        shared.nudge.give()
+        shared.wait(lambda: node.count(f"acme/ahead:{number}").idle == 0, "they go with the function")
+
+
+def test_an_init_that_fails_leaves_the_old_version_serving(shared: Platform) -> None:
+    with shared.node() as node:
+        old = shared.deploy("failing", HANDLER, instances=1)
+        assert shared.settled("failing", old).latest == old
+        node.rig.driver.init_error = InitFailed({"type": "KeyError", "message": "'TOKEN'", "stack": ""})
+        new = shared.deploy("failing", {**HANDLER, "x.py": b""}, instances=2)
+        described = shared.settled("failing", new)
+        assert (described.latest, described.versions[0].state) == (old, "failed")
+        assert shared.condition("failing", new, "capacity") == ("false", "an instance did not start: KeyError: 'TOKEN'")
+        shared.all_closed()
+        assert node.count(f"acme/failing:{old}").idle == 1
+        shared.wait(lambda: len(node.rig.driver.instances) == 1, "nothing of the new one stays")
+
+
+def test_a_node_that_is_away_is_waited_for(shared: Platform) -> None:
+    number = shared.deploy("patient", HANDLER, instances=1)
+    shared.wait(lambda: "no node is reachable" in shared.condition("patient", number, "capacity")[1], "it is told")
+    with shared.node():
+        assert shared.settled("patient", number).latest == number
+
+
+# -- in the middle
+
+
+CLAIMED = "SELECT 1 FROM deliveries WHERE module = ? AND tries > 0 AND done IS NULL"
+
+
+def killed_in_a_task_of(platform: Platform, module: Module) -> bool:
+    """Kills flow while a task of the module stands at its first write, which another transaction keeps it from.
+
+    False when the task was quicker, or something else was writing; flow goes on then.
+    """
+    assert platform.flow is not None
+    database = platform.settings.state / "foreglow.db"
+    with contextlib.closing(sqlite3.connect(database, timeout=0.2, isolation_level=None)) as writer:
+        deadline = time.monotonic() + 5
+        while writer.execute(CLAIMED, (module.value,)).fetchone() is None:
+            if time.monotonic() > deadline:
+                return False
+        platform.flow.send_signal(signal.SIGSTOP)
+        with contextlib.suppress(sqlite3.OperationalError):
+            writer.execute("BEGIN IMMEDIATE")
+        if not writer.in_transaction or writer.execute(CLAIMED, (module.value,)).fetchone() is None:
+            platform.flow.send_signal(signal.SIGCONT)
+            return False
+        platform.flow.send_signal(signal.SIGCONT)
+        time.sleep(0.3)  # whatever it does before its first write is done
+        platform.stop(signal.SIGKILL, platform.flow)
+        caught = writer.execute(CLAIMED, (module.value,)).fetchone() is not None
+        writer.execute("ROLLBACK")
+    return caught
+
+
+def test_a_flow_that_is_killed_in_a_task_of_any_module_does_it_again(platform: Platform) -> None:
+    platform.settled("warm-up", platform.deploy("warm-up", HANDLER))
+    for module in Module:
+        for attempt in range(20):
+            platform.all_closed()
+            number = platform.deploy("f", {**HANDLER, "x.py": f"{module}{attempt}".encode()})
+            if killed_in_a_task_of(platform, module):
+                break
+        else:
+            pytest.fail(f"never caught a task of {module}")
+        platform.start_flow()
+        assert platform.settled("f", number).latest == number
+        platform.all_closed()
+        route = platform.route("f")
+        assert route is not None
+        assert route.latest == number
+
+
+def test_instances_a_killed_flow_had_begun_are_not_begun_again(platform: Platform) -> None:
+    with platform.node() as node:
+        driver = node.rig.driver
+        node.call(driver.init_turn.close)
+        number = platform.deploy("f", HANDLER, instances=3)
+        platform.wait(lambda: driver.init_turn.waiting == 3, "three are started")
+        node.call(driver.init_turn.pass_one)
+        platform.wait(lambda: node.count(f"acme/f:{number}").idle == 1, "one is ready")
+        platform.restart_flow()
+        platform.wait(lambda: platform.condition("f", number, "capacity")[1] == "1 of 3 instances ready", "it goes on")
+        node.call(driver.init_turn.open)
+        assert platform.settled("f", number).latest == number
+        platform.all_closed()
+        assert node.count(f"acme/f:{number}").idle == 3
+        assert len(driver.clones) == 3
+
+
+def test_a_removal_while_instances_are_started_leaves_none(platform: Platform) -> None:
+    with platform.node() as node:
+        driver = node.rig.driver
+        node.call(driver.init_turn.close)
+        platform.deploy("f", HANDLER, instances=2)
+        platform.wait(lambda: driver.init_turn.waiting == 2, "two are started")
+        platform.store.functions.remove("acme", "f", time.time())
+        platform.nudge.give()
+        platform.wait(lambda: not driver.instances, "they are given up")
+        again = platform.deploy("f", HANDLER, instances=1)
+        node.call(driver.init_turn.open)
+        assert platform.settled("f", again).latest == again == 2
+        platform.all_closed()
+        assert len(driver.instances) == 1
+
+
+def test_a_flow_that_is_killed_while_a_removal_gives_up_instances_gives_them_up(platform: Platform) -> None:
+    with platform.node() as node:
+        number = platform.deploy("f", HANDLER, instances=2)
+        platform.settled("f", number)
+        platform.stop(signal.SIGKILL, platform.flow)
+        platform.store.functions.remove("acme", "f", time.time())
+        platform.start_flow()
+        platform.wait(lambda: not node.rig.driver.instances, "they are given up")
+        platform.all_closed()
+        assert platform.route("f") is None
+
+
+def test_removals_and_deploys_while_everything_is_in_flight(shared: Platform) -> None:
+    slow = {**HANDLER, "big.py": b"y = 2\n" * 100_000}
+    for round_number in range(3):
+        shared.deploy("flight", {**slow, "x.py": str(round_number).encode()})
+        if round_number == 1:
+            shared.deploy("flight", HANDLER)
+        shared.store.functions.remove("acme", "flight", time.time())
+        last = shared.deploy("flight", {**HANDLER, "x.py": b"last"})
+        shared.nudge.give()
+        assert shared.settled("flight", last).latest == last
+        shared.all_closed()
+        route = shared.route("flight")
+        assert route is not None
+        assert [spec.version for spec in route.versions] == [f"acme/flight:{last}"]
+        shared.store.functions.remove("acme", "flight", time.time())
+        shared.nudge.give()
+        shared.wait(lambda: shared.route("flight") is None, "the removal")
+
+
+def test_a_flow_that_is_killed_at_any_moment_ends_right(platform: Platform) -> None:
+    platform.settled("warm-up", platform.deploy("warm-up", HANDLER))
+    moments = random.Random(20)
+    newest: dict[str, int] = {}
+    for round_number in range(5):
+        for name in ("f", "g"):
+            newest[name] = platform.deploy(name, {**HANDLER, "x.py": str(round_number).encode()})
+        if round_number == 2:
+            platform.store.functions.remove("acme", "g", time.time())
+            newest["g"] = platform.deploy("g", HANDLER)
+        time.sleep(moments.uniform(0, 0.4))
+        platform.restart_flow()
+    for name, number in newest.items():
+        assert platform.settled(name, number).latest == number
+        route = platform.route(name)
+        assert route is not None
+        assert route.latest == number
+    platform.all_closed()
+
+
+# -- given up
+
+
+def test_a_poison_event_is_parked_and_told_and_a_retry_ends_it(platform: Platform) -> None:
+    """The code store loses the package; it comes back after the event was given up."""
+    kept = platform.settings.state / "kept"
+    package = platform.upload({**HANDLER, "x.py": b"poison"})
+    platform.settings.origin_folder.rename(kept)
+    settings = VersionSettings(package, "handler:f", "event", "python3.11", 128, 30.0, 1)
+    platform.store.functions.put("acme", "f", settings, time.time())
+    platform.nudge.give()
+    with contextlib.closing(sqlite3.connect(platform.settings.state / "foreglow.db", timeout=20)) as writer:
+
+        def parked() -> object:
+            with writer:  # time passes: the pauses between the tries are left out
+                writer.execute(
+                    "UPDATE deliveries SET due = 1 WHERE module = 'function_management' AND tries < 10 AND reason != ''"
+                )
+            time.sleep(0.05)
+            return platform.store.outbox.unfinished("acme", parked=True)
+
+        platform.wait(parked, "it is parked")
+    (event,) = platform.store.outbox.unfinished("acme", parked=True)
+    status, reason = platform.condition("f", 1, "code")
+    assert status == "false"
+    assert f"`foreglow events retry {event.id}`" in reason
+    assert event.reason in reason
+    assert "event.parked" in platform.log.read_text()
+    shutil.rmtree(platform.settings.origin_folder, ignore_errors=True)
+    kept.rename(platform.settings.origin_folder)
+    assert platform.store.outbox.redrive(time.time(), "acme") == [event.id]
+    platform.nudge.give()
+    assert platform.settled("f", 1).latest == 1
+    platform.all_closed()

@@ -227,7 +227,7 @@ def test_a_deploy_is_described_with_what_it_waits_for(api: Api) -> None:
     assert (version["state"], version["memory_mb"], version["environment"]) == ("pending", 256, {"SECRET": "***"})
     assert described["calls"] == [{"name": "g", "deployed": False}, {"name": "f", "deployed": False}]
     assert {one["name"]: one["status"] for one in version["conditions"]} == {
-        "code": "unknown", "network": "not needed", "capacity": "not needed",
+        "code": "unknown", "network": "unknown", "capacity": "unknown", "route": "unknown",
     }  # fmt: skip
     assert api.client.get("/v1/functions/f").json() == described
     assert api.client.get(answer.headers["location"]).json() == version
@@ -337,9 +337,86 @@ def test_openapi_is_complete(api: Api) -> None:
             assert operation.get("summary"), where
             assert operation.get("description"), where
             assert "422" not in operation["responses"], where
-            assert ("security" in operation) == path.startswith("/v1/"), where
+            assert ("security" in operation) == (path.startswith("/v1/") or path == "/metrics"), where
             assert all("content" in one or code == "204" for code, one in operation["responses"].items()), where
             for body in operation.get("requestBody", {}).get("content", {}).values():
                 schema = body["schema"]
                 if "$ref" in schema:
                     assert document["components"]["schemas"][schema["$ref"].rpartition("/")[2]]["examples"], where
+
+
+# -- tenants and keys
+
+
+def as_key(token: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {token}"}
+
+
+def test_an_operator_makes_a_tenant_its_key_and_its_end(api: Api) -> None:
+    made = api.client.post("/v1/tenants", json={"name": "newcomer", "quotas": {"functions": 1}})
+    assert (made.status_code, made.headers["location"]) == (201, "/v1/tenants/newcomer")
+    assert made.json()["quotas"]["functions"] == made.json()["own"]["functions"] == 1
+    assert made.json()["own"]["concurrency"] is None
+    problem(api.client.post("/v1/tenants", json={"name": "newcomer"}), 409)
+    key = api.client.post("/v1/keys?tenant=newcomer", json={"name": "first"})
+    assert (key.status_code, key.headers["cache-control"], key.json()["role"]) == (201, "no-store", "tenant")
+    theirs = as_key(key.json()["token"])
+    own = api.client.get("/v1/tenant", headers=theirs).json()
+    assert (own["name"], own["role"], own["use"]["keys"]) == ("newcomer", "tenant", 1)
+    assert own["use"]["concurrency"] is own["use"]["prewarm_instances"] is None  # Redis and planner are away
+    digest = api.upload(headers=theirs).json()["digest"]
+    wanted = {"package": digest, "handler": "handler:f"}
+    assert api.client.put("/v1/functions/one", json=wanted, headers=theirs).status_code == 202
+    refused = problem(api.client.put("/v1/functions/two", json=wanted, headers=theirs), 429, "functions")
+    assert "foreglow tenants quotas newcomer --functions" in refused
+    changed = api.client.put("/v1/tenants/newcomer/quotas", json={"package_bytes": 10})
+    assert (changed.json()["own"]["functions"], changed.json()["quotas"]["package_bytes"]) == (None, 10)
+    problem(api.upload({"handler.py": "x = 1"}, headers=theirs), 429, "package_bytes")
+    assert "newcomer" in [one["name"] for one in api.client.get("/v1/tenants").json()["tenants"]]
+    assert "functions (one)" in problem(api.client.delete("/v1/tenants/newcomer"), 409)
+    folder = api.settings.origin_folder / "layers" / "newcomer"
+    assert list(folder.iterdir())
+    for _ in range(2):
+        assert api.client.delete("/v1/tenants/newcomer?functions=true").status_code == 204
+    assert not folder.exists() or not list(folder.iterdir())
+    problem(api.client.get("/v1/tenant", headers=theirs), 401, "Authorization")
+    problem(api.client.post("/v1/keys?tenant=newcomer", json={"name": "late"}), 404)
+    assert "never given again" in problem(api.client.post("/v1/tenants", json={"name": "newcomer"}), 409)
+
+
+def test_a_tenants_key_runs_nothing_but_its_own_tenant(api: Api) -> None:
+    for method, path, body in (
+        ("POST", "/v1/tenants", {"name": "mine"}), ("GET", "/v1/tenants", None), ("PUT", "/v1/tenants/rival/quotas", {}),
+        ("DELETE", "/v1/tenants/rival", None),
+    ):  # fmt: skip
+        detail = problem(api.client.request(method, path, json=body, headers=api.rival), 403, "Authorization")
+        assert "operator key" in detail
+    for method, path, body in (
+        ("GET", "/v1/keys?tenant=default", None), ("POST", "/v1/keys?tenant=default", {"name": "k"}),
+        ("DELETE", "/v1/keys/00?tenant=default", None),
+    ):  # fmt: skip
+        problem(api.client.request(method, path, json=body, headers=api.rival), 403, "tenant")
+    problem(api.client.post("/v1/keys", json={"name": "k", "role": "operator"}, headers=api.rival), 403, "role")
+    assert api.client.get("/v1/keys?tenant=rival", headers=api.rival).status_code == 200
+
+
+def test_keys_are_named_shown_once_and_revoked(api: Api) -> None:
+    made = api.client.post("/v1/keys", json={"name": "ci of acme"}, headers=api.rival).json()
+    listed = api.client.get("/v1/keys", headers=api.rival)
+    assert made["token"] not in listed.text
+    assert [one["name"] for one in listed.json()["keys"]] == ["k", "ci of acme"]
+    first, second = listed.json()["keys"]
+    assert first["last_used"] is not None
+    assert second["last_used"] is None
+    fresh = as_key(made["token"])
+    assert api.client.delete(f"/v1/keys/{second['key_id']}", headers=fresh).status_code == 204
+    problem(api.client.get("/v1/keys", headers=fresh), 401, "Authorization")
+    assert "make another one first" in problem(api.client.delete(f"/v1/keys/{first['key_id']}", headers=api.rival), 409)
+    problem(api.client.delete("/v1/keys/0123", headers=api.rival), 404)
+    operators = [one for one in api.client.get("/v1/keys").json()["keys"] if one["role"] == "operator"]
+    assert "make another" in problem(api.client.delete(f"/v1/keys/{operators[0]['key_id']}"), 409)
+
+
+@pytest.mark.parametrize("quotas", [{"functions": -1}, {"concurrency": 1.5}, {"invocations_per_s": "many"}, {"cores": 1}])
+def test_a_quota_that_is_none_is_named(api: Api, quotas: dict[str, Any]) -> None:
+    problem(api.client.put("/v1/tenants/rival/quotas", json=quotas), 400, next(iter(quotas)))

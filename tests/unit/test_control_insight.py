@@ -4,8 +4,6 @@ import asyncio
 import json
 import shutil
 import socket
-import subprocess
-import sys
 import tempfile
 import threading
 from collections import Counter
@@ -282,26 +280,3 @@ def test_batches_keep_the_order_and_fit_a_message() -> None:
     assert left_out == {"trace too long": 1}
     assert all(len(msgspec.msgpack.encode(batch)) <= BATCH_BYTES + 100 or len(batch) == 1 for batch in made)
     assert list(batches([], left_out)) == []
-
-
-@pytest.mark.system
-def test_the_api_holds_what_its_openapi_promises(scene: Scene, tmp_path: Path) -> None:
-    """schemathesis against the real server, planner and node answering: no 5xx, no undocumented status, type or shape."""
-    for what in ("plan", "runs", "run", "workflows", "warm", "cool", "prewarm"):
-        scene.planner.answers[what] = lambda args: {}
-    scene.planner.answers["observe"] = lambda args: {"observed": 0}
-    scene.planner.answers["graph"] = lambda args: {"text": ""}
-    scene.planner.answers["decisions"] = lambda args: {"decisions": [], "revision": 0}
-    scene.planner.answers["state"] = scene.node.answers["state"] = lambda args: {}
-    scene.node.answers["logs"] = lambda args: []
-    command = [
-        str(Path(sys.executable).with_name("schemathesis")), "run", f"{scene.client.base_url}/openapi.json",
-        "--header", f"Authorization: {scene.client.headers['authorization']}",
-        "--phases", "examples,coverage,fuzzing", "--max-examples", "10", "--seed", "1", "--no-color", "--continue-on-failure",
-        "--exclude-path", "/v1/decisions/stream",  # it does not end
-        "--exclude-path", "/v1/packages",  # no zip comes about by chance; test_code_package has the hostile ones
-        "--exclude-checks", "positive_data_acceptance",  # a package must exist, traces must have lines
-        "--request-timeout", "10",
-    ]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, timeout=180, check=False, cwd=tmp_path)
-    assert done.returncode == 0, done.stdout[-4000:]

@@ -9,11 +9,13 @@ from doubles.gateways import route
 from doubles.nodes import spec
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from orchestrator.catalog.quotas import OwnQuotas
 
 from graph.callgraph import CallGraph
 from graph.calls import Call, Trace
 from graph.ids import FunctionId, TenantId
 from graph.plans import Budget, EdgeSource, Evidence, Trigger
+from orchestrator.catalog.routes import TenantRoute
 from orchestrator.catalog.watch import RouteTable
 from orchestrator.planner.log import DecisionLog
 from orchestrator.planner.loop import PlannerLoop, needed_in
@@ -456,3 +458,23 @@ def test_an_unlikely_branch_is_prepared_behind_a_certain_stage_that_comes_a_litt
     assert needed_in(evidence(1.0, 0.013)) < needed_in(evidence(0.25, 0.008))
     assert needed_in(evidence(1.0, 0.008)) < needed_in(evidence(1.0, 0.013))
     assert needed_in(evidence(1.0, None)) < needed_in(evidence(0.5, None))
+
+
+# -- quotas
+
+
+def test_a_tenants_quota_of_prewarmed_instances_bounds_its_plans_and_says_so(bench: Bench) -> None:
+    for name in "abc":
+        bench.deploy(name)
+    bench.deploy("entry", "a", "b", "c")
+    bench.table.change("tenant", "acme", TenantRoute("acme", 1, OwnQuotas(prewarm_instances=2)))
+    bench.starts("entry")
+    assert len(bench.node.ordered) == 2
+    shown = bench.loop.show(ACME, fid("entry"))
+    assert {one.why for one in shown.skipped} == {"the budget of 0 instances is used up"}
+    bench.table.change("tenant", "acme", TenantRoute("acme", 2, OwnQuotas(prewarm_instances=0)))
+    bench.starts("entry", "tr2")
+    assert len(bench.node.ordered) == 2
+    bench.table.change("tenant", "acme", None)
+    bench.starts("entry", "tr3")
+    assert len(bench.node.ordered) > 2

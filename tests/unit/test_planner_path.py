@@ -78,7 +78,7 @@ async def test_traces_alone_teach_the_path(tmp_path: Path) -> None:
 async def test_off_leaves_the_path_cold(tmp_path: Path) -> None:
     async with running_node(tmp_path) as rig, running_gateway(rig) as gate, running_planner(gate, tmp_path, rig) as mind:
         deploy(gate, mind, *SPECS, calls=CALLS)
-        assert await mind.insight.prewarm({"tenant": "acme", "policy": "off"}) == {"policy": "off"}
+        assert await mind.insight.prewarm({"tenant": "acme", "policy": "off"}) == {"policy": "off", "open": 0}
         Story(rig, **CALLS)
         assert (await gate.post("entry")).status_code == 200
         await mind.heard(1)
@@ -172,8 +172,8 @@ async def test_a_policy_that_was_set_survives_a_restart_although_nothing_else_ha
             await mind.insight.prewarm({"tenant": "acme", "policy": "off"})
             await mind.planner.save()
         async with running_planner(gate, tmp_path, rig) as mind:
-            assert await mind.insight.prewarm({"tenant": "acme"}) == {"policy": "off"}
-            assert await mind.insight.prewarm({"tenant": "other"}) == {"policy": "path"}
+            assert await mind.insight.prewarm({"tenant": "acme"}) == {"policy": "off", "open": 0}
+            assert await mind.insight.prewarm({"tenant": "other"}) == {"policy": "path", "open": 0}
 
 
 # -- what people ask

@@ -94,6 +94,18 @@ class Origin:
             raise OriginError(f"layer {digest[:19]} of tenant {tenant}: {_first_line(error)}") from error
         return True
 
+    def forget_tenant(self, tenant: str) -> None:
+        """Deletes every layer of the tenant. Once more does no harm."""
+        if not TENANT_PATTERN.match(tenant):
+            raise OriginError(f"not a tenant: {tenant[:80]!r}")
+        try:
+            for found in obstore.list(self._store, prefix=f"layers/{tenant}"):
+                obstore.delete(self._store, [one["path"] for one in found])
+        except FileNotFoundError:
+            return
+        except (BaseError, OSError) as error:
+            raise OriginError(f"deleting the layers of tenant {tenant}: {_first_line(error)}") from error
+
 
 def _name(tenant: str, digest: str) -> str:
     if not TENANT_PATTERN.match(tenant):

@@ -43,6 +43,8 @@ def _accept(wanted: str, number: int) -> str:
         raise RequirementsError(f"{shown}: options are not accepted, only names with versions")
     try:
         requirement = Requirement(plain)
+    except RecursionError:
+        raise RequirementsError(f"{shown}: nested too deeply") from None
     except InvalidRequirement as error:
         reason = str(error).splitlines()[0]
         raise RequirementsError(f"{shown}: {reason}; only names with versions are accepted, no files or addresses") from None

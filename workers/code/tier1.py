@@ -17,6 +17,7 @@ import threading
 from collections import Counter, OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import structlog
@@ -36,6 +37,13 @@ BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 BOOT_FILE = ".boot"
 
 log = structlog.get_logger(__name__)
+
+
+class Tally:
+    """Since the process started: layers asked for that were here, fetched and not to be had, and the bytes fetched."""
+
+    held = fetched = failed = fetched_bytes = 0
+
 
 Key = tuple[str, str]
 """Tenant and digest."""
@@ -59,6 +67,7 @@ class Tier1:
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="tier1")
         self._lock = threading.Lock()  # of the folder's contents: renames and removals
         self._bytes = 0
+        self.tally = Tally()
         self._start()
 
     # -- asked by the node
@@ -67,6 +76,7 @@ class Tier1:
         """The folders of the version's layers, code first. At once when they are here; else each is fetched by one task,
         however many ask. Raises CodeUnavailable."""
         keys = _keys(spec)
+        self.tally.held += sum(key in self._ready for key in keys)
         if not all(key in self._ready for key in keys):
             with self.pinned(spec):  # what is here must not make room for what is missing
                 await asyncio.gather(*(self._bring(key) for key in keys if key not in self._ready))
@@ -86,6 +96,16 @@ class Tier1:
             self._pins[key] -= 1
             if self._pins[key] <= 0:
                 del self._pins[key]
+
+    async def forget(self, tenant: str) -> None:
+        """Every layer of the tenant goes, pinned or not, and its folder. What is being fetched for it is waited for first."""
+        fetching = [task for key, task in self._fetching.items() if key[0] == tenant]
+        await asyncio.gather(*fetching, return_exceptions=True)
+        for key in [key for key in self._ready if key[0] == tenant]:
+            self._bytes -= self._ready.pop(key)[1]
+        self._doubtful = {key for key in self._doubtful if key[0] != tenant}
+        folder = self._folder / tenant
+        await asyncio.get_running_loop().run_in_executor(self._threads, partial(shutil.rmtree, folder, ignore_errors=True))
 
     @contextlib.contextmanager
     def pinned(self, spec: VersionSpec) -> Iterator[None]:
@@ -124,10 +144,13 @@ class Tier1:
         try:
             path, size = await loop.run_in_executor(self._threads, self._fetch, key, key in self._doubtful)
         except (OriginError, LayerError, OSError, RuntimeError) as error:
+            self.tally.failed += 1
             raise CodeUnavailable(f"layer {key[1][:19]} of tenant {key[0]}: {error}") from error
         self._doubtful.discard(key)
         self._ready[key] = (path, size)
         self._bytes += size
+        self.tally.fetched += 1
+        self.tally.fetched_bytes += size
         self._make_room(keep=key)
 
     def _make_room(self, keep: Key) -> None:

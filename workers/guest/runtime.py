@@ -36,8 +36,14 @@ JSON, BYTES, TEXT = "application/json", "application/octet-stream", "text/plain;
 RESULT_META = {kind: json.dumps({"content_type": kind}).encode() for kind in (JSON, BYTES)}
 LOG_META = {stream: json.dumps({"stream": stream}).encode() for stream in ("out", "err")}
 
+
+def _no_json(name: str) -> Any:
+    raise ValueError(f"{name} is no JSON")
+
+
 _encoder = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 _scan = json.JSONDecoder().scan_once  # type: ignore[attr-defined]
+_decoder = json.JSONDecoder(parse_constant=_no_json)  # NaN could come in and not go out again
 _current: "contextvars.ContextVar[Context | None]" = contextvars.ContextVar("foreglow_invocation", default=None)
 Frame = tuple[int, int, int, bytes, bytes]  # kind, flags, id, meta, body
 
@@ -293,7 +299,9 @@ def encode(value: Any) -> tuple[str, bytes]:
 
 
 def decode(content_type: str, body: bytes) -> Any:
-    return body if content_type and not content_type.startswith(JSON) else json.loads(body) if body else None
+    if content_type and not content_type.startswith(JSON):
+        return body
+    return _decoder.decode(body.decode(json.detect_encoding(body), "surrogatepass")) if body else None
 
 
 def payload(content_type: str, body: bytes) -> Any:

@@ -231,6 +231,9 @@ class Connection(asyncio.Protocol):
                 self._take(frame)
         except (ValueError, msgspec.MsgspecError, RpcError) as error:
             self._close(f"protocol error: {error}")
+        except Exception as error:  # whatever else a frame can provoke (nesting without end did) ends its connection only
+            log.exception("frame.failed", role=self.peer.role, peer=self.peer.name)
+            self._close(f"protocol error: {type(error).__name__}")
 
     def _take(self, frame: Frame) -> None:
         kind = frame.kind

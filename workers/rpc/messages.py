@@ -25,7 +25,8 @@ class Rpc(IntEnum):
     PREPARE = 14  # PrepareBatch
     REVOKE = 15  # Revoke: decisions no longer wanted
     DRAIN = 16  # Drain: a version's instances go when idle; none is made
-    STALE = 17  # Stale: the cluster counts with a newer epoch of this node; what it holds is void, it joins again
+    RETIRE = 17  # Retire: a tenant is gone for good, and all of it here goes with it
+    STALE = 18  # Stale: the cluster counts with a newer epoch of this node; what it holds is void, it joins again
     # from a node
     RESULT = 20  # InvokeResult + body
     CALL = 21  # ChildCall + payload; id numbers the call
@@ -45,7 +46,7 @@ class Rpc(IntEnum):
 class Hello(msgspec.Struct, array_like=True, frozen=True):
     """`secret`: the cluster key's RPC token; on the wire the proof that the sender has it, made with `nonce`."""
 
-    role: str  # gateway | planner | control
+    role: str  # gateway | planner | control | flow
     name: str
     secret: str
     epoch: int = 0  # a planner's lease; a node refuses one lower than it has seen
@@ -151,6 +152,10 @@ class Stale(msgspec.Struct, array_like=True, frozen=True):
     epoch: int
 
 
+class Retire(msgspec.Struct, array_like=True, frozen=True):
+    tenant: str
+
+
 class DecisionUpdate(msgspec.Struct, array_like=True, frozen=True):
     """`outcome` as in graph.plans.Outcome. `start_s` (with `ready`): how long preparing took. `invocation_id` with hit and late.
     `detail`: the steps in ms, or why it was cancelled."""
@@ -229,6 +234,7 @@ MESSAGES: dict[int, type[msgspec.Struct]] = {
     Rpc.REVOKE: Revoke,
     Rpc.DRAIN: Drain,
     Rpc.STALE: Stale,
+    Rpc.RETIRE: Retire,
     Rpc.RESULT: InvokeResult,
     Rpc.CALL: ChildCall,
     Rpc.OUTCOMES: Outcomes,

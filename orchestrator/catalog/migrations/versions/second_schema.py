@@ -1,4 +1,4 @@
-"""Quotas, key roles, nodes, join tokens, leases, instances made before traffic."""
+"""Quotas, key roles, nodes, join tokens, leases, instances made before traffic, conditions with their time and for routes."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -16,10 +16,18 @@ def upgrade() -> None:
     op.add_column("tenants", sa.Column("max_package_bytes", sa.BigInteger(), nullable=True))
     op.add_column("tenants", sa.Column("max_invocations_per_s", sa.Float(), nullable=True))
     op.add_column("tenants", sa.Column("max_prewarm_instances", sa.Integer(), nullable=True))
+    op.add_column("tenants", sa.Column("removed", sa.Float(), nullable=True))
     op.add_column("keys", sa.Column("role", sa.String(length=16), nullable=False, server_default="tenant"))
     # the first schema had one key that could do everything: the one made for whoever runs the platform
     op.execute("UPDATE keys SET role = 'operator' WHERE tenant = 'default' AND name = 'admin'")
     op.add_column("versions", sa.Column("initial_instances", sa.Integer(), nullable=False, server_default="0"))
+    op.add_column("conditions", sa.Column("since", sa.Float(), nullable=False, server_default="0"))
+    of_version = "versions.function = conditions.function AND versions.number = conditions.number"
+    op.execute(f"UPDATE conditions SET since = (SELECT created FROM versions WHERE {of_version})")  # noqa: S608
+    op.execute(
+        "INSERT INTO conditions (function, number, name, status, reason, since) SELECT function, number, 'route', "
+        "CASE state WHEN 'ready' THEN 'true' WHEN 'failed' THEN 'not needed' ELSE 'unknown' END, '', created FROM versions"
+    )
     op.create_table(
         "nodes",
         sa.Column("name", sa.String(length=63), nullable=False),

@@ -1,0 +1,1 @@
+"""What an operator asks of a process: does it turn, is it ready, what has it counted. Knows no process's insides."""

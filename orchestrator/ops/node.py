@@ -1,0 +1,55 @@
+"""The node's numbers as metrics, and what it needs to be ready. The node itself knows nothing of this."""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
+
+from orchestrator.ops.catalogue import family, histogram, one
+from orchestrator.ops.health import Check
+from workers.code.tier1 import Tier1
+from workers.instances import State
+from workers.node import Node
+
+MB = 1 << 20
+
+
+class NodeMetrics(Collector):
+    """Reads the node in its own loop."""
+
+    def __init__(self, node: Node, tier: Tier1) -> None:
+        self._node = node
+        self._tier = tier
+
+    def collect(self) -> Iterable[Metric]:
+        node, execution, tier = self._node, self._node.execution, self._tier.tally
+        states = Counter({"idle": 0, "busy": 0, "preparing": 0})
+        for instance in execution.table:
+            states["preparing" if instance.state is State.PREPARING else "busy" if instance.live else "idle"] += 1
+        yield family("foreglow_instances", [((state,), count) for state, count in states.items()])
+        yield one("foreglow_standbys", node.standbys)
+        memory = execution.memory
+        yield family("foreglow_memory_bytes", [(("total",), memory.total_mb * MB), (("promised",), memory.used_mb * MB)])
+        yield one("foreglow_steps_waiting", node.steps_waiting)
+        yield histogram("foreglow_prepare_seconds", [((kind,), part) for kind, part in execution.prepared.whole.items()])
+        yield histogram("foreglow_prepare_step_seconds", execution.prepared.steps.items())
+        yield family("foreglow_prepare_failures", [((why,), count) for why, count in execution.not_prepared.items()])
+        yield one("foreglow_decisions_open", len(node.decisions))
+        yield family(
+            "foreglow_code_requests",
+            [(("held",), tier.held), (("fetched",), tier.fetched), (("failed",), tier.failed)],
+        )
+        yield one("foreglow_code_fetched_bytes", tier.fetched_bytes)
+        yield one("foreglow_code_bytes", self._tier.bytes_held)
+        yield family("foreglow_isolation", [((node.report.driver, node.report.tier), 1)])
+        roles = Counter({"gateway": 0, "planner": 0, "control": 0})
+        roles.update(node.peers)
+        yield family("foreglow_connections", [((role,), count) for role, count in roles.items()])
+
+
+def node_checks(node: Node) -> Sequence[Check]:
+    return [
+        Check("gateway", "gateway" in node.peers, "no gateway is connected: no invocation comes here", needed=False),
+        Check("planner", "planner" in node.peers, "no planner is connected: nothing is prewarmed here", needed=False),
+    ]

@@ -1,0 +1,136 @@
+"""Functions, nodes and the other processes, as tables say them. Pure."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from orchestrator.page import cells, figures
+from orchestrator.page.cells import Row
+
+NODE_COLUMNS = [
+    cells.column("Node"),
+    cells.column("State"),
+    cells.column("Instances", "number"),
+    cells.column("Standbys", "number"),
+    cells.column("Memory promised", "wide"),
+    cells.column("Isolation", "wide"),
+]
+PROCESS_COLUMNS = [cells.column("Part"), cells.column("State"), cells.column("What it says", "wide")]
+FUNCTION_COLUMNS = [
+    cells.column("Function"),
+    cells.column("State"),
+    cells.column("Instances", "wide"),
+    cells.column("Conditions", "wide"),
+    cells.column("Invocations", "number"),
+    cells.column("Errors", "number"),
+    cells.column("Last error", "wide"),
+]
+
+
+def node_rows(status: Mapping[str, Any]) -> list[Row]:
+    """The nodes in GET /v1/status: what says of itself which isolation is in force, and those of them that are away."""
+    return [
+        _node(name, state)
+        for name, state in status.items()
+        if (isinstance(state, dict) and "isolation" in state) or (state == "away" and name not in ("planner", "redis"))
+    ]
+
+
+def _node(name: str, state: Any) -> Row:
+    if not isinstance(state, dict):
+        return cells.row(name, [name, cells.mark("false", "away"), "", "", "", "it holds no instance that can be reached"])
+    memory, isolation = state["memory_mb"], state["isolation"]
+    share = memory["promised"] / memory["total"] if memory["total"] else 0.0
+    missing = "; ".join(isolation["missing"])
+    return cells.row(
+        name,
+        [
+            {"text": name, "sub": state["name"] if state["name"] != name else ""},
+            cells.mark("true", "up"),
+            f"{state['instances']:,}",
+            f"{state['standbys']:,}",
+            {
+                "track": [{"left": 0, "width": round(100 * min(1.0, share), 1), "tone": "run", "title": figures.percent(share)}],
+                "text": f"{figures.megabytes(memory['promised'])} of {figures.megabytes(memory['total'])}",
+            },
+            {"text": f"{isolation['driver']}: {isolation['tier']}", "sub": f"not in force: {missing}" if missing else ""},
+        ],
+    )
+
+
+def process_rows(status: Mapping[str, Any]) -> list[Row]:
+    """Planner, Redis, and what the control flow still has to do."""
+    planner, events = status["planner"], status["events"]
+    up = isinstance(planner, dict)
+    learned = figures.count(planner["learned"]["observed"], "run") + " learned since it started" if up else ""
+    parked = events["parked"]
+    waiting = f"{events['open']:,} open, {parked:,} parked"
+    return [
+        cells.row("control", ["control", cells.mark("true", "up"), f"version {status['version']}"]),
+        cells.row(
+            "planner", ["planner", cells.mark("true", "up") if up else cells.mark("false", "away"), learned or _NO_PLANNER]
+        ),
+        cells.row("flow", ["control flow", cells.mark("false" if parked else "true", "parked" if parked else "ok"), waiting]),
+        cells.row(
+            "redis",
+            ["redis", cells.mark("true", "up"), "routes and events travel"]
+            if status["redis"] == "ok"
+            else ["redis", cells.mark("false", "away"), "invocations go on; deploys wait until it is back"],
+        ),
+    ]
+
+
+_NO_PLANNER = "nothing is prepared ahead; invocations start cold and are answered"
+
+
+def function_rows(
+    functions: Sequence[Mapping[str, Any]],
+    instances: Sequence[Mapping[str, Any]] | None,
+    activity: Mapping[str, Mapping[str, Any]],
+    wanted: str,
+    limit: int,
+) -> list[Row]:
+    """`functions` as GET /v1/functions lists them, `activity` by name; None of `instances`: no node could be asked."""
+    found = [one for one in functions if wanted.lower() in one["name"].lower()]
+    return [_function(one, instances, activity.get(one["name"])) for one in found[:limit]]
+
+
+def _function(one: Mapping[str, Any], instances: Sequence[Mapping[str, Any]] | None, done: Mapping[str, Any] | None) -> Row:
+    own = [count for count in instances or () if count["function"] == one["name"]]
+    counts = {state: sum(count[state] for count in own) for state in ("idle", "busy", "preparing")}
+    state = "warm" if counts["idle"] or counts["busy"] else "preparing" if counts["preparing"] else "cold"
+    nodes = sorted({count["node"] for count in own if count["idle"] or count["busy"] or count["preparing"]})
+    alone = len({count["node"] for count in instances or ()}) < 2
+    newest = one["versions"][0] if one["versions"] else None
+    serves = f"version {one['latest']} serves" if one["latest"] is not None else "no version serves yet"
+    error = done["last_error"] if done is not None else None
+    return cells.row(
+        one["name"],
+        [
+            {"text": one["name"], "sub": serves + (f", {figures.megabytes(newest['memory_mb'])}" if newest else "")},
+            cells.mark(state if instances is not None else "unknown"),
+            {
+                "text": ", ".join(f"{many} {name}" for name, many in counts.items() if many) or "none",
+                "sub": "" if alone else "on " + ", ".join(nodes) if nodes else "",
+            },
+            _conditions(newest),
+            f"{done['invocations']:,}" if done is not None else "0",
+            f"{done['errors']:,}" if done is not None else "0",
+            {"text": f"{error['status']} {error['type']}".strip(), "at": error["at"], "choose": f"run {error['trace_id']}"}
+            if error
+            else "",
+        ],
+    )
+
+
+def _conditions(version: Mapping[str, Any] | None) -> cells.Cell:
+    """The newest version's: in one word when all that is needed holds, else what does not and why."""
+    if version is None:
+        return ""
+    needed = [one for one in version["conditions"] if one["status"] != "not needed"]
+    open_ones = [one for one in needed if one["status"] != "true"]
+    if not open_ones:
+        return cells.mark("true", "hold", ", ".join(one["name"] for one in needed))
+    worst = "false" if any(one["status"] == "false" for one in open_ones) else "pending"
+    why = "; ".join(f"{one['name']} {one['status']}" + (f": {one['reason']}" if one["reason"] else "") for one in open_ones)
+    what = "waits" if worst == "pending" else "failed"
+    return cells.mark(worst, f"version {version['number']} {what}", why)

@@ -1,0 +1,385 @@
+"""Every endpoint with another tenant's key: nothing is shown, nothing is changed.
+
+The list of endpoints is the OpenAPI document of a platform that runs. Each (method, path) of it needs an entry here, a new one
+fails the first test until it has one:
+
+- `@crosses("GET", "/v1/things/{name}")` over a function of the Crossing (doubles.crossings) that asks with beta's key for what is
+  alpha's, or for everything, and looks at the answer with `world.clean(answer, expected_status)`: no mark of alpha may be in it.
+  What the endpoint shows that others do not (an id of its own) goes into `Crossing.marks`;
+- or `OPERATOR_ONLY`, with why a tenant has no business there: it is asked with beta's key and must answer 403;
+- or `PUBLIC`, with why it concerns no tenant.
+"""
+
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from doubles.crossings import ONLY, OTHER, SECRET, Crossing, eventually, running_crossing
+
+pytestmark = pytest.mark.system
+
+OPERATOR_ONLY = {
+    ("POST", "/v1/tenants"): "who may use the platform is for whoever runs it",
+    ("GET", "/v1/tenants"): "names all tenants",
+    ("PUT", "/v1/tenants/{name}/quotas"): "nobody sets his own limits",
+    ("DELETE", "/v1/tenants/{name}"): "as making one",
+    ("POST", "/v1/join-tokens"): "who may join the cluster is for whoever runs it",
+    ("GET", "/v1/nodes"): "names hosts and their addresses",
+    ("DELETE", "/v1/nodes/{name}"): "takes capacity from everybody",
+}
+PUBLIC = {
+    ("GET", "/healthz"): "says that the process lives",
+    ("GET", "/readyz"): "says that the database answers",
+}
+CROSSINGS: dict[tuple[str, str], Callable[[Crossing], None]] = {}
+
+
+def crosses(method: str, path: str) -> Callable[[Callable[[Crossing], None]], Callable[[Crossing], None]]:
+    def register(case: Callable[[Crossing], None]) -> Callable[[Crossing], None]:
+        assert (method, path) not in CROSSINGS
+        CROSSINGS[method, path] = case
+        return case
+
+    return register
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Crossing]:
+    with running_crossing(tmp_path_factory.mktemp("crossing")) as made:
+        yield made
+
+
+# -- one case for each endpoint
+
+
+@crosses("POST", "/v1/packages")
+def _(world: Crossing) -> None:
+    """The same bytes are two packages: that alpha has them tells beta nothing, and gives it nothing."""
+    before = world.alpha.get("/v1/tenant")["use"]["package_bytes"]
+    assert world.beta.package != world.alpha.package
+    wanted = {"package": world.beta.package, "handler": "app:shared"}
+    assert world.alpha.control.put("/v1/functions/shared", json=wanted).json()["field"] == "package"
+    assert world.alpha.get("/v1/tenant")["use"]["package_bytes"] == before
+
+
+@crosses("PUT", "/v1/functions/{name}")
+def _(world: Crossing) -> None:
+    wanted = {"package": world.alpha.package, "handler": "app:shared"}
+    refused = world.beta.control.put("/v1/functions/thief", json=wanted)
+    assert (refused.status_code, refused.json()["field"]) == (400, "package")
+    before = world.alpha.get("/v1/functions/shared")
+    world.beta.deploy("shared")
+    assert world.alpha.get("/v1/functions/shared") == before
+
+
+@crosses("GET", "/v1/functions")
+def _(world: Crossing) -> None:
+    names = {one["name"] for one in world.clean(world.beta.control.get("/v1/functions"))["functions"]}
+    assert {"shared", "front"} <= names
+
+
+@crosses("GET", "/v1/functions/{name}")
+def _(world: Crossing) -> None:
+    world.clean(world.beta.control.get(f"/v1/functions/{ONLY}"), 404)
+    assert world.clean(world.beta.control.get("/v1/functions/shared"))["versions"][0]["package"] == world.beta.package
+
+
+@crosses("DELETE", "/v1/functions/{name}")
+def _(world: Crossing) -> None:
+    world.clean(world.beta.control.delete(f"/v1/functions/{ONLY}"), 404)
+    assert world.beta.control.delete("/v1/functions/doomed").status_code == 204
+    eventually(lambda: world.beta.invoke("doomed").status_code == 404, "beta's is gone")
+    assert world.alpha.invoke("doomed").json()["mark"] == SECRET
+
+
+@crosses("GET", "/v1/functions/{name}/versions/{number}")
+def _(world: Crossing) -> None:
+    world.clean(world.beta.control.get(f"/v1/functions/{ONLY}/versions/1"), 404)
+    world.clean(world.beta.control.get("/v1/functions/shared/versions/1"))
+
+
+@crosses("GET", "/v1/tenant")
+def _(world: Crossing) -> None:
+    assert world.clean(world.beta.control.get("/v1/tenant"))["name"] == "beta"
+
+
+@crosses("GET", "/v1/keys")
+def _(world: Crossing) -> None:
+    world.clean(world.beta.control.get("/v1/keys"))
+    world.clean(world.beta.control.get("/v1/keys?tenant=alpha"), 403)
+
+
+@crosses("POST", "/v1/keys")
+def _(world: Crossing) -> None:
+    world.clean(world.beta.control.post("/v1/keys?tenant=alpha", json={"name": "k"}), 403)
+    world.clean(world.beta.control.post("/v1/keys", json={"name": "k", "role": "operator"}), 403)
+
+
+@crosses("DELETE", "/v1/keys/{key_id}")
+def _(world: Crossing) -> None:
+    world.clean(world.beta.control.delete(f"/v1/keys/{world.key_id}"), 404)
+    world.clean(world.beta.control.delete(f"/v1/keys/{world.key_id}?tenant=alpha"), 403)
+    assert world.alpha.control.get("/v1/tenant").status_code == 200
+
+
+@crosses("GET", "/v1/graph")
+def _(world: Crossing) -> None:
+    for form in ("json", "dot", "mermaid"):
+        assert "shared" in str(world.clean(world.beta.control.get(f"/v1/graph?format={form}")))
+
+
+@crosses("GET", "/v1/plans/{name}")
+def _(world: Crossing) -> None:
+    world.clean(world.beta.control.get(f"/v1/plans/{ONLY}"), 404)
+    world.clean(world.beta.control.get(f"/v1/plans/../alpha/{ONLY}"), 404)
+    world.clean(world.beta.control.get("/v1/plans/front"))
+
+
+@crosses("GET", "/v1/decisions")
+def _(world: Crossing) -> None:
+    assert world.clean(world.beta.control.get("/v1/decisions?limit=1000"))["decisions"]
+    for query in (f"run={world.run}", f"function={ONLY}"):
+        assert world.clean(world.beta.control.get(f"/v1/decisions?{query}"))["decisions"] == []
+
+
+@crosses("GET", "/v1/decisions/stream")
+def _(world: Crossing) -> None:
+    seen = []
+    with world.beta.control.stream("GET", "/v1/decisions/stream", headers={"Last-Event-ID": "0"}) as stream:
+        ends = time.monotonic() + 2.0
+        world.alpha.control.post("/v1/functions/front/warm", json={"count": 3})
+        world.beta.control.post("/v1/functions/front/warm", json={"count": 3})
+        for line in stream.iter_lines():
+            seen.append(line)
+            if time.monotonic() > ends and any(line.startswith("data:") for line in seen):
+                break
+    told = [json.loads(line[5:])["decision_id"] for line in seen if line.startswith("data:")]
+    theirs = {one["decision_id"] for one in world.alpha.get("/v1/decisions?limit=1000")["decisions"]}
+    assert told
+    assert not theirs & set(told)
+    assert not [mark for mark in world.marks if mark in "\n".join(seen)]
+
+
+@crosses("GET", "/v1/runs")
+def _(world: Crossing) -> None:
+    assert len(world.clean(world.beta.control.get("/v1/runs?limit=1000"))["runs"]) >= 3
+
+
+@crosses("GET", "/v1/runs/{trace_id}")
+def _(world: Crossing) -> None:
+    world.clean(world.beta.control.get(f"/v1/runs/{world.run}"), 404)
+
+
+@crosses("GET", "/v1/workflows")
+def _(world: Crossing) -> None:
+    assert world.clean(world.beta.control.get("/v1/workflows"))["workflows"]
+
+
+@crosses("POST", "/v1/functions/{name}/warm")
+def _(world: Crossing) -> None:
+    world.clean(world.beta.control.post(f"/v1/functions/{ONLY}/warm", json={}), 404)
+    world.clean(world.beta.control.post("/v1/functions/front/warm", json={}))
+
+
+@crosses("POST", "/v1/cool")
+def _(world: Crossing) -> None:
+    assert world.alpha.invoke("shared").status_code == 200
+    for body in ({}, {"function": "shared"}, {"function": ONLY}):
+        world.clean(world.beta.control.post("/v1/cool", json=body))
+    assert world.alpha.invoke("shared").headers["x-foreglow-start"] == "warm"
+
+
+@crosses("GET", "/v1/prewarm")
+def _(world: Crossing) -> None:
+    world.clean(world.beta.control.get("/v1/prewarm"))
+
+
+@crosses("PUT", "/v1/prewarm")
+def _(world: Crossing) -> None:
+    world.clean(world.beta.control.put("/v1/prewarm", json={"policy": "off"}))
+    assert world.alpha.get("/v1/prewarm")["policy"] == "path"
+    world.clean(world.beta.control.put("/v1/prewarm", json={"policy": "path"}))
+
+
+@crosses("GET", "/v1/functions/{name}/logs")
+def _(world: Crossing) -> None:
+    world.clean(world.beta.control.get(f"/v1/functions/{ONLY}/logs"), 404)
+    assert OTHER in str(world.clean(world.beta.control.get("/v1/functions/shared/logs")))
+    assert world.clean(world.beta.control.get(f"/v1/functions/shared/logs?invocation={world.invocation}"))["logs"] == []
+
+
+@crosses("POST", "/v1/traces/import")
+def _(world: Crossing) -> None:
+    head = "TraceID,SpanID,ParentID,PodName,OperationName,StartTimeUnixNano,EndTimeUnixNano,Duration\n"
+    spans = "ab,01,root,forged-7f8c-x2k4p,/a,1700000000000000000,1700000000120000000,120000\n"
+    body = {"format": "csv", "text": head + spans, "map": {"forged/a": "imported-by-beta"}}
+    before = graph_of(world.alpha)
+    world.clean(world.beta.control.post("/v1/traces/import", json=body))
+    assert graph_of(world.alpha) == before
+
+
+@crosses("GET", "/v1/status")
+def _(world: Crossing) -> None:
+    """Counts of the whole platform, no names."""
+    world.clean(world.beta.control.get("/v1/status"))
+
+
+# -- all of them
+
+
+def test_every_endpoint_has_its_case(world: Crossing) -> None:
+    document = world.operator.get("/openapi.json")
+    there = {(method.upper(), path) for path, methods in document["paths"].items() for method in methods}
+    listed = [*CROSSINGS, *OPERATOR_ONLY, *PUBLIC]
+    assert sorted(there - set(listed)) == [], "no case with another tenant's key; the head of this file says what to register"
+    assert sorted(set(listed) - there) == [], "registered, but the API has it not"
+    assert len(listed) == len(set(listed)), "registered in two ways"
+
+
+@pytest.mark.parametrize(("method", "path"), sorted(CROSSINGS), ids=lambda part: part)
+def test_another_tenants_key_sees_and_changes_nothing(world: Crossing, method: str, path: str) -> None:
+    CROSSINGS[method, path](world)
+
+
+@pytest.mark.parametrize(("method", "path"), sorted(OPERATOR_ONLY), ids=lambda part: part)
+def test_a_tenant_key_is_told_that_it_needs_an_operators(world: Crossing, method: str, path: str) -> None:
+    for named in ("alpha", "nobody"):
+        there = "/".join(named if part.startswith("{") else part for part in path.split("/"))
+        answer = world.beta.control.request(method, there, json={})
+        world.clean(answer, 403)
+        assert "operator key" in answer.json()["detail"]
+
+
+def test_an_operator_sees_its_own_tenant_like_everybody(world: Crossing) -> None:
+    assert world.operator.get("/v1/functions") == {"functions": []}
+    assert world.operator.get("/v1/runs") == {"runs": []}
+    assert world.operator.control.get(f"/v1/functions/{ONLY}").status_code == 404
+    assert {one["name"] for one in world.operator.get("/v1/tenants")["tenants"]} == {"alpha", "beta", "default"}
+
+
+# -- the functions listener
+
+
+def test_a_key_invokes_its_own_tenants_functions_only(world: Crossing) -> None:
+    for name in (ONLY, f"{ONLY}:1", f"../alpha/{ONLY}", f"alpha/{ONLY}"):
+        assert world.beta.functions.post(f"/function/{name}", json={}).status_code in (404, 405)
+    (_, refused) = world.beta.invoke("front", also=[ONLY]).json()
+    assert f"no function '{ONLY}'" in refused
+
+
+def test_functions_of_one_name_never_mix_however_many_run(world: Crossing) -> None:
+    def ask(number: int) -> tuple[str, dict[str, Any]]:
+        side = (world.alpha, world.beta)[number % 2]
+        return side.mark, side.invoke("shared", sleep=0.02).json()
+
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(ask, range(60)))
+    for mark, answer in answers:
+        assert answer["mark"] == mark
+        assert answer["seen"] == ["alpha" if mark == SECRET else "beta"], "an instance served both tenants"
+
+
+def test_code_on_the_nodes_disk_lies_apart(world: Crossing) -> None:
+    code = world.state / "node" / "code"
+    for tenant, own, foreign in (("alpha", SECRET, OTHER), ("beta", OTHER, SECRET)):
+        texts = [file.read_text() for file in (code / tenant).rglob("*.py")]
+        assert any(own in text for text in texts)
+        assert not any(foreign in text for text in texts)
+        assert (code / tenant).stat().st_mode & 0o777 == 0o711
+
+
+def test_no_process_runs_for_two_tenants(world: Crossing) -> None:
+    """Each tenant's template is a process of its own, and with privilege a user of its own."""
+    for side in (world.alpha, world.beta):
+        assert side.invoke("shared").status_code == 200
+    if os.geteuid() != 0:
+        return
+    users: dict[str, set[int]] = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                maps = (entry / "mountinfo").read_text()
+                owner = (entry / "status").stat().st_uid
+            except OSError:
+                continue
+            for tenant in ("alpha", "beta"):
+                if f"{world.state}/node/code/{tenant}/" in maps:
+                    users.setdefault(tenant, set()).add(owner)
+    assert not users.get("alpha", set()) & users.get("beta", set())
+
+
+# -- traces
+
+
+def graph_of(side: Any) -> set[tuple[str, str]]:
+    return {(edge["caller"], edge["callee"]) for edge in side.get("/v1/graph")["edges"]}
+
+
+def known_of(world: Crossing) -> dict[str, Any]:
+    """All that is known of alpha's run, and of alpha's graph."""
+    run = world.alpha.get(f"/v1/runs/{world.run}")
+    return {"run": run, "graph": graph_of(world.alpha), "runs": len(world.alpha.get("/v1/runs?limit=1000")["runs"])}
+
+
+def test_a_traceparent_of_another_tenant_joins_nothing(world: Crossing) -> None:
+    """Also while that run is live: its trace id is on the wire of everybody whom alpha calls."""
+    before = known_of(world)
+
+    def decided_for() -> set[str]:
+        return {one["trace_id"] for one in world.alpha.get("/v1/decisions?limit=1000")["decisions"] if one["trace_id"]}
+
+    earlier = decided_for()
+    world.alpha.control.post("/v1/cool", json={})  # so that the run is decided for, which names it while it is live
+    with ThreadPoolExecutor(1) as pool:
+        live = pool.submit(world.alpha.invoke, "front", sleep=3.0)
+        running = eventually(lambda: decided_for() - earlier, "alpha's run is live and known")
+        forged = []
+        for trace_id in (world.run, *sorted(running)):
+            parent = f"00-{trace_id}-{world.tree['invocation_id']}-01"
+            answer = world.beta.invoke("front", headers={"traceparent": parent, "tracestate": "x=1", "baggage": "a=b"})
+            assert answer.status_code == 200
+            forged.append(answer.headers["x-foreglow-trace"])
+        own = live.result().headers["x-foreglow-trace"]
+    assert own in running
+    assert own not in forged
+    assert not {world.run, *running} & set(forged), "beta's runs have ids of their own"
+    for trace_id in forged:
+        shown = eventually(lambda trace_id=trace_id: world.beta.control.get(f"/v1/runs/{trace_id}").json().get("root"))  # type: ignore[misc]
+        assert {shown["function"], *(child["function"] for child in shown["children"])} == {"front", "shared"}
+        assert world.alpha.control.get(f"/v1/runs/{trace_id}").status_code == 404
+    mine = eventually(lambda: world.alpha.control.get(f"/v1/runs/{own}").json().get("root"), "alpha's run is known")
+    assert [child["function"] for child in mine["children"]] == ["shared"]
+    assert world.alpha.get(f"/v1/runs/{world.run}") == before["run"]
+    decided = {one["trace_id"] for one in world.beta.get("/v1/decisions?limit=1000")["decisions"]}
+    assert not decided & {world.run, own, *running}
+
+
+def test_spans_that_name_another_tenants_trace_teach_only_who_sent_them(world: Crossing) -> None:
+    before = known_of(world)
+    for parent in (world.tree["invocation_id"], ""):
+        assert world.beta.spans(world.run, parent, "front", "told-by-beta").status_code == 200
+    assert world.beta.spans(world.run, "", "root-of-beta", "told-by-beta").status_code == 200
+    eventually(lambda: any("told-by-beta" in edge for edge in graph_of(world.beta)), "beta has learned what it told")
+    assert known_of(world) == before
+    assert world.beta.control.get(f"/v1/runs/{world.run}").status_code == 404
+    assert not [one for one in world.alpha.get("/v1/workflows")["workflows"] if "beta" in json.dumps(one)]
+
+
+# -- the end of a tenant
+
+
+def test_a_removed_tenant_is_gone_from_everywhere_and_the_other_stays(world: Crossing) -> None:
+    removed = world.operator.control.delete("/v1/tenants/alpha")
+    assert removed.status_code == 409
+    assert world.operator.control.delete("/v1/tenants/alpha?functions=true").status_code == 204
+    assert world.alpha.control.get("/v1/functions").status_code == 401
+    eventually(lambda: world.alpha.invoke("shared").status_code == 401, "the gateway knows the key no more")
+    eventually(lambda: not (world.state / "node" / "code" / "alpha").exists(), "the code is gone")
+    assert not [one for one in (world.state / "origin" / "layers").rglob("*") if one.is_file() and "alpha" in one.parts]
+    assert world.beta.invoke("shared").json()["mark"] == OTHER
+    assert world.beta.get("/v1/runs")["runs"]

@@ -1,0 +1,101 @@
+"""What a platform could leave behind on a machine: processes, namespaces, mounts, control groups, files, descriptors."""
+
+import contextlib
+import os
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from faults.running import Running, wait_for
+
+from workers.drivers.process import limits
+
+NAMESPACES = ("mnt", "pid", "net", "user", "ipc", "uts", "cgroup")
+GONE_S = 20.0
+CGROUPS = Path("/sys/fs/cgroup")
+
+
+def _stat(pid: int) -> tuple[int, int] | None:
+    """Parent, and when it started; None for a process that is gone or a zombie of somebody else's."""
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        if fields[0] not in "ZX":
+            return int(fields[1]), int(fields[19])
+    return None
+
+
+def _all() -> dict[int, tuple[int, int]]:
+    pids = [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
+    return {pid: found for pid in pids if (found := _stat(pid)) is not None}
+
+
+def _below(root: int) -> dict[int, int]:
+    """Every descendant -> when it started."""
+    everything = _all()
+    found, newest = {}, {root}
+    while newest:
+        newest = {pid for pid, (parent, _) in everything.items() if parent in newest} - found.keys()
+        found |= {pid: everything[pid][1] for pid in newest}
+    return found
+
+
+def _namespaces(pid: int) -> set[str]:
+    names = set()
+    for kind in NAMESPACES:
+        with contextlib.suppress(OSError):
+            names.add(os.readlink(f"/proc/{pid}/ns/{kind}"))
+    return names
+
+
+def descriptors(pid: int) -> Counter[str]:
+    """Open descriptors by kind: `socket`, `pipe`, `anon_inode`, or `file`."""
+    found: Counter[str] = Counter()
+    for entry in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(OSError):
+            target = os.readlink(entry)
+            found["file" if target.startswith("/") else target.partition(":")[0]] += 1
+    return found
+
+
+def _mounts(words: tuple[str, ...]) -> list[str]:
+    return [line for line in Path("/proc/self/mountinfo").read_text().splitlines() if any(word in line for word in words)]
+
+
+@dataclass
+class Traces:
+    """Looks at a platform while it runs (`look`, as often as wanted) and says at the end what is still there (`left`)."""
+
+    platform: Running
+    processes: dict[int, int] = field(default_factory=dict)
+    namespaces: set[str] = field(default_factory=set)
+
+    def look(self) -> None:
+        ours = _namespaces(os.getpid())
+        found = _below(self.platform.process.pid)
+        self.processes |= found
+        for pid in found:
+            self.namespaces |= _namespaces(pid) - ours
+
+    def left(self) -> list[str]:
+        """After the platform was stopped. Waits a moment for what ends by itself."""
+        with contextlib.suppress(AssertionError):
+            wait_for(lambda: not self._found(), "nothing is left", GONE_S)
+        return self._found()
+
+    def _found(self) -> list[str]:
+        alive = _all()
+        left = [f"process {pid}" for pid, started in self.processes.items() if alive.get(pid, (0, -1))[1] == started]
+        left += [f"namespaces {held} of process {pid}" for pid in alive if (held := _namespaces(pid) & self.namespaces)]
+        settings = self.platform.settings
+        left += _mounts((str(self.platform.state), str(settings.runtime_folder)))
+        group = limits.name_of(settings.node_folder / "process", 0).rpartition("-")[0]
+        left += [f"control group {path}" for path in CGROUPS.rglob(f"{group}*")]
+        left += [f"file {path}" for path in self._files()]
+        return left
+
+    def _files(self) -> list[Path]:
+        """What only a running platform has: sockets and addresses, folders of a build or an instance under way."""
+        state, settings = self.platform.state, self.platform.settings
+        running = [settings.runtime_folder, settings.addresses_file, state / "processes.json", state / "planner" / "state.new"]
+        under_way = [*state.glob("flow/build-*"), *state.rglob("*.new"), *state.rglob("resolve-*"), *state.rglob(".tmp*")]
+        return [path for path in [*running, *under_way] if path.exists()]

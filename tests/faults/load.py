@@ -1,0 +1,202 @@
+"""Steady load whose every answer can be checked: warm and cold workflows, deploys and removals, and what clients saw of them."""
+
+import itertools
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import httpx
+from faults.running import Running, put, wait_for
+
+INVOKE_S = 4.0  # the functions' time limit
+CLIENT_S = 10.0  # an answer that takes longer than the limit and the platform's grace is a hang
+MANAGE_S = 25.0
+SERVED_S = 60.0
+WARM_CLIENTS = 2
+WARM_PAUSE_S = 0.02
+COLD_EVERY_S = 1.5
+DEPLOY_EVERY_S = 0.7
+IDLE_S = 1.0  # the platform's, so that what is called every COLD_EVERY_S is cold each time
+
+# Three stages, the last one fanned out; each adds its name to what it got, so that a mixed-up or repeated answer shows.
+ENTRY = 'def handle(event, context):\n    return {"token": event["token"], "path": context.invoke("%s", event)}\n'
+MIDDLE = 'def handle(event, context):\n    return context.invoke_all([("left", event), ("right", event)])\n'
+LEAF = 'def handle(event, context):\n    return "%s " + event["token"]\n'
+WORKFLOWS = {
+    "front": ENTRY % "middle", "middle": MIDDLE, "rare": ENTRY % "seldom", "seldom": MIDDLE,
+    "left": LEAF % "left", "right": LEAF % "right",
+}  # fmt: skip
+MARKED = "def handle(event, context):\n    return %d\n"
+DEPLOYED = ("d0", "d1", "d2")
+
+
+@dataclass
+class Seen:
+    """One thing a client saw that was not success. `what`: a status, `refused`, `reset` or `timeout`."""
+
+    at: float
+    flow: str  # invoke | manage
+    what: str
+    detail: str
+
+
+@dataclass
+class Acknowledged:
+    """A deploy that was answered with 2xx: it is owed, at this number with this answer."""
+
+    name: str
+    number: int
+    marker: int
+
+
+@dataclass
+class Load:
+    """Threads that run between `start` and `stop`. Lists are appended to by them and read by anybody."""
+
+    platform: Running
+    answered: int = 0
+    cold: int = 0
+    wrong: list[str] = field(default_factory=list)
+    seen: list[Seen] = field(default_factory=list)
+    deploys: list[Acknowledged] = field(default_factory=list)
+    removals: list[str] = field(default_factory=list)
+    starts: Counter[tuple[str, str]] = field(default_factory=Counter)  # entry and how it found its instance
+
+    def __post_init__(self) -> None:
+        self._markers = itertools.count(1)
+        self._stop = threading.Event()
+        threads = [("warm", self._warm)] * WARM_CLIENTS + [("cold", self._cold_ones), ("deploys", self._deploy_all)]
+        self._threads = [threading.Thread(target=run, name=name, args=(n,)) for n, (name, run) in enumerate(threads)]
+
+    def prepare(self) -> None:
+        """Deploys the workflows and waits for each to answer."""
+        with self.platform.control(MANAGE_S) as control, self.platform.functions(CLIENT_S) as functions:
+            for name, source in WORKFLOWS.items():
+                assert put(control, name, source, timeout_s=INVOKE_S).status_code == 202
+            for entry in ("front", "rare"):
+                wait_for(lambda entry=entry: self._invoke(functions, entry, entry), f"{entry} answers", SERVED_S)  # type: ignore[misc]
+        self.seen.clear()
+
+    def start(self) -> None:
+        for thread in self._threads:
+            thread.start()
+
+    def end(self) -> None:
+        """Tells the threads to end, and waits for nobody."""
+        self._stop.set()
+
+    def stop(self) -> None:
+        self.end()
+        for thread in self._threads:
+            thread.join(MANAGE_S * 2)
+            assert not thread.is_alive(), f"a {thread.name} client hangs"
+
+    # -- invocations
+
+    def _warm(self, number: int) -> None:
+        with self.platform.functions(CLIENT_S) as client:
+            for count in itertools.count():
+                if self._stop.is_set():
+                    return
+                self.answered += self._invoke(client, "front", f"{number}-{count}")
+                self._stop.wait(WARM_PAUSE_S)
+
+    def _cold_ones(self, number: int) -> None:
+        with self.platform.functions(CLIENT_S) as client:
+            for count in itertools.count():
+                if self._stop.wait(COLD_EVERY_S):
+                    return
+                self.cold += self._invoke(client, "rare", f"cold-{count}")
+
+    def _invoke(self, client: httpx.Client, entry: str, token: str) -> bool:
+        wanted = {"token": token, "path": [f"left {token}", f"right {token}"]}
+        answer = self._ask("invoke", lambda: client.post(f"/function/{entry}", json={"token": token}))
+        if answer is None:
+            return False
+        if answer.status_code == 200:
+            self.starts[entry, answer.headers["x-foreglow-start"]] += 1
+            if answer.json() != wanted:
+                self.wrong.append(f"{entry} {token}: {answer.text[:300]}")
+            return True
+        self._note("invoke", str(answer.status_code), answer.text)
+        return False
+
+    # -- deploys and removals
+
+    def _deploy_all(self, number: int) -> None:
+        with self.platform.control(MANAGE_S) as client:
+            for count in itertools.count():
+                if self._stop.wait(DEPLOY_EVERY_S):
+                    return
+                self.deploy(client, DEPLOYED[count % len(DEPLOYED)])
+                if count % 4 == 3:
+                    self._remove_one(client, f"r{count}")
+
+    def deploy(self, client: httpx.Client, name: str) -> Acknowledged | None:
+        """None when it was not acknowledged; it may or may not have happened then."""
+        marker = next(self._markers)
+        answer = self._ask("manage", lambda: put(client, name, MARKED % marker, timeout_s=INVOKE_S))
+        if answer is None:
+            return None
+        if answer.status_code != 202:
+            self._note("manage", str(answer.status_code), answer.text)
+            return None
+        made = Acknowledged(name, answer.json()["versions"][0]["number"], marker)
+        self.deploys.append(made)
+        return made
+
+    def _remove_one(self, client: httpx.Client, name: str) -> None:
+        answer = self._ask("manage", lambda: put(client, name, MARKED % 0, timeout_s=INVOKE_S))
+        if answer is None or answer.status_code != 202:
+            if answer is not None:
+                self._note("manage", str(answer.status_code), answer.text)
+            return
+        answer = self._ask("manage", lambda: client.delete(f"/v1/functions/{name}"))
+        if answer is not None and answer.status_code == 204:
+            self.removals.append(name)
+        elif answer is not None:
+            self._note("manage", str(answer.status_code), answer.text)
+
+    # -- what clients see
+
+    def _ask(self, flow: str, send: Callable[[], httpx.Response]) -> httpx.Response | None:
+        try:
+            return send()
+        except httpx.ConnectError as error:
+            self._note(flow, "refused", repr(error))
+        except httpx.TimeoutException as error:
+            self._note(flow, "timeout", repr(error))
+        except httpx.TransportError as error:
+            self._note(flow, "reset", repr(error))
+        return None
+
+    def _note(self, flow: str, what: str, detail: str) -> None:
+        self.seen.append(Seen(time.monotonic(), flow, what, detail[:300]))
+        if what == "refused":
+            self._stop.wait(0.1)
+
+    # -- afterwards
+
+    def check_acknowledged(self) -> None:
+        """Every deploy that was answered with 2xx is served at its version, every removal is one. To be called without faults."""
+        with self.platform.functions(CLIENT_S) as functions, self.platform.control(MANAGE_S) as control:
+            newest = {one.name: one for one in self.deploys}
+            for name, last in newest.items():
+                served = wait_for(lambda: self._served(control, name, last.number), f"{name} serves {last.number}", SERVED_S)  # noqa: B023
+                if served == last.number:
+                    assert functions.post(f"/function/{name}", json=None).json() == last.marker
+            kept = [one for one in self.deploys if one.number > newest[one.name].number - 15]
+            for one in kept:
+                answer = functions.post(f"/function/{one.name}:{one.number}", json=None)
+                assert (answer.status_code, answer.json()) == (200, one.marker), f"{one}: {answer.text}"
+            for name in self.removals:
+                gone = lambda name=name: functions.post(f"/function/{name}", json=None).status_code == 404  # noqa: E731
+                wait_for(gone, f"{name} is removed", SERVED_S)
+                assert control.get(f"/v1/functions/{name}").status_code == 404
+
+    @staticmethod
+    def _served(control: httpx.Client, name: str, least: int) -> int:
+        latest = control.get(f"/v1/functions/{name}").json()["latest"] or 0
+        return latest if latest >= least else 0
