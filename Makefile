@@ -4,13 +4,14 @@ BIN := .venv/bin
 PYTEST_ARGS ?=
 export PYTHON
 
-.PHONY: help demo check test soak bench system environment lock clean
+.PHONY: help demo check test soak bench picture system environment lock clean
 
 help:
 	@echo "make demo       the story in the terminal: deploy, invoke cold, learn, prewarm, show why (DEMO_ARGS=--keep leaves it running)"
 	@echo "make test       everything; PYTEST_ARGS selects"
 	@echo "make check      ruff, mypy, import rules"
-	@echo "make bench      all benchmarks; make bench-warm, bench-cold, bench-chain: one topic"
+	@echo "make bench      all benchmarks; make bench-warm, bench-cold, bench-chain, bench-page: one topic"
+	@echo "make picture    the README's picture of the page"
 	@echo "make soak       what takes long"
 	@echo "make clean      removes .venv and caches"
 
@@ -34,6 +35,11 @@ bench: system .venv/.made-dev
 
 bench-%: system .venv/.made-dev
 	$(BIN)/python -m benchmarks $*
+
+# docs/images/page.png again, out of the browser tests.
+picture: system .venv/.made-dev
+	$(BIN)/python -m pytest -q tests/browser -k "chosen_by_keyboard" --pictures build/pictures
+	cp build/pictures/graph-chosen-light.png docs/images/page.png
 
 environment: .venv/.made-dev
 

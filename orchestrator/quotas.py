@@ -40,7 +40,14 @@ def refusal(tenant: str, quota: str, used: float, more: float, limit: float) -> 
     if used + more <= limit:
         return ""
     asked = f" and {more:,.0f} more were asked for" if more != 1 else ""
-    return f"the quota {quota} of tenant {tenant} is {limit:,g}: {used:,.0f} are in use{asked}; {who_can(tenant, quota)}"
+    numbers = f"the quota {quota} of tenant {tenant} is {limit:,.15g}: {used:,.0f} are in use{asked}"
+    return f"{numbers}; {_less(quota)}{who_can(tenant, quota)}"
+
+
+def _less(quota: str) -> str:
+    if quota == "package_bytes":
+        return "packages of removed functions make room an hour after their upload, or "
+    return "remove some, or "
 
 
 def who_can(tenant: str, quota: str) -> str:

@@ -16,7 +16,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from orchestrator import orphans, preflight, valkey
+from orchestrator import orphans, preflight, remains, valkey
 from orchestrator.ops.notify import VARIABLE as NOTIFY_SOCKET
 from orchestrator.ops.notify import notify
 from orchestrator.settings import Settings, reachable
@@ -62,6 +62,8 @@ def run(settings: Settings, announce: Callable[[str], None] = print, commands: C
             for line in preflight.sweep(settings):
                 announce(line)
             try:
+                remains.check_keys(settings)
+                remains.check_database(settings)
                 load_key(settings.key_file)
                 asyncio.run(_supervise(settings, held, announce, commands or process_commands()))
             finally:

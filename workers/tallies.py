@@ -11,7 +11,7 @@ from tracing.records import Timings
 SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 """Upper bounds of times, from half a millisecond to half a minute."""
 
-STEPS = ("queue", "place", "clone", "code", "net", "init")
+STEPS = ("queue", "clone", "code", "net", "init")  # and `place`, which the gateway adds
 
 
 class Histogram:
@@ -42,14 +42,20 @@ class StartTimes:
         self.steps: dict[tuple[str, str], Histogram] = {}
 
     def add(self, kind: str, timings: Timings, place_ms: float = 0.0) -> None:
+        waited_ms = timings.start_ms
         whole = self.whole.get(kind)
         if whole is None:
             whole = self.whole[kind] = Histogram()
-        whole.add((timings.start_ms + place_ms) / 1000)
-        for step in STEPS:
-            spent = place_ms if step == "place" else getattr(timings, step)
-            if spent > 0:
-                found = self.steps.get((kind, step))
-                if found is None:
-                    found = self.steps[kind, step] = Histogram()
-                found.add(spent / 1000)
+        whole.add((waited_ms + place_ms) / 1000)
+        if place_ms > 0:
+            self._step(kind, "place", place_ms)
+        if waited_ms > 0:  # a warm one has waited for nothing
+            for step in STEPS:
+                if (spent_ms := getattr(timings, step)) > 0:
+                    self._step(kind, step, spent_ms)
+
+    def _step(self, kind: str, step: str, spent_ms: float) -> None:
+        found = self.steps.get((kind, step))
+        if found is None:
+            found = self.steps[kind, step] = Histogram()
+        found.add(spent_ms / 1000)

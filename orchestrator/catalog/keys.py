@@ -1,11 +1,13 @@
 """Bearer tokens of tenants: several each, with a name and a role."""
 
+import contextlib
 import hashlib
 import secrets
 from collections.abc import Mapping
 
 import msgspec
 from sqlalchemy import ColumnElement, delete, func, or_, select, update
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from orchestrator.catalog.database import Database, retried
@@ -134,7 +136,9 @@ class Keys:
         if row is None:
             return None
         if row.last_used is None or now - row.last_used >= LAST_USED_EVERY_S:
-            self.used({row.key_id: now})
+            # a full disk or a busy database costs the note, not the answer
+            with contextlib.suppress(SQLAlchemyError):
+                self.used({row.key_id: now})
         return Caller(row.tenant, KeyRole(row.role), row.key_id)
 
     def used(self, at: Mapping[str, float]) -> None:

@@ -3,12 +3,16 @@
 from collections.abc import Sequence
 
 import msgspec
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from orchestrator.catalog.database import Database, retried
-from orchestrator.catalog.model import Layer, LayerRole, Package
-from orchestrator.catalog.tenants import check_quota
+from orchestrator.catalog.model import Layer, LayerRole, Package, Version
+from orchestrator.catalog.tenants import check_quota, living
 from orchestrator.quotas import Quotas
+
+UNUSED_S = 3600.0
+"""A package that was uploaded may be deployed for this long before it makes room for others."""
 
 
 class PackageView(msgspec.Struct, frozen=True):
@@ -40,6 +44,34 @@ class Packages:
         with self._database.write() as session:
             if session.get(Package, (tenant, digest)) is None:
                 check_quota(session, tenant, "package_bytes", size, self._quotas)
+
+    @retried
+    def release(self, tenant: str, now: float) -> list[str]:
+        """Forgets packages that no version uses and that lay for UNUSED_S, to make room. Returns the digests of layers that
+        nothing refers to any more, for the origin to delete."""
+        with self._database.write() as session:
+            living(session, tenant, lock=True)
+            used = select(Version.package).where(Version.tenant == tenant)
+            unused = select(Package).where(
+                Package.tenant == tenant, Package.created <= now - UNUSED_S, Package.digest.not_in(used)
+            )
+            gone: set[str] = set()
+            for package in session.scalars(unused).all():
+                built = select(Layer).where(Layer.tenant == tenant, Layer.role == LayerRole.CODE, Layer.source == package.digest)
+                for layer in session.scalars(built).all():
+                    gone.add(layer.digest)
+                    session.delete(layer)
+                gone.add(package.digest)
+                session.delete(package)
+            session.flush()
+            for kept in (
+                select(Layer.digest).where(Layer.tenant == tenant),
+                select(Package.digest).where(Package.tenant == tenant),
+                select(Version.code_layer).where(Version.tenant == tenant),
+                select(Version.dependency_layer).where(Version.tenant == tenant),
+            ):
+                gone -= set(session.scalars(kept))
+            return sorted(gone)
 
     @retried
     def register(

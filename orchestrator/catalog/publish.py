@@ -1,5 +1,6 @@
 """Writes the routes that gateways and planners read (catalog.routes): never a lower generation over a higher one, no gaps."""
 
+import secrets
 import time
 from enum import IntEnum
 
@@ -20,6 +21,9 @@ from orchestrator.catalog.store import PublishedFunction, PublishedKey, Store
 
 GENERATIONS_KEY = "foreglow:routes:generations"  # hash: `<kind> <id>` -> generation, tombstones too
 SOURCE_KEY = "foreglow:routes:source"  # identity of the database all of this comes from
+TURN_KEY = "foreglow:routes:rebuilding"  # who is writing all of it anew
+TURN_MS = 5000  # a dead one's turn is over then
+RENEWED_EVERY = 100  # functions
 TIMEOUT_S = 2.0
 
 # Without a sequence the routes are lost and being written anew: hashes are filled, nobody is told until `rebuild` ends by
@@ -46,6 +50,26 @@ return 1
 """
 
 
+# Another database's routes, or what a rebuild left half done: their generations mean nothing here.
+_BEGIN = """
+if redis.call('EXISTS', KEYS[3]) == 1 then
+  return 0
+end
+if redis.call('GET', KEYS[1]) ~= ARGV[1] then
+  redis.call('DEL', KEYS[1], KEYS[2], unpack(KEYS, 4))
+end
+redis.call('SET', KEYS[3], ARGV[2], 'PX', ARGV[3])
+return 1
+"""
+_END = """
+if redis.call('GET', KEYS[3]) == ARGV[2] then
+  redis.call('SET', KEYS[1], ARGV[1])
+  redis.call('SET', KEYS[2], ARGV[3], 'NX')
+  redis.call('DEL', KEYS[3])
+end
+"""
+
+
 class Published(IntEnum):
     """What publishing did."""
 
@@ -60,6 +84,8 @@ class Publisher:
     def __init__(self, url: str) -> None:
         self._redis = redis.Redis.from_url(url, socket_timeout=TIMEOUT_S, socket_connect_timeout=TIMEOUT_S)
         self._script = self._redis.register_script(_PUBLISH)
+        self._begin = self._redis.register_script(_BEGIN)
+        self._end = self._redis.register_script(_END)
 
     def publish_route(self, route: Route) -> Published:
         return self._publish("function", route.function, route.generation, encode(route))
@@ -85,21 +111,28 @@ class Publisher:
         return self._publish("tenant", route.tenant, route.generation, encode(route))
 
     def rebuild(self, store: Store) -> None:
-        """Everything again from the database, which is right whatever Redis says. Readers keep what they have until the end."""
-        identity = store.identity()
-        if self._redis.get(SOURCE_KEY) != identity.encode():
-            # another database's routes, or none: their generations mean nothing here
-            self._redis.delete(*(kind.key for kind in KINDS.values()), GENERATIONS_KEY, SEQUENCE_KEY)
+        """Everything again from the database, which is right whatever Redis says. Readers keep what they have until the end.
+
+        Several may want it at once: one has its turn, for the others nothing is left to do. When Redis is emptied once more
+        meanwhile the turn goes with it, nobody says that the routes are whole, and the next look finds that they are not.
+        """
+        identity, turn = store.identity(), secrets.token_hex(8)
+        keys = [SOURCE_KEY, SEQUENCE_KEY, TURN_KEY, GENERATIONS_KEY, *(kind.key for kind in KINDS.values())]
+        if not self._begin(keys=keys, args=[identity, turn, TURN_MS]):
+            return
         for node in store.nodes.published():
             self.publish_node(node)
         for tenant in store.tenants.published():
             self.publish_tenant(tenant)
-        for function in store.published_functions():
+        for number, function in enumerate(store.published_functions()):
             self.publish_function(function)
+            if number % RENEWED_EVERY == 0:
+                self._redis.pexpire(TURN_KEY, TURN_MS)
         for key in store.published_keys():
             self.publish_key(key)
-        self._redis.set(SOURCE_KEY, identity)
-        self._redis.set(SEQUENCE_KEY, int(time.time() * 1000), nx=True)
+        # the tasks that lay in the same Redis went with the routes
+        store.outbox.resend_open(time.time())
+        self._end(keys=[SOURCE_KEY, SEQUENCE_KEY, TURN_KEY], args=[identity, turn, int(time.time() * 1000)])
 
     def lost(self, store: Store) -> bool:
         """True when Redis has lost the routes or holds another database's. Cheap: asked every few seconds."""

@@ -116,14 +116,15 @@ def node(state: State = None) -> None:
 def page(state: State = None) -> None:
     """Run the live page alone, behind control's listener."""
     settings = _alone("page", state)
+    from orchestrator.ops.page import page_operations
     from orchestrator.page import run
 
-    run(settings)
+    run(settings, page_operations)
 
 
 def _alone(process: str, state: Path | None, **chosen: int | None) -> "Settings":
     """Settings, logs and the two folders of a process that nobody else prepared the ground for."""
-    from orchestrator import preflight
+    from orchestrator import preflight, remains
     from orchestrator.logging import configure
     from orchestrator.membership import NotJoined, with_member
 
@@ -134,6 +135,9 @@ def _alone(process: str, state: Path | None, **chosen: int | None) -> "Settings"
         configure(process, settings.log_level)
         preflight.make_state_folder(settings.state)
         preflight.make_runtime_folder(settings.runtime_folder)
+        remains.check_keys(settings)
+        if process == "control":
+            remains.check_database(settings)
         return with_member(settings)
     except (ValueError, preflight.NotPossible, NotJoined) as error:
         raise Failure(str(error)) from error

@@ -9,9 +9,9 @@ from orchestrator.catalog.model import KeyRole
 from orchestrator.catalog.nudge import Nudge
 from orchestrator.catalog.store import Store
 from orchestrator.control.functions import tenant_of
-from orchestrator.control.schemas import EventAnswer, EventsAnswer, RetriedAnswer
+from orchestrator.control.schemas import LARGEST, EventAnswer, EventsAnswer, RetriedAnswer
 
-MAX_EVENT = 2**63 - 1
+MAX_EVENT = LARGEST
 
 
 def _whose(request: Request) -> str | None:

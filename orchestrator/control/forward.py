@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+from http.cookiejar import CookieJar, DefaultCookiePolicy
 from pathlib import Path
 from urllib.parse import quote
 
@@ -50,6 +51,7 @@ class Forward:
         self._path = path
         self._open = 0
         self._http = httpx.AsyncClient(
+            cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),  # none is kept: all who watch share these connections
             transport=httpx.AsyncHTTPTransport(uds=str(path), limits=httpx.Limits(max_connections=CONNECTIONS)),
             base_url="http://page",
             timeout=httpx.Timeout(ANSWER_S, connect=CONNECT_S, pool=CONNECT_S),

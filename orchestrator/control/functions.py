@@ -9,6 +9,7 @@ from fastapi import APIRouter, Path, Query, Request, Response
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect
 
+from orchestrator.catalog.errors import OverQuota
 from orchestrator.catalog.functions import VersionSettings
 from orchestrator.catalog.nudge import Nudge
 from orchestrator.catalog.store import Store
@@ -62,7 +63,7 @@ def router(store: Store, origin: Origin, sealer: Sealer, nudge: Nudge) -> APIRou
             with tempfile.SpooledTemporaryFile(IN_MEMORY) as spooled:
                 archive: BinaryIO = spooled  # type: ignore[assignment]  # it is one, the stubs do not say so
                 package = build_package(body, archive)
-                store.packages.check_room(tenant, package.digest, package.manifest.size)
+                _make_room(store, origin, tenant, package.digest, package.manifest.size)
                 if not origin.holds(tenant, package.digest):
                     archive.seek(0)
                     origin.put_layer(tenant, package.manifest, archive)
@@ -138,6 +139,19 @@ def router(store: Store, origin: Origin, sealer: Sealer, nudge: Nudge) -> APIRou
         nudge.give()
 
     return routes
+
+
+def _make_room(store: Store, origin: Origin, tenant: str, digest: str, size: int) -> None:
+    """Over the quota, packages that nothing uses go first. Raises OverQuota, OriginError."""
+    try:
+        store.packages.check_room(tenant, digest, size)
+    except OverQuota:
+        unused = store.packages.release(tenant, time.time())
+        for layer in unused:
+            origin.remove_layer(tenant, layer)
+        if not unused:
+            raise
+        store.packages.check_room(tenant, digest, size)
 
 
 def _check_handler(store: Store, origin: Origin, tenant: str, wanted: FunctionRequest) -> None:

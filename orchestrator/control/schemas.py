@@ -14,6 +14,9 @@ HANDLER = r"^[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*:[A-Za-z_][A-Za-z0
 RUNTIMES = ("python3.11",)
 MAX_TIMEOUT_S = 900
 MAX_CONCURRENCY = 1000
+LARGEST = 2**53 - 1
+"""The largest whole number that every reader of JSON takes for the same."""
+
 MAX_CALLS = 100
 MAX_INITIAL_INSTANCES = 20
 MAX_ENVIRONMENT_BYTES = 4096
@@ -173,11 +176,11 @@ class QuotasRequest(Request):
 
     model_config = ConfigDict(extra="forbid", strict=True, json_schema_extra={"examples": [{"concurrency": 100}]})
 
-    functions: int | None = Field(default=None, ge=0, le=2**31 - 1)
-    concurrency: int | None = Field(default=None, ge=0, le=2**31 - 1, description="Invocations in flight.")
-    package_bytes: int | None = Field(default=None, ge=0, le=2**63 - 1, description="Of all packages, unpacked.")
+    functions: Whole | None = Field(default=None, ge=0, le=2**31 - 1)
+    concurrency: Whole | None = Field(default=None, ge=0, le=2**31 - 1, description="Invocations in flight.")
+    package_bytes: Whole | None = Field(default=None, ge=0, le=LARGEST, description="Of all packages, unpacked.")
     invocations_per_s: float | None = Field(default=None, ge=0, le=1e9, allow_inf_nan=False)
-    prewarm_instances: int | None = Field(default=None, ge=0, le=2**31 - 1, description="Speculative instances at once.")
+    prewarm_instances: Whole | None = Field(default=None, ge=0, le=2**31 - 1, description="Speculative instances at once.")
 
 
 class TenantRequest(Request):

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import platform
+import re
 import resource
 import shutil
 import subprocess
@@ -115,8 +116,8 @@ def _fsync_ms(folder: Path) -> float | None:
 
 
 def _kernel() -> tuple[int, int]:
-    major, minor, *_ = platform.release().replace("-", ".").split(".")
-    return int(major), int(minor)
+    numbers = re.findall(r"\d+", platform.release())
+    return int(numbers[0]), int(numbers[1])
 
 
 def _runtime(python: str) -> Finding:

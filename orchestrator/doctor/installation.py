@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
+from prometheus_client.parser import text_string_to_metric_families
 
 import orchestrator
 from orchestrator.doctor import findings
@@ -16,6 +17,7 @@ from orchestrator.doctor.findings import Finding, Level
 from orchestrator.ops.catalogue import PROCESSES
 from orchestrator.preflight import PORTS, SOCKETS, noted_processes
 from orchestrator.settings import Settings
+from workers.rpc.messages import PROTOCOL
 
 ANSWER_S = 6.0
 
@@ -124,9 +126,12 @@ def processes(settings: Settings, running: bool) -> Iterator[Finding]:
         reasons = [f"{check['name']}: {check['reason']}" for check in answer["checks"] if not check["ok"]]
         yield findings.answering(name, answer["ready"], reasons)
         releases += [
-            line.partition('version="')[2].partition('"')[0] for line in page.splitlines() if line.startswith("foreglow_build{")
+            f"{sample.labels['version']}, protocol {sample.labels['protocol']}"
+            for part in text_string_to_metric_families(page)
+            for sample in part.samples
+            if part.name == "foreglow_build"
         ]
-    yield findings.release(orchestrator.__version__, releases)
+    yield findings.release(f"{orchestrator.__version__}, protocol {PROTOCOL}", releases)
 
 
 def _addresses(settings: Settings) -> set[int]:

@@ -4,11 +4,14 @@ A task carries an event's number and nothing else: what it says is read from the
 does no harm.
 """
 
+import time
 from collections.abc import Callable
 from typing import Any
 from urllib.parse import urlsplit
 
+import structlog
 from celery import Celery
+from celery.exceptions import Reject
 from kombu.entity import Queue
 
 from orchestrator.catalog.model import Module
@@ -16,7 +19,10 @@ from orchestrator.catalog.model import Module
 LONGEST_TASK_S = 280
 VISIBILITY_TIMEOUT_S = 2 * LONGEST_TASK_S + 40  # a task that still runs must not be handed out again
 SOCKET_TIMEOUT_S = 5.0
+REQUEUE_S = 0.5
 KEY_PREFIX = "foreglow:celery:"
+
+log = structlog.get_logger(__name__)
 
 
 def broker_url(redis_url: str) -> str:
@@ -65,10 +71,18 @@ def task_name(module: Module) -> str:
 
 
 def add_module(app: Celery, module: Module, apply: Callable[[int], None]) -> None:
-    """Registers `apply(event)` as the module's task. It must be idempotent and raise nothing."""
+    """Registers `apply(event)` as the module's task. It must be idempotent.
+
+    What it raises means that not even the outcome could be written down: the task goes back into its queue after REQUEUE_S.
+    """
 
     def task(event: int) -> None:
-        apply(event)
+        try:
+            apply(event)
+        except Exception as error:  # the database is away; acknowledged, the event would wait for the outbox's long resend
+            log.warning("task.requeued", module=module, event_number=event, reason=f"{type(error).__name__}: {error}"[:300])
+            time.sleep(REQUEUE_S)
+            raise Reject(error, requeue=True) from error
 
     app.task(task, name=task_name(module), shared=False)
 

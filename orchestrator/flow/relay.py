@@ -44,7 +44,7 @@ class Relay:
         while not self._stopping.is_set():
             try:
                 if not resent:
-                    # what a dead predecessor sent may be lost with it; tasks may come twice
+                    # what a dead predecessor sent, or what was claimed when trouble came, may be lost; tasks may come twice
                     resent = self._store.outbox.resend_open(time.time()) >= 0
                 self._check_routes()
                 sent = self._send_due()
@@ -52,6 +52,7 @@ class Relay:
                 if not sent:
                     self._nudge.wait(POLL_S)
             except Exception as error:  # mostly Redis or the database away; whatever it is, a relay that ends helps nobody
+                resent = False
                 log.warning("relay.waiting", error=type(error).__name__, reason=str(error)[:200], seconds=away)
                 self._stopping.wait(away)
                 away = min(away * 2, AWAY_S[1])

@@ -12,8 +12,8 @@ from prometheus_client.metrics_core import Metric
 
 from workers.tallies import Histogram
 
-GATEWAY, PLANNER, NODE, FLOW, CONTROL = "gateway", "planner", "node", "flow", "control"
-PROCESSES = (CONTROL, GATEWAY, PLANNER, NODE, FLOW)
+GATEWAY, PLANNER, NODE, FLOW, CONTROL, PAGE = "gateway", "planner", "node", "flow", "control", "page"
+PROCESSES = (CONTROL, GATEWAY, PLANNER, NODE, FLOW, PAGE)
 
 
 class Family(msgspec.Struct, frozen=True):
@@ -29,7 +29,13 @@ class Family(msgspec.Struct, frozen=True):
 FAMILIES: Mapping[str, Family] = {
     one.name: one
     for one in (
-        Family("foreglow_build", "gauge", PROCESSES, "1; the release in the label.", ("version",)),
+        Family(
+            "foreglow_build",
+            "gauge",
+            PROCESSES,
+            "1; the release and the protocol it speaks in the labels.",
+            ("version", "protocol"),
+        ),
         Family(
             "foreglow_connections", "gauge", (GATEWAY, PLANNER, NODE), "Connections to other processes that are up.", ("peer",)
         ),
@@ -134,6 +140,7 @@ FAMILIES: Mapping[str, Family] = {
         Family("foreglow_queue_unacknowledged", "gauge", (FLOW,), "Tasks taken by a worker and not finished."),
         Family("foreglow_database_up", "gauge", (FLOW, CONTROL), "1 when the database answers."),
         Family("foreglow_redis_up", "gauge", (FLOW, CONTROL), "1 when Redis answers."),
+        Family("foreglow_viewers", "gauge", (PAGE,), "Browsers that watch the page."),
         Family("foreglow_api_requests", "counter", (CONTROL,), "Requests to the management API, by HTTP status.", ("status",)),
         Family(
             "foreglow_up",

@@ -7,13 +7,14 @@ from prometheus_client.registry import Collector
 
 import orchestrator
 from orchestrator.ops.catalogue import family
+from workers.rpc.messages import PROTOCOL
 
 
 class BuildMetrics(Collector):
     """Which release runs."""
 
     def collect(self) -> Iterable[Metric]:
-        yield family("foreglow_build", [((orchestrator.__version__,), 1)])
+        yield family("foreglow_build", [((orchestrator.__version__, str(PROTOCOL)), 1)])
 
 
 def connections(up: Mapping[str, Sequence[bool]]) -> Iterable[Metric]:

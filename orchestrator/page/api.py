@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import AsyncIterator
+from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import Any
 
 import httpx
@@ -26,8 +27,9 @@ class Absent(Exception):
 
 def connection(address: str) -> httpx.AsyncClient:
     """The connections to control, shared by all who watch. `address`: http://HOST:PORT."""
+    none_kept = CookieJar(DefaultCookiePolicy(allowed_domains=[]))
     return httpx.AsyncClient(
-        base_url=address, timeout=TIMEOUT_S, trust_env=False, limits=httpx.Limits(max_connections=CONNECTIONS)
+        base_url=address, cookies=none_kept, timeout=TIMEOUT_S, trust_env=False, limits=httpx.Limits(max_connections=CONNECTIONS)
     )
 
 

@@ -18,7 +18,9 @@ def search(label: str, value: str, on_change: Callable[[str], Any]) -> Element:
     """A labelled field that filters while it is typed in."""
     with Plain("label", classes="field"):
         Plain("span", label)
-        field = Plain("input", type="search", autocomplete="off", spellcheck="false", value=value)
+        field = Plain("input", type="search", autocomplete="off", spellcheck="false")
+        if value:
+            field.set_attribute("^value", value)  # the attribute: the property would undo what is typed with every update
         heard = "(event) => emit(event.target.value)"
         field.on("input", lambda event: on_change(str(event.args)), js_handler=heard, throttle=FILTER_EVERY_S)
     return field

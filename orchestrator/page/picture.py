@@ -12,6 +12,7 @@ from orchestrator.page.layout import Edge, Places, place
 
 EDGES_DRAWN = 6_000
 FUNCTIONS_DRAWN = 3_000
+NAMED = 300  # as in components/callgraph.js
 LAYOUTS = 32
 
 

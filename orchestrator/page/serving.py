@@ -4,7 +4,9 @@ import asyncio
 import contextlib
 import os
 import socket
+from collections.abc import Callable
 from pathlib import Path
+from typing import Protocol
 
 import structlog
 import uvicorn
@@ -84,9 +86,7 @@ def build(address: str) -> FastAPI:
 async def _watching(client: Client, viewer: Viewer) -> None:
     with client:
         try:
-            await client.connected()
-            if not client.is_deleted:
-                await viewer.run()
+            await viewer.run()
         except RuntimeError as error:  # an element whose browser went away meanwhile
             log.info("viewer.ended", reason=str(error)[:200])
         finally:
@@ -113,8 +113,19 @@ def listening(path: Path) -> socket.socket:
     return listener
 
 
-def run(settings: Settings, address: str) -> None:
-    """Serves until SIGTERM or SIGINT."""
+class Running(Protocol):
+    """What tells operators of this process."""
+
+    async def start(self, settings: Settings) -> None: ...
+    async def stop(self) -> None: ...
+
+
+Beside = Callable[[Callable[[], bool], Callable[[], int]], Running]
+"""Made of: does it serve, how many watch."""
+
+
+def run(settings: Settings, address: str, beside: Beside) -> None:
+    """Serves until SIGTERM or SIGINT, with what `beside` makes running in the same loop."""
     os.nice(NICE)
     path = settings.socket("page")
     server = uvicorn.Server(
@@ -135,6 +146,15 @@ def run(settings: Settings, address: str) -> None:
     )
     with contextlib.closing(listening(path)) as listener:
         try:
-            asyncio.run(server.serve([listener]))
+            asyncio.run(_serve(settings, server, listener, beside))
         finally:
             path.unlink(missing_ok=True)
+
+
+async def _serve(settings: Settings, server: uvicorn.Server, listener: socket.socket, beside: "Beside") -> None:
+    operations = beside(lambda: server.started, lambda: len(Client.instances))
+    try:
+        await operations.start(settings)
+        await server.serve([listener])
+    finally:
+        await operations.stop()

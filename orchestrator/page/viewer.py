@@ -78,12 +78,14 @@ class Viewer:
         with Plain("main", id="content", tabindex="-1"):
             self._title = Plain("h1", tabindex="-1")
             self._body = Plain("div")
+        self._fill()
         ui.on("went", lambda event: self.open(str(event.args).removeprefix(PREFIX)))
         self._client.on_delete(self.close)
 
     async def run(self) -> None:
-        """Until the page is closed."""
-        self._fill()
+        """Until the page is closed. The first answers are asked for while the browser still loads."""
+        await self.refresh()
+        await self._client.connected()
         while not self._client.is_deleted:
             began = time.monotonic()
             if self._client.has_socket_connection and not self._paused and not self._over:

@@ -7,6 +7,7 @@ import socket
 import time
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 
 import structlog
 import uvicorn
@@ -37,7 +38,7 @@ from orchestrator.planner.loop import PlannerLoop
 from orchestrator.planner.metrics import PlannerMetrics, planner_checks
 from orchestrator.planner.peers import Fleet, GatewayPeer, NodePeer
 from orchestrator.planner.runs import RunBook
-from orchestrator.planner.state import FORMAT, PlannerState, load, lock, save
+from orchestrator.planner.state import FORMAT, PlannerState, load, lock, save, set_aside
 from orchestrator.planner.vigil import SEEN_EVERY_S, overdue
 from orchestrator.settings import Settings, rpc_secret
 from tracing.assembly import Assembler
@@ -63,7 +64,7 @@ class Planner:
     def __init__(self, settings: Settings, secret: str, name: str, identity: Identity | None = None) -> None:
         self.path = settings.planner_folder / "state"
         stored = load(self.path)
-        self.graph = _restore(stored.graph) if stored is not None else CallGraph()
+        self.graph = _restore(stored.graph, self.path) if stored is not None else CallGraph()
         self.table = RouteTable(self._route_changed, self._version_gone, self._tenant_changed, self._member_changed)
         self.decisions = DecisionLog(stored.decisions if stored is not None else None)
         self.runs = RunBook(stored.runs if stored is not None else None)
@@ -233,11 +234,11 @@ class _Callers:
     def on_lost(self, connection: Connection, why: str) -> None: ...
 
 
-def _restore(snapshot: bytes) -> CallGraph:
+def _restore(snapshot: bytes, path: Path) -> CallGraph:
     try:
         return load_graph(snapshot)
     except SnapshotError as error:
-        log.error("planner.graph_unreadable", error=str(error))
+        log.error("planner.graph_unreadable", error=str(error), kept=set_aside(path))
         return CallGraph()
 
 

@@ -47,16 +47,16 @@ def save(path: Path, state: PlannerState) -> None:
 
 
 def load(path: Path) -> PlannerState | None:
-    """None when there is none, or none that can be read: a planner can always start from nothing, and says so."""
+    """None when there is none, or none that can be read: a planner can start from nothing. The file is kept aside."""
     try:
         state = msgspec.msgpack.decode(path.read_bytes(), type=PlannerState)
     except FileNotFoundError:
         return None
-    except (OSError, msgspec.DecodeError) as error:
-        log.error("planner.state_unreadable", path=str(path), error=str(error))
+    except (OSError, ValueError, RecursionError, msgspec.MsgspecError) as error:
+        log.error("planner.state_unreadable", path=str(path), error=str(error), kept=set_aside(path))
         return None
     if state.format != FORMAT:
-        log.error("planner.state_format", path=str(path), found=state.format, known=FORMAT)
+        log.error("planner.state_format", path=str(path), found=state.format, known=FORMAT, kept=set_aside(path))
         return None
     return state
 
@@ -75,3 +75,13 @@ def lock(path: Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
+
+
+def set_aside(path: Path) -> str:
+    """Moves a file that cannot be read where the next save does not replace it. Its new path, empty when that failed."""
+    kept = path.with_name(f"{path.name}.unreadable")
+    try:
+        path.replace(kept)
+    except OSError:
+        return ""
+    return str(kept)

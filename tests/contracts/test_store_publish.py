@@ -1,6 +1,7 @@
 """The routes in a real Valkey and a real Redis: generations never go back, the sequence has no gap, all of it can be rebuilt."""
 
 import asyncio
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,7 +14,7 @@ from orchestrator.catalog.functions import VersionSettings
 from orchestrator.catalog.model import ConditionName, ConditionStatus
 from orchestrator.catalog.publish import GENERATIONS_KEY, SOURCE_KEY, Published, Publisher
 from orchestrator.catalog.routes import FUNCTIONS_KEY, KEYS_KEY, SEQUENCE_KEY, STREAM_KEY, STREAM_LENGTH, Route, decode_route
-from orchestrator.catalog.store import PublishedKey, Store
+from orchestrator.catalog.store import PublishedFunction, PublishedKey, Store
 from orchestrator.catalog.watch import RouteTable, RouteWatcher
 
 pytestmark = pytest.mark.system
@@ -130,6 +131,64 @@ def test_all_of_it_comes_back_from_the_database(raw: redis.Redis, publisher: Pub
     publisher.rebuild(store)
     assert (raw.hgetall(FUNCTIONS_KEY), raw.hgetall(KEYS_KEY), raw.hgetall(GENERATIONS_KEY)) == before
     assert publisher.publish_route(g) is Published.NOTHING
+
+
+def test_events_whose_tasks_were_lost_with_the_routes_are_sent_again(
+    raw: redis.Redis, publisher: Publisher, store: Store
+) -> None:
+    publisher.rebuild(store)
+    deploy(store)
+    now = time.time()
+    for event, module in store.outbox.due(now):
+        store.outbox.claim(event, module, now)
+    assert store.outbox.due(now + 1) == []
+    raw.flushall()
+    publisher.rebuild(store)
+    assert len(store.outbox.due(time.time() + 1)) > 0
+
+
+def test_a_loss_in_the_middle_of_a_rebuild_is_not_taken_for_whole(
+    raw: redis.Redis, publisher: Publisher, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    f, g = deploy(store, "f"), deploy(store, "g")
+    told = publisher.publish_function
+
+    def emptied_after(one: PublishedFunction) -> Published:
+        published = told(one)
+        if one.function == f.function:
+            raw.flushall()
+        return published
+
+    monkeypatch.setattr(publisher, "publish_function", emptied_after)
+    publisher.rebuild(store)
+    assert publisher.lost(store)
+    assert raw.exists(SEQUENCE_KEY) == 0
+    monkeypatch.undo()
+    publisher.rebuild(store)
+    assert not publisher.lost(store)
+    assert {decode_route(value) for value in raw.hgetall(FUNCTIONS_KEY).values()} == {f, g}
+
+
+def test_several_may_rebuild_at_once_and_no_reader_loads_a_part(
+    raw: redis.Redis, server: str, publisher: Publisher, store: Store
+) -> None:
+    routes = [deploy(store, f"f{number}") for number in range(12)]
+    others = [Publisher(server) for _ in range(4)]
+    for _ in range(5):
+        raw.flushall()
+        with ThreadPoolExecutor(4) as pool:
+            running = [pool.submit(other.rebuild, store) for other in others]
+            while not all(one.done() for one in running):
+                with raw.pipeline(transaction=True) as pipe:
+                    pipe.get(SEQUENCE_KEY)
+                    pipe.hlen(FUNCTIONS_KEY)
+                    sequence, count = pipe.execute()
+                assert sequence is None or count == len(routes)
+            for one in running:
+                one.result()
+        assert not publisher.lost(store)
+    for other in others:
+        other.close()
 
 
 def test_publishing_into_an_emptied_server_is_noticed_and_tells_nobody(

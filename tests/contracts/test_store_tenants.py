@@ -95,6 +95,22 @@ def test_bytes_of_packages_are_counted_once_each(store: Store) -> None:
     assert (use.package_bytes, use.functions, use.keys) == (100, 0, 0)
 
 
+def test_packages_that_no_version_uses_make_room_after_an_hour(store: Store) -> None:
+    built, shared = "sha256:" + "c" * 64, "sha256:" + "d" * 64
+    store.packages.register("acme", OTHER_DIGEST, 1, 40, (), "", 2)
+    store.packages.add_layer("acme", LayerRole.CODE, DIGEST, "python3.11", LayerView(built, 1), 2)
+    store.packages.add_layer("acme", LayerRole.CODE, OTHER_DIGEST, "python3.11", LayerView(shared, 1), 2)
+    store.functions.put("acme", "f", SETTINGS, 2)
+    assert store.packages.release("acme", 3000) == []
+    assert store.packages.release("acme", 4000) == [OTHER_DIGEST, shared]
+    assert store.packages.find("acme", DIGEST) is not None
+    assert store.tenants.describe("acme").use.package_bytes == 60
+    store.functions.remove("acme", "f", 4000)
+    assert store.packages.release("acme", 4000) == [DIGEST, built]
+    assert store.packages.find("rival", DIGEST) is not None
+    assert store.tenants.describe("acme").use.package_bytes == 0
+
+
 def test_a_removed_tenant_takes_its_keys_functions_and_packages_with_it(store: Store) -> None:
     key = store.keys.make_key("acme", "ci", 2)
     store.functions.put("acme", "f", SETTINGS, 2)

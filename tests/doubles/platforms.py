@@ -33,6 +33,7 @@ class Platform:
                 break
         else:
             self.process.wait(STOP_S)
+            self.process.stdout.close()
             raise AssertionError(f"not ready: {lines}")
         addresses = json.loads((self.state / "addresses.json").read_text())
         self.control, self.functions, self.otlp = (str(addresses[name]) for name in ("control", "functions", "otlp"))

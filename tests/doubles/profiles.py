@@ -18,13 +18,12 @@ TIMES = 20 if FULL else 1
 EXAMPLES = 100
 
 
+QUICK = (Phase.explicit, Phase.generate)
+
+
 def load() -> None:
     """Called once, before tests are collected. Timing is no property: a loaded machine is not a failure."""
-    quick = (
-        Phase.explicit,
-        Phase.generate,
-    )  # whole processes are behind many of them: what fails is not made smaller for minutes
-    settings.register_profile("ci", phases=quick, max_examples=EXAMPLES, derandomize=True, database=None, deadline=None)
+    settings.register_profile("ci", max_examples=EXAMPLES, derandomize=True, database=None, deadline=None)
     settings.register_profile("full", max_examples=EXAMPLES * TIMES, database=None, deadline=None, print_blob=True)
     settings.load_profile(PROFILE)
 
@@ -32,3 +31,8 @@ def load() -> None:
 def examples(count: int) -> settings:
     """For a property that is dearer or cheaper than others; `count` is its number in `ci`."""
     return settings(max_examples=count * TIMES)
+
+
+def dear(count: int) -> settings:
+    """For a property with processes or waits behind it: what fails is shown as it came, not made smaller for minutes."""
+    return settings(max_examples=count * TIMES, phases=QUICK)

@@ -32,7 +32,8 @@ def _all() -> dict[int, tuple[int, int]]:
 def _below(root: int) -> dict[int, int]:
     """Every descendant -> when it started."""
     everything = _all()
-    found, newest = {}, {root}
+    found: dict[int, int] = {}
+    newest = {root}
     while newest:
         newest = {pid for pid, (parent, _) in everything.items() if parent in newest} - found.keys()
         found |= {pid: everything[pid][1] for pid in newest}
@@ -48,11 +49,14 @@ def _namespaces(pid: int) -> set[str]:
 
 
 def descriptors(pid: int) -> Counter[str]:
-    """Open descriptors by kind: `socket`, `pipe`, `anon_inode`, or `file`."""
+    """Open descriptors by kind: `socket`, `pipe`, `anon_inode`, `file`. Without control groups: a node keeps as many as it ever
+    had instances at once, for the next ones."""
     found: Counter[str] = Counter()
     for entry in Path(f"/proc/{pid}/fd").iterdir():
         with contextlib.suppress(OSError):
             target = os.readlink(entry)
+            if target.startswith(str(CGROUPS)):
+                continue
             found["file" if target.startswith("/") else target.partition(":")[0]] += 1
     return found
 
@@ -82,9 +86,19 @@ class Traces:
             wait_for(lambda: not self._found(), "nothing is left", GONE_S)
         return self._found()
 
+    def alive(self) -> list[int]:
+        """Processes seen before that are still there after a moment."""
+        with contextlib.suppress(AssertionError):
+            wait_for(lambda: not self._alive(), "every process has ended", GONE_S)
+        return self._alive()
+
+    def _alive(self) -> list[int]:
+        everything = _all()
+        return [pid for pid, started in self.processes.items() if everything.get(pid, (0, -1))[1] == started]
+
     def _found(self) -> list[str]:
         alive = _all()
-        left = [f"process {pid}" for pid, started in self.processes.items() if alive.get(pid, (0, -1))[1] == started]
+        left = [f"process {pid}" for pid in self._alive()]
         left += [f"namespaces {held} of process {pid}" for pid in alive if (held := _namespaces(pid) & self.namespaces)]
         settings = self.platform.settings
         left += _mounts((str(self.platform.state), str(settings.runtime_folder)))

@@ -76,16 +76,26 @@ class Load:
             for name, source in WORKFLOWS.items():
                 assert put(control, name, source, timeout_s=INVOKE_S).status_code == 202
             for entry in ("front", "rare"):
-                wait_for(lambda entry=entry: self._invoke(functions, entry, entry), f"{entry} answers", SERVED_S)  # type: ignore[misc]
+                wait_for(lambda entry=entry: self._invoke(functions, entry, entry), f"{entry} answers", SERVED_S)
         self.seen.clear()
 
     def start(self) -> None:
         for thread in self._threads:
             thread.start()
 
+    def told(self) -> str:
+        """For the message of a failed test: what was seen last, and who still runs."""
+        running = [thread.name for thread in self._threads if thread.is_alive()]
+        return f"{self.answered} warm and {self.cold} cold answers, running {running}, last seen {self.seen[-3:]}"
+
     def end(self) -> None:
         """Tells the threads to end, and waits for nobody."""
         self._stop.set()
+
+    def pause(self, seconds: float) -> None:
+        """Lets it run on. Raises AssertionError when a client saw an error or a wrong answer."""
+        time.sleep(seconds)
+        assert (self.seen, self.wrong) == ([], [])
 
     def stop(self) -> None:
         self.end()

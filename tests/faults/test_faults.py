@@ -4,185 +4,69 @@ CI takes every single fault and three seeded pairs; FULL=1 (`make soak`) all pai
 benchmarks/results/faults.jsonl.
 """
 
-import datetime
 import itertools
-import json
-import os
 import random
-import signal
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from faults import table
-from faults.leaks import Traces, descriptors
-from faults.load import IDLE_S, MANAGE_S, SERVED_S, Acknowledged, Load
-from faults.running import PROCESSES, READY_S, Running, stopped, wait_for
+from faults.bench import FLUSH, FULL, KILL, STOP, Bench, Fault, recorded, settings
+from faults.leaks import Traces
+from faults.load import Load
+from faults.running import PROCESSES, Running
 
 pytestmark = pytest.mark.system
 
-FULL = bool(os.environ.get("FULL"))
-STOP_S = 10.0 if FULL else 4.0
 PAIRS = 3
 SEED = 20250611
-SETTLED_S = 0.5  # after recovery: from here on no client may see anything
-QUIET_S = 1.5
-FD_SLACK = 12  # pools fill and connections of clients come and go; a leak of one per fault would be more
-FAULTS = ("kill -9", "SIGSTOP")
-RESULTS = table.ROOT / "benchmarks" / "results" / "faults.jsonl"
-
-Fault = tuple[str, str]
-SINGLES: list[Fault] = [(name, fault) for fault in FAULTS for name in PROCESSES] + [("supervisor", "SIGSTOP")]
+SINGLES: list[Fault] = [(name, fault) for fault in (KILL, STOP) for name in PROCESSES] + [("supervisor", STOP), ("valkey", FLUSH)]
 ALL_PAIRS = [pair for pair in itertools.combinations(SINGLES, 2) if pair[0][0] != pair[1][0]]
 CHOSEN = ALL_PAIRS if FULL else random.Random(SEED).sample(ALL_PAIRS, PAIRS)
 
 
-class Bench:
-    """One platform under load through many faults; a verdict after each."""
-
-    def __init__(self, platform: Running) -> None:
-        self.platform = platform
-        self.load = Load(platform)
-        self.traces = Traces(platform)
-        self.measured: list[dict[str, object]] = []
-        self._quiet_from = time.monotonic()
-
-    def suffer(self, faults: list[Fault]) -> None:
-        """Puts the faults in at once, waits until all works again, and checks what clients saw from before to after."""
-        self.traces.look()
-        self._nothing_since_recovery(faults)
-        answered, cold, began = self.load.answered, self.load.cold, time.monotonic()
-        killed = [name for name, fault in faults if fault == "kill -9"]
-        halted = [self.pids(name) for name, fault in faults if fault == "SIGSTOP"]
-        before = {name: self.kill(name) for name in killed}
-        if halted:
-            with stopped(list(itertools.chain(*halted))):
-                time.sleep(STOP_S)
-        released = time.monotonic()
-        for name, pid in before.items():
-            self.back(name, pid)
-        self._all_works(answered, cold)
-        ended = time.monotonic()
-        last = max((one.at for one in list(self.load.seen)), default=0.0)
-        self._verdict(faults, began, ended)
-        self.measured.append(
-            {
-                "metric": "faults.recovery_s",
-                "value": round(ended - released, 2),
-                "unit": "s",
-                "faults": [f"{name}, {fault}" for name, fault in faults],
-                "last_error_s": round(max(0.0, last - began), 2) if last > began else 0.0,
-                "errors": len([one for one in self.load.seen if one.at >= began]),
-                "stopped_s": STOP_S if halted else 0.0,
-            }
-        )
-        print(json.dumps(self.measured[-1]))
-        self._quiet_from = ended + SETTLED_S
-        self.traces.look()
-
-    def pids(self, name: str) -> list[int]:
-        return [wait_for(lambda: self.platform.pid(name), f"{name} runs", READY_S)]
-
-    def kill(self, name: str) -> int:
-        (pid,) = self.pids(name)
-        os.kill(pid, signal.SIGKILL)
-        return pid
-
-    def back(self, name: str, pid: int) -> None:
-        self.platform.new_pid(name, pid)
-
-    def _all_works(self, answered: int, cold: int) -> None:
-        """A deploy made now is served, and warm and cold workflows are answered."""
-        with self.platform.control(MANAGE_S) as control:
-            made: Acknowledged = wait_for(lambda: self.load.deploy(control, "probe"), "a deploy is taken", SERVED_S)
-            wait_for(lambda: self._answers(made), f"{made} is served", SERVED_S)
-        wait_for(lambda: self.load.answered > answered and self.load.cold > cold, "workflows are answered", SERVED_S)
-        answered = self.load.answered
-        wait_for(lambda: self.load.answered > answered + 5, "workflows are answered again", SERVED_S)
-
-    def _answers(self, made: Acknowledged) -> bool:
-        with self.platform.functions(MANAGE_S) as client:
-            try:
-                answer = client.post(f"/function/{made.name}:{made.number}", json=None)
-            except Exception:
-                return False
-            return answer.status_code == 200 and bool(answer.json() == made.marker)
-
-    def _verdict(self, faults: list[Fault], began: float, ended: float) -> None:
-        allowed = table.rows()
-        for one in list(self.load.seen):
-            if began <= one.at <= ended + SETTLED_S:
-                assert any(allowed[fault].allows(one.flow, one.what) for fault in faults), f"{faults}: a client saw {one}"
-        assert self.load.wrong == []
-
-    def _nothing_since_recovery(self, faults: list[Fault]) -> None:
-        time.sleep(SETTLED_S)
-        late = [one for one in list(self.load.seen) if one.at > self._quiet_from]
-        assert late == [], f"before {faults}, long after the fault before"
-
-    # -- the beginning and the end
-
-    def begin(self) -> None:
-        self.load.prepare()
-        self.load.start()
-        time.sleep(QUIET_S)
-        self._quiet_from = time.monotonic()
-        self.open_before = {name: descriptors(self.pids(name)[0]) for name in (*self._named(), "supervisor")}
-
-    def _named(self) -> list[str]:
-        return [name for name in PROCESSES if self.platform.pid(name) is not None]
-
-    def finish(self) -> None:
-        """The end of the load, everything that is owed, and what is left when the platform is stopped."""
-        self.load.stop()
-        assert self.load.wrong == []
-        warm = {entry: self.load.starts[entry, "warm"] / self.load.starts.total() for entry in ("front", "rare")}
-        assert warm["front"] > 0.5 > warm["rare"], f"the load was not warm and cold: {self.load.starts}"
-        self.load.check_acknowledged()
-        time.sleep(QUIET_S)
-        for name, before in self.open_before.items():
-            now = descriptors(self.pids(name)[0])
-            slack = 0 if name == "supervisor" else FD_SLACK
-            assert now.total() <= before.total() + slack, f"{name} has open {now}, had {before}"
-        self.traces.look()
-        assert self.platform.stop() == 0, self.platform.lines
-        assert self.traces.left() == []
-
-
-def _bench(folder: Path, **environment: str) -> Iterator[Bench]:
-    settings = {"FOREGLOW_IDLE_S": str(IDLE_S), "FOREGLOW_STANDBYS": "1"} | environment
-    with Running(folder, settings) as platform:
-        bench = Bench(platform)
-        try:
-            bench.begin()
-            yield bench
-        finally:
-            bench.load.end()
-    if FULL and bench.measured:
-        today = datetime.datetime.now(tz=datetime.UTC).date().isoformat()
-        with RESULTS.open("a") as file:
-            file.writelines(json.dumps({**one, "date": today}) + "\n" for one in bench.measured)
-
-
 @pytest.fixture(scope="module")
 def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
-    yield from _bench(tmp_path_factory.mktemp("embedded"))
+    with Running(tmp_path_factory.mktemp("faults"), settings()) as platform, recorded(Bench(platform)) as made:
+        yield made
 
 
-def _called(faults: object) -> str:
-    return "+".join(f"{name}-{fault.split()[0]}" for name, fault in faults)  # type: ignore[attr-defined]
+def called(faults: tuple[Fault, ...]) -> str:
+    return "+".join(f"{name}-{fault.split()[0]}" for name, fault in faults)
 
 
-@pytest.mark.parametrize("fault", SINGLES, ids=lambda fault: _called([fault]))
+@pytest.mark.parametrize("fault", SINGLES, ids=lambda fault: called((fault,)))
 def test_one_fault(bench: Bench, fault: Fault) -> None:
     bench.suffer([fault])
 
 
-@pytest.mark.parametrize("pair", CHOSEN, ids=_called)
+@pytest.mark.parametrize("pair", CHOSEN, ids=called)
 def test_two_faults_at_once(bench: Bench, pair: tuple[Fault, Fault]) -> None:
     bench.suffer(list(pair))
 
 
 def test_after_all_of_it_nothing_is_lost_and_nothing_is_left(bench: Bench) -> None:
     bench.finish()
+
+
+def test_a_platform_that_is_killed_whole_comes_back_with_all_it_acknowledged(tmp_path: Path) -> None:
+    """The supervisor by kill -9: all end with it, and the next `up` on the folder goes on."""
+    with Running(tmp_path, settings()) as first:
+        load = Load(first)
+        load.prepare()
+        load.start()
+        while len(load.deploys) < 5 or not load.removals:
+            load.pause(0.1)
+        traces = Traces(first)
+        traces.look()
+        first.process.kill()
+        first.process.wait(10)
+        load.stop()
+        assert traces.alive() == []
+    assert {one.what for one in load.seen} <= {"refused", "reset"}
+    assert load.wrong == []
+    with Running(tmp_path, settings()) as second:
+        load.platform = traces.platform = second
+        load.check_acknowledged()
+        traces.look()
+        assert second.stop() == 0
+        assert traces.left() == []

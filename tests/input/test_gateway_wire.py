@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 import pytest
 import requests
 from doubles.platforms import Platform
-from doubles.profiles import examples
+from doubles.profiles import dear
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -159,7 +159,7 @@ def nearly(draw: st.DrawFn) -> bytes:
     return b"\r\n".join([line, b"host: x", *key, b"content-type: " + kind, framing, *headers]) + b"\r\n\r\n" + body
 
 
-@examples(150)
+@dear(150)
 @given(sent=st.lists(nearly(), min_size=1, max_size=3).map(b"".join))
 def test_any_bytes_get_allowed_answers_and_an_end(platform: Platform, sent: bytes) -> None:
     found = statuses(send(platform, sent.replace(b"KEY", platform.key.encode()) + LAST))

@@ -11,7 +11,7 @@ from typing import Any
 
 from doubles.loop import in_loop, until
 from doubles.nodes import running_node, spec
-from doubles.profiles import examples
+from doubles.profiles import dear
 from doubles.sandboxes import DoubleClone, silent
 from hypothesis import given
 from hypothesis import strategies as st
@@ -75,7 +75,7 @@ streams = st.lists(
 pieces = st.lists(st.integers(0, 100_000), max_size=8)
 
 
-@examples(120)
+@dear(120)
 @given(stream=streams, at=pieces, live=st.integers(1, 4), dies=st.booleans())
 def test_any_stream_of_bytes_ends_its_own_instance_at_most(stream: list[bytes], at: list[int], live: int, dies: bool) -> None:
     sent = b"".join(stream)

@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 from doubles.loop import in_loop, until
 from doubles.nodes import SECRET, running_node, spec
-from doubles.profiles import examples
+from doubles.profiles import dear
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -62,7 +62,7 @@ streams = st.lists(
 )
 
 
-@examples(120)
+@dear(120)
 @given(stream=streams, at=st.lists(st.integers(0, 10_000), max_size=6))
 def test_any_stream_of_bytes_ends_its_own_connection_at_most(stream: list[bytes], at: list[int]) -> None:
     sent = b"".join(stream)
@@ -88,7 +88,7 @@ def test_any_stream_of_bytes_ends_its_own_connection_at_most(stream: list[bytes]
     body()
 
 
-@examples(60)
+@dear(60)
 @given(
     hello=st.binary(max_size=60) | frames() | st.builds(lambda meta: encode(Rpc.HELLO, 0, msgspec.msgpack.encode(meta)), fields)
 )

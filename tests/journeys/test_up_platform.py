@@ -233,6 +233,30 @@ def test_what_a_function_prints_is_in_its_logs(up: Callable[[], Up], project: Pa
     assert "".join(part["text"] for part in entry["output"]) == "front asks for 3\n"
 
 
+def test_a_version_that_asks_for_an_instance_meets_its_first_request_with_it(up: Callable[[], Up], tmp_path: Path) -> None:
+    folder = tmp_path / "ahead"
+    folder.mkdir()
+    (folder / "app.py").write_text("def handle(event, context):\n    return 1\n")
+    (folder / "foreglow.toml").write_text('[functions.ahead]\nhandler = "app:handle"\ninitial_instances = 1\n')
+    platform = up()
+    version = platform("deploy", str(folder))["ahead"]
+    assert {one["name"]: one["status"] for one in version["conditions"]} == {
+        "code": "true", "network": "not needed", "capacity": "true", "route": "true",
+    }  # fmt: skip
+    assert platform("invoke", "ahead")["start"] == "prewarmed"
+    (decision,) = eventually(lambda: [one for one in platform("decisions")["decisions"] if one["outcome"] == "hit"])
+    assert (decision["trigger"], decision["function"]) == ("deploy", "ahead")
+
+    (folder / "app.py").write_text("raise KeyError('TOKEN')\n")
+    command = [*FOREGLOW, "deploy", str(folder), "--state", str(platform.state)]
+    failed = subprocess.run(command, capture_output=True, text=True, timeout=WAIT_S, check=False)
+    assert failed.returncode == 1
+    assert "capacity: an instance did not start: KeyError: 'TOKEN'" in failed.stderr
+    assert platform("describe", "ahead")["latest"] == 1
+    assert platform("invoke", "ahead")["body"] == 1
+    assert platform("events")["events"] == []
+
+
 def ended(one: subprocess.Popen[bytes]) -> int:
     one.terminate()
     try:

@@ -64,7 +64,7 @@ from orchestrator import preflight, supervisor
 from orchestrator.settings import Settings
 settings = Settings(state=Path(sys.argv[1]), functions_port=0, control_port=0, otlp_port=0)
 os.environ["RUNTIME"] = str(settings.runtime_folder)
-supervisor.START_TIMEOUT_S = 20.0
+supervisor.START_TIMEOUT_S = float(os.environ.get("START_S", "20"))
 supervisor.STOP_TIMEOUTS_S = {"valkey": 5.0}
 supervisor.STOP_TIMEOUT_S = float(os.environ.get("STOP_S", "5"))
 commands = {name: [sys.executable, sys.argv[2], name] for name in ("control", "gateway", "planner", "node", "flow")}
@@ -241,6 +241,12 @@ def test_a_process_that_never_comes_up_is_one_clear_line(start: Callable[..., Up
     assert not up.settings.runtime_folder.exists()
 
 
+def test_one_that_runs_and_does_not_say_it_is_ready_is_not(start: Callable[..., Up]) -> None:
+    up = start(UNREADY="node", START_S="8")
+    assert "node was not ready in 8 s: up node" in up.lines_until("was not ready")[-1]
+    assert up.process.wait(WAIT_S) == 1
+
+
 def test_one_that_ignores_sigterm_is_killed_in_time(start: Callable[..., Up]) -> None:
     up = start(STUBBORN="node", STOP_S="0.5")
     up.lines_until("ready")
@@ -321,7 +327,7 @@ def test_a_full_disk_is_one_clear_line(tmp_path: Path) -> None:
 
 def test_each_process_is_started_by_this_interpreter() -> None:
     commands = process_commands()
-    assert set(commands) == {"control", "flow", "gateway", "planner", "node"}
+    assert set(commands) == {"control", "flow", "gateway", "planner", "node", "page"}
     for name, line in commands.items():
         helped = subprocess.run([*line, "--help"], capture_output=True, text=True, timeout=WAIT_S, check=True)
         assert f"foreglow {name}" in helped.stdout

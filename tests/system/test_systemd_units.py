@@ -50,7 +50,7 @@ def test_systemd_finds_nothing_wrong_with_them(tmp_path: Path) -> None:
         if path.suffix != ".env":
             (tmp_path / path.name).write_text(path.read_text().replace(INSTALLED, HERE))
     names = sorted(str(path) for path in tmp_path.iterdir())
-    assert len(names) == 7
+    assert len(names) == 8
     done = subprocess.run(
         ["systemd-analyze", "verify", "--man=no", *names], capture_output=True, text=True, timeout=60, check=False
     )
@@ -157,7 +157,7 @@ def test_the_units_of_each_process_find_each_other(network: str, folder: Path) -
     units: dict[str, Started] = {}
     codes: dict[str, int] = {}
     try:
-        for name in ("node", "planner", "gateway", "flow", "control"):
+        for name in ("node", "planner", "gateway", "flow", "control", "page"):
             units[name] = Started(
                 f"foreglow-{name}.service",
                 folder,

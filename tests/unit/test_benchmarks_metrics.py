@@ -19,6 +19,8 @@ PROMISED = {
     "chain.cse.slope": 0.02,
     "chain.predicted.slowdown_p50": 1.03,
     "chain.predicted.slowdown_p99": 1.10,
+    "page.first_picture_s": 3,
+    "page.filter_ms": 300,
 }
 
 

@@ -385,3 +385,76 @@ def test_a_wrong_key_says_where_the_key_comes_from(api: Api, foreglow: Any) -> N
 def test_an_answer_that_is_no_problem_document_is_shown_shortened(api: Api, foreglow: Any) -> None:
     api.on("GET", "/v1/functions", b"<html>proxy</html>", 503)
     assert foreglow("list")[2] == "foreglow: status 503: <html>proxy</html>\n"
+
+
+# -- conditions and events
+
+
+def condition(name: str, status: str, reason: str = "") -> dict[str, Any]:
+    return {"name": name, "status": status, "reason": reason, "since": 1.0}
+
+
+def test_describe_shows_what_the_newest_version_waits_for_in_order(api: Api, foreglow: Any) -> None:
+    conditions = [
+        condition("capacity", "unknown", "1 of 3 instances [ready]"),
+        condition("code", "true"),
+        condition("network", "not needed", "it is in no private network"),
+        condition("route", "unknown", "waits for the other conditions"),
+    ]
+    waiting = version(2, "pending", conditions=conditions, initial_instances=3)
+    api.on("GET", "/v1/functions/a", described("a", version(1, reason="an old story"), waiting))
+    code, out, err = foreglow("describe", "a")
+    assert (code, err) == (0, "")
+    shown = [line.split()[:3] for line in out.splitlines() if " d ago" in line]
+    assert shown == [["2", "code", "true"], ["2", "network", "not"], ["2", "capacity", "unknown"], ["2", "route", "unknown"]]
+    assert "1 of 3 instances [ready]" in out
+
+
+def test_deploy_ends_when_a_condition_fails_though_the_version_is_pending(api: Api, foreglow: Any, project: Path) -> None:
+    given_up = [condition("code", "true"), condition("route", "false", "given up after 10 tries: the queue is away")]
+    api.on("POST", "/v1/packages", {"digest": "sha256:1"}, 201)
+    api.on("PUT", "/v1/functions/a", described("a", version(1)), 202)
+    api.on("PUT", "/v1/functions/b", described("b", version(1, "pending", conditions=given_up)), 202)
+    code, _, err = foreglow("deploy", str(project))
+    assert code == 1
+    assert err.splitlines()[-1] == "foreglow: 1 of 2 not ready: b: route: given up after 10 tries: the queue is away"
+
+
+def test_deploy_says_which_condition_it_waited_for(
+    api: Api, foreglow: Any, project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("orchestrator.cli.deploying.READY_TIMEOUT_S", 0.0)
+    waiting = [condition("route", "unknown", "later"), condition("capacity", "unknown", "0 of 1 instances ready")]
+    api.on("POST", "/v1/packages", {"digest": "sha256:1"}, 201)
+    for name in ("a", "b"):
+        api.on("PUT", f"/v1/functions/{name}", described(name, version(1, "pending", conditions=waiting)), 202)
+    code, _, err = foreglow("deploy", str(project))
+    assert code == 1
+    assert "a waits for capacity (0 of 1 instances ready); b waits for capacity" in err
+
+
+EVENT = {
+    "id": 7, "kind": "deployed", "subject": "default/a", "module": "function_management", "tries": 10,
+    "reason": "the [disk] is full", "created": 1.0, "due": None, "parked": 2.0,
+}  # fmt: skip
+
+
+def test_events_are_a_table_page_by_page(api: Api, foreglow: Any) -> None:
+    api.on("GET", "/v1/events?parked=true&after=0&limit=1000", {"events": [EVENT]})
+    api.on("GET", "/v1/events?parked=true&after=7&limit=1000", {"events": [EVENT | {"id": 8, "parked": None, "due": 3.0}]})
+    api.on("GET", "/v1/events?parked=true&after=8&limit=1000", {"events": []})
+    code, out, err = foreglow("events", "--parked")
+    assert (code, err) == (0, "")
+    assert "parked" in out
+    assert "the [disk] is full" in out
+    assert [one["id"] for one in json.loads(foreglow("events", "--parked", "--json")[1])["events"]] == [7, 8]
+
+
+def test_events_are_retried_by_number_or_all(api: Api, foreglow: Any) -> None:
+    api.on("POST", "/v1/events/7/retry", {"retried": [7]})
+    api.on("POST", "/v1/events/retry", {"retried": []})
+    assert foreglow("events", "retry", "7")[:2] == (0, "tried again: 7\n")
+    assert foreglow("events", "retry", "--all")[:2] == (0, "tried again: none was parked\n")
+    for wrong in (("events", "retry"), ("events", "retry", "7", "--all")):
+        code, _, err = foreglow(*wrong)
+        assert (code, err) == (1, "foreglow: name one event, or --all; `foreglow events --parked` lists them\n")

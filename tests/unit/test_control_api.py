@@ -7,6 +7,7 @@ import os
 import socket
 import tempfile
 import threading
+import time
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,11 +16,14 @@ from typing import Any
 import httpx
 import pytest
 
+from orchestrator.catalog.model import Module, Package
+from orchestrator.catalog.outbox import MAX_TRIES, RESEND_S
 from orchestrator.catalog.store import Store
 from orchestrator.control.admin import ensure_admin_key
 from orchestrator.control.app import server
 from orchestrator.control.schemas import MAX_ENVIRONMENT_BYTES
 from orchestrator.settings import Settings
+from workers.code.origin import Origin
 from workers.sealing import Sealer, load_key
 
 ZIP = {"Content-Type": "application/zip"}
@@ -259,7 +263,8 @@ def test_environment_values_are_sealed_where_they_lie(api: Api) -> None:
         ("memory_mb", 1.5), ("memory_mb", True), ("timeout_s", 0), ("timeout_s", 901), ("concurrency", 0), ("concurrency", 1001),
         ("egress", "internet"), ("egress", "all"), ("environment", {"1A": "x"}), ("environment", {"FOREGLOW_X": "x"}),
         ("environment", {"A": "\0"}), ("environment", []), ("environment", {"A": "x" * MAX_ENVIRONMENT_BYTES}),
-        ("calls", ["ok"] * 101), ("surprise", 1),
+        ("calls", ["ok"] * 101), ("surprise", 1), ("initial_instances", 21), ("initial_instances", -1),
+        ("initial_instances", True), ("initial_instances", "1"),
     ],
 )  # fmt: skip
 def test_a_bad_field_is_a_400_that_names_it_and_changes_nothing(api: Api, field: str, value: object) -> None:
@@ -325,6 +330,41 @@ def test_what_needs_an_absent_planner_or_node_is_503_and_the_rest_works(api: Api
     status = api.client.get("/v1/status").json()
     assert (status["redis"], status["planner"], status["node"]) == ("away", "away", "away")
     assert status["events"]["open"] > 0
+
+
+def test_a_whole_number_may_be_written_with_a_point(api: Api) -> None:
+    answer = api.put(memory_mb=256.0, concurrency=2.0)
+    assert answer.status_code == 202, answer.text
+    assert [answer.json()["versions"][0][name] for name in ("memory_mb", "concurrency")] == [256, 2]
+    assert "memory_mb" in problem(api.put(memory_mb=256.5), 400, "memory_mb")
+    assert "memory_mb" in problem(api.put(memory_mb="256"), 400, "memory_mb")
+
+
+def test_a_path_with_a_slash_too_many_is_not_another(api: Api) -> None:
+    for path in ("/v1/functions/", "/v1/runs/", "/healthz/"):
+        problem(api.client.get(path, follow_redirects=False), 404)
+
+
+def test_requirements_nested_without_end_are_the_uploaders_fault(api: Api) -> None:
+    files = {"handler.py": "def f(e, c): return e", "requirements.txt": "x; " + "(" * 3000}
+    assert "nested too deeply" in problem(api.upload(files), 400, "package.requirements.txt")
+
+
+def test_the_document_offers_only_what_is_taken(api: Api) -> None:
+    offered = api.client.get("/openapi.json").json()["components"]["schemas"]["FunctionRequest"]["properties"]
+    assert (offered["kind"]["enum"], offered["egress"]["enum"]) == (["event", "http"], ["none"])
+
+
+def test_links_of_the_document_lead_to_operations_that_are_there(api: Api) -> None:
+    document = api.client.get("/openapi.json").json()
+    operations = [one for path in document["paths"].values() for one in path.values()]
+    known = {one["operationId"]: one for one in operations}
+    assert len(known) == len(operations)
+    links = [link for one in operations for answer in one["responses"].values() for link in answer.get("links", {}).values()]
+    assert len(links) > 20
+    for link in links:
+        parameters = {parameter["name"] for parameter in known[link["operationId"]].get("parameters", [])}
+        assert set(link["parameters"]) <= parameters
 
 
 def test_openapi_is_complete(api: Api) -> None:
@@ -420,3 +460,53 @@ def test_keys_are_named_shown_once_and_revoked(api: Api) -> None:
 @pytest.mark.parametrize("quotas", [{"functions": -1}, {"concurrency": 1.5}, {"invocations_per_s": "many"}, {"cores": 1}])
 def test_a_quota_that_is_none_is_named(api: Api, quotas: dict[str, Any]) -> None:
     problem(api.client.put("/v1/tenants/rival/quotas", json=quotas), 400, next(iter(quotas)))
+
+
+def test_what_is_not_used_any_more_makes_room_for_what_is_new(api: Api) -> None:
+    made = api.client.post("/v1/tenants", json={"name": "hoarder", "quotas": {"package_bytes": 30}})
+    assert made.status_code == 201
+    theirs = as_key(api.client.post("/v1/keys?tenant=hoarder", json={"name": "k"}).json()["token"])
+    first = api.upload({"a.py": "x" * 20}, headers=theirs).json()["digest"]
+    assert "an hour after" in problem(api.upload({"b.py": "y" * 20}, headers=theirs), 429, "package_bytes")
+    with api.store.database.write() as session:
+        session.get_one(Package, ("hoarder", first)).created -= 4000
+    second = api.upload({"b.py": "y" * 20}, headers=theirs)
+    assert second.status_code == 201
+    origin = Origin(api.settings.effective_origin_url)
+    assert not origin.holds("hoarder", first)
+    assert origin.holds("hoarder", second.json()["digest"])
+    assert api.client.get("/v1/tenant", headers=theirs).json()["use"]["package_bytes"] == 20
+
+
+# -- events
+
+
+def test_events_are_listed_and_parked_ones_retried_by_their_tenant_only(api: Api) -> None:
+    described = api.put("poison", initial_instances=3).json()
+    assert described["versions"][0]["initial_instances"] == 3
+    everything = api.client.get("/v1/events").json()["events"]
+    mine = [one for one in everything if one["subject"] == "default/poison"]
+    assert {one["module"] for one in mine} == {module.value for module in Module}
+    event = mine[0]["id"]
+    now = time.time()
+    for _ in range(MAX_TRIES):
+        now += RESEND_S
+        assert api.store.outbox.claim(event, Module.FUNCTION_MANAGEMENT, now)
+        api.store.outbox.retry(event, Module.FUNCTION_MANAGEMENT, "the disk is full", now)
+    (parked,) = api.client.get("/v1/events", params={"parked": True}).json()["events"]
+    assert (parked["id"], parked["tries"], parked["reason"]) == (event, MAX_TRIES, "the disk is full")
+    assert parked["parked"] is not None
+    version = api.client.get("/v1/functions/poison").json()["versions"][0]
+    code = {one["name"]: one for one in version["conditions"]}["code"]
+    assert (version["state"], code["status"]) == ("failed", "false")
+    assert code["since"] > version["created_at"]
+
+    assert api.client.get("/v1/events", headers=api.rival).json() == {"events": []}
+    problem(api.client.post(f"/v1/events/{event}/retry", headers=api.rival), 404)
+    assert api.client.post("/v1/events/retry", headers=api.rival).json() == {"retried": []}
+    assert api.client.post(f"/v1/events/{event}/retry").json() == {"retried": [event]}
+    assert api.client.get("/v1/functions/poison").json()["versions"][0]["state"] == "pending"
+    problem(api.client.post(f"/v1/events/{event}/retry"), 404)
+    problem(api.client.post("/v1/events/0/retry"), 400, "event")
+    problem(api.client.get("/v1/events", params={"limit": 0}), 400, "limit")
+    api.client.delete("/v1/functions/poison")

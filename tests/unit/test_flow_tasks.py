@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from celery.exceptions import Reject
+from sqlalchemy.exc import SQLAlchemyError
 
 from graph.ids import FunctionId
 from orchestrator.catalog.functions import VersionSettings
@@ -18,6 +20,7 @@ from orchestrator.catalog.nudge import Nudge
 from orchestrator.catalog.outbox import MAX_TRIES, OpenEvent
 from orchestrator.catalog.packages import LayerView, PackageView
 from orchestrator.catalog.store import Store
+from orchestrator.flow import app as flow_app
 from orchestrator.flow.app import broker_url
 from orchestrator.flow.bounded import Bounds, TimedOut, run_bounded
 from orchestrator.flow.building import BUILDS, Builder
@@ -168,6 +171,20 @@ def test_trouble_that_may_pass_is_shown_while_it_is_tried_again(store: Store, or
     assert status == "unknown"
     assert "the index is away; it is tried again" in reason
     assert store.functions.describe_version("acme", "f", 1).state == "pending"
+
+
+def test_an_outcome_that_cannot_be_written_down_puts_the_task_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The database is away: acknowledged, the event would come again only after minutes."""
+    monkeypatch.setattr(flow_app, "REQUEUE_S", 0)
+    app = flow_app.build_app("unix:///nowhere.sock")
+
+    def apply(event: int) -> None:
+        raise SQLAlchemyError("away")
+
+    flow_app.add_module(app, Module.METADATA_SYNC, apply)
+    with pytest.raises(Reject) as caught:
+        app.tasks[flow_app.task_name(Module.METADATA_SYNC)].run(1)
+    assert caught.value.requeue
 
 
 def test_events_of_what_is_gone_are_done(store: Store, origin: Origin, builder: Builder) -> None:

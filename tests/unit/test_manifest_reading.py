@@ -117,3 +117,11 @@ def test_a_field_accepts_or_says_why_not(field: str, value: object) -> None:
     except ManifestError as error:
         said = str(error)
     assert said.startswith("functions.a.x")
+
+
+def test_initial_instances_are_a_small_whole_number(project: Path) -> None:
+    (entry,) = read(project, '[defaults]\ninitial_instances = 2\n[functions.a]\nhandler = "app:handle"\n')
+    assert entry.settings["initial_instances"] == 2
+    for wrong in ("21", "-1", "1.5", "true", '"1"'):
+        with pytest.raises(ManifestError, match=r"functions\.a\.initial_instances: must be a whole number from 0 to 20"):
+            read(project, f'[functions.a]\nhandler = "app:handle"\ninitial_instances = {wrong}\n')

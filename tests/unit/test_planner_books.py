@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from graph.calls import StartKind
-from graph.ids import FunctionId, TenantId
-from graph.plans import EdgeSource, Evidence, Outcome, PrewarmDecision, PrewarmPlan, Trigger
+from graph.ids import FunctionId, TenantId, VersionId
+from graph.plans import DeployDecision, EdgeSource, Evidence, Outcome, PrewarmDecision, PrewarmPlan, Trigger
 from orchestrator.planner import log, promises, runs, state
 from orchestrator.planner.log import DecisionLog, LogEntry, as_json
 from orchestrator.planner.promises import LIVE_RUNS, RUN_S, Promises
@@ -298,3 +298,32 @@ def test_a_full_disk_leaves_the_old_state(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.undo()
     assert load(path) == old
     assert [one.name for one in tmp_path.iterdir()] == ["state"]
+
+
+# -- instances that a version asked for
+
+
+def test_an_instance_a_version_asked_for_is_in_the_log_and_takes_nothing_from_the_budget() -> None:
+    book = DecisionLog()
+    ordered = DeployDecision(VersionId("acme/a:3"), 256, "a1", 2).decision_id
+    entry = book.update(DecisionUpdate(ordered, "ready", 5.0, start_s=0.2), "n1")
+    assert entry is not None
+    assert (entry.tenant, entry.function, entry.version, entry.ordinal) == ("acme", "acme/a", "acme/a:3", 2)
+    assert (entry.trigger, entry.node, entry.memory_mb, entry.created_at) == ("deploy", "n1", 256, 4.8)
+    assert "initial_instances" in as_json(entry)["reason"]
+    assert book.open_of("acme") == []
+    assert [one.decision_id for one in book.read("acme", function="a")] == [ordered]
+    assert book.read("rival") == []
+    book.update(DecisionUpdate(ordered, "hit", 6.0, invocation_id="i1"))
+    assert book.entries()[0].outcome is Outcome.HIT
+    assert book.update(DecisionUpdate(ordered, "wasted", 9.0)) is None
+    restarted = DecisionLog(book.entries())
+    assert restarted.update(DecisionUpdate(ordered, "wasted", 9.0)) is None
+
+
+def test_one_that_failed_and_one_whose_node_was_lost_end() -> None:
+    book = DecisionLog()
+    for number, outcome in ((1, "cancelled"), (2, "ready")):
+        book.update(DecisionUpdate(DeployDecision(VersionId("acme/a:3"), 256, "a1", number).decision_id, outcome, 5.0), "n1")
+    book.lost_node("n1", 6.0)
+    assert [one.outcome for one in book.entries()] == [Outcome.CANCELLED, Outcome.WASTED]

@@ -9,7 +9,6 @@ from doubles.gateways import route
 from doubles.nodes import spec
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from orchestrator.catalog.quotas import OwnQuotas
 
 from graph.callgraph import CallGraph
 from graph.calls import Call, Trace
@@ -20,6 +19,7 @@ from orchestrator.catalog.watch import RouteTable
 from orchestrator.planner.log import DecisionLog
 from orchestrator.planner.loop import PlannerLoop, needed_in
 from orchestrator.planner.peers import Fleet
+from orchestrator.quotas import OwnQuotas
 from workers.rpc.messages import DecisionUpdate, PrepareItem, TriggerEvent
 from workers.versions import VersionSpec
 

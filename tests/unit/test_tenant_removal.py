@@ -10,10 +10,10 @@ from doubles.nodes import running_node, spec
 from doubles.planners import deploy, running_planner
 from doubles.sandboxes import silent
 from doubles.stories import Story
-from orchestrator.catalog.quotas import OwnQuotas
 
 from graph.ids import TenantId
 from orchestrator.catalog.routes import TenantRoute
+from orchestrator.quotas import OwnQuotas
 from workers.code.layers import Source, write_layer
 from workers.code.origin import Origin
 from workers.code.tier1 import Tier1

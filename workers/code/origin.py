@@ -94,6 +94,17 @@ class Origin:
             raise OriginError(f"layer {digest[:19]} of tenant {tenant}: {_first_line(error)}") from error
         return True
 
+    def remove_layer(self, tenant: str, digest: str) -> None:
+        """The manifest first, so that one with a manifest is whole. Once more does no harm."""
+        name = _name(tenant, digest)
+        for part in (f"{name}.manifest", name):
+            try:
+                obstore.delete(self._store, part)
+            except FileNotFoundError:
+                continue
+            except (BaseError, OSError) as error:
+                raise OriginError(f"deleting layer {digest[:19]} of tenant {tenant}: {_first_line(error)}") from error
+
     def forget_tenant(self, tenant: str) -> None:
         """Deletes every layer of the tenant. Once more does no harm."""
         if not TENANT_PATTERN.match(tenant):

@@ -5,6 +5,8 @@ import { echarts } from "nicegui-echart";
 const SYMBOLS = { warm: "circle", preparing: "triangle", cold: "circle", "not deployed": "rect", unknown: "diamond" };
 const FILLED = ["warm", "preparing"];
 const DOT = { large: 16, medium: 10, small: 6 };
+const MANY = 400; // of more calls, lines are drawn in STRENGTHS bundles of one path each, without arrows and tooltips
+const STRENGTHS = 5;
 
 export default {
   template: `<div class="callgraph" role="img" :aria-label="label"></div>`,
@@ -19,22 +21,22 @@ export default {
     this.chart.on("finished", () => {
       if (!this.fresh) return;
       this.fresh = false;
-      this.$el.dataset.nodes = this.picture.nodes.length;
-      this.$el.dataset.edges = this.picture.edges.length;
-      this.$el.dataset.drawn = ++this.drawn;
+      this.shown();
     });
     this.sized = new ResizeObserver(() => {
+      if (this.$el.clientWidth === this.chart.getWidth() && this.$el.clientHeight === this.chart.getHeight()) return;
       this.chart.resize();
-      this.draw();
+      this.draw_soon();
     });
     this.sized.observe(this.$el);
-    this.themed = new MutationObserver(() => this.draw());
+    this.themed = new MutationObserver(() => this.draw_soon());
     this.themed.observe(document.documentElement, { attributes: true, attributeFilter: ["data-theme"] });
     this.scheme = window.matchMedia("(prefers-color-scheme: dark)");
-    this.rescheme = () => this.draw();
+    this.rescheme = () => this.draw_soon();
     this.scheme.addEventListener("change", this.rescheme);
   },
   unmounted() {
+    cancelAnimationFrame(this.asked);
     this.sized.disconnect();
     this.themed.disconnect();
     this.scheme.removeEventListener("change", this.rescheme);
@@ -44,12 +46,23 @@ export default {
     set_picture(picture, chosen) {
       this.picture = picture;
       this.chosen = chosen;
-      this.draw();
+      this.draw_soon();
     },
     set_states(states, chosen) {
       for (const node of this.picture.nodes) node[3] = states[node[0]] ?? node[3];
       this.chosen = chosen;
-      this.draw();
+      this.draw_soon();
+    },
+    shown() {
+      this.$el.dataset.nodes = this.picture.nodes.length;
+      this.$el.dataset.edges = this.picture.edges.length;
+      this.$el.dataset.drawn = ++this.drawn;
+    },
+    draw_soon() {
+      this.asked ??= requestAnimationFrame(() => {
+        this.asked = null;
+        this.draw();
+      });
     },
     zoom(factor) {
       const zooms = this.chart.getOption().dataZoom ?? [];
@@ -72,13 +85,31 @@ export default {
       const each = Math.min(width / (span.right - span.left + 1), (1.6 * height) / (span.bottom - span.top + 1));
       return { ...span, width, height, size: each >= 60 ? "large" : each >= 18 ? "medium" : "small" };
     },
+    bundles(width, line, accent, chosen) {
+      const { nodes, edges } = this.picture;
+      const place = (index) => [nodes[index][1], nodes[index][2]];
+      const lines = (chosenOnes, style) => ({
+        type: "lines", coordinateSystem: "cartesian2d", animation: false, silent: true, z: 1,
+        large: true, largeThreshold: 0, lineStyle: style,
+        data: chosenOnes.map(([from, to]) => ({ coords: [place(from), place(to)] })),
+      });
+      const own = ([from, to]) => from === chosen || to === chosen;
+      const bundles = [];
+      for (let strength = 0; strength < STRENGTHS; strength++) {
+        const within = edges.filter((edge) => Math.min(STRENGTHS - 1, Math.floor(edge[2] * STRENGTHS)) === strength && !own(edge));
+        const share = (strength + 0.5) / STRENGTHS;
+        if (within.length)
+          bundles.push(lines(within, { width: width(share), color: line, opacity: chosen >= 0 ? 0.12 : 0.25 + 0.5 * share }));
+      }
+      if (chosen >= 0) bundles.push(lines(edges.filter(own), { width: 1.8, color: accent, opacity: 0.9 }));
+      return bundles;
+    },
     draw() {
       if (!this.$el.clientWidth) return;
       const { nodes, edges } = this.picture;
       if (!nodes.length) {
-        this.fresh = true;
-        this.chart.clear();
-        this.chart.setOption({ series: [] });
+        this.chart.setOption({ series: [] }, { replaceMerge: ["series"] });
+        this.shown();
         return;
       }
       const room = this.room();
@@ -94,8 +125,10 @@ export default {
         for (const [from, to] of edges)
           if (from === chosen || to === chosen) near.add(from).add(to);
       const faint = (from, to) => chosen >= 0 && from !== chosen && to !== chosen;
-      const least = edges.length > 400 ? 0.25 : 0.6;
-      const most = large ? 5.5 : edges.length > 400 ? 1.6 : 3.5;
+      const many = edges.length > MANY;
+      const least = many ? 0.3 : 0.6;
+      const most = large ? 5.5 : many ? 1.6 : 3.5;
+      const width = (probability) => least + (most - least) * probability;
       this.fresh = true;
       const narrow = room.width < 560;
       this.chart.setOption(
@@ -122,7 +155,7 @@ export default {
           series: [
             {
               type: "graph", layout: "none", coordinateSystem: "cartesian2d", animation: false,
-              edgeSymbol: ["none", edges.length > 400 ? "none" : "arrow"], edgeSymbolSize: large ? 9 : 6,
+              edgeSymbol: ["none", "arrow"], edgeSymbolSize: large ? 9 : 6,
               labelLayout: { hideOverlap: nodes.length > 40 },
               emphasis: { disabled: nodes.length > 200 },
               data: nodes.map(([name, x, y, state, matches], index) => {
@@ -143,15 +176,15 @@ export default {
                   },
                 };
               }),
-              links: edges.map(([from, to, probability, declared]) => {
+              links: (many ? [] : edges).map(([from, to, probability, declared]) => {
                 const own = from === chosen || to === chosen;
                 const back = nodes[to][1] <= nodes[from][1];
                 const far = Math.abs(nodes[to][1] - nodes[from][1]) > 1.5;
                 return {
                   source: from, target: to,
                   lineStyle: {
-                    width: least + (most - least) * probability, color: own ? accent : line, type: declared ? "dashed" : "solid",
-                    opacity: faint(from, to) ? 0.15 : edges.length > 400 ? 0.4 + 0.5 * probability : 0.9,
+                    width: width(probability), color: own ? accent : line, type: declared ? "dashed" : "solid",
+                    opacity: faint(from, to) ? 0.15 : 0.9,
                     curveness: from === to ? 0.6 : back ? 0.35 : far ? 0.14 : 0,
                   },
                   label: {
@@ -161,6 +194,7 @@ export default {
                 };
               }),
             },
+            ...(many ? this.bundles(width, line, accent, chosen) : []),
           ],
         },
         { replaceMerge: ["series"] },

@@ -94,19 +94,23 @@ class CallGraphView:
         assert self._document is not None
         self._graph = picture.shown(self._document, self._wanted)
         self._states = picture.states(self._graph, self._instances)
-        names = self._graph.functions
         self._empty.show(not self._document["functions"])
-        self._picture.style(f"height: {self._height()}px")
+        if not self._wanted:  # while somebody types, the page stays where it is
+            self._picture.style(f"height: {self._height()}px")
         self._picture.draw(picture.drawing(self._graph, self._states), self._chosen)
-        functions, edges = self._graph.left_out
-        self._note.say(
-            f"Not drawn: {functions:,} functions and {edges:,} of the least likely calls. Filter, and they are."
-            if functions or edges
-            else f"No function's name holds “{self._wanted}”."
-            if self._wanted and not names
-            else ""
-        )
+        self._note.say(self._remark())
         self._show_words()
+
+    def _remark(self) -> str:
+        assert self._graph is not None
+        functions, edges = self._graph.left_out
+        if functions or edges:
+            return f"Not drawn: {functions:,} functions and {edges:,} of the least likely calls. Filter, and they are."
+        if self._wanted and not self._graph.functions:
+            return f"No function's name holds “{self._wanted}”."
+        if len(self._graph.functions) > picture.NAMED:
+            return "Too many for their names: filter, choose one, or point at one."
+        return ""
 
     def _show_states(self) -> None:
         assert self._graph is not None
