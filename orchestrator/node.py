@@ -4,10 +4,13 @@ import asyncio
 import socket
 from typing import TYPE_CHECKING
 
+import structlog
+
 from orchestrator.settings import Settings, rpc_secret
 from workers.drivers.process.isolation import enter_user_namespace
 from workers.sealing import load_key
 
+log = structlog.get_logger(__name__)
 if TYPE_CHECKING:
     from workers.code.tier1 import Tier1
     from workers.node import Node
@@ -15,10 +18,27 @@ if TYPE_CHECKING:
 
 def run(settings: Settings) -> None:
     """Blocks until SIGTERM. Must be the first thing its process does: an ordinary user's node moves into a user namespace,
-    which only a process with one thread may do."""
+    which only a process with one thread may do. Raises NotJoined, and JoinFailed for a node that was told to leave."""
     enter_user_namespace()
+    from orchestrator.joining import JoinFailed, rejoin
+    from orchestrator.membership import Self
     from workers.bootstrap import NodeConfig
     from workers.bootstrap import run as run_node
+
+    own = Self(settings, "node", socket.gethostname())
+    member = own.member
+    if member is not None:
+        try:
+            member = rejoin(settings.state, member)  # what an earlier process of this node held is void
+        except JoinFailed as error:
+            if error.refused:
+                raise
+            # control is away: the old epoch may still do
+            log.warning("node.rejoin_failed", reason=str(error), epoch=member.epoch)
+
+    async def again() -> int:
+        assert member is not None
+        return (await asyncio.to_thread(rejoin, settings.state, member)).epoch
 
     async def beside(node: "Node", tier: "Tier1") -> None:
         from orchestrator.ops.listener import Operations
@@ -34,9 +54,9 @@ def run(settings: Settings) -> None:
     key = load_key(settings.key_file)
     run_node(
         NodeConfig(
-            name=socket.gethostname(),
+            name=own.name,
             folder=settings.node_folder,
-            socket=settings.socket("node"),
+            sockets=own.listens(settings.socket("node")),
             secret=rpc_secret(key),
             key=key,
             origin_url=settings.effective_origin_url,
@@ -45,6 +65,9 @@ def run(settings: Settings) -> None:
             standbys=settings.standbys,
             idle_s=settings.idle_s,
             allow_no_isolation=settings.allow_no_isolation,
+            identity=own.identity,
+            epoch=member.epoch if member is not None else 0,
+            rejoin=again if member is not None else None,
         ),
         beside,
     )

@@ -11,6 +11,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from orchestrator.folders import default_state
 from orchestrator.quotas import Quotas
+from workers.rpc.transport import Address, parse_address
 
 LEVELS = ("debug", "info", "warning", "error", "critical")
 SCHEMES = {
@@ -37,12 +38,17 @@ class Settings(BaseSettings):
     control_port: int = Field(default=8701, ge=0, le=65535)
     otlp_port: int = Field(default=4318, ge=0, le=65535)
 
+    join_port: int = Field(default=0, ge=0, le=65535)  # control's join listener; 0: none
+    join_host: str = ""  # empty: `host`
+
     redis_url: str = ""  # empty: the embedded Valkey of this state folder
     database_url: str = ""  # empty: SQLite in the state folder
     origin_url: str = ""  # empty: a folder in the state folder
 
-    nodes: str = ""  # sockets of nodes, comma-separated; empty: the node of this state folder
+    nodes: str = ""  # addresses of nodes beside those that joined, comma-separated; empty: the node of this state folder
     gateways: str = ""  # likewise, for the planner
+
+    planner_shards: int = Field(default=1, ge=1, le=64)  # the same for every planner and control
 
     prewarm: PrewarmPolicy = PrewarmPolicy.PATH
     prewarm_instances: int = Field(default=64, ge=0)
@@ -124,6 +130,12 @@ class Settings(BaseSettings):
             raise ValueError(f"{address!r} is not host:port; bind it to an address that only operators reach")
         return address
 
+    @field_validator("nodes", "gateways")
+    @classmethod
+    def _readable(cls, told: str) -> str:
+        _addresses(told, Path("/"))
+        return told
+
     # -- folders
 
     @property
@@ -144,12 +156,13 @@ class Settings(BaseSettings):
         return self.runtime_folder / f"{process}-ops.sock"
 
     @property
-    def node_sockets(self) -> list[Path]:
-        return [Path(one) for one in self.nodes.split(",") if one] or [self.socket("node")]
+    def node_addresses(self) -> list[Address]:
+        """`nodes` may say `none`: only those that joined."""
+        return _addresses(self.nodes, self.socket("node"))
 
     @property
-    def gateway_sockets(self) -> list[Path]:
-        return [Path(one) for one in self.gateways.split(",") if one] or [self.socket("gateway")]
+    def gateway_addresses(self) -> list[Address]:
+        return _addresses(self.gateways, self.socket("gateway"))
 
     @property
     def origin_folder(self) -> Path:
@@ -197,6 +210,13 @@ class Settings(BaseSettings):
     @property
     def effective_origin_url(self) -> str:
         return self.origin_url or self.origin_folder.as_uri()
+
+
+def _addresses(told: str, default: Path) -> list[Address]:
+    """Raises ValueError."""
+    if told.strip() == "none":
+        return []
+    return [parse_address(one) for one in told.split(",") if one.strip()] or [default]
 
 
 def rpc_secret(key: bytes) -> str:

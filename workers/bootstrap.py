@@ -3,7 +3,7 @@
 import asyncio
 import os
 import signal
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 
 import msgspec
@@ -15,7 +15,9 @@ from workers.code.origin import Origin
 from workers.code.tier1 import Tier1
 from workers.drivers.process.driver import ProcessDriver
 from workers.node import Node
+from workers.rpc.transport import Address, Identity
 from workers.sealing import Sealer
+from workers.standing import Rejoin
 
 MEMORY_SHARE = 0.8
 
@@ -23,11 +25,12 @@ log = structlog.get_logger(__name__)
 
 
 class NodeConfig(msgspec.Struct, frozen=True):
-    """`memory_mb` 0 means 80 % of what the machine has free; `python` empty means found."""
+    """`memory_mb` 0 means 80 % of what the machine has free; `python` empty means found. `rejoin` and `epoch` of a node that has
+    joined; it listens on `sockets`, on TCP with `identity`."""
 
     name: str
     folder: Path
-    socket: Path
+    sockets: Sequence[Address]
     secret: str
     key: bytes
     origin_url: str
@@ -36,6 +39,9 @@ class NodeConfig(msgspec.Struct, frozen=True):
     standbys: int
     idle_s: float
     allow_no_isolation: bool
+    identity: Identity | None = None
+    epoch: int = 0
+    rejoin: Rejoin | None = None
 
 
 Beside = Callable[[Node, Tier1], Coroutine[None, None, None]]
@@ -63,7 +69,9 @@ async def serve(config: NodeConfig, beside: Beside | None = None) -> None:
         config.standbys,
         config.idle_s,
     )
-    serving = asyncio.create_task(node.serve(config.socket, config.secret))
+    if config.rejoin is not None:
+        node.standing.joined(config.epoch, config.rejoin)
+    serving = asyncio.create_task(node.serve(config.sockets, config.secret, config.identity))
     running = [serving] if beside is None else [serving, asyncio.create_task(beside(node, tier))]
     stopping = asyncio.create_task(stop.wait())
     try:

@@ -502,8 +502,12 @@ class Execution:
 
     async def stop(self) -> None:
         self._stopping = True
+        await self.end_all("the node stops")
+
+    async def end_all(self, why: str) -> None:
+        """Gives every instance up, whatever it does; returns when they are gone, 10 s at most."""
         for instance in list(self.table):
-            self.kill(instance, "the node stops")
+            self.kill(instance, why)
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=10.0)
 

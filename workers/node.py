@@ -1,10 +1,9 @@
 """The node: serves its RPC socket, routes messages to the request path and to decisions, tells subscribers what changes."""
 
 import asyncio
-import contextlib
 import time
 from collections import OrderedDict
-from collections.abc import Coroutine, Mapping
+from collections.abc import Coroutine, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from workers.init_order import InitOrder
 from workers.logs import LogStore
 from workers.ports import CodeTier, CodeUnavailable, Driver, IsolationReport
 from workers.preparation import Preparer
-from workers.rpc.connection import Connection, listen
+from workers.rpc.connection import Connection, Listening, listen
 from workers.rpc.messages import (
     DecisionUpdate,
     Drain,
@@ -32,14 +31,18 @@ from workers.rpc.messages import (
     Rpc,
 )
 from workers.rpc.messages import Inventory as InventoryMessage
+from workers.rpc.transport import Address, Identity, Peer
 from workers.sealing import Sealer
 from workers.standbys import StandbyPool
+from workers.standing import Standing
 from workers.versions import VersionSpec
 
 SPECS = 10_000
 TELL_EVERY_S = 0.002
 HEARTBEAT_S = 1.0
 PREFETCHES = 2
+ONCE_A_SECOND = 1  # the id of a SUBSCRIBE whose sender wants no more than the heartbeat
+CALLERS = ("gateway", "planner", "control", "flow")
 
 log = structlog.get_logger(__name__)
 
@@ -74,11 +77,12 @@ class Node:
         self._specs: OrderedDict[str, VersionSpec] = OrderedDict()
         self._connections: set[Connection] = set()
         self._subscribers: set[Connection] = set()
+        self._watchers: set[Connection] = set()  # hear the heartbeat only
         self._updates: list[DecisionUpdate] = []
         self._tell_handle: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._prefetching = asyncio.Semaphore(PREFETCHES)
-        self._epoch = 0
+        self.standing = Standing(self._void)
         self._serving = False
         self._retired: set[str] = set()  # tenants; a name is never given again, so this is for good
         self._loop = asyncio.get_running_loop()
@@ -107,10 +111,12 @@ class Node:
     def steps_waiting(self) -> int:
         return self._gate.waiting
 
-    async def serve(self, path: Path, secret: str) -> None:
-        """Listens on `path` until cancelled, then ends every instance and standby."""
+    async def serve(self, where: Path | Sequence[Address], secret: str, identity: Identity | None = None) -> None:
+        """Listens until cancelled, then ends every instance and standby. Raises OSError, NotTrusted before it listens."""
+        addresses = [where] if isinstance(where, Path) else where
         self._standbys.start()
-        server = await listen(path, self, secret, self.name, self._answers)
+        told = Listening(self.name, "node", lambda: self.standing.epoch, _admits)
+        servers = [await listen(one, self, secret, told, self._answers, identity) for one in addresses]
         self._serving = True
         try:
             while True:
@@ -118,25 +124,35 @@ class Node:
                 self.execution.sweep_idle(self._idle_s)
                 self._tell_whole()
         finally:
-            server.close()
+            for server in servers:
+                server.close()
+            await self.standing.stop()
             for task in self._tasks:
                 task.cancel()
             await self._standbys.stop()
             await self.execution.stop()
             for connection in list(self._connections):
                 connection.close()
-            with contextlib.suppress(FileNotFoundError):
-                path.unlink()
+            for address in addresses:
+                if isinstance(address, Path):
+                    address.unlink(missing_ok=True)
+
+    async def _void(self) -> None:
+        """Nothing this node holds counts any more."""
+        await self.execution.end_all("the cluster counts without this node: it joins again")
+        for connection in list(self._connections):
+            connection.close()
 
     # -- Owner of connections
 
     def on_open(self, connection: Connection) -> None:
         self._connections.add(connection)
-        self._epoch = max(self._epoch, connection.peer.epoch)
+        self.standing.obeys("", connection.peer.epoch)
 
     def on_lost(self, connection: Connection, why: str) -> None:
         self._connections.discard(connection)
         self._subscribers.discard(connection)
+        self._watchers.discard(connection)
         self.execution.connection_lost(connection)
         log.info("peer.lost", role=connection.peer.role, peer=connection.peer.name, why=why)
 
@@ -158,8 +174,14 @@ class Node:
         elif kind == Rpc.RETIRE:
             self._keep(self._retire(message.tenant))
         elif kind == Rpc.SUBSCRIBE:
-            self._subscribers.add(connection)
+            wanted, other = self._subscribers, self._watchers
+            if ident == ONCE_A_SECOND:
+                wanted, other = other, wanted
+            wanted.add(connection)
+            other.discard(connection)
             self._tell_whole()
+        elif kind == Rpc.STALE:
+            self.standing.told_stale(message.epoch)
 
     # -- messages
 
@@ -183,13 +205,14 @@ class Node:
         else:
             self.execution.invoke(connection, stream, request, body, spec)
 
-    def _outdated(self, connection: Connection, epoch: int) -> bool:
+    def _obeys(self, connection: Connection, lease: str, epoch: int) -> bool:
         """Leases are the planner's; what the control flow orders for a new version holds whoever plans."""
-        return connection.peer.role != "flow" and epoch < self._epoch
+        return connection.peer.role == "flow" or self.standing.obeys(lease, epoch)
 
     def _prepare(self, connection: Connection, batch: PrepareBatch) -> None:
+        obeyed = self._obeys(connection, batch.lease, batch.epoch)
         for item in batch.items:
-            if self._outdated(connection, batch.epoch):
+            if not obeyed:
                 self._tell_decision(DecisionUpdate(item.decision_id, "cancelled", time.time(), detail="older epoch"))
             elif item.level == "code":
                 self._fetch_only(item)
@@ -221,7 +244,7 @@ class Node:
 
     def _revoke(self, connection: Connection, message: Revoke) -> None:
         """Only what is not ready yet is given up: a ready instance costs nothing more to keep for its lifetime."""
-        if self._outdated(connection, message.epoch):
+        if not self._obeys(connection, message.lease, message.epoch):
             return
         for decision_id in message.decision_ids:
             if decision_id in self.decisions and not self.decisions.is_ready(decision_id):
@@ -288,7 +311,7 @@ class Node:
         execution = self.execution
         execution.table.changed.clear()
         message = InventoryMessage(execution.table.counts(), execution.memory.free_mb, len(self._standbys), whole=True)
-        for subscriber in self._subscribers:
+        for subscriber in (*self._subscribers, *self._watchers):
             if not subscriber.congested:
                 subscriber.send(Rpc.INVENTORY, 0, message)
 
@@ -323,3 +346,7 @@ class Node:
             "memory_mb": {"total": memory.total_mb, "promised": memory.used_mb},
             "open_decisions": len(self.decisions),
         }
+
+
+def _admits(peer: Peer) -> str:
+    return "" if peer.role in CALLERS else f"a {peer.role[:63]} has nothing to ask a node"

@@ -134,15 +134,17 @@ class Key(Schema):
 
 
 class Node(Schema):
-    """A host that joined. `epoch` grows each time it joins or is declared silent: orders and answers of an older one are void.
+    """A process of a host that joined; `role`: node | gateway | planner | flow. `epoch` grows each time it joins or is declared
+    silent: orders and answers of an older one are void.
 
-    `address`: `host:port`, or the path of a socket on this host. `fingerprint`: SHA-256 of its certificate, hex, empty for a
-    node on the control host, which the cluster key lets in.
+    `address`: `host:port`, empty for what only dials. `fingerprint`: SHA-256 of its certificate, hex. What runs beside control
+    on its host is not here: the cluster key lets it in.
     """
 
     __tablename__ = "nodes"
 
     name: Mapped[str] = mapped_column(String(63), primary_key=True)
+    role: Mapped[str] = mapped_column(String(16), default="node")
     address: Mapped[str]
     zone: Mapped[str] = mapped_column(String(63), default="")
     fingerprint: Mapped[str] = mapped_column(String(64), default="")
@@ -277,7 +279,8 @@ class Condition(Schema):
 
 
 class Event(Schema):
-    """The outbox: written in the transaction of the change it tells of. `subject`: a function id, a key's digest, a tenant."""
+    """The outbox: written in the transaction of the change it tells of. `subject`: a function id, a key's digest, a tenant, a
+    node."""
 
     __tablename__ = "events"
 

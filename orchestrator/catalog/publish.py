@@ -7,6 +7,7 @@ from enum import IntEnum
 import redis
 
 from graph.ids import FunctionId
+from orchestrator.catalog.nodes import PublishedNode
 from orchestrator.catalog.routes import (
     KINDS,
     SEQUENCE_KEY,
@@ -102,6 +103,10 @@ class Publisher:
         value = encode(published.route) if published.route is not None else b""
         return self._publish("key", published.digest, published.generation, value)
 
+    def publish_node(self, published: PublishedNode) -> Published:
+        value = encode(published.route) if published.route is not None else b""
+        return self._publish("node", published.name, published.generation, value)
+
     def publish_tenant(self, route: TenantRoute) -> Published:
         return self._publish("tenant", route.tenant, route.generation, encode(route))
 
@@ -115,6 +120,8 @@ class Publisher:
         keys = [SOURCE_KEY, SEQUENCE_KEY, TURN_KEY, GENERATIONS_KEY, *(kind.key for kind in KINDS.values())]
         if not self._begin(keys=keys, args=[identity, turn, TURN_MS]):
             return
+        for node in store.nodes.published():
+            self.publish_node(node)
         for tenant in store.tenants.published():
             self.publish_tenant(tenant)
         for number, function in enumerate(store.published_functions()):

@@ -16,6 +16,7 @@ from workers.versions import VersionSpec
 
 FUNCTIONS_KEY = "foreglow:routes:functions"  # hash: function id -> Route
 KEYS_KEY = "foreglow:routes:keys"  # hash: sha256 hex of a key -> KeyRoute
+NODES_KEY = "foreglow:routes:nodes"  # hash: name -> NodeRoute
 SEQUENCE_KEY = "foreglow:routes:sequence"
 TENANTS_KEY = "foreglow:routes:tenants"  # hash: tenant -> TenantRoute
 STREAM_KEY = "foreglow:routes:changes"  # entries {s: sequence, t: a kind, id, v: msgpack or empty for removed}
@@ -41,6 +42,19 @@ class KeyRoute(msgspec.Struct, frozen=True, array_like=True):
     generation: int = 0
 
 
+class NodeRoute(msgspec.Struct, frozen=True, array_like=True):
+    """A member of the cluster. `up` False: it is silent; whoever reaches it with an older `epoch` than this tells it so."""
+
+    name: str
+    generation: int
+    role: str
+    address: str
+    zone: str
+    fingerprint: str
+    up: bool
+    epoch: int
+
+
 class TenantRoute(msgspec.Struct, frozen=True, array_like=True):
     """A tenant's quotas. `removed`: it is gone for good, and stays known so that whoever was away hears of it too."""
 
@@ -60,11 +74,13 @@ class RouteKind(msgspec.Struct, frozen=True):
 encode = msgspec.msgpack.Encoder().encode
 decode_route = msgspec.msgpack.Decoder(Route).decode
 decode_key = msgspec.msgpack.Decoder(KeyRoute).decode
+decode_node = msgspec.msgpack.Decoder(NodeRoute).decode
 decode_tenant = msgspec.msgpack.Decoder(TenantRoute).decode
 
 KINDS: Mapping[str, RouteKind] = {
     "function": RouteKind(FUNCTIONS_KEY, decode_route),
     "key": RouteKind(KEYS_KEY, decode_key),
+    "node": RouteKind(NODES_KEY, decode_node),
     "tenant": RouteKind(TENANTS_KEY, decode_tenant),
 }
 """A new kind is one entry here, a method of Publisher (with a line in its `rebuild`), and an attribute of RouteTable."""

@@ -10,7 +10,9 @@ from graph.ids import FunctionId, function_id
 from orchestrator.catalog.database import Database, retried
 from orchestrator.catalog.functions import Functions
 from orchestrator.catalog.keys import Keys
+from orchestrator.catalog.leases import Leases
 from orchestrator.catalog.model import Function, Installation, Key
+from orchestrator.catalog.nodes import Nodes
 from orchestrator.catalog.outbox import Outbox
 from orchestrator.catalog.packages import Packages
 from orchestrator.catalog.routes import KeyRoute, Route
@@ -38,7 +40,8 @@ class PublishedKey(msgspec.Struct, frozen=True):
 
 
 class Store:
-    """Use cases by noun: `tenants`, `keys`, `packages`, `functions`, `outbox`. Blocking and thread-safe; times are passed in.
+    """Use cases by noun: `tenants`, `keys`, `packages`, `functions`, `nodes`, `leases`, `outbox`. Blocking and thread-safe; times
+    are passed in.
 
     `quotas`: those of a tenant for which none was set.
     """
@@ -49,6 +52,8 @@ class Store:
         self.keys = Keys(self.database, self.tenants)
         self.packages = Packages(self.database, quotas)
         self.functions = Functions(self.database, quotas)
+        self.nodes = Nodes(self.database)
+        self.leases = Leases(self.database)
         self.outbox = Outbox(self.database)
 
     def migrate(self) -> None:

@@ -14,7 +14,7 @@ import structlog
 from redis.exceptions import RedisError
 
 from graph.ids import LATEST, FunctionId, VersionId, version_id
-from orchestrator.catalog.routes import KINDS, SEQUENCE_KEY, STREAM_KEY, KeyRoute, Route, TenantRoute
+from orchestrator.catalog.routes import KINDS, SEQUENCE_KEY, STREAM_KEY, KeyRoute, NodeRoute, Route, TenantRoute
 from workers.versions import VersionSpec
 
 BLOCK_MS = 1000
@@ -26,17 +26,20 @@ log = structlog.get_logger(__name__)
 
 class RouteTable:
     """What exists, for lookups in constant time. `on_route(function, route | None)` is called after each change,
-    `on_gone(version)` for each version that is not invocable any more, `on_tenant(tenant, its route | None)` for tenants."""
+    `on_gone(version)` for each version that is not invocable any more, `on_tenant(tenant, its route | None)` for tenants,
+    `on_node(name, its route | None)` for members."""
 
     def __init__(
         self,
         on_route: Callable[[FunctionId, Route | None], None] | None = None,
         on_gone: Callable[[str], None] | None = None,
         on_tenant: Callable[[str, TenantRoute | None], None] | None = None,
+        on_node: Callable[[str, NodeRoute | None], None] | None = None,
     ) -> None:
         self.routes: dict[str, Route] = {}
         self.versions: dict[str, VersionSpec] = {}
         self.keys: dict[str, KeyRoute] = {}
+        self.nodes: dict[str, NodeRoute] = {}
         self.tenants: dict[str, TenantRoute] = {}
         self.loaded = asyncio.Event()
         self.generation = 0  # the highest seen
@@ -45,8 +48,8 @@ class RouteTable:
         self.changed_at = self.current_at = time.monotonic()  # last change; last time these were known to be the newest
         self._on_route = on_route
         self._on_gone = on_gone
-        self._plain: dict[str, dict[str, Any]] = {"key": self.keys, "tenant": self.tenants}
-        self._heard: dict[str, Callable[[str, Any], None] | None] = {"tenant": on_tenant}
+        self._plain: dict[str, dict[str, Any]] = {"key": self.keys, "tenant": self.tenants, "node": self.nodes}
+        self._heard: dict[str, Callable[[str, Any], None] | None] = {"tenant": on_tenant, "node": on_node}
 
     def version(self, route: Route, qualifier: str) -> VersionSpec | None:
         """The version behind `name:qualifier`: a number, $LATEST, or nothing ("" is $LATEST)."""

@@ -10,6 +10,7 @@ from orchestrator.cli import (
     events,
     functions,
     invoking,
+    joining,
     opening,
     owning,
     processes,
@@ -41,6 +42,9 @@ app.command("decisions")(seeing.decisions)
 app.command("runs")(seeing.runs)
 app.command("warm")(invoking.warm)
 app.command("status")(status.status)
+app.command("node-token")(joining.node_token)
+app.command("join")(joining.join)
+app.add_typer(joining.nodes, name="nodes")
 app.add_typer(events.events, name="events")
 app.command("doctor")(doctor.doctor)
 app.command("open")(opening.open_page)

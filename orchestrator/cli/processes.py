@@ -1,8 +1,10 @@
 """`foreglow up`, and each process alone."""
 
+import contextlib
 import os
 import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated
@@ -25,6 +27,7 @@ def up(
     functions_port: Annotated[int | None, typer.Option(help="Invocations (8700); 0: any free one.")] = None,
     control_port: Annotated[int | None, typer.Option(help="Management API (8701); 0: any free one.")] = None,
     otlp_port: Annotated[int | None, typer.Option(help="OTLP/HTTP traces (4318); 0: any free one.")] = None,
+    join_port: Annotated[int | None, typer.Option(help="Where processes of other hosts join; 0 (default): nowhere.")] = None,
     prewarm: Annotated[str | None, typer.Option(help="path (default) or off.")] = None,
     driver: Annotated[str | None, typer.Option(help="process (the only one so far).")] = None,
     allow_no_isolation: Annotated[bool | None, typer.Option("--allow-no-isolation", help="Run even without isolation.")] = None,
@@ -37,6 +40,7 @@ def up(
         functions_port=functions_port,
         control_port=control_port,
         otlp_port=otlp_port,
+        join_port=join_port,
         prewarm=prewarm,
         driver=driver,
         allow_no_isolation=allow_no_isolation,
@@ -62,12 +66,16 @@ def _say(line: str) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def control(state: State = None) -> None:
+def control(
+    state: State = None,
+    join_port: Annotated[int | None, typer.Option(help="Where processes of other hosts join; 0 (default): nowhere.")] = None,
+) -> None:
     """Run the management API alone."""
-    settings = _alone("control", state)
+    settings = _alone("control", state, join_port=join_port)
     from orchestrator.control.app import run
 
-    run(settings)
+    with _said():
+        run(settings)
 
 
 def flow(state: State = None) -> None:
@@ -83,7 +91,8 @@ def gateway(state: State = None) -> None:
     settings = _alone("gateway", state)
     from orchestrator.gateway import run
 
-    run(settings)
+    with _said():
+        run(settings)
 
 
 def planner(state: State = None) -> None:
@@ -91,7 +100,8 @@ def planner(state: State = None) -> None:
     settings = _alone("planner", state)
     from orchestrator.planner import run
 
-    run(settings)
+    with _said():
+        run(settings)
 
 
 def node(state: State = None) -> None:
@@ -99,7 +109,8 @@ def node(state: State = None) -> None:
     settings = _alone("node", state)
     from orchestrator.node import run
 
-    run(settings)
+    with _said():
+        run(settings)
 
 
 def page(state: State = None) -> None:
@@ -111,14 +122,15 @@ def page(state: State = None) -> None:
     run(settings, page_operations)
 
 
-def _alone(process: str, state: Path | None) -> "Settings":
+def _alone(process: str, state: Path | None, **chosen: int | None) -> "Settings":
     """Settings, logs and the two folders of a process that nobody else prepared the ground for."""
     from orchestrator import preflight, remains
     from orchestrator.logging import configure
+    from orchestrator.membership import NotJoined, with_member
 
     # Before a server takes the signals over, and after it has raised them again: an end like any other, with every `finally`.
     signal.signal(signal.SIGTERM, _end)
-    settings = settings_with(state=state)
+    settings = settings_with(state=state, **chosen)
     try:
         configure(process, settings.log_level)
         preflight.make_state_folder(settings.state)
@@ -126,9 +138,24 @@ def _alone(process: str, state: Path | None) -> "Settings":
         remains.check_keys(settings)
         if process == "control":
             remains.check_database(settings)
-    except (ValueError, preflight.NotPossible) as error:
+        return with_member(settings)
+    except (ValueError, preflight.NotPossible, NotJoined) as error:
         raise Failure(str(error)) from error
-    return settings
+
+
+@contextlib.contextmanager
+def _said() -> Iterator[None]:
+    """What a process cannot be, in one line. Nothing may be loaded here before a node has left its first namespace."""
+    try:
+        yield
+    except Exception as error:
+        from orchestrator.joining import JoinFailed
+        from orchestrator.membership import NotJoined
+        from orchestrator.planner.state import AlreadyRuns
+
+        if isinstance(error, NotJoined | JoinFailed | AlreadyRuns):
+            raise Failure(str(error)) from error
+        raise
 
 
 def _end(number: int, frame: FrameType | None) -> None:

@@ -18,25 +18,31 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
 import orchestrator
+from orchestrator.authority import Authority
 from orchestrator.catalog.gateways import Gateways
 from orchestrator.catalog.nudge import Nudge
 from orchestrator.catalog.publish import Publisher
 from orchestrator.catalog.store import Store
-from orchestrator.control import events, functions, importing, insight, instances, keys, metrics, page, status, tenants
+from orchestrator.control import events, functions, importing, insight, instances, keys, metrics, nodes, page, status, tenants
 from orchestrator.control.admin import ensure_admin_key
 from orchestrator.control.document_links import add_links
 from orchestrator.control.forward import MAX_FROM_BROWSER, PREFIX, Forward
 from orchestrator.control.guard import OPEN_PATHS, Guard
-from orchestrator.control.peers import Peer
+from orchestrator.control.joining import JoinListener
+from orchestrator.control.peers import Peer, Planner, Roster
 from orchestrator.control.problems import MEDIA_TYPE, add_handlers
 from orchestrator.control.schemas import ProblemAnswer
 from orchestrator.control.sessions import Sessions
 from orchestrator.control.stream import DecisionStream
+from orchestrator.members import LOCAL
+from orchestrator.membership import Self
 from orchestrator.ops.listener import Operations
 from orchestrator.ops.machine import gather
 from orchestrator.settings import Settings, rpc_secret
 from workers.code.origin import Origin
 from workers.rpc.messages import Hello
+from workers.rpc.transport import Address
+from workers.rpc.transport import Peer as Whom
 from workers.sealing import Sealer, load_key
 
 GRACE_S = 5
@@ -64,7 +70,7 @@ class Stopping:
     asked = False
 
 
-def build(settings: Settings) -> FastAPI:
+def build(settings: Settings) -> FastAPI:  # noqa: PLR0915 (one list of what there is)
     """The application: migrates the database, makes the first key, publishes the routes, then serves.
 
     Raises OSError, sqlalchemy's errors and OriginError when it cannot be put together.
@@ -78,9 +84,17 @@ def build(settings: Settings) -> FastAPI:
     nudge = Nudge(settings.effective_redis_url)
     gateways = Gateways(settings.effective_redis_url)
     origin = Origin(settings.effective_origin_url)
-    hello = Hello("control", f"control-{socket.gethostname()}", rpc_secret(key))
-    planner = Peer("planner", settings.socket("planner"), hello)
-    nodes = [Peer(_node_name(index), path, hello) for index, path in enumerate(settings.node_sockets)]
+    own = Self(settings, "control", f"control{LOCAL}{socket.gethostname()}")
+    authority = Authority(settings.state / "authority")
+    hello = Hello("control", own.name, rpc_secret(key))
+
+    def peer(name: str, address: Address, whom: Whom) -> Peer:
+        return Peer(name, address, hello, own.identity, whom)
+
+    planner = Planner(store.leases, settings.planner_shards, settings.socket("planner"), peer)
+    local = [peer(_node_name(index), at, Whom("node", "")) for index, at in enumerate(settings.node_addresses)]
+    roster = Roster(local, store.nodes, peer)
+    joining = JoinListener(store.nodes, authority, own.identity, lambda role: _told(settings, key, role), nudge.give)
     stopping = Stopping()
     counts: Counter[int] = Counter()
     sessions = Sessions()
@@ -92,11 +106,14 @@ def build(settings: Settings) -> FastAPI:
         threading.Thread(target=_publish_all, args=(publisher, store, nudge), name="publish", daemon=True).start()
         ended = threading.Event()
         threading.Thread(target=keys.keep_use_until, args=(ended, store, gateways), name="keys", daemon=True).start()
+        listener = await joining.start(settings.join_host or settings.host, settings.join_port) if settings.join_port else None
         yield
         stopping.asked = True
         ended.set()
-        for peer in (planner, *nodes):
-            peer.close()
+        if listener is not None:
+            listener.close()
+        planner.close()
+        roster.close()
         await forward.close()
         for closing in (publisher, nudge, gateways, store):
             closing.close()
@@ -117,12 +134,13 @@ def build(settings: Settings) -> FastAPI:
     add_handlers(app)
     app.include_router(functions.router(store, origin, Sealer(key), nudge))
     app.include_router(events.router(store, nudge))
-    app.include_router(tenants.router(store, origin, nudge, gateways, planner, nodes))
+    app.include_router(nodes.router(store, authority, nudge))
+    app.include_router(tenants.router(store, origin, nudge, gateways, planner, roster))
     app.include_router(keys.router(store, nudge, gateways))
-    app.include_router(insight.router(store, planner, nodes, DecisionStream(planner, lambda: stopping.asked)))
-    app.include_router(instances.router(nodes))
+    app.include_router(insight.router(store, planner, roster, DecisionStream(planner, lambda: stopping.asked)))
+    app.include_router(instances.router(roster))
     app.include_router(importing.router(planner))
-    app.include_router(status.router(store, publisher, planner, nodes))
+    app.include_router(status.router(store, publisher, planner, roster))
     app.include_router(metrics.router(partial(gather, settings)))
     app.include_router(page.router(sessions))
     app.mount(PREFIX, forward)
@@ -201,6 +219,17 @@ def _publish_all(publisher: Publisher, store: Store, nudge: Nudge) -> None:
         nudge.give()
     except redis.RedisError as error:
         log.info("routes.not_published", reason=str(error)[:200])
+
+
+def _told(settings: Settings, key: bytes, role: str) -> dict[str, str]:
+    """What a new member needs beside its certificate. An address that only this host can reach is left out: the member is given
+    its own by FOREGLOW_REDIS_URL, FOREGLOW_ORIGIN_URL or FOREGLOW_DATABASE_URL."""
+    told = {"key": key.decode(), "origin_url": settings.effective_origin_url}
+    if role != "node":
+        told["redis_url"] = settings.redis_url
+    if role in ("planner", "flow") and not settings.effective_database_url.startswith("sqlite"):
+        told["database_url"] = settings.database_url
+    return told
 
 
 def _node_name(index: int) -> str:

@@ -12,7 +12,7 @@ from starlette.concurrency import run_in_threadpool
 from graph.calls import Trace
 from graph.ids import TenantId
 from orchestrator.control.functions import tenant_of
-from orchestrator.control.peers import Peer
+from orchestrator.control.peers import Planner
 from orchestrator.control.problems import Problem
 from orchestrator.control.schemas import ImportAnswer, ImportRequest
 from tracing.assembly import traces_of
@@ -28,7 +28,7 @@ LONGEST_TRACE_BYTES = MAX_META - (64 << 10)
 _encode = msgspec.msgpack.Encoder().encode
 
 
-def router(planner: Peer) -> APIRouter:
+def router(planner: Planner) -> APIRouter:
     routes = APIRouter(tags=["insight"])
     one_at_a_time = asyncio.Lock()
 

@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Header, Path, Query, Request, Response
@@ -24,7 +23,7 @@ from orchestrator.control.answers import (
     WorkflowsAnswer,
 )
 from orchestrator.control.functions import Name, tenant_of
-from orchestrator.control.peers import Peer
+from orchestrator.control.peers import Planner, Roster
 from orchestrator.control.problems import Problem
 from orchestrator.control.schemas import CoolRequest, PrewarmRequest, WarmRequest
 from orchestrator.control.stream import DecisionStream
@@ -39,7 +38,7 @@ GRAPH_CONTENT: dict[int | str, dict[str, Any]] = {200: {"content": {"text/vnd.gr
 EVENTS: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": TEXT}}}
 
 
-def router(store: Store, planner: Peer, nodes: Sequence[Peer], stream: DecisionStream) -> APIRouter:
+def router(store: Store, planner: Planner, nodes: Roster, stream: DecisionStream) -> APIRouter:
     """The endpoints of graph, plans, decisions, runs, workflows, logs."""
     routes = APIRouter(tags=["insight"])
 
@@ -130,10 +129,12 @@ def router(store: Store, planner: Peer, nodes: Sequence[Peer], stream: DecisionS
         """What the function wrote, per invocation, newest last: 64 KiB each, kept for 24 hours."""
         tenant = tenant_of(request)
         await run_in_threadpool(store.functions.describe, tenant, name)
-        asked = [node.ask("logs", tenant=tenant, function=name, invocation=invocation, limit=limit) for node in nodes]
+        asked = [
+            node.ask("logs", tenant=tenant, function=name, invocation=invocation, limit=limit) for node in await nodes.peers()
+        ]
         answers = await asyncio.gather(*asked, return_exceptions=True)
         failed = [answer for answer in answers if isinstance(answer, Problem)]
-        if len(failed) == len(answers):
+        if answers and len(failed) == len(answers):
             raise failed[0]
         found = [entry for answer in answers if isinstance(answer, bytes) for entry in json.loads(answer)]
         return {"logs": sorted(found, key=lambda entry: float(entry["at"]))[-limit:]}

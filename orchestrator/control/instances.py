@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -10,19 +10,20 @@ from fastapi import APIRouter, Request
 from graph.ids import VersionId, function_of, name_of, number_of
 from orchestrator.control.answers import InstancesAnswer
 from orchestrator.control.functions import tenant_of
-from orchestrator.control.peers import Peer
+from orchestrator.control.peers import Roster
 from orchestrator.control.problems import Problem
 from orchestrator.control.schemas import Document
 
 STATES = ("idle", "busy", "preparing")
 
 
-def router(nodes: Sequence[Peer]) -> APIRouter:
+def router(roster: Roster) -> APIRouter:
     routes = APIRouter(tags=["insight"])
 
     @routes.get("/v1/instances", response_model=InstancesAnswer)
     async def instances(request: Request) -> Document:
         """Instances of the tenant's versions by state, per node; `away` names nodes that did not answer."""
+        nodes = await roster.peers()
         asked = [node.ask("counts", tenant=tenant_of(request)) for node in nodes]
         answers = await asyncio.gather(*asked, return_exceptions=True)
         found: list[Document] = []

@@ -393,3 +393,33 @@ class ProblemAnswer(BaseModel):
 
 Document = dict[str, Any]
 """What planner and nodes answer, handed through."""
+
+
+class JoinTokenRequest(Request):
+    model_config = ConfigDict(extra="forbid", strict=True, json_schema_extra={"examples": [{"role": "node", "ttl_s": 600}]})
+
+    role: Literal["node", "gateway", "planner", "flow"] = "node"
+    ttl_s: float = Field(default=3600.0, gt=0, le=7 * 86400, allow_inf_nan=False, description="Seconds until it expires.")
+
+
+class JoinTokenAnswer(BaseModel):
+    token: str = Field(description="Shown once.")
+    role: str
+    expires: float = Field(description="Seconds since the Unix epoch.")
+
+
+class NodeAnswer(BaseModel):
+    """`state`: up, silent (no heartbeat) or left. `epoch` grows each time it joins or is declared silent."""
+
+    name: str
+    role: str
+    address: str
+    zone: str
+    state: str
+    epoch: int
+    joined: float
+    last_seen: float | None
+
+
+class NodesAnswer(BaseModel):
+    nodes: list[NodeAnswer]

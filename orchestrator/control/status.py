@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-from collections.abc import Sequence
 from typing import Any
 
 from fastapi import APIRouter
@@ -12,14 +11,14 @@ import orchestrator
 from orchestrator.catalog.publish import Publisher
 from orchestrator.catalog.store import Store
 from orchestrator.control.answers import StatusAnswer
-from orchestrator.control.peers import Peer
+from orchestrator.control.peers import Peer, Planner, Roster
 from orchestrator.control.problems import Problem
 from orchestrator.control.schemas import HealthAnswer
 
 STATE_TIMEOUT_S = 2.0
 
 
-def router(store: Store, publisher: Publisher, planner: Peer, nodes: Sequence[Peer]) -> APIRouter:
+def router(store: Store, publisher: Publisher, planner: Planner, nodes: Roster) -> APIRouter:
     routes = APIRouter(tags=["status"])
 
     @routes.get("/healthz")
@@ -37,7 +36,7 @@ def router(store: Store, publisher: Publisher, planner: Peer, nodes: Sequence[Pe
     @routes.get("/v1/status", response_model=StatusAnswer)
     async def status() -> dict[str, Any]:
         """What runs, what is away, what isolation is in force, what the control flow still has to do."""
-        peers = [planner, *nodes]
+        peers: list[Peer | Planner] = [planner, *await nodes.peers()]
         states, redis, backlog = await asyncio.gather(
             asyncio.gather(*(_state(peer) for peer in peers)),
             run_in_threadpool(publisher.ping),
@@ -53,7 +52,7 @@ def router(store: Store, publisher: Publisher, planner: Peer, nodes: Sequence[Pe
     return routes
 
 
-async def _state(peer: Peer) -> object:
+async def _state(peer: Peer | Planner) -> object:
     try:
         return json.loads(await peer.ask("state", STATE_TIMEOUT_S))
     except Problem:

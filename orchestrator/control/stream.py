@@ -6,7 +6,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
-from orchestrator.control.peers import Peer
+from orchestrator.control.peers import Planner
 from orchestrator.control.problems import Problem
 
 POLL_S = 0.25
@@ -19,7 +19,7 @@ BATCH = 500
 class DecisionStream:
     """`stopping` is asked before each wait: a server that shuts down ends its streams."""
 
-    def __init__(self, planner: Peer, stopping: Callable[[], bool]) -> None:
+    def __init__(self, planner: Planner, stopping: Callable[[], bool]) -> None:
         self._planner = planner
         self._stopping = stopping
         self._open = 0

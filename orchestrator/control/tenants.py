@@ -15,7 +15,7 @@ from orchestrator.catalog.store import Store
 from orchestrator.catalog.tenants import TenantView
 from orchestrator.control.functions import tenant_of
 from orchestrator.control.guard import operator_only
-from orchestrator.control.peers import Peer
+from orchestrator.control.peers import Peer, Planner, Roster
 from orchestrator.control.problems import Problem
 from orchestrator.control.schemas import (
     TENANT,
@@ -36,14 +36,14 @@ ASK_S = 1.0
 TenantName = Annotated[str, Path(pattern=f"^{TENANT}", description="Name of a tenant.", examples=["acme"])]
 
 
-def router(store: Store, origin: Origin, nudge: Nudge, gateways: Gateways, planner: Peer, nodes: Sequence[Peer]) -> APIRouter:
+def router(store: Store, origin: Origin, nudge: Nudge, gateways: Gateways, planner: Planner, nodes: Roster) -> APIRouter:
     routes = APIRouter(tags=["tenants"])
     operators = [Depends(operator_only)]
 
     @routes.post("/v1/tenants", status_code=201, dependencies=operators)
     async def create_tenant(wanted: TenantRequest, response: Response) -> TenantAnswer:
         """Make a tenant. It has no key yet: POST /v1/keys?tenant=NAME makes one."""
-        await _check_isolation(nodes)
+        await _check_isolation(await nodes.peers())
         view = await run_in_threadpool(store.tenants.create, wanted.name, _own(wanted.quotas), time.time())
         await run_in_threadpool(nudge.give)
         response.headers["Location"] = f"/v1/tenants/{wanted.name}"
@@ -109,7 +109,7 @@ async def _check_isolation(nodes: Sequence[Peer]) -> None:
             )
 
 
-async def _prewarmed(planner: Peer, tenant: str) -> int | None:
+async def _prewarmed(planner: Planner, tenant: str) -> int | None:
     try:
         return int(json.loads(await planner.ask("prewarm", ASK_S, tenant=tenant))["open"])
     except Problem:

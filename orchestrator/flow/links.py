@@ -3,13 +3,13 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import structlog
 
 from workers.rpc.connection import Connection, RpcError, dial
 from workers.rpc.messages import DecisionUpdate, Hello, PrepareBatch, PrepareItem, Rpc, VersionCount
+from workers.rpc.transport import Address, Identity, Peer, label
 from workers.versions import VersionSpec
 
 DIAL_TIMEOUT_S = 2.0
@@ -21,7 +21,8 @@ log = structlog.get_logger(__name__)
 class NodeLink:
     """One node. `changed` is set whenever it said something, or went away."""
 
-    def __init__(self, address: Path, changed: asyncio.Event) -> None:
+    def __init__(self, address: Address, changed: asyncio.Event, identity: Identity | None = None) -> None:
+        self._identity = identity
         self.address = address
         self.free_mb = 0
         self.updates: list[DecisionUpdate] = []
@@ -33,7 +34,9 @@ class NodeLink:
 
     async def open(self, hello: Hello) -> None:
         """Returns once the node has said what it holds. Raises RpcError, TimeoutError."""
-        self._connection = await dial(self.address, self, hello, timeout_s=DIAL_TIMEOUT_S)
+        self._connection = await dial(
+            self.address, self, hello, timeout_s=DIAL_TIMEOUT_S, identity=self._identity, expected=Peer("node", "")
+        )
         self._connection.send(Rpc.SUBSCRIBE, 0)
         async with asyncio.timeout(HEARD_TIMEOUT_S):
             await self.heard.wait()
@@ -47,7 +50,7 @@ class NodeLink:
     @property
     def name(self) -> str:
         welcome = self._connection.welcome if self._connection is not None else None
-        return welcome.name if welcome is not None else self.address.name
+        return welcome.name if welcome is not None else label(self.address)
 
     def idle(self, version: str) -> int:
         """Instances there or on their way, as placement counts them."""
@@ -97,10 +100,10 @@ class NodeLink:
 
 @contextlib.asynccontextmanager
 async def linked(
-    addresses: Sequence[Path], hello: Hello, changed: asyncio.Event
+    addresses: Sequence[Address], hello: Hello, changed: asyncio.Event, identity: Identity | None = None
 ) -> AsyncIterator[tuple[list[NodeLink], list[str]]]:
     """Links to the nodes that answer, and why the others do not. All are closed at the end of the block."""
-    links = [NodeLink(address, changed) for address in addresses]
+    links = [NodeLink(address, changed, identity) for address in addresses]
     try:
         opened = await asyncio.gather(*(link.open(hello) for link in links), return_exceptions=True)
         away = []

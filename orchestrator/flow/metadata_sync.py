@@ -28,6 +28,9 @@ class MetadataSync:
             published = self._serve(FunctionId(event.subject), int(event.payload["number"]))
         elif event.kind is EventKind.REMOVED:
             published = self._publisher.remove_route(FunctionId(event.subject), event.generation)
+        elif event.kind is EventKind.NODE:
+            node = self._store.nodes.published_one(event.subject)
+            published = self._publisher.publish_node(node) if node is not None else Published.NOTHING
         elif event.kind is EventKind.TENANT:
             tenant = self._store.tenants.published_one(event.subject)
             published = self._publisher.publish_tenant(tenant) if tenant is not None else Published.NOTHING

@@ -8,6 +8,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable
+from functools import partial
 from typing import Protocol
 
 import structlog
@@ -33,11 +34,14 @@ from orchestrator.flow.network_deployment import NetworkDeployment
 from orchestrator.flow.relay import Relay
 from orchestrator.flow.scheduling import STARTS, Scheduling
 from orchestrator.flow.starting import Starter
+from orchestrator.members import LOCAL
+from orchestrator.membership import Self
 from orchestrator.ops.listener import Operations, OperationsThread
 from orchestrator.settings import Settings, rpc_secret
 from workers.code.origin import Origin
 from workers.drivers.process.interpreter import find_interpreter
 from workers.rpc.messages import Hello
+from workers.rpc.transport import Address, parse_address
 from workers.sealing import load_key
 
 CONCURRENCY = BUILDS + STARTS + 2
@@ -86,6 +90,13 @@ def guarded(module: FlowModule, store: Store, nudge: Nudge) -> Callable[[int], N
         nudge.give()
 
     return apply
+
+
+def _node_addresses(settings: Settings, store: Store) -> list[Address]:
+    """What settings name, and the members that are up."""
+    members = [one.route for one in store.nodes.published() if one.route is not None]
+    there = [parse_address(one.address) for one in members if one.role == "node" and one.up]
+    return [*settings.node_addresses, *there]
 
 
 class _Worker(WorkController):  # type: ignore[misc]  # celery has no types
@@ -140,8 +151,9 @@ def _serve(settings: Settings, store: Store, workers: "list[_Worker]", threads: 
     nudge = Nudge(settings.effective_redis_url)
     builder = Builder(store.packages, Origin(settings.effective_origin_url), python, settings.state / "flow")
     app = build_app(settings.effective_redis_url)
-    hello = Hello("flow", f"flow-{socket.gethostname()}", rpc_secret(load_key(settings.key_file)))
-    starter = Starter(lambda: settings.node_sockets, hello, _told_to_stop)
+    own = Self(settings, "flow", f"flow{LOCAL}{socket.gethostname()}")
+    hello = Hello("flow", own.name, rpc_secret(load_key(settings.key_file)))
+    starter = Starter(partial(_node_addresses, settings, store), hello, _told_to_stop, own.identity)
     modules: list[FlowModule] = [
         NetworkDeployment(store),
         FunctionManagement(store, builder),

@@ -4,7 +4,6 @@ import asyncio
 import secrets
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import structlog
 
@@ -15,6 +14,7 @@ from orchestrator.flow.links import NodeLink, linked
 from orchestrator.placement import spread
 from workers.rpc.connection import RpcError
 from workers.rpc.messages import Drain, Hello, PrepareItem, Rpc
+from workers.rpc.transport import Address, Identity
 from workers.versions import VersionSpec
 
 START_S = 120.0
@@ -48,7 +48,14 @@ class StartInterrupted(Exception):
 class Starter:
     """`addresses` are asked for anew each time: nodes come and go. `stopping`: the process was told to end."""
 
-    def __init__(self, addresses: Callable[[], Sequence[Path]], hello: Hello, stopping: Callable[[], bool]) -> None:
+    def __init__(
+        self,
+        addresses: Callable[[], Sequence[Address]],
+        hello: Hello,
+        stopping: Callable[[], bool],
+        identity: Identity | None = None,
+    ) -> None:
+        self._identity = identity
         self._addresses = addresses
         self._hello = hello
         self._stopping = stopping
@@ -67,7 +74,7 @@ class Starter:
 
     async def _start(self, spec: VersionSpec, count: int, progress: Callable[[int], None]) -> None:
         changed = asyncio.Event()
-        async with linked(self._addresses(), self._hello, changed) as (links, away):
+        async with linked(self._addresses(), self._hello, changed, self._identity) as (links, away):
             if not links:
                 raise StartInterrupted("no node is reachable: " + "; ".join(away))
             left_over = any(link.idle(spec.version) > link.ready(spec.version) for link in links)
@@ -91,7 +98,7 @@ class Starter:
                 await _either(changed, min(left, LOOK_S))
 
     async def _drain(self, versions: Sequence[str]) -> None:
-        async with linked(self._addresses(), self._hello, asyncio.Event()) as (links, _):
+        async with linked(self._addresses(), self._hello, asyncio.Event(), self._identity) as (links, _):
             for link in links:
                 for version in versions:
                     link.send(Rpc.DRAIN, Drain(version))

@@ -70,7 +70,8 @@ class GatewayApp:
         if path == "/healthz":
             return 200, [(b"content-type", b"text/plain"), (b"content-length", b"3")], b"ok\n"
         if path == "/readyz":
-            ready = self._table.loaded.is_set() and any(link.up for link in self._runs.links)
+            links = self._runs.links  # none: no node has joined yet, which is nothing to wait for
+            ready = self._table.loaded.is_set() and (not links or any(link.up for link in links))
             if not ready:
                 raise Refused(503, "not ready", "no routes yet, or no node reachable")
             return 200, [(b"content-type", b"text/plain"), (b"content-length", b"6")], b"ready\n"

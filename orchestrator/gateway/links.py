@@ -2,13 +2,14 @@
 
 import asyncio
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import structlog
 
+from orchestrator.heartbeat import SILENT_S, Pulse, until_lost
 from workers.rpc.connection import Connection, RpcError, dial
-from workers.rpc.messages import ChildCall, Hello, InvokeRequest, InvokeResult, Rpc
+from workers.rpc.messages import ChildCall, Hello, InvokeRequest, InvokeResult, Rpc, Stale
+from workers.rpc.transport import Address, Identity, Peer, label
 from workers.versions import VersionSpec
 
 RETRY_S = (0.05, 1.0)
@@ -23,8 +24,17 @@ OnCall = Callable[["NodeLink", int, ChildCall, bytes], None]
 class NodeLink:
     """Keeps a connection to one node. `on_call` and `on_cancel_call` hear of child calls; they must not block."""
 
-    def __init__(self, path: Path, hello: Hello, on_call: OnCall, on_cancel_call: Callable[["NodeLink", int], None]) -> None:
-        self.path = path
+    def __init__(
+        self,
+        address: Address,
+        hello: Hello,
+        on_call: OnCall,
+        on_cancel_call: Callable[["NodeLink", int], None],
+        identity: Identity | None = None,
+        expected: Peer | None = None,
+        epoch: int = 0,
+    ) -> None:
+        self.address = address
         self.connection: Connection | None = None
         self.free_mb = 0
         self._hello = hello
@@ -33,6 +43,11 @@ class NodeLink:
         self._streams: dict[int, asyncio.Future[Answer]] = {}
         self._idle: dict[str, int] = {}
         self._lost = asyncio.Event()
+        self._identity = identity
+        self._expected = expected
+        self._epoch = epoch
+        self._alone = True
+        self._pulse = Pulse()
 
     @property
     def up(self) -> bool:
@@ -41,31 +56,58 @@ class NodeLink:
     @property
     def name(self) -> str:
         welcome = self.connection.welcome if self.connection is not None else None
-        return welcome.name if welcome is not None else self.path.name
+        return welcome.name if welcome is not None else label(self.address)
 
     def idle(self, version: str) -> int:
         return self._idle.get(version, 0)
 
-    async def run(self, subscribe: bool) -> None:
-        """Dials for ever. With several nodes `subscribe` asks for inventories, which placement goes by."""
+    def set_alone(self, alone: bool) -> None:
+        """With several nodes the link asks for every inventory, which placement goes by; alone, for the heartbeat only."""
+        if alone != self._alone:
+            self._alone = alone
+            if self.connection is not None:
+                self.connection.send(Rpc.SUBSCRIBE, int(alone))
+
+    def set_epoch(self, epoch: int) -> None:
+        """The node counts from this epoch on; one that welcomed us with an older is told so and dropped."""
+        self._epoch = epoch
+        if self.connection is not None and self._stale(self.connection):
+            self.connection.close()
+
+    async def run(self) -> None:
+        """Dials for ever. A node that goes silent is dropped: what is in flight on it fails then."""
         delay = RETRY_S[0]
         while True:
             try:
-                connection = self.connection = await dial(self.path, self, self._hello)
+                connection = await dial(self.address, self, self._hello, identity=self._identity, expected=self._expected)
             except RpcError as error:
-                log.debug("node.unreachable", node=str(self.path), error=str(error))
+                log.debug("node.unreachable", node=str(self.address), error=str(error))
                 await asyncio.sleep(delay)
                 delay = min(delay * 2, RETRY_S[1])
                 continue
+            if self._stale(connection):
+                connection.close()
+                await asyncio.sleep(RETRY_S[1])
+                continue
             delay = RETRY_S[0]
-            if subscribe:
-                connection.send(Rpc.SUBSCRIBE, 0)
+            self.connection = connection
+            connection.send(Rpc.SUBSCRIBE, int(self._alone))
             self._lost.clear()
             try:
-                await self._lost.wait()
+                if await until_lost(self._lost, self._pulse):
+                    log.warning("node.silent", node=self.name)
+                    connection.drop(f"nothing was heard of the node for {SILENT_S} s")
             except asyncio.CancelledError:
                 connection.close()
                 raise
+
+    def _stale(self, connection: Connection) -> bool:
+        """Tells a node whose epoch is void."""
+        welcome = connection.welcome
+        if welcome is None or welcome.epoch >= self._epoch:
+            return False
+        connection.send(Rpc.STALE, 0, Stale(self._epoch))
+        return True
 
     async def invoke(self, spec: VersionSpec, request: InvokeRequest, body: bytes) -> Answer:
         """One invocation on this node. Raises RpcError when the node is not reachable; whether a byte reached an instance is
@@ -110,6 +152,7 @@ class NodeLink:
         pass
 
     def on_message(self, connection: Connection, kind: int, ident: int, message: Any, body: bytes) -> None:
+        self._pulse.beat()
         if kind == Rpc.RESULT:
             future = self._streams.get(ident)
             if future is not None and not future.done():
@@ -126,8 +169,10 @@ class NodeLink:
                 self._idle[count.version] = count.idle + count.preparing
 
     def on_lost(self, connection: Connection, why: str) -> None:
+        if self.connection is not connection:
+            return  # it was told that it is stale, and never counted
         self.connection = None
         for future in self._streams.values():
             if not future.done():
-                future.set_exception(RpcError("the connection to the node was lost while the invocation ran"))
+                future.set_exception(RpcError(f"the connection to the node was lost while the invocation ran: {why}"))
         self._lost.set()

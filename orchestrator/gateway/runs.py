@@ -84,6 +84,13 @@ class Runs:
     def __len__(self) -> int:
         return len(self._live)
 
+    def set_links(self, links: list[NodeLink]) -> None:
+        """The nodes there are from now on."""
+        self.links = links
+        for link in links:
+            link.set_alone(len(links) < 2)
+        self._waiting.wake_one()  # capacity may have come
+
     @property
     def waiting(self) -> int:
         return len(self._waiting)

@@ -20,11 +20,14 @@ from orchestrator.gateway.presence import Presence
 from orchestrator.gateway.reports import Reports
 from orchestrator.gateway.runs import Runs
 from orchestrator.gateway.waiting import WaitingRoom
+from orchestrator.members import LOCAL, Members, admit
+from orchestrator.membership import Self
 from orchestrator.ops.listener import Operations
 from orchestrator.ops.routes import RouteMetrics
 from orchestrator.settings import Settings, rpc_secret
-from workers.rpc.connection import listen
+from workers.rpc.connection import Listening, listen
 from workers.rpc.messages import Hello
+from workers.rpc.transport import Address, Peer
 from workers.sealing import load_key
 
 DRAIN_S = 10
@@ -37,9 +40,10 @@ log = structlog.get_logger(__name__)
 async def serve(settings: Settings) -> None:
     """Runs until SIGTERM."""
     secret = rpc_secret(load_key(settings.key_file))
-    name = f"gateway-{socket.gethostname()}"
-    table = RouteTable()
+    own = Self(settings, "gateway", f"gateway{LOCAL}{socket.gethostname()}")
+    name = own.name
     reports = Reports()
+    table = RouteTable(on_node=lambda name, route: members.on_node(name, route))  # noqa: PLW0108 (made below)
     allowances = Allowances(table, settings.quotas)
     runs = Runs(
         table,
@@ -50,13 +54,12 @@ async def serve(settings: Settings) -> None:
         settings.max_payload_bytes,
     )
     hello = Hello("gateway", name, secret)
-    runs.links = [NodeLink(path, hello, runs.on_call, runs.on_cancel_call) for path in settings.node_sockets]
-    server = await listen(settings.socket("gateway"), reports, secret, name)
-    background = [
-        asyncio.create_task(RouteWatcher(settings.effective_redis_url, table).run()),
-        asyncio.create_task(Presence(settings.effective_redis_url, f"{name}-{secrets.token_hex(4)}", allowances).run()),
-        *(asyncio.create_task(link.run(subscribe=len(runs.links) > 1)) for link in runs.links),
-    ]
+
+    def link_to(address: Address, expected: Peer, epoch: int) -> NodeLink:
+        return NodeLink(address, hello, runs.on_call, runs.on_cancel_call, own.identity, expected, epoch)
+
+    told = Listening(name, "gateway", admits=admit(("planner", "control"), table.nodes))
+    servers = [await listen(at, reports, secret, told, None, own.identity) for at in own.listens(settings.socket("gateway"))]
     http = uvicorn.Server(
         uvicorn.Config(
             GatewayApp(table, runs, allowances, settings.max_payload_bytes),
@@ -74,8 +77,15 @@ async def serve(settings: Settings) -> None:
             timeout_graceful_shutdown=DRAIN_S,
         )
     )
+    died = partial(_died, http)
+    members: Members[NodeLink] = Members("node", link_to, runs.set_links, died)
+    members.start(link_to(at, Peer("node", ""), 0) for at in settings.node_addresses)
+    background = [
+        asyncio.create_task(RouteWatcher(settings.effective_redis_url, table).run()),
+        asyncio.create_task(Presence(settings.effective_redis_url, f"{name}-{secrets.token_hex(4)}", allowances).run()),
+    ]
     for task in background:
-        task.add_done_callback(partial(_died, http))
+        task.add_done_callback(died)
     runs.tally.functions = settings.metrics_functions
     operations = Operations(
         "gateway",
@@ -90,10 +100,12 @@ async def serve(settings: Settings) -> None:
     finally:
         reports.flush()
         await operations.stop()
-        server.close()
+        for server in servers:
+            server.close()
         for task in background:
             task.cancel()
         await asyncio.wait(background, timeout=STOP_S)  # a client library may swallow the first cancellation
+        await members.stop()
         with contextlib.suppress(FileNotFoundError):
             settings.socket("gateway").unlink()
 

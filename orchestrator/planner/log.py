@@ -160,10 +160,12 @@ class DecisionLog:
         entry = self._open.get(decision_id)
         return entry is not None and entry.outcome is Outcome.PENDING
 
-    def lost_node(self, node: str, now: float) -> None:
-        """A node went away with everything it held."""
-        for entry in [one for one in self._open.values() if one.node == node]:
+    def lost_node(self, node: str, now: float) -> list[LogEntry]:
+        """A node went away with everything it held; what that was."""
+        lost = [one for one in self._open.values() if one.node == node]
+        for entry in lost:
             self.update(DecisionUpdate(entry.decision_id, _given_up(entry), now, detail="the node was lost"))
+        return lost
 
     def forget_tenant(self, tenant: str) -> None:
         for decision_id in [one.decision_id for one in self._entries.values() if one.tenant == tenant]:

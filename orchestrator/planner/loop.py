@@ -2,7 +2,7 @@
 
 import time
 from collections import Counter, OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import msgspec
 import structlog
@@ -15,6 +15,7 @@ from graph.plans import (
     EdgeSource,
     Evidence,
     ExpectedCall,
+    PrewarmDecision,
     PrewarmPlan,
     Prices,
     Skipped,
@@ -22,9 +23,10 @@ from graph.plans import (
 )
 from graph.prediction import predict
 from orchestrator.catalog.watch import RouteTable
-from orchestrator.planner.log import DecisionLog
+from orchestrator.planner.log import DecisionLog, LogEntry
 from orchestrator.planner.peers import Fleet, NodePeer
 from orchestrator.planner.promises import LiveRun, Promises
+from workers.rpc.connection import RpcError
 from workers.rpc.messages import DecisionUpdate, PrepareItem, TriggerEvent
 from workers.versions import VersionSpec
 
@@ -36,7 +38,8 @@ log = structlog.get_logger(__name__)
 
 
 class PlannerLoop:
-    """Holds no policy of its own. `policy_of(tenant)` is path or off."""
+    """Holds no policy of its own. `policy_of(tenant)` is path or off. `right(tenant)`: the lease and epoch under which orders for
+    a tenant go out now, None while another planner decides for it."""
 
     def __init__(
         self,
@@ -47,7 +50,9 @@ class PlannerLoop:
         budget: Budget,
         default_policy: str,
         policies: dict[str, str],
+        right: Callable[[str], tuple[str, int] | None] = lambda tenant: ("", 0),
     ) -> None:
+        self._right = right
         self.policies = policies
         self._graph = graph
         self._table = table
@@ -79,7 +84,7 @@ class PlannerLoop:
         if event.ended:
             self._ended(event.trace_id)
         elif not event.parent_id:
-            if self.policy_of(tenant) != "off":
+            if self.policy_of(tenant) != "off" and self._right(tenant) is not None:
                 run = self._promises.begin(event.trace_id, tenant, function, time.monotonic())
                 self._plan_run(run)
         else:
@@ -101,7 +106,7 @@ class PlannerLoop:
         expected, skipped = self._expected(run.entry, run.seen)
         waiting = [one for one in run.decisions.values() if self._log.unready(one.decision_id)]
         if waiting:
-            self._revoke(losers(waiting, expected, self._budget, run.seen))
+            self._revoke(run.tenant, losers(waiting, expected, self._budget, run.seen))
         self._promises.keep_only(run, {one.function for one in expected})
         self._decide(run.tenant, run.entry, expected, skipped, Trigger.INVOCATION, run)
 
@@ -109,7 +114,7 @@ class PlannerLoop:
         run = self._promises.end(trace_id)
         if run is None or not run.decisions:
             return
-        self._revoke([(one, "the run ended without it") for one in run.decisions if self._log.unready(one)])
+        self._revoke(run.tenant, [(one, "the run ended without it") for one in run.decisions if self._log.unready(one)])
 
     # -- plans
 
@@ -120,8 +125,10 @@ class PlannerLoop:
         return msgspec.structs.replace(made, skipped=(*made.skipped, *skipped))
 
     def warm(self, tenant: TenantId, entry: FunctionId, count: int) -> PrewarmPlan:
-        """Prepares `count` instances of `entry` and its whole path now."""
+        """Prepares `count` instances of `entry` and its whole path now. Raises RpcError (503) where another planner decides."""
         spec = self._latest(entry)
+        if self._right(tenant) is None:
+            raise RpcError("another planner decides for this tenant now; try again")
         expected, skipped = self._expected(entry, ())
         own = ExpectedCall(entry, 1.0, (1.0,) * count, (0.0,), 0, 0.0, EdgeSource.REQUESTED, spec.memory_mb if spec else 128, 0.0)
         return self._decide(tenant, entry, [own, *expected], skipped, Trigger.WARM, None)
@@ -136,34 +143,76 @@ class PlannerLoop:
         run: LiveRun | None,
     ) -> PrewarmPlan:
         made = self._make(tenant, entry, expected, trigger, run)
+        right = self._right(tenant)
+        if right is None:
+            return msgspec.structs.replace(made, decisions=(), skipped=(*made.skipped, *skipped))
         if run is not None:
             for function in made.ready:
                 if not run.promised[function]:
                     self._promises.promise(run, function, 1)
         orders: dict[NodePeer, list[PrepareItem]] = {}
         for decision in made.decisions:
-            spec = self._latest(decision.function)
-            node = self._fleet.choose(spec) if spec is not None else None
-            if spec is None or node is None:
-                continue
-            self._log.add(made, decision, spec.version, node.name)
-            if run is not None:
+            if self._order(made, decision, orders) and run is not None:
                 run.decisions[decision.decision_id] = decision
                 self._promises.promise(run, decision.function, 1)
-            node.define(spec)
-            orders.setdefault(node, []).append(
-                PrepareItem(
-                    decision.decision_id,
-                    spec.version,
-                    "ready",
-                    decision.start_in_s,
-                    decision.expires_s,
-                    needed_in(decision.evidence),
-                )
-            )
         for node, items in orders.items():
-            node.prepare(items)
+            node.prepare(items, *right)
         return msgspec.structs.replace(made, skipped=(*made.skipped, *skipped))
+
+    def _order(self, made: PrewarmPlan, decision: PrewarmDecision, orders: dict[NodePeer, list[PrepareItem]]) -> bool:
+        """Finds a node for one decision and notes it. False when there is none."""
+        spec = self._latest(decision.function)
+        node = self._fleet.choose(spec) if spec is not None else None
+        if spec is None or node is None:
+            return False
+        self._log.add(made, decision, spec.version, node.name)
+        node.define(spec)
+        orders.setdefault(node, []).append(
+            PrepareItem(
+                decision.decision_id,
+                spec.version,
+                "ready",
+                decision.start_in_s,
+                decision.expires_s,
+                needed_in(decision.evidence),
+            )
+        )
+        return True
+
+    def decide_again(self, lost: Iterable[LogEntry], node: str) -> None:
+        """What was open or ready on a node that is gone is prepared on another, if there is one."""
+        for one in lost:
+            right = self._right(one.tenant)
+            if right is None:
+                continue
+            self._numbers += 1
+            decision = PrewarmDecision(
+                f"p{self._boot}-{self._numbers}-again",
+                FunctionId(one.function),
+                one.ordinal,
+                one.memory_mb,
+                0.0,
+                self._budget.unused_s,
+                f"again, {node} was lost: {one.reason}",
+                one.evidence,
+            )
+            made = PrewarmPlan(
+                f"p{self._boot}-{self._numbers}",
+                TenantId(one.tenant),
+                FunctionId(one.entry),
+                Trigger(one.trigger),
+                self.policy_of(one.tenant),
+                time.time(),
+                one.trace_id or None,
+            )
+            orders: dict[NodePeer, list[PrepareItem]] = {}
+            self._order(made, decision, orders)
+            run = self._promises.get(one.trace_id)
+            if run is not None and orders:
+                run.decisions.pop(one.decision_id, None)
+                run.decisions[decision.decision_id] = decision  # the run counted on it all along
+            for other, items in orders.items():
+                other.prepare(items, *right)
 
     def _make(
         self, tenant: TenantId, entry: FunctionId, expected: list[ExpectedCall], trigger: Trigger, run: LiveRun | None
@@ -229,13 +278,16 @@ class PlannerLoop:
             if entry is not None and update.outcome == "ready":
                 self._graph.set_start_time(FunctionId(entry.function), update.start_s)
 
-    def _revoke(self, gone: Sequence[tuple[str, str]]) -> None:
+    def _revoke(self, tenant: str, gone: Sequence[tuple[str, str]]) -> None:
+        right = self._right(tenant)
+        if right is None:
+            return
         by_why: dict[str, list[str]] = {}
         for decision_id, why in gone:
             by_why.setdefault(why, []).append(decision_id)
         for why, ids in by_why.items():
             for node in self._fleet.up():
-                node.revoke(ids, why)
+                node.revoke(ids, why, *right)
 
 
 def needed_in(evidence: Evidence) -> float:

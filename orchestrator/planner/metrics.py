@@ -47,13 +47,13 @@ class PlannerMetrics(Collector):
         yield from connections(
             {
                 "node": [peer.connection is not None for peer in planner.fleet.nodes],
-                "gateway": [peer.connection is not None for peer in planner.gateways],
+                "gateway": [peer.connection is not None for peer in planner.gateways.peers],
             }
         )
 
 
 def planner_checks(planner: "Planner") -> Sequence[Check]:
-    nodes, gateways = planner.fleet.nodes, planner.gateways
+    nodes, gateways = planner.fleet.nodes, planner.gateways.peers
     return [
         *route_checks(planner.table),
         Check("nodes", bool(planner.fleet.up()), f"none of {len(nodes)} nodes is reachable", needed=False),

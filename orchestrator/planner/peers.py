@@ -1,15 +1,17 @@
 """The planner dials every node and every gateway: what they tell it comes in here, what it orders goes out here."""
 
 import asyncio
+import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, Protocol
 
 import msgspec
 import structlog
 
 from graph.ids import VersionId, function_of
+from orchestrator.heartbeat import SILENT_S, Pulse, until_lost
 from orchestrator.placement import place
+from orchestrator.planner.vigil import Sight
 from workers.rpc.connection import Connection, RpcError, dial
 from workers.rpc.messages import (
     DecisionUpdate,
@@ -21,9 +23,12 @@ from workers.rpc.messages import (
     Retire,
     Revoke,
     Rpc,
+    Stale,
     Triggers,
     VersionCount,
 )
+from workers.rpc.transport import Address, Identity, label
+from workers.rpc.transport import Peer as Whom
 from workers.versions import VersionSpec
 
 RETRY_S = (0.05, 1.0)
@@ -43,21 +48,41 @@ class Listener(Protocol):
 class Peer:
     """Keeps one connection up for ever."""
 
-    def __init__(self, path: Path, hello: Hello) -> None:
-        self.path = path
+    def __init__(
+        self,
+        address: Address,
+        hello: Hello,
+        identity: Identity | None = None,
+        expected: Whom | None = None,
+        epoch: int = 0,
+    ) -> None:
+        self.address = address
         self.connection: Connection | None = None
         self._hello = hello
+        self._identity = identity
+        self._expected = expected
+        self._epoch = epoch
         self._lost = asyncio.Event()
+
+    def set_epoch(self, epoch: int) -> None:
+        """The member counts from this epoch on; one that welcomed us with an older is told so and dropped."""
+        self._epoch = epoch
+        if self.connection is not None and self._stale(self.connection):
+            self.connection.close()
 
     async def run(self) -> None:
         delay = RETRY_S[0]
         while True:
             try:
-                connection = await dial(self.path, self, self._hello)
+                connection = await dial(self.address, self, self._hello, identity=self._identity, expected=self._expected)
             except RpcError as error:
-                log.debug("peer.unreachable", peer=str(self.path), error=str(error))
+                log.debug("peer.unreachable", peer=str(self.address), error=str(error))
                 await asyncio.sleep(delay)
                 delay = min(delay * 2, RETRY_S[1])
+                continue
+            if self._stale(connection):
+                connection.close()
+                await asyncio.sleep(RETRY_S[1])
                 continue
             delay = RETRY_S[0]
             self._lost.clear()
@@ -65,10 +90,17 @@ class Peer:
             connection.send(Rpc.SUBSCRIBE, 0)
             self.connected()
             try:
-                await self._lost.wait()
+                await self.until_lost(connection)
             except asyncio.CancelledError:
                 connection.close()
                 raise
+
+    async def until_lost(self, connection: Connection) -> None:
+        """A host that is gone is noticed by the transport."""
+        await self._lost.wait()
+
+    def _stale(self, connection: Connection) -> bool:
+        return False
 
     def connected(self) -> None: ...
 
@@ -77,13 +109,24 @@ class Peer:
     def on_message(self, connection: Connection, kind: int, ident: int, message: Any, body: bytes) -> None: ...
 
     def on_lost(self, connection: Connection, why: str) -> None:
-        self.connection = None
-        self._lost.set()
+        if self.connection is connection:
+            self.connection = None
+            self._lost.set()
+            self.disconnected()
+
+    def disconnected(self) -> None: ...
 
 
 class GatewayPeer(Peer):
-    def __init__(self, path: Path, hello: Hello, listener: Listener) -> None:
-        super().__init__(path, hello)
+    def __init__(
+        self,
+        address: Address,
+        hello: Hello,
+        listener: Listener,
+        identity: Identity | None = None,
+        expected: Whom | None = None,
+    ) -> None:
+        super().__init__(address, hello, identity, expected)
         self._listener = listener
 
     def on_message(self, connection: Connection, kind: int, ident: int, message: Any, body: bytes) -> None:
@@ -96,31 +139,73 @@ class GatewayPeer(Peer):
 class NodePeer(Peer):
     """A node with what it last said of itself; the view placement goes by."""
 
-    def __init__(self, path: Path, hello: Hello, listener: Listener) -> None:
-        super().__init__(path, hello)
+    def __init__(
+        self,
+        address: Address,
+        hello: Hello,
+        listener: Listener,
+        identity: Identity | None = None,
+        expected: Whom | None = None,
+        epoch: int = 0,
+    ) -> None:
+        super().__init__(address, hello, identity, expected, epoch)
         self.free_mb = 0
         self.standbys = 0
         self.counts: dict[str, VersionCount] = {}
         self._listener = listener
+        self._pulse = Pulse()
+        self._down_since = time.monotonic()
+        self._silent = False
 
     @property
     def name(self) -> str:
         welcome = self.connection.welcome if self.connection is not None else None
-        return welcome.name if welcome is not None else self.path.name
+        if welcome is not None:
+            return welcome.name
+        return self._expected.name if self._expected is not None and self._expected.name else label(self.address)
 
     def idle(self, version: str) -> int:
         count = self.counts.get(version)
         return count.idle + count.preparing if count is not None else 0
 
+    def set_epoch(self, epoch: int) -> None:
+        if epoch > self._epoch and self._down_since:
+            self._down_since, self._silent = time.monotonic(), False  # it has joined again: it gets the time to be reached
+        super().set_epoch(epoch)
+
+    def sight(self) -> Sight:
+        """How it looks now, for who declares members silent."""
+        member = self._expected.name if self._expected is not None else ""
+        return Sight(member, self._epoch, self._down_since, self._silent)
+
+    async def until_lost(self, connection: Connection) -> None:
+        if await until_lost(self._lost, self._pulse):
+            self._silent = True
+            log.warning("node.silent", node=self.name)
+            connection.drop(f"nothing was heard of the node for {SILENT_S} s")
+
+    def _stale(self, connection: Connection) -> bool:
+        welcome = connection.welcome
+        if welcome is None or welcome.epoch >= self._epoch:
+            return False
+        connection.send(Rpc.STALE, 0, Stale(self._epoch))
+        return True
+
     def connected(self) -> None:
+        self._down_since, self._silent = 0.0, False
         self._listener.on_node(self, True)
 
     def on_lost(self, connection: Connection, why: str) -> None:
-        self._listener.on_node(self, False)
+        if self.connection is connection:
+            self._listener.on_node(self, False)
         super().on_lost(connection, why)
+
+    def disconnected(self) -> None:
+        self._down_since = time.monotonic()
         self.counts.clear()
 
     def on_message(self, connection: Connection, kind: int, ident: int, message: Any, body: bytes) -> None:
+        self._pulse.beat()
         if kind == Rpc.OUTCOMES:
             self._listener.on_outcomes(self.name, message.updates)
         elif kind == Rpc.INVENTORY:
@@ -136,18 +221,23 @@ class NodePeer(Peer):
             connection.defined.add(spec.version)
             connection.send(Rpc.DEFINE, 0, spec)
 
-    def prepare(self, items: list[PrepareItem]) -> None:
+    def fence(self, lease: str, epoch: int) -> None:
+        """An order of nothing: from now on the node obeys no older epoch of this lease."""
+        if self.connection is not None:
+            self.connection.send(Rpc.PREPARE, 0, PrepareBatch([], epoch, lease))
+
+    def prepare(self, items: list[PrepareItem], lease: str = "", epoch: int = 0) -> None:
         """Orders, and counts them as on their way until the node's own inventory says better: the next trigger may come first."""
         for item in items:
             if item.level == "ready":
                 seen = self.counts.get(item.version) or VersionCount(item.version, 0, 0, 0)
                 self.counts[item.version] = msgspec.structs.replace(seen, preparing=seen.preparing + 1)
         if self.connection is not None:
-            self.connection.send(Rpc.PREPARE, 0, PrepareBatch(items, self._hello.epoch))
+            self.connection.send(Rpc.PREPARE, 0, PrepareBatch(items, epoch, lease))
 
-    def revoke(self, decision_ids: list[str], why: str) -> None:
+    def revoke(self, decision_ids: list[str], why: str, lease: str = "", epoch: int = 0) -> None:
         if self.connection is not None:
-            self.connection.send(Rpc.REVOKE, 0, Revoke(decision_ids, why, self._hello.epoch))
+            self.connection.send(Rpc.REVOKE, 0, Revoke(decision_ids, why, epoch, lease))
 
     def retire(self, tenant: str) -> None:
         if self.connection is not None:
@@ -159,10 +249,10 @@ class NodePeer(Peer):
 
 
 class Fleet:
-    """All nodes, as one thing to order from."""
+    """All nodes there are now, as one thing to order from."""
 
     def __init__(self, nodes: Sequence[NodePeer]) -> None:
-        self.nodes = nodes
+        self.nodes: Sequence[NodePeer] = nodes
 
     def up(self) -> list[NodePeer]:
         return [node for node in self.nodes if node.connection is not None]
@@ -175,11 +265,11 @@ class Fleet:
         nodes = self.up()
         return place(spec.version, spec.memory_mb, nodes)[0] if nodes else None
 
-    def bring_code(self, spec: VersionSpec, node: NodePeer | None = None) -> None:
+    def bring_code(self, spec: VersionSpec, node: NodePeer | None = None, lease: str = "", epoch: int = 0) -> None:
         """Tells nodes of a version ahead of any start: its code into tier 1, its tenant's template and standbys made."""
         for one in [node] if node is not None else self.up():
             one.define(spec)
-            one.prepare([PrepareItem("", spec.version, level="code")])
+            one.prepare([PrepareItem("", spec.version, level="code")], lease, epoch)
 
     def forget_idle(self, functions: set[str]) -> None:
         """Their idle instances were just given up: do not count on them until the next inventory says what there is."""

@@ -12,6 +12,7 @@ from pathlib import Path
 import structlog
 import uvicorn
 import uvloop
+from sqlalchemy.exc import SQLAlchemyError
 
 from graph.callgraph import CallGraph
 from graph.ids import FunctionId, TenantId, VersionId, tenant_of
@@ -19,28 +20,37 @@ from graph.plans import Budget
 from graph.snapshot import SnapshotError
 from graph.snapshot import dump as dump_graph
 from graph.snapshot import load as load_graph
-from orchestrator.catalog.routes import Route, TenantRoute
+from orchestrator.catalog.leases import planner_lease
+from orchestrator.catalog.nudge import Nudge
+from orchestrator.catalog.routes import NodeRoute, Route, TenantRoute
+from orchestrator.catalog.store import Store
 from orchestrator.catalog.watch import RouteTable, RouteWatcher
+from orchestrator.members import LOCAL, Members, admit
+from orchestrator.membership import Self
 from orchestrator.ops.listener import Operations
 from orchestrator.ops.routes import RouteMetrics
 from orchestrator.planner.activity import Activity
 from orchestrator.planner.insight import Insight
+from orchestrator.planner.leadership import Leadership
 from orchestrator.planner.learning import Learner
 from orchestrator.planner.log import DecisionLog
 from orchestrator.planner.loop import PlannerLoop
 from orchestrator.planner.metrics import PlannerMetrics, planner_checks
 from orchestrator.planner.peers import Fleet, GatewayPeer, NodePeer
 from orchestrator.planner.runs import RunBook
-from orchestrator.planner.state import FORMAT, PlannerState, load, save, set_aside
+from orchestrator.planner.state import FORMAT, PlannerState, load, lock, save, set_aside
+from orchestrator.planner.vigil import SEEN_EVERY_S, overdue
 from orchestrator.settings import Settings, rpc_secret
 from tracing.assembly import Assembler
 from tracing.export import Exporter
 from tracing.receiver import receiver_app
 from tracing.spans import Span
-from workers.rpc.connection import Connection, listen
+from workers.rpc.connection import Connection, Listening, listen
 from workers.rpc.messages import DecisionUpdate, Hello, Records, Triggers
+from workers.rpc.transport import Address, Identity, Peer
 from workers.sealing import load_key
 
+AWAY_S = 1.0
 SAVE_EVERY_S = 5.0
 TICK_S = 0.1
 STOP_S = 2.0
@@ -51,20 +61,31 @@ log = structlog.get_logger(__name__)
 class Planner:
     """Everything of one planner process, wired. Hears peers; `tick` and `save` are called by the loop in `serve`."""
 
-    def __init__(self, settings: Settings, secret: str, name: str) -> None:
+    def __init__(self, settings: Settings, secret: str, name: str, identity: Identity | None = None) -> None:
         self.path = settings.planner_folder / "state"
         stored = load(self.path)
         self.graph = _restore(stored.graph, self.path) if stored is not None else CallGraph()
-        self.table = RouteTable(self._route_changed, self._version_gone, self._tenant_changed)
+        self.table = RouteTable(self._route_changed, self._version_gone, self._tenant_changed, self._member_changed)
         self.decisions = DecisionLog(stored.decisions if stored is not None else None)
         self.runs = RunBook(stored.runs if stored is not None else None)
         self.learner = Learner(self.graph, self.runs)
+        self.leadership: Leadership | None = None  # None: nobody else is there to decide
         self.activity = Activity()
         for records in self.runs.all().values():
             self.activity.add(records)
         hello = Hello("planner", name, secret)
-        self.fleet = Fleet([NodePeer(path, hello, self) for path in settings.node_sockets])
-        self.gateways = [GatewayPeer(path, hello, self) for path in settings.gateway_sockets]
+
+        def node(address: Address, whom: Peer, epoch: int) -> NodePeer:
+            return NodePeer(address, hello, self, identity, whom, epoch)
+
+        def gateway(address: Address, whom: Peer, epoch: int) -> GatewayPeer:
+            return GatewayPeer(address, hello, self, identity, whom)
+
+        self.fleet = Fleet([])
+        self.nodes = Members("node", node, self._nodes_changed, partial(_died, self))
+        self.gateways = Members("gateway", gateway, lambda peers: None, partial(_died, self))
+        self._local_nodes = [node(at, Peer("node", ""), 0) for at in settings.node_addresses]
+        self._local_gateways = [gateway(at, Peer("gateway", ""), 0) for at in settings.gateway_addresses]
         budget = Budget(settings.prewarm_instances, settings.prewarm_memory_mb, settings.prewarm_unused_s)
         self.loop = PlannerLoop(
             self.graph,
@@ -74,11 +95,38 @@ class Planner:
             budget,
             settings.prewarm,
             dict(stored.policies) if stored is not None else {},
+            self.right,
         )
         self.assembler = Assembler()
         self.exporter = Exporter(settings.otel_endpoint)
         self._removed: set[str] = set()  # tenants; what still comes of them is nobody's
         self._saved_revision: tuple[object, ...] = ()
+
+    def connect(self) -> None:
+        """Dials everybody, from now on."""
+        self.nodes.start(self._local_nodes)
+        self.gateways.start(self._local_gateways)
+
+    async def disconnect(self) -> None:
+        await asyncio.gather(self.nodes.stop(), self.gateways.stop())
+
+    def right(self, tenant: str) -> tuple[str, int] | None:
+        """The lease and epoch under which orders for this tenant go out now; None while another planner decides for it."""
+        return self.leadership.epoch(tenant) if self.leadership is not None else ("", 0)
+
+    def took_over(self, lease: str, epoch: int) -> None:
+        """First every node hears of it, so that none obeys the one before any more; then it is ours to bring code."""
+        for node in self.fleet.up():
+            node.fence(lease, epoch)
+        for route in self.table.routes.values():
+            self._bring_code(route, None)
+
+    def _nodes_changed(self, nodes: list[NodePeer]) -> None:
+        self.fleet.nodes = nodes
+
+    def _member_changed(self, name: str, route: NodeRoute | None) -> None:
+        self.nodes.on_node(name, route)
+        self.gateways.on_node(name, route)
 
     # -- what peers and routes tell
 
@@ -100,8 +148,12 @@ class Planner:
 
     def on_node(self, node: NodePeer, up: bool) -> None:
         if not up:
-            self.decisions.lost_node(node.name, time.time())
+            lost = self.decisions.lost_node(node.name, time.time())
+            # in the next turn: until then the node still counts as up
+            asyncio.get_running_loop().call_soon(self.loop.decide_again, lost, node.name)
             return
+        for lease, epoch in self.leadership.held() if self.leadership is not None else ():
+            node.fence(lease, epoch)
         for tenant in self.table.tenants.values():
             if tenant.removed:
                 node.retire(tenant.tenant)
@@ -138,8 +190,9 @@ class Planner:
 
     def _bring_code(self, route: Route, node: NodePeer | None) -> None:
         spec = self.table.version(route, "")
-        if spec is not None:
-            self.fleet.bring_code(spec, node)
+        right = self.right(spec.tenant) if spec is not None else None
+        if spec is not None and right is not None:
+            self.fleet.bring_code(spec, node, *right)
 
     # -- traces from outside
 
@@ -199,11 +252,46 @@ async def _ticking(planner: Planner) -> None:
             saved = time.monotonic()
 
 
+async def _watching(planner: Planner, store: Store, nudge: Nudge) -> None:
+    """Tells the database which members are silent, and when the others were heard of. Its absence delays that, nothing else."""
+    seen_at = 0.0
+    while True:
+        await asyncio.sleep(TICK_S)
+        if planner.leadership is None or planner_lease(0) not in {lease for lease, _ in planner.leadership.held()}:
+            continue
+        now = time.monotonic()
+        sights = [node.sight() for node in planner.nodes.peers]
+        try:
+            for name, epoch in overdue(sights, now):
+                if await asyncio.to_thread(store.nodes.declare_silent, name, epoch, time.time()):
+                    log.warning("node.declared_silent", node=name, epoch=epoch)
+                    await asyncio.to_thread(nudge.give)
+            if now - seen_at >= SEEN_EVERY_S:
+                seen_at = now
+                names = [one.name for one in sights if one.name and not one.down_since]
+                if names:
+                    await asyncio.to_thread(store.nodes.seen, names, time.time())
+        except SQLAlchemyError as error:
+            log.info("planner.database_away", reason=str(error)[:200])
+            await asyncio.sleep(AWAY_S)
+
+
 async def serve(settings: Settings) -> None:
-    """Runs until SIGTERM; the last state is saved on the way out."""
+    """Runs until SIGTERM; the last state is saved on the way out. Raises NotJoined, AlreadyRuns."""
     secret = rpc_secret(load_key(settings.key_file))
-    name = f"planner-{socket.gethostname()}"
-    planner = Planner(settings, secret, name)
+    own = Self(settings, "planner", f"planner{LOCAL}{socket.gethostname()}")
+    with lock(settings.planner_folder / "lock"):
+        await _serve(settings, secret, own)
+
+
+async def _serve(settings: Settings, secret: str, own: Self) -> None:
+    name = own.name
+    planner = Planner(settings, secret, name, own.identity)
+    store, nudge = Store(settings.effective_database_url), Nudge(settings.effective_redis_url)
+    addresses = own.listens(settings.socket("planner"))
+    holder = f"{name} {hashlib.sha256(str(settings.state).encode()).hexdigest()[:8]}"
+    leadership = Leadership(store.leases, holder, str(addresses[-1]), settings.planner_shards, planner.took_over)
+    planner.leadership = leadership
     insight = Insight(
         planner.graph,
         planner.table,
@@ -214,10 +302,13 @@ async def serve(settings: Settings) -> None:
         planner.learner,
         planner.activity,
     )
-    server = await listen(settings.socket("planner"), _Callers(), secret, name, insight.answers())
+    told = Listening(name, "planner", admits=admit(("control",), planner.table.nodes))
+    servers = [await listen(at, _Callers(), secret, told, insight.answers(), own.identity) for at in addresses]
+    planner.connect()
     background = [
         asyncio.create_task(RouteWatcher(settings.effective_redis_url, planner.table).run()),
-        *(asyncio.create_task(peer.run()) for peer in (*planner.fleet.nodes, *planner.gateways)),
+        asyncio.create_task(leadership.run()),
+        asyncio.create_task(_watching(planner, store, nudge)),
         asyncio.create_task(_ticking(planner)),
     ]
     for task in background:
@@ -246,10 +337,15 @@ async def serve(settings: Settings) -> None:
         await http.serve()
     finally:
         await operations.stop()
-        server.close()
+        for server in servers:
+            server.close()
         for task in background:
             task.cancel()
         await asyncio.wait(background, timeout=STOP_S)  # a client library may swallow the first cancellation
+        await leadership.resign()
+        await planner.disconnect()
+        for closing in (nudge, store):
+            closing.close()
         await planner.save()
         planner.exporter.close()
         with contextlib.suppress(FileNotFoundError):

@@ -1,6 +1,9 @@
 """What a planner knows, on disk: written aside and renamed, so that kill -9 leaves the last whole one."""
 
+import contextlib
+import fcntl
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
@@ -12,6 +15,10 @@ from tracing.records import InvocationRecord
 FORMAT = 1
 
 log = structlog.get_logger(__name__)
+
+
+class AlreadyRuns(Exception):
+    """Another planner has this state folder."""
 
 
 class PlannerState(msgspec.Struct, frozen=True):
@@ -52,6 +59,22 @@ def load(path: Path) -> PlannerState | None:
         log.error("planner.state_format", path=str(path), found=state.format, known=FORMAT, kept=set_aside(path))
         return None
     return state
+
+
+@contextlib.contextmanager
+def lock(path: Path) -> Iterator[None]:
+    """One planner per state folder: it takes its own lease over at once, so there must not be two of the name. Raises
+    AlreadyRuns, OSError."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise AlreadyRuns(f"another planner already runs on {path.parent.parent}; give each its own --state") from error
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def set_aside(path: Path) -> str:

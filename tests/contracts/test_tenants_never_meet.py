@@ -32,6 +32,9 @@ OPERATOR_ONLY = {
     ("GET", "/v1/tenants"): "names all tenants",
     ("PUT", "/v1/tenants/{name}/quotas"): "nobody sets his own limits",
     ("DELETE", "/v1/tenants/{name}"): "as making one",
+    ("POST", "/v1/join-tokens"): "who may join the cluster is for whoever runs it",
+    ("GET", "/v1/nodes"): "names hosts and their addresses",
+    ("DELETE", "/v1/nodes/{name}"): "takes capacity from everybody",
 }
 PUBLIC = {
     ("GET", "/healthz"): "says that the process lives",

@@ -73,8 +73,8 @@ async def running_gateway(
     runs = Runs(table, reports, WaitingRoom(max_waiting, max_wait_s), allowances, max_depth, max_payload)
     hello = Hello("gateway", "gw", SECRET)
     paths = [one if isinstance(one, Path) else one.path for one in nodes]
-    runs.links = [NodeLink(path, hello, runs.on_call, runs.on_cancel_call) for path in paths]
-    linking = [asyncio.create_task(link.run(subscribe=len(paths) > 1)) for link in runs.links]
+    runs.set_links([NodeLink(path, hello, runs.on_call, runs.on_cancel_call) for path in paths])
+    linking = [asyncio.create_task(link.run()) for link in runs.links]
     gate = Gate(table, runs, reports, allowances, GatewayApp(table, runs, allowances, max_payload))
     try:
         await until(lambda: all(link.up for link, node in zip(runs.links, nodes, strict=True) if isinstance(node, Rig)))

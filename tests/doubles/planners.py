@@ -1,6 +1,5 @@
 """A planner between a gateway and its nodes, over their real sockets; the clock of its learning is the test's."""
 
-import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -68,15 +67,13 @@ async def running_planner(gate: Gate, folder: Path, *rigs: Rig, **settings: obje
         **settings,  # type: ignore[arg-type]
     )
     planner = Planner(whole, SECRET, "planner-1")
-    peers = [asyncio.ensure_future(peer.run()) for peer in (*planner.fleet.nodes, *planner.gateways)]
+    planner.connect()
     try:
         await until(lambda: len(planner.fleet.up()) == len(rigs) and gate.reports._subscribers, "all are connected")
         await until(lambda: all(node.free_mb for node in planner.fleet.nodes), "the first inventories")
         yield Mind(planner)
     finally:
-        for peer in peers:
-            peer.cancel()
-        await asyncio.gather(*peers, return_exceptions=True)
+        await planner.disconnect()
         server.close()
         await until(lambda: not gate.reports._subscribers)
         planner.exporter.close()

@@ -100,7 +100,7 @@ def test_any_variables_make_settings_or_one_line_that_names_one(variables: dict[
             assert len(line) < 500
             assert any(name in line for name in variables), line
             return
-        for derived in ("runtime_folder", "node_sockets", "gateway_sockets", "effective_redis_url", "effective_origin_url"):
+        for derived in ("runtime_folder", "node_addresses", "gateway_addresses", "effective_redis_url", "effective_origin_url"):
             getattr(settings, derived)
 
 

@@ -7,11 +7,11 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import pytest
 from doubles.gateways import running_gateway
 from doubles.loop import in_loop, settle, until
 from doubles.nodes import SECRET, running_node, spec
+from doubles.peers import welcome_frame
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -21,9 +21,8 @@ from orchestrator.gateway.links import NodeLink
 from orchestrator.gateway.reports import Reports
 from orchestrator.placement import place
 from tracing.records import InvocationRecord, Timings
-from workers.framing import encode
 from workers.rpc.connection import Connection, dial, listen
-from workers.rpc.messages import Hello, InvokeRequest, PrepareItem, Rpc, TriggerEvent, Welcome
+from workers.rpc.messages import Hello, InvokeRequest, PrepareItem, Rpc, TriggerEvent
 
 HELLO = Hello("gateway", "gw", SECRET)
 
@@ -36,8 +35,8 @@ def link_to(path: Path) -> NodeLink:
 
 
 @contextlib.asynccontextmanager
-async def running(link: NodeLink, subscribe: bool = False) -> AsyncIterator[None]:
-    task = asyncio.ensure_future(link.run(subscribe))
+async def running(link: NodeLink) -> AsyncIterator[None]:
+    task = asyncio.ensure_future(link.run())
     try:
         yield
     finally:
@@ -70,8 +69,7 @@ async def test_a_node_that_welcomes_and_dies_at_once_is_dialled_again(tmp_path: 
     async def brief(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         nonlocal dialled
         dialled += 1
-        await reader.read(1)
-        writer.write(encode(Rpc.WELCOME, 0, msgspec.msgpack.encode(Welcome("brief"))) + b"\xff" * 16)
+        writer.write(await welcome_frame(reader, SECRET, "brief") + b"\xff" * 16)
         writer.close()
 
     server = await asyncio.start_unix_server(brief, str(path))
@@ -88,7 +86,7 @@ async def test_a_node_that_does_not_read_is_full_and_nothing_piles_up(tmp_path: 
     reading = asyncio.Event()
 
     async def stuck(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        writer.write(encode(Rpc.WELCOME, 0, msgspec.msgpack.encode(Welcome("stuck"))))
+        writer.write(await welcome_frame(reader, SECRET, "stuck"))
         await reading.wait()
         while await reader.read(1 << 20):
             pass
@@ -119,7 +117,7 @@ async def test_a_node_that_does_not_read_is_full_and_nothing_piles_up(tmp_path: 
 async def test_a_link_ends_when_told_whatever_it_is_doing(tmp_path: Path, there: bool) -> None:
     async with running_node(tmp_path) if there else contextlib.nullcontext():
         for turns in range(25):
-            task = asyncio.ensure_future(link_to(tmp_path / "node.sock").run(subscribe=False))
+            task = asyncio.ensure_future(link_to(tmp_path / "node.sock").run())
             await settle(turns)
             task.cancel()
             await asyncio.wait({task}, timeout=2.0)
@@ -129,7 +127,8 @@ async def test_a_link_ends_when_told_whatever_it_is_doing(tmp_path: Path, there:
 @in_loop
 async def test_a_link_to_several_nodes_knows_what_is_idle_where(tmp_path: Path) -> None:
     link, echo = link_to(tmp_path / "node.sock"), spec("echo")
-    async with running_node(tmp_path) as rig, running(link, subscribe=True):
+    link.set_alone(False)
+    async with running_node(tmp_path) as rig, running(link):
         await until(lambda: link.free_mb == 4096)
         caller = await rig.caller()
         await caller.invoke(echo)

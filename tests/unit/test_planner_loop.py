@@ -46,13 +46,13 @@ class FakeNode:
     def define(self, one: VersionSpec) -> None:
         self.defined.append(one.version)
 
-    def prepare(self, items: list[PrepareItem]) -> None:
+    def prepare(self, items: list[PrepareItem], lease: str = "", epoch: int = 0) -> None:
         assert all(item.version in self.defined for item in items), "a version is defined before it is ordered"
         self.batches.append(items)
         for item in items:
             self.have[item.version] += 1
 
-    def revoke(self, ids: list[str], why: str) -> None:
+    def revoke(self, ids: list[str], why: str, lease: str = "", epoch: int = 0) -> None:
         self.revoked += [(one, why) for one in ids]
 
     @property

@@ -1,16 +1,12 @@
-"""One connection between two platform processes: frames in and out over a unix socket, with hello and questions.
+"""One connection between two platform processes: frames in and out over a unix socket or TLS, with hello and questions.
 
 The hot kinds (INVOKE, RESULT, CALL) go straight to the owner's callback, without a task or a future in between.
 """
 
 import asyncio
-import contextlib
 import hmac
-import os
-import socket
-import struct
+import secrets
 from collections.abc import Awaitable, Callable, Mapping
-from pathlib import Path
 from typing import Any, Protocol, cast
 
 import msgspec
@@ -18,6 +14,7 @@ import structlog
 
 from workers.framing import MAX_BODY, MAX_META, Frame, FrameParser, encode
 from workers.rpc.messages import MESSAGES, PROTOCOL, Ask, ErrorDetail, Hello, InvokeResult, Refusal, Rpc, Welcome
+from workers.rpc.transport import Address, Identity, NotTrusted, Peer, connect, label, prepare, serve
 
 HELLO_TIMEOUT_S = 5.0
 WRITE_LIMIT = 8 << 20
@@ -31,10 +28,9 @@ _decoders: dict[int, msgspec.msgpack.Decoder[Any]] = {
 }
 
 
-def _peer_uid(sock: socket.socket) -> int:
-    """The uid of the process at the other end of a unix socket (SO_PEERCRED)."""
-    _, uid, _ = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
-    return int(uid)
+def proof(secret: str, side: str, nonce: str) -> str:
+    """What shows that a side (hello | welcome) has the cluster's secret, without the secret."""
+    return hmac.new(secret.encode(), f"{side} {nonce}".encode(), "sha256").hexdigest()
 
 
 class RpcError(Exception):
@@ -59,6 +55,17 @@ class Owner(Protocol):
 
 
 Answerer = Callable[[Mapping[str, Any]], Awaitable[object]]
+Admits = Callable[[Peer], str]
+"""Why a peer with a good certificate, or of this user, is not let in after all; empty: it is."""
+
+
+class Listening(msgspec.Struct, frozen=True):
+    """What a listening side says of itself. `epoch` is asked at each welcome: a node's grows while it runs."""
+
+    name: str
+    role: str = ""
+    epoch: Callable[[], int] = int
+    admits: Admits = lambda peer: ""
 
 
 class Connection(asyncio.Protocol):
@@ -70,7 +77,8 @@ class Connection(asyncio.Protocol):
         secret: str,
         answers: Mapping[str, Answerer] | None = None,
         hello: Hello | None = None,
-        name: str = "",
+        listening: Listening | None = None,
+        expected: Peer | None = None,
     ) -> None:
         self.peer = Hello(role="", name="", secret="")
         self.welcome: Welcome | None = None
@@ -79,7 +87,11 @@ class Connection(asyncio.Protocol):
         self._secret = secret
         self._answers = answers or {}
         self._hello = hello
-        self._name = name
+        self._listening = listening or Listening("")
+        self._expected = expected
+        self._certified: Peer | None = None
+        self._nonce = secrets.token_hex(16)
+        self._name = hello.name if hello is not None else self._listening.name
         self._open = False
         self.in_use = False  # its owner knows of it, and is told when it is lost
         self._lost = False
@@ -96,12 +108,27 @@ class Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         transport = cast(asyncio.Transport, transport)  # uvloop's are none by inheritance
         self._transport = transport
-        if self._hello is None and _peer_uid(transport.get_extra_info("socket")) != os.geteuid():
-            self._close("the peer runs as another user")
+        try:
+            self._certified = prepare(transport)
+            if self._hello is not None:
+                self._check_expected()
+        except NotTrusted as error:
+            self._close(str(error))
             return
         transport.set_write_buffer_limits(high=WRITE_LIMIT)
         if self._hello is not None:
-            self.send(Rpc.HELLO, 0, self._hello)
+            shown = proof(self._secret, "hello", self._nonce)
+            self.send(Rpc.HELLO, 0, msgspec.structs.replace(self._hello, secret=shown, nonce=self._nonce))
+
+    def _check_expected(self) -> None:
+        """Over TLS the dialling side says nothing before it knows that it reached whom it wanted."""
+        found, wanted = self._certified, self._expected
+        if found is None or wanted is None:
+            return
+        if found.role != wanted.role or (wanted.name and found.name != wanted.name):
+            raise NotTrusted(f"the peer is {found.role} {found.name}, not {wanted.role} {wanted.name}".rstrip())
+        if wanted.fingerprint and found.fingerprint != wanted.fingerprint:
+            raise NotTrusted(f"{found.role} {found.name} shows a certificate that does not count any more")
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._close(str(exc) if exc else "the peer closed the connection")
@@ -111,6 +138,10 @@ class Connection(asyncio.Protocol):
             self._transport.close()
         else:
             self._close("given up before it was made")
+
+    def drop(self, why: str) -> None:
+        """Ends it now: what waits to be sent is lost, and the owner is told before this returns."""
+        self._close(why)
 
     @property
     def closed(self) -> bool:
@@ -221,18 +252,35 @@ class Connection(asyncio.Protocol):
         if self._hello is None:
             if kind != Rpc.HELLO or not isinstance(message, Hello) or message.protocol != PROTOCOL:
                 raise RpcError("expected a hello of this protocol version")
-            if not hmac.compare_digest(message.secret.encode(), self._secret.encode()):
-                raise RpcError("wrong cluster key")
+            self._check_proof("hello", message.secret, message.nonce)
+            self._check_claim(message.role, message.name)
+            refused = self._listening.admits(self._certified or Peer(message.role, message.name))
+            if refused:
+                raise RpcError(refused)
             self.peer = message
             self._opened()
-            self.send(Rpc.WELCOME, 0, Welcome(self._name))
+            own = self._listening
+            shown = proof(self._secret, "welcome", message.nonce)
+            self.send(Rpc.WELCOME, 0, Welcome(own.name, own.epoch(), PROTOCOL, own.role, shown))
             self.in_use = True
             self._owner.on_open(self)
         else:
             if kind != Rpc.WELCOME or not isinstance(message, Welcome) or message.protocol != PROTOCOL:
                 raise RpcError("expected a welcome of this protocol version")
+            self._check_proof("welcome", message.secret, self._nonce)
+            self._check_claim(message.role, message.name)
             self.welcome = message
             self._opened()
+
+    def _check_proof(self, side: str, shown: str, nonce: str) -> None:
+        if not hmac.compare_digest(shown.encode(), proof(self._secret, side, nonce).encode()):
+            raise RpcError("wrong cluster key")
+
+    def _check_claim(self, role: str, name: str) -> None:
+        """Over TLS nobody speaks for somebody else."""
+        found = self._certified
+        if found is not None and (found.role, found.name) != (role, name):
+            raise RpcError(f"the peer says it is {role[:63]} {name[:63]}, its certificate says {found.role} {found.name}")
 
     def _opened(self) -> None:
         self._open = True
@@ -282,23 +330,29 @@ class Connection(asyncio.Protocol):
 
 
 async def dial(
-    path: Path, owner: Owner, hello: Hello, answers: Mapping[str, Answerer] | None = None, timeout_s: float = 5.0
+    address: Address,
+    owner: Owner,
+    hello: Hello,
+    answers: Mapping[str, Answerer] | None = None,
+    timeout_s: float = 5.0,
+    identity: Identity | None = None,
+    expected: Peer | None = None,
 ) -> Connection:
-    """Connects to a listening process. Raises RpcError when it refuses or is not there."""
-    loop = asyncio.get_running_loop()
+    """Connects to a listening process; over TCP only to `expected`, showing `identity`. Raises RpcError when it refuses, is
+    not there, or is somebody else."""
     made: list[Connection] = []
 
     def make() -> Connection:
-        made.append(Connection(owner, hello.secret, answers, hello, hello.name))
+        made.append(Connection(owner, hello.secret, answers, hello, expected=expected))
         return made[0]
 
     try:
         async with asyncio.timeout(timeout_s):  # wait_for may swallow a cancellation, and its caller then dials for ever
-            await loop.create_unix_connection(make, str(path))
+            await connect(make, address, identity)
             await asyncio.shield(made[0].ready)
         made[0].hand_over()
-    except (OSError, TimeoutError) as error:
-        raise RpcError(f"cannot reach {path.name}: {str(error) or 'timed out'}") from error
+    except (OSError, TimeoutError, NotTrusted) as error:
+        raise RpcError(f"cannot reach {label(address)}: {str(error) or 'timed out'}") from error
     finally:
         for connection in made:
             if not connection.in_use:
@@ -307,15 +361,14 @@ async def dial(
 
 
 async def listen(
-    path: Path, owner: Owner, secret: str, name: str, answers: Mapping[str, Answerer] | None = None
+    address: Address,
+    owner: Owner,
+    secret: str,
+    listening: Listening | str,
+    answers: Mapping[str, Answerer] | None = None,
+    identity: Identity | None = None,
 ) -> asyncio.AbstractServer:
-    """Serves connections on a unix socket (0600, only this user's processes are let in)."""
-    with contextlib.suppress(FileNotFoundError):
-        path.unlink()
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-    previous = os.umask(0o177)
-    try:
-        sock.bind(str(path))
-    finally:
-        os.umask(previous)
-    return await asyncio.get_running_loop().create_unix_server(lambda: Connection(owner, secret, answers, name=name), sock=sock)
+    """Serves connections on a unix socket (0600, only this user's processes are let in) or on TCP (only those with a
+    certificate of `identity`'s authority). Raises OSError, and NotTrusted for TCP without an identity."""
+    told = Listening(listening) if isinstance(listening, str) else listening
+    return await serve(lambda: Connection(owner, secret, answers, listening=told), address, identity)

@@ -26,6 +26,7 @@ class Rpc(IntEnum):
     REVOKE = 15  # Revoke: decisions no longer wanted
     DRAIN = 16  # Drain: a version's instances go when idle; none is made
     RETIRE = 17  # Retire: a tenant is gone for good, and all of it here goes with it
+    STALE = 18  # Stale: the cluster counts with a newer epoch of this node; what it holds is void, it joins again
     # from a node
     RESULT = 20  # InvokeResult + body
     CALL = 21  # ChildCall + payload; id numbers the call
@@ -36,24 +37,31 @@ class Rpc(IntEnum):
     TRIGGERS = 30  # Triggers, to subscribers: ahead of records on the stream
     RECORDS = 31  # Records, to subscribers
     # questions, any direction
-    SUBSCRIBE = 40
+    SUBSCRIBE = 40  # id 1: only once a second, not each change
     ASK = 41  # Ask; the answer comes as ANSWER or REFUSED with the same id
     ANSWER = 42  # body: JSON
     REFUSED = 43  # Refusal
 
 
 class Hello(msgspec.Struct, array_like=True, frozen=True):
+    """`secret`: the cluster key's RPC token; on the wire the proof that the sender has it, made with `nonce`."""
+
     role: str  # gateway | planner | control | flow
     name: str
-    secret: str  # the cluster key's RPC token, compared in constant time
+    secret: str
     epoch: int = 0  # a planner's lease; a node refuses one lower than it has seen
     protocol: int = PROTOCOL
+    nonce: str = ""
 
 
 class Welcome(msgspec.Struct, array_like=True, frozen=True):
+    """`epoch`: a node's, from when it joined last. `secret`: the proof for the hello's nonce."""
+
     name: str
     epoch: int = 0
     protocol: int = PROTOCOL
+    role: str = ""
+    secret: str = ""
 
 
 class HttpRequest(msgspec.Struct, array_like=True, frozen=True):
@@ -122,18 +130,26 @@ class PrepareItem(msgspec.Struct, array_like=True, frozen=True):
 
 
 class PrepareBatch(msgspec.Struct, array_like=True, frozen=True):
+    """`epoch` and `lease`: by what right it is ordered; the node obeys the highest epoch it has seen of each lease."""
+
     items: list[PrepareItem]
     epoch: int = 0
+    lease: str = ""
 
 
 class Revoke(msgspec.Struct, array_like=True, frozen=True):
     decision_ids: list[str]
     why: str = ""
     epoch: int = 0
+    lease: str = ""
 
 
 class Drain(msgspec.Struct, array_like=True, frozen=True):
     version: str
+
+
+class Stale(msgspec.Struct, array_like=True, frozen=True):
+    epoch: int
 
 
 class Retire(msgspec.Struct, array_like=True, frozen=True):
@@ -217,6 +233,7 @@ MESSAGES: dict[int, type[msgspec.Struct]] = {
     Rpc.PREPARE: PrepareBatch,
     Rpc.REVOKE: Revoke,
     Rpc.DRAIN: Drain,
+    Rpc.STALE: Stale,
     Rpc.RETIRE: Retire,
     Rpc.RESULT: InvokeResult,
     Rpc.CALL: ChildCall,

@@ -31,6 +31,7 @@ def upgrade() -> None:
     op.create_table(
         "nodes",
         sa.Column("name", sa.String(length=63), nullable=False),
+        sa.Column("role", sa.String(length=16), nullable=False),
         sa.Column("address", sa.String(length=255), nullable=False),
         sa.Column("zone", sa.String(length=63), nullable=False),
         sa.Column("fingerprint", sa.String(length=64), nullable=False),

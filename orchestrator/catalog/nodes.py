@@ -1,0 +1,176 @@
+"""Who has joined the cluster: tokens that let one process join once, the members, their epochs."""
+
+import hashlib
+import re
+import secrets
+from collections.abc import Callable, Iterable
+
+import msgspec
+from sqlalchemy import delete, func, or_, select, update
+from sqlalchemy.orm import Session
+
+from orchestrator.catalog.database import Database
+from orchestrator.catalog.errors import NotFound, Refused
+from orchestrator.catalog.model import EventKind, JoinToken, Node, NodeState
+from orchestrator.catalog.outbox import add_event
+from orchestrator.catalog.routes import NodeRoute
+
+NODE_NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?\Z")
+ROLES = ("node", "gateway", "planner", "flow")
+MAX_TTL_S = 7 * 86400.0
+LIVE_TOKENS = 1000
+KEPT_S = 30 * 86400.0
+"""Used and expired tokens are remembered this long, so that who shows one is told what it is."""
+
+Sign = Callable[[], tuple[str, str]]
+
+
+class NodeView(msgspec.Struct, frozen=True):
+    """`last_seen`: when the planner heard of it last, seconds since the epoch; None before it ever did."""
+
+    name: str
+    role: str
+    address: str
+    zone: str
+    state: str
+    epoch: int
+    joined: float
+    last_seen: float | None
+
+
+class Joined(msgspec.Struct, frozen=True):
+    certificate: str
+    epoch: int
+
+
+class PublishedNode(msgspec.Struct, frozen=True):
+    """`route` None: it has left."""
+
+    name: str
+    generation: int
+    route: NodeRoute | None
+
+
+class Nodes:
+    """Every change of a member grows its generation and writes one event, in one transaction."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def make_token(self, role: str, ttl_s: float, now: float) -> str:
+        """Shown once, kept as its SHA-256. Raises Refused."""
+        if role not in ROLES:
+            raise Refused(f"{role[:63]!r} is not one of {', '.join(ROLES)}", "role")
+        if not 0 < ttl_s <= MAX_TTL_S:
+            raise Refused(f"a token lives between 0 and {MAX_TTL_S:.0f} seconds", "ttl_s")
+        token = secrets.token_urlsafe(32)
+        with self._database.write() as session:
+            session.execute(delete(JoinToken).where(JoinToken.expires < now - KEPT_S))
+            live = select(func.count()).select_from(JoinToken).where(JoinToken.used.is_(None), JoinToken.expires > now)
+            if (session.scalar(live) or 0) >= LIVE_TOKENS:
+                raise Refused(f"{LIVE_TOKENS} join tokens are waiting to be used; let some expire first", "role")
+            session.add(JoinToken(digest=_digest(token), role=role, created=now, expires=now + ttl_s, used_by=""))
+        return token
+
+    def join(self, token: str, role: str, name: str, address: str, zone: str, sign: Sign, now: float) -> Joined:
+        """Uses the token up, for good, and registers the member. `sign` makes its certificate and fingerprint, and is only
+        asked when the token is good. Raises Refused, naming the field, and what `sign` raises; the token is then not used."""
+        if not NODE_NAME.match(name):
+            raise Refused("a name is 1 to 63 lower-case letters, digits and hyphens", "name")
+        with self._database.write() as session:
+            known = session.get(JoinToken, _digest(token), with_for_update=True)
+            _check_token(known, role, now)
+            assert known is not None
+            node = session.get(Node, name, with_for_update=True)
+            if node is not None and node.state != NodeState.LEFT:
+                raise Refused(f"{name} has joined already; choose another name, or `foreglow nodes remove {name}` first", "name")
+            certificate, fingerprint = sign()
+            known.used, known.used_by = now, name
+            if node is None:
+                node = Node(name=name, epoch=0, generation=0, role=role, joined=now)
+                session.add(node)
+            node.role, node.address, node.zone, node.fingerprint = role, address, zone, fingerprint
+            node.joined, node.last_seen = now, None
+            _changed(session, node, NodeState.UP, now)
+            return Joined(certificate, node.epoch)
+
+    def rejoin(self, role: str, name: str, fingerprint: str, now: float) -> int:
+        """The new epoch of a member that came with its certificate. Raises Refused when that does not count (any more)."""
+        with self._database.write() as session:
+            node = session.get(Node, name, with_for_update=True)
+            if node is None or node.state == NodeState.LEFT or (node.role, node.fingerprint) != (role, fingerprint):
+                raise Refused(f"{name} is no member of this cluster any more: join again with a new token", "name")
+            _changed(session, node, NodeState.UP, now)
+            return node.epoch
+
+    def declare_silent(self, name: str, epoch: int, now: float) -> bool:
+        """What it holds is void from now on. False when it has joined again since, or has left."""
+        with self._database.write() as session:
+            node = session.get(Node, name, with_for_update=True)
+            if node is None or node.state != NodeState.UP or node.epoch != epoch:
+                return False
+            _changed(session, node, NodeState.SILENT, now)
+            return True
+
+    def remove(self, name: str, now: float) -> None:
+        """Its certificate does not count any more. Raises NotFound; removing twice is once."""
+        with self._database.write() as session:
+            node = session.get(Node, name, with_for_update=True)
+            if node is None:
+                raise NotFound(f"no node {name[:63]!r}")
+            if node.state != NodeState.LEFT:
+                _changed(session, node, NodeState.LEFT, now)
+
+    def seen(self, names: Iterable[str], now: float) -> None:
+        """No event: nobody decides by it."""
+        with self._database.write() as session:
+            later = or_(Node.last_seen.is_(None), Node.last_seen < now)
+            session.execute(update(Node).where(Node.name.in_(list(names)), later).values(last_seen=now))
+
+    def published(self) -> list[PublishedNode]:
+        with self._database.read() as session:
+            return [_published(one) for one in session.scalars(select(Node).order_by(Node.name))]
+
+    def published_one(self, name: str) -> PublishedNode | None:
+        with self._database.read() as session:
+            node = session.get(Node, name)
+            return _published(node) if node is not None else None
+
+    def list(self) -> list[NodeView]:
+        """By name, those that left too."""
+        with self._database.read() as session:
+            return [
+                NodeView(one.name, one.role, one.address, one.zone, one.state, one.epoch, one.joined, one.last_seen)
+                for one in session.scalars(select(Node).order_by(Node.name))
+            ]
+
+
+def _digest(token: str) -> str:
+    return hashlib.sha256(token.encode()).hexdigest()
+
+
+def _check_token(known: JoinToken | None, role: str, now: float) -> None:
+    if known is None:
+        raise Refused("this join token is not known here; make one with `foreglow node-token`", "token")
+    if known.used is not None:
+        raise Refused(f"this join token was used already, by {known.used_by}; each lets one process join, once", "token")
+    if known.expires <= now:
+        raise Refused("this join token has expired; make another with `foreglow node-token`", "token")
+    if known.role != role:
+        raise Refused(f"this join token is for a {known.role}, not for a {role[:63]}", "role")
+
+
+def _changed(session: Session, node: Node, state: NodeState, now: float) -> None:
+    node.state = state
+    node.generation += 1
+    node.epoch += 1
+    add_event(session, EventKind.NODE, node.name, node.generation, {}, now)
+
+
+def _published(node: Node) -> PublishedNode:
+    if node.state == NodeState.LEFT:
+        return PublishedNode(node.name, node.generation, None)
+    route = NodeRoute(
+        node.name, node.generation, node.role, node.address, node.zone, node.fingerprint, node.state == NodeState.UP, node.epoch
+    )
+    return PublishedNode(node.name, node.generation, route)

@@ -1,0 +1,142 @@
+"""The join listener: who has a token becomes a member, who has a member's certificate gets a new epoch.
+
+It is open to whoever reaches the port, so all it does for a stranger is bounded: connections at once, attempts in a second, bytes
+and seconds each. A stranger without a token learns the authority's certificate, which is no secret.
+"""
+
+import asyncio
+import json
+import ssl
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import structlog
+from sqlalchemy.exc import SQLAlchemyError
+from starlette.concurrency import run_in_threadpool
+
+from orchestrator.authority import Authority, BadRequest
+from orchestrator.catalog.errors import CatalogError, Refused
+from orchestrator.catalog.nodes import Nodes
+from workers.rpc.transport import HostPort, Identity, NotTrusted, certified, parse_address
+
+MAX_LINE = 16 << 10
+TIMEOUT_S = 5.0
+AT_ONCE = 32
+PER_SECOND = 20  # attempts; a token has 256 bits, this bounds the work
+MAX_ZONE = 63
+MAX_ADDRESS = 255
+
+log = structlog.get_logger(__name__)
+
+
+class JoinListener:
+    """`told(role)` is what a new member needs beside its certificate; `changed` is called after each change."""
+
+    def __init__(
+        self,
+        nodes: Nodes,
+        authority: Authority,
+        identity: Identity,
+        told: Callable[[str], Mapping[str, str]],
+        changed: Callable[[], None],
+    ) -> None:
+        self._nodes = nodes
+        self._authority = authority
+        self._told = told
+        self._changed = changed
+        self._open = 0
+        self._tries: deque[float] = deque(maxlen=PER_SECOND)
+        self._context = identity.server
+        self._context.verify_mode = ssl.CERT_OPTIONAL  # who joins has none yet
+
+    async def start(self, host: str, port: int) -> asyncio.Server:
+        """Raises OSError."""
+        return await asyncio.start_server(
+            self._serve, host, port, ssl=self._context, ssl_handshake_timeout=TIMEOUT_S, limit=MAX_LINE, backlog=AT_ONCE
+        )
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._open += 1
+        try:
+            async with asyncio.timeout(2 * TIMEOUT_S):
+                answer = await self._answer(reader, writer.get_extra_info("ssl_object"))
+                writer.write(json.dumps(answer).encode() + b"\n")
+                await writer.drain()
+        except (OSError, ValueError, TimeoutError, asyncio.IncompleteReadError) as error:
+            log.debug("join.broken_off", reason=str(error)[:200])
+        finally:
+            self._open -= 1
+            writer.close()
+
+    async def _answer(self, reader: asyncio.StreamReader, secured: Any) -> dict[str, Any]:
+        now = time.monotonic()
+        if self._open > AT_ONCE or (len(self._tries) == PER_SECOND and now - self._tries[0] < 1.0):
+            return {"error": "too many are joining at once; try again in a second", "again": True}
+        self._tries.append(now)
+        try:
+            async with asyncio.timeout(TIMEOUT_S):
+                request = json.loads(await reader.readuntil(b"\n"))
+        except (ValueError, RecursionError, asyncio.LimitOverrunError):
+            return {"error": "send one JSON object on one line"}
+        if not isinstance(request, dict):
+            return {"error": "send one JSON object on one line"}
+        what = request.get("what")
+        if what == "authority":
+            return {"authority": self._authority.pem}
+        try:
+            if what == "join":
+                return await run_in_threadpool(self._join, request)
+            if what == "rejoin":
+                return await run_in_threadpool(self._rejoin, secured)
+        except Refused as error:
+            log.warning("join.refused", field=error.field, reason=str(error))
+            return {"error": str(error)}
+        except (CatalogError, BadRequest, NotTrusted) as error:
+            log.warning("join.refused", reason=str(error))
+            return {"error": str(error)}
+        except SQLAlchemyError:
+            return {"error": "control's database is not reachable; try again", "again": True}
+        return {"error": "ask to join, to rejoin, or for the authority"}
+
+    def _join(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        token, role, name, address, zone, csr = (
+            _text(request, field) for field in ("token", "role", "name", "address", "zone", "csr")
+        )
+        _check_address(role, address)
+        if len(zone) > MAX_ZONE:
+            raise Refused(f"a zone has at most {MAX_ZONE} characters", "zone")
+        now = time.time()
+        joined = self._nodes.join(token, role, name, address, zone, lambda: self._authority.sign(csr, role, name, now), now)
+        self._changed()
+        log.info("member.joined", role=role, member=name, address=address, epoch=joined.epoch)
+        return {"certificate": joined.certificate, "epoch": joined.epoch, **self._told(role)}
+
+    def _rejoin(self, secured: Any) -> dict[str, Any]:
+        who = certified(secured)
+        epoch = self._nodes.rejoin(who.role, who.name, who.fingerprint, time.time())
+        self._changed()
+        log.info("member.rejoined", role=who.role, member=who.name, epoch=epoch)
+        return {"epoch": epoch}
+
+
+def _text(request: Mapping[str, Any], field: str) -> str:
+    value = request.get(field, "")
+    if not isinstance(value, str):
+        raise Refused(f"{field} must be text", field)
+    return value
+
+
+def _check_address(role: str, address: str) -> None:
+    """Where gateways and planners dial it. Raises Refused."""
+    if not address and role == "flow":
+        return  # it only dials
+    try:
+        where = parse_address(address)
+    except ValueError as error:
+        raise Refused(str(error), "address") from error
+    if not isinstance(where, HostPort) or where.port == 0 or len(address) > MAX_ADDRESS:
+        raise Refused("the address of a member is host:port, as the others reach it", "address")
+    if where.host in ("0.0.0.0", "::", "*"):  # noqa: S104
+        raise Refused(f"{where.host} is no address others can reach; give the host's own", "address")

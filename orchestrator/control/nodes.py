@@ -1,0 +1,56 @@
+"""The members of the cluster, and the tokens by which processes join. For operators."""
+
+import time
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Path, Response
+
+from orchestrator.authority import Authority
+from orchestrator.catalog.nudge import Nudge
+from orchestrator.catalog.store import Store
+from orchestrator.control.guard import operator_only
+from orchestrator.control.schemas import JoinTokenAnswer, JoinTokenRequest, NodeAnswer, NodesAnswer, ProblemAnswer
+from orchestrator.joining import write_token
+
+NodeName = Annotated[str, Path(max_length=63, description="A member's name.", examples=["node-a"])]
+REFUSED: dict[int | str, dict[str, object]] = {403: {"model": ProblemAnswer, "description": "Only for an operator's key."}}
+
+
+def router(store: Store, authority: Authority, nudge: Nudge) -> APIRouter:
+    """The endpoints of nodes and join tokens."""
+
+    routes = APIRouter(tags=["nodes"], dependencies=[Depends(operator_only)], responses=REFUSED)
+
+    @routes.post("/v1/join-tokens", status_code=201)
+    def make_token(wanted: JoinTokenRequest) -> JoinTokenAnswer:
+        """A token that lets one process join, once. It is shown here and nowhere else."""
+        now = time.time()
+        secret = store.nodes.make_token(wanted.role, wanted.ttl_s, now)
+        return JoinTokenAnswer(token=write_token(secret, authority.digest), role=wanted.role, expires=now + wanted.ttl_s)
+
+    @routes.get("/v1/nodes")
+    def nodes() -> NodesAnswer:
+        """Every member, by name, also those that left."""
+        return NodesAnswer(
+            nodes=[
+                NodeAnswer(
+                    name=one.name,
+                    role=one.role,
+                    address=one.address,
+                    zone=one.zone,
+                    state=one.state,
+                    epoch=one.epoch,
+                    joined=one.joined,
+                    last_seen=one.last_seen,
+                )
+                for one in store.nodes.list()
+            ]
+        )
+
+    @routes.delete("/v1/nodes/{name}", status_code=204, response_class=Response)
+    def remove(name: NodeName) -> None:
+        """The member's certificate does not count any more; its name may join again with a new token."""
+        store.nodes.remove(name, time.time())
+        nudge.give()
+
+    return routes

@@ -1,0 +1,161 @@
+"""How a process joins the cluster, and joins again: one JSON line each way over TLS to control's join listener.
+
+A token is a secret and the SHA-256 of the authority's certificate. The joiner asks for that certificate first, compares, and
+then speaks only to who proves to be control under it: the secret is never shown to anybody else.
+"""
+
+import base64
+import binascii
+import hashlib
+import json
+import os
+import socket
+import ssl
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from orchestrator.authority import keep, make_request
+from orchestrator.membership import Member, load_member, save_member
+from workers.rpc.transport import HostPort, NotTrusted, certified, parse_address
+
+PREFIX = "fgj_"
+MAX_LINE = 64 << 10
+TIMEOUT_S = 10.0
+
+
+class JoinFailed(Exception):
+    """The message is one line that says why, and the way out. `refused`: control said so; otherwise it may be tried again."""
+
+    def __init__(self, message: str, refused: bool = False) -> None:
+        super().__init__(message)
+        self.refused = refused
+
+
+def write_token(secret: str, authority: str) -> str:
+    """`authority`: SHA-256 of its certificate, hex."""
+    return f"{PREFIX}{secret}.{base64.urlsafe_b64encode(bytes.fromhex(authority)).decode().rstrip('=')}"
+
+
+def read_token(token: str) -> tuple[str, str]:
+    """Secret and authority's SHA-256, hex. Raises JoinFailed."""
+    secret, dot, pinned = token.strip().removeprefix(PREFIX).rpartition(".")
+    try:
+        digest = base64.b64decode(pinned + "=" * (-len(pinned) % 4), altchars=b"-_", validate=True)
+    except (binascii.Error, ValueError):
+        digest = b""
+    if not token.strip().startswith(PREFIX) or not dot or not secret or len(digest) != 32:
+        raise JoinFailed("that is not a join token, or only a part of one; `foreglow node-token` prints one", refused=True)
+    return secret, digest.hex()
+
+
+def join(state: Path, control: str, token: str, role: str, name: str, listen: str, zone: str = "") -> Member:
+    """Makes this state folder a member and keeps its identity there (0600). Raises JoinFailed; nothing is kept then but the
+    key that was made for it."""
+    known = load_member(state)
+    if known is not None:
+        raise JoinFailed(f"{state} has joined already, as {known.role} {known.name}: use another --state", refused=True)
+    where = _host_port(control)
+    secret, authority = read_token(token)
+    pem = _fetch_authority(where, authority)
+    request = {
+        "what": "join",
+        "token": secret,
+        "role": role,
+        "name": name,
+        "address": listen,
+        "zone": zone,
+        "csr": make_request(state / "member.key"),
+    }
+    answer = _ask(where, _trusting(pem), request)
+    try:
+        keep(state / "ca.pem", pem.encode())
+        keep(state / "member.pem", str(answer["certificate"]).encode())
+        keep(state / "cluster.key", str(answer["key"]).encode())
+        urls = {one: str(answer.get(one, "")) for one in ("origin_url", "redis_url", "database_url")}
+        member = Member(role, name, listen, zone, str(where), authority, int(answer["epoch"]), **urls)
+        save_member(state, member)
+    except (KeyError, TypeError, ValueError) as error:
+        raise JoinFailed(f"control at {where} answered what this release does not understand: {error!r}") from error
+    return member
+
+
+def rejoin(state: Path, member: Member) -> Member:
+    """The member with its new epoch, over its certificate. Raises JoinFailed, OSError."""
+    where = _host_port(member.control)
+    context = _trusting((state / "ca.pem").read_text())
+    context.load_cert_chain(state / "member.pem", state / "member.key")
+    answer = _ask(where, context, {"what": "rejoin"})
+    try:
+        renewed = msgspec.structs.replace(member, epoch=int(answer["epoch"]))
+    except (KeyError, TypeError, ValueError) as error:
+        raise JoinFailed(f"control at {where} answered what this release does not understand: {error!r}") from error
+    save_member(state, renewed)
+    return renewed
+
+
+def _host_port(text: str) -> HostPort:
+    try:
+        address = parse_address(text)
+    except ValueError as error:
+        raise JoinFailed(str(error), refused=True) from error
+    if not isinstance(address, HostPort):
+        raise JoinFailed(f"{text!r}: control's join listener is host:port", refused=True)
+    return address
+
+
+def _fetch_authority(where: HostPort, digest: str) -> str:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE  # nothing is said here that others may not hear
+    pem = str(_ask(where, context, {"what": "authority"}, anybody=True).get("authority", ""))
+    try:
+        found = hashlib.sha256(ssl.PEM_cert_to_DER_cert(pem)).hexdigest()
+    except ValueError:
+        found = ""
+    if found != digest:
+        raise JoinFailed(f"{where} is not of the cluster that made this token: nothing was told to it", refused=True)
+    return pem
+
+
+def _trusting(pem: str) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    context.check_hostname, context.verify_mode = False, ssl.CERT_REQUIRED
+    context.load_verify_locations(cadata=pem)
+    return context
+
+
+def _ask(where: HostPort, context: ssl.SSLContext, request: dict[str, Any], anybody: bool = False) -> dict[str, Any]:
+    try:
+        with (
+            socket.create_connection((where.host, where.port), TIMEOUT_S) as plain,
+            context.wrap_socket(plain, server_hostname=where.host) as secured,
+        ):
+            if not anybody and certified(secured).role != "control":
+                raise JoinFailed(f"{where} is a member of the cluster, but not its control", refused=True)
+            secured.sendall(json.dumps(request).encode() + b"\n")
+            line = _read_line(secured)
+    except (OSError, NotTrusted) as error:
+        raise JoinFailed(f"cannot reach control's join listener at {where}: {error}") from error
+    try:
+        answer = json.loads(line)
+    except ValueError as error:
+        raise JoinFailed(f"{where} does not answer like control's join listener") from error
+    if not isinstance(answer, dict) or "error" in answer:
+        refused = isinstance(answer, dict) and not answer.get("again")
+        raise JoinFailed(str(answer["error"]) if isinstance(answer, dict) else "no answer", refused)
+    return answer
+
+
+def _read_line(secured: ssl.SSLSocket) -> bytes:
+    line = b""
+    while not line.endswith(b"\n"):
+        chunk = secured.recv(MAX_LINE)
+        line += chunk
+        if not chunk:
+            raise OSError(os.strerror(104) if not line else "it closed the connection")
+        if len(line) > MAX_LINE:
+            raise OSError("it answers too much")
+    return line

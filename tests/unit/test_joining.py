@@ -1,0 +1,272 @@
+"""Joining a cluster: one token lets one process in, once; strangers are told nothing and cost little."""
+
+import asyncio
+import contextlib
+import json
+import ssl
+import stat
+import time
+from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from doubles.cluster import LOOPBACK, identity, port_of
+from doubles.loop import in_loop
+
+from orchestrator.authority import Authority, BadRequest, make_request
+from orchestrator.catalog.errors import NotFound, Refused
+from orchestrator.catalog.nodes import MAX_TTL_S
+from orchestrator.catalog.store import Store
+from orchestrator.control import joining as listening
+from orchestrator.control.joining import JoinListener
+from orchestrator.joining import JoinFailed, join, read_token, rejoin, write_token
+from orchestrator.membership import NotJoined, Self, load_member, with_member
+from orchestrator.settings import Settings
+from workers.rpc.transport import HostPort, Identity
+
+AT = "10.0.0.2:8703"
+TOLD = {"key": "the-sealing-key", "origin_url": "s3://code", "redis_url": "redis://cache"}
+
+
+class Control:
+    """The join listener with its database."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        folder.mkdir(exist_ok=True)
+        self.store = Store(f"sqlite:///{folder / 'db'}")
+        self.store.migrate()
+        self.authority = Authority(folder / "authority")
+        self.changes = 0
+        self.at = ""
+
+    @contextlib.asynccontextmanager
+    async def listening(self, who: Identity | None = None) -> AsyncIterator[str]:
+        own = who or identity(self.authority, self.folder, "control", "control@a")
+        listener = JoinListener(self.store.nodes, self.authority, own, lambda role: TOLD, self._changed)
+        server = await listener.start(LOOPBACK, 0)
+        self.at = str(port_of(server))
+        try:
+            yield self.at
+        finally:
+            server.close()
+
+    def _changed(self) -> None:
+        self.changes += 1
+
+    def token(self, role: str = "node", ttl_s: float = 60.0) -> str:
+        return write_token(self.store.nodes.make_token(role, ttl_s, time.time()), self.authority.digest)
+
+    async def join(self, token: str, name: str = "n1", role: str = "node", address: str = AT) -> Path:
+        state = self.folder / f"state-{name}-{role}"
+        state.mkdir(exist_ok=True)
+        await asyncio.to_thread(join, state, self.at, token, role, name, address, "zone-a")
+        return state
+
+
+@pytest.fixture
+def control(tmp_path: Path) -> Iterator[Control]:
+    made = Control(tmp_path)
+    yield made
+    made.store.close()
+
+
+@in_loop
+async def test_a_process_with_a_token_becomes_a_member_and_keeps_its_identity_to_itself(control: Control) -> None:
+    async with control.listening():
+        state = await control.join(control.token())
+    member = load_member(state)
+    assert member is not None
+    assert (member.role, member.name, member.listen, member.zone, member.epoch) == ("node", "n1", AT, "zone-a", 1)
+    for kept in ("member.key", "member.pem", "ca.pem", "cluster.key", "member.json"):
+        assert stat.S_IMODE((state / kept).stat().st_mode) == 0o600
+    assert (state / "cluster.key").read_text() == TOLD["key"]
+    settings = with_member(Settings(state=state))
+    assert (settings.redis_url, settings.origin_url) == ("redis://cache", "s3://code")
+    own = Self(settings, "node", "unused")
+    assert own.name == "n1"
+    assert own.listens(Path("/run/s")) == [Path("/run/s"), HostPort("10.0.0.2", 8703)]
+    with pytest.raises(NotJoined, match="joined as a node, not as a gateway"):
+        Self(settings, "gateway", "unused")
+    (node,) = control.store.nodes.published()
+    assert node.route is not None
+    assert (node.route.name, node.route.address, node.route.epoch, node.route.up) == ("n1", AT, 1, True)
+    assert control.changes == 1
+
+
+@in_loop
+async def test_a_token_works_once_for_its_role_and_in_its_time(control: Control) -> None:
+    token = control.token()
+    async with control.listening():
+        with pytest.raises(JoinFailed, match="is for a node, not for a gateway"):
+            await control.join(token, role="gateway")
+        await control.join(token)
+        with pytest.raises(JoinFailed, match="was used already, by n1"):
+            await control.join(token, "n2")
+        with pytest.raises(JoinFailed, match="has joined already, as node n1"):
+            await control.join(control.token())
+        late = control.token(ttl_s=0.001)
+        await asyncio.sleep(0.01)
+        with pytest.raises(JoinFailed, match="has expired"):
+            await control.join(late, "n3")
+        with pytest.raises(JoinFailed, match="is not known here"):
+            await control.join(write_token("guess", control.authority.digest), "n3")
+    assert [one.name for one in control.store.nodes.list()] == ["n1"]
+
+
+@in_loop
+async def test_two_that_show_one_token_at_the_same_time_are_one(control: Control) -> None:
+    token = control.token()
+    async with control.listening():
+        answers = await asyncio.gather(*(control.join(token, f"n{number}") for number in range(6)), return_exceptions=True)
+    assert sum(1 for one in answers if isinstance(one, Path)) == 1
+    assert len(control.store.nodes.list()) == 1
+    assert all("was used already" in str(one) for one in answers if not isinstance(one, Path))
+
+
+@in_loop
+async def test_a_token_is_shown_to_nobody_but_the_control_of_its_cluster(control: Control, tmp_path: Path) -> None:
+    token = control.token()
+    foreign = Control(tmp_path / "foreign")
+    async with foreign.listening() as control.at:
+        with pytest.raises(JoinFailed, match="not of the cluster that made this token"):
+            await control.join(token)
+    member = identity(control.authority, tmp_path, "node", "n9")  # a member that plays control
+    async with control.listening(member):
+        with pytest.raises(JoinFailed, match="not its control"):
+            await control.join(token)
+        (secret, _) = read_token(token)
+    foreign.store.close()
+    async with control.listening():
+        assert await control.join(token), f"nobody used {secret[:4]}... up"
+
+
+@pytest.mark.parametrize(
+    ("name", "address", "error"),
+    [
+        ("Node", AT, "lower-case"),
+        ("a" * 64, AT, "lower-case"),
+        ("n@1", AT, "lower-case"),
+        ("n1", "", "no address"),
+        ("n1", "/run/s", "host:port"),
+        ("n1", "0.0.0.0:8703", "others can reach"),
+        ("n1", "10.0.0.2:0", "host:port"),
+    ],
+)
+@in_loop
+async def test_a_refused_join_uses_nothing_up(control: Control, name: str, address: str, error: str) -> None:
+    token = control.token()
+    async with control.listening():
+        with pytest.raises(JoinFailed, match=error):
+            await control.join(token, name, address=address)
+        assert await control.join(token, "n2")
+
+
+@in_loop
+async def test_a_member_joins_again_over_its_certificate_until_it_is_removed(control: Control) -> None:
+    async with control.listening():
+        state = await control.join(control.token())
+        member = load_member(state)
+        assert member is not None
+        assert control.store.nodes.declare_silent("n1", 1, time.time())
+        assert not control.store.nodes.declare_silent("n1", 1, time.time()), "once"
+        again = await asyncio.to_thread(rejoin, state, member)
+        assert (again.epoch, load_member(state)) == (3, again)
+        control.store.nodes.remove("n1", time.time())
+        with pytest.raises(JoinFailed, match="no member of this cluster any more") as refused:
+            await asyncio.to_thread(rejoin, state, member)
+        assert refused.value.refused
+        fresh = control.folder / "fresh"
+        fresh.mkdir()
+        joined = await asyncio.to_thread(join, fresh, control.at, control.token(), "node", "n1", AT, "")
+        assert joined.epoch == 5, "the name may come again, its epochs go on"
+        with pytest.raises(JoinFailed, match="no member"):  # with the certificate from before
+            await asyncio.to_thread(rejoin, state, member)
+    with pytest.raises(NotFound):
+        control.store.nodes.remove("nobody", time.time())
+
+
+@in_loop
+async def test_who_has_no_certificate_cannot_join_again(control: Control) -> None:
+    async with control.listening():
+        assert "error" in await _ask(control.at, b'{"what": "rejoin"}\n')
+        foreign = identity(Authority(control.folder / "other"), control.folder, "node", "n1")
+        foreign.client.verify_mode = ssl.CERT_NONE
+        with pytest.raises((OSError, ValueError, asyncio.IncompleteReadError)):
+            await _ask(control.at, b'{"what": "rejoin"}\n', foreign.client)
+
+
+async def _ask(at: str, line: bytes, context: ssl.SSLContext | None = None) -> dict[str, object]:
+    if context is None:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    host, _, port = at.rpartition(":")
+    reader, writer = await asyncio.open_connection(host, int(port), ssl=context)
+    try:
+        writer.write(line)
+        return dict(json.loads(await asyncio.wait_for(reader.readuntil(b"\n"), 5)))
+    finally:
+        writer.close()
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"\n",
+        b"[]\n",
+        b"not json\n",
+        b'{"what": 7}\n',
+        b'{"what": "join", "token": 7}\n',
+        b'{"what": "join"}\n',
+        b"[" * 9000 + b"\n",
+    ],
+    ids=["empty", "list", "words", "number", "token-number", "nothing", "deep"],
+)
+@in_loop
+async def test_what_is_no_request_is_answered_in_words(control: Control, line: bytes) -> None:
+    async with control.listening():
+        answer = await _ask(control.at, line)
+    assert isinstance(answer["error"], str)
+    assert answer["error"]
+
+
+@in_loop
+async def test_strangers_are_bounded(control: Control, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(listening, "TIMEOUT_S", 0.2)
+    async with control.listening():
+        host, _, port = control.at.rpartition(":")
+        reader, writer = await asyncio.open_connection(host, int(port))  # says nothing
+        with contextlib.suppress(ConnectionError):
+            assert await asyncio.wait_for(reader.read(), 5) == b""
+        writer.close()
+        answers = [await _ask(control.at, b"{}\n") for _ in range(listening.PER_SECOND + 1)]
+    assert all("error" in one for one in answers)
+
+
+def test_requests_for_other_keys_are_not_signed(tmp_path: Path) -> None:
+    authority = Authority(tmp_path / "authority")
+    for request in ("", "x" * 9000, "-----BEGIN CERTIFICATE REQUEST-----\nAAAA\n-----END CERTIFICATE REQUEST-----\n"):
+        with pytest.raises(BadRequest):
+            authority.sign(request, "node", "n1", time.time())
+
+
+def test_an_authority_is_made_once_whoever_starts_at_the_same_time(tmp_path: Path) -> None:
+    with ThreadPoolExecutor(1) as pool:
+        made = list(pool.map(lambda _: Authority(tmp_path / "authority").pem, range(4)))
+    assert len(set(made)) == 1
+    assert stat.S_IMODE((tmp_path / "authority").stat().st_mode) == 0o700
+    assert stat.S_IMODE((tmp_path / "authority" / "ca.key").stat().st_mode) == 0o600
+    assert "REQUEST" in make_request(tmp_path / "k")
+
+
+@pytest.mark.parametrize("token", ["", "fgj_", "fgj_abc", "fgj_abc.def", "abc.def", "fgj_abc." + "A" * 44, "fgj_." + "A" * 43])
+def test_half_a_token_is_no_token(token: str) -> None:
+    with pytest.raises(JoinFailed, match="not a join token"):
+        read_token(token)
+
+
+def test_tokens_have_an_end_and_a_role(control: Control) -> None:
+    for role, ttl_s in (("operator", 60.0), ("node", 0.0), ("node", MAX_TTL_S + 1)):
+        with pytest.raises(Refused):
+            control.store.nodes.make_token(role, ttl_s, time.time())

@@ -1,0 +1,176 @@
+"""Who is there, as the routes say; who is silent; what a node does when the cluster counts without it."""
+
+import asyncio
+import itertools
+from pathlib import Path
+
+import pytest
+from doubles.gateways import running_gateway
+from doubles.loop import in_loop, until
+from doubles.nodes import running_node, spec
+
+from orchestrator import heartbeat
+from orchestrator.catalog.routes import NodeRoute
+from orchestrator.catalog.watch import RouteTable
+from orchestrator.heartbeat import TICK_S, Pulse
+from orchestrator.members import Members, admit
+from orchestrator.planner.vigil import AFTER_S, CRASHED_S, Sight, overdue
+from workers import node as nodes
+from workers.rpc.messages import PrepareBatch, PrepareItem, Rpc, Stale
+from workers.rpc.transport import Address, Peer
+
+
+class Followed:
+    def __init__(self, address: Address, whom: Peer, epoch: int) -> None:
+        self.address, self.whom, self.epochs, self.ended = address, whom, [epoch], False
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epochs.append(epoch)
+
+    async def run(self) -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            self.ended = True
+
+
+def route(name: str, epoch: int = 1, address: str = "10.0.0.2:8703", fingerprint: str = "f", role: str = "node") -> NodeRoute:
+    return NodeRoute(name, epoch, role, address, "", fingerprint, True, epoch)
+
+
+@in_loop
+async def test_the_set_follows_the_table() -> None:
+    sets: list[list[Followed]] = []
+    members: Members[Followed] = Members("node", Followed, sets.append, lambda task: None)
+    table = RouteTable(on_node=members.on_node)
+    local = Followed(Path("/run/node.sock"), Peer("node", ""), 0)
+    members.start([local])
+    table.replace({}, {}, node={"n1": route("n1"), "g1": route("g1", role="gateway")})
+    assert [one.whom.name for one in sets[-1]] == ["", "n1"]
+    n1 = sets[-1][1]
+    await asyncio.sleep(0)
+    table.change("node", "n1", route("n1", epoch=2))
+    assert (members.peers[1], n1.epochs) == (n1, [1, 2])
+    table.change("node", "n1", route("n1", epoch=3, address="10.0.0.9:8703"))
+    await until(lambda: n1.ended)
+    assert str(members.peers[1].address) == "10.0.0.9:8703"
+    table.change("node", "n2", route("n2", address="nonsense"))
+    assert [one.whom.name for one in members.peers] == ["", "n1"]
+    table.replace({}, {}, node={})
+    assert members.peers == [local]
+    await members.stop()
+    assert local.ended
+
+
+def test_who_may_dial_a_gateway() -> None:
+    admits = admit(("planner",), {"p1": route("p1", role="planner", fingerprint="aa")})
+    assert admits(Peer("planner", "p1", "aa")) == ""
+    assert admits(Peer("planner", "planner@host-a", "bb")) == "", "made by the authority's own folder"
+    assert admits(Peer("planner", "any")) == "", "of this user, on a unix socket"
+    assert "nothing to ask" in admits(Peer("node", "n1", "cc"))
+    assert "no member" in admits(Peer("planner", "p1", "bb")), "a certificate from before"
+    assert "no member" in admits(Peer("planner", "p2", "aa")), "removed"
+
+
+def test_a_peer_is_silent_by_the_time_this_process_ran() -> None:
+    pulse = Pulse(2.5)
+    assert not any(pulse.tick(TICK_S) for _ in range(9))
+    assert pulse.tick(TICK_S)
+    pulse.beat()
+    assert not pulse.tick(600.0), "we were stopped, not the peer"
+
+
+def test_members_are_declared_silent_unless_it_is_rather_us() -> None:
+    heard = Sight("n1", 1, 0.0, False)
+    quiet, crashed = Sight("n2", 4, 100.0, True), Sight("n3", 2, 100.0, False)
+    assert overdue([heard, quiet, crashed], 100.0) == []
+    assert overdue([heard, quiet, crashed], 100.0 + AFTER_S) == [("n2", 4)]
+    assert overdue([heard, quiet, crashed], 100.0 + CRASHED_S) == [("n2", 4), ("n3", 2)]
+    assert overdue([quiet, crashed], 1000.0) == [], "nobody is heard: we are cut off"
+    assert overdue([heard, Sight("", 0, 1.0, True)], 1000.0) == [], "what runs beside control is in no table"
+    assert overdue([], 1000.0) == []
+
+
+@in_loop
+async def test_a_silent_node_is_dropped_and_what_was_in_flight_fails_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(nodes, "HEARTBEAT_S", 3600.0)  # it is there, and says nothing
+    monkeypatch.setattr(Pulse, "__init__", lambda self: setattr(self, "_quiet", 0.0) or setattr(self, "_silent_s", 0.5))
+    monkeypatch.setattr(heartbeat, "TICK_S", 0.1)
+    async with running_node(tmp_path) as rig, running_gateway(rig) as gate:
+        echo = spec("echo")
+        gate.serve(echo)
+        rig.driver.init_turn.close()
+        answer = await asyncio.wait_for(gate.post("echo"), 10)
+        assert answer.status_code == 502
+        assert "NodeLost" in answer.text
+        assert "nothing was heard" in answer.text
+        rig.driver.init_turn.open()
+
+
+@in_loop
+async def test_a_node_that_is_told_that_it_is_stale_ends_what_it_holds_and_joins_again(tmp_path: Path) -> None:
+    epochs = iter([None, 8])
+
+    async def rejoin() -> int:
+        epoch = next(epochs)
+        if epoch is None:
+            raise OSError("control is away")
+        return epoch
+
+    async with running_node(tmp_path) as rig:
+        rig.node.standing.joined(5, rejoin)
+        caller = await rig.caller()
+        assert caller.connection.welcome is not None
+        assert caller.connection.welcome.epoch == 5
+        await caller.invoke(spec("echo"))
+        await until(lambda: len(rig.node.execution.table) == 1)
+        caller.connection.send(Rpc.STALE, 0, Stale(5))
+        await caller.connection.ask("state")
+        assert len(rig.node.execution.table) == 1, "it is not older than that"
+        caller.connection.send(Rpc.STALE, 0, Stale(7))
+        await until(lambda: rig.node.standing.epoch == 8 and caller.connection.closed)
+        assert len(rig.node.execution.table) == 0
+        again = await rig.caller()
+        assert again.connection.welcome is not None
+        assert again.connection.welcome.epoch == 8
+
+
+@in_loop
+async def test_a_gateway_does_not_use_a_node_of_an_older_epoch_and_tells_it(tmp_path: Path) -> None:
+    numbers = itertools.count(6)
+
+    async def rejoin() -> int:
+        return next(numbers)
+
+    async with running_node(tmp_path) as rig:
+        rig.node.standing.joined(5, rejoin)
+        async with running_gateway(rig) as gate:
+            (link,) = gate.runs.links
+            link.set_epoch(5)
+            assert link.up
+            link.set_epoch(6)
+            await until(lambda: rig.node.standing.epoch == 6)
+            await until(lambda: link.up)
+
+
+@in_loop
+async def test_a_node_obeys_each_lease_by_its_own_highest_epoch(tmp_path: Path) -> None:
+    async with running_node(tmp_path) as rig:
+        caller = await rig.caller("planner")
+        await caller.subscribe()
+        caller.define(spec("echo"))
+
+        def order(decision: str, lease: str, epoch: int) -> None:
+            item = PrepareItem(decision, spec("echo").version)
+            caller.connection.send(Rpc.PREPARE, 0, PrepareBatch([item], epoch, lease))
+
+        order("d1", "planner/0", 3)
+        caller.connection.send(Rpc.PREPARE, 0, PrepareBatch([], 4, "planner/0"))  # the next holder says that it is there
+        order("d2", "planner/0", 3)
+        order("d3", "planner/1", 1)
+        order("d4", "planner/0", 4)
+        for decision in ("d1", "d3", "d4"):
+            await caller.outcome(decision, ["ready"])
+        assert (await caller.outcome("d2", ["cancelled", "ready"])).detail == "older epoch"
