@@ -24,8 +24,11 @@ VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
 RESERVED = "FOREGLOW_"
 
 FunctionName = Annotated[str, StringConstraints(pattern=f"^{NAME}")]
-Whole = Annotated[int, BeforeValidator(lambda value: int(value) if isinstance(value, float) and value.is_integer() else value)]
+WRITTEN_WITH_A_POINT = BeforeValidator(lambda value: int(value) if isinstance(value, float) and value.is_integer() else value)
+Whole = Annotated[int, WRITTEN_WITH_A_POINT]
 """JSON knows one kind of number: 2.0 is a whole one, as its schema says too."""
+Count = Annotated[int, Field(ge=0, le=2**31 - 1), WRITTEN_WITH_A_POINT]
+Bytes = Annotated[int, Field(ge=0, le=LARGEST), WRITTEN_WITH_A_POINT]
 
 ObservedName = Annotated[str, StringConstraints(min_length=1, max_length=255)]
 TRACES_EXAMPLE = (
@@ -176,11 +179,11 @@ class QuotasRequest(Request):
 
     model_config = ConfigDict(extra="forbid", strict=True, json_schema_extra={"examples": [{"concurrency": 100}]})
 
-    functions: Whole | None = Field(default=None, ge=0, le=2**31 - 1)
-    concurrency: Whole | None = Field(default=None, ge=0, le=2**31 - 1, description="Invocations in flight.")
-    package_bytes: Whole | None = Field(default=None, ge=0, le=LARGEST, description="Of all packages, unpacked.")
+    functions: Count | None = Field(default=None)
+    concurrency: Count | None = Field(default=None, description="Invocations in flight.")
+    package_bytes: Bytes | None = Field(default=None, description="Of all packages, unpacked.")
     invocations_per_s: float | None = Field(default=None, ge=0, le=1e9, allow_inf_nan=False)
-    prewarm_instances: Whole | None = Field(default=None, ge=0, le=2**31 - 1, description="Speculative instances at once.")
+    prewarm_instances: Count | None = Field(default=None, description="Speculative instances at once.")
 
 
 class TenantRequest(Request):

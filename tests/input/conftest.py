@@ -15,7 +15,7 @@ def handle(event, context):
 def answer(request, context):
     return {"method": request.method, "path": request.path, "query": request.query, "size": len(request.body)}
 """
-READY_S = 60.0
+READY_S = 120.0
 
 
 @pytest.fixture(scope="session")
