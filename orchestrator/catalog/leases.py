@@ -11,7 +11,7 @@ from sqlalchemy import text
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from orchestrator.catalog.database import Database
+from orchestrator.catalog.database import Database, retried
 from orchestrator.catalog.model import Lease
 
 TTL_S = 3.0
@@ -79,12 +79,14 @@ class Leases:
         except IntegrityError:  # another made the row in this moment
             return 0
 
+    @retried
     def renew(self, name: str, holder: str, epoch: int, ttl_s: float = TTL_S) -> bool:
         """False: somebody else took it."""
         with self._database.write() as session:
             row, now = _look(session, name)
             return _end(row, renewed(_seen(row), holder, epoch, now, ttl_s))
 
+    @retried
     def release(self, name: str, holder: str, epoch: int) -> bool:
         """The next may take it at once."""
         with self._database.write() as session:

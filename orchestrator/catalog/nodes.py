@@ -9,7 +9,7 @@ import msgspec
 from sqlalchemy import delete, func, or_, select, update
 from sqlalchemy.orm import Session
 
-from orchestrator.catalog.database import Database
+from orchestrator.catalog.database import Database, retried
 from orchestrator.catalog.errors import NotFound, Refused
 from orchestrator.catalog.model import EventKind, JoinToken, Node, NodeState
 from orchestrator.catalog.outbox import add_event
@@ -57,6 +57,7 @@ class Nodes:
     def __init__(self, database: Database) -> None:
         self._database = database
 
+    @retried
     def make_token(self, role: str, ttl_s: float, now: float) -> str:
         """Shown once, kept as its SHA-256. Raises Refused."""
         if role not in ROLES:
@@ -72,6 +73,7 @@ class Nodes:
             session.add(JoinToken(digest=_digest(token), role=role, created=now, expires=now + ttl_s, used_by=""))
         return token
 
+    @retried
     def join(self, token: str, role: str, name: str, address: str, zone: str, sign: Sign, now: float) -> Joined:
         """Uses the token up, for good, and registers the member. `sign` makes its certificate and fingerprint, and is only
         asked when the token is good. Raises Refused, naming the field, and what `sign` raises; the token is then not used."""
@@ -94,6 +96,7 @@ class Nodes:
             _changed(session, node, NodeState.UP, now)
             return Joined(certificate, node.epoch)
 
+    @retried
     def rejoin(self, role: str, name: str, fingerprint: str, now: float) -> int:
         """The new epoch of a member that came with its certificate. Raises Refused when that does not count (any more)."""
         with self._database.write() as session:
@@ -103,6 +106,7 @@ class Nodes:
             _changed(session, node, NodeState.UP, now)
             return node.epoch
 
+    @retried
     def declare_silent(self, name: str, epoch: int, now: float) -> bool:
         """What it holds is void from now on. False when it has joined again since, or has left."""
         with self._database.write() as session:
@@ -112,6 +116,7 @@ class Nodes:
             _changed(session, node, NodeState.SILENT, now)
             return True
 
+    @retried
     def remove(self, name: str, now: float) -> None:
         """Its certificate does not count any more. Raises NotFound; removing twice is once."""
         with self._database.write() as session:
@@ -121,6 +126,7 @@ class Nodes:
             if node.state != NodeState.LEFT:
                 _changed(session, node, NodeState.LEFT, now)
 
+    @retried
     def seen(self, names: Iterable[str], now: float) -> None:
         """No event: nobody decides by it."""
         with self._database.write() as session:
