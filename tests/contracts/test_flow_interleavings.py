@@ -136,9 +136,15 @@ class HeldPublisher(Publisher):
         super().__init__(url)
         self._world = world
 
-    def _publish(self, kind: str, key: str, identity: str, generation: int, value: bytes) -> Published:
+    def publish_route(self, route: Route) -> Published:
+        return self._held(lambda: super(HeldPublisher, self).publish_route(route))
+
+    def remove_route(self, function: FunctionId, generation: int) -> Published:
+        return self._held(lambda: super(HeldPublisher, self).remove_route(function, generation))
+
+    def _held(self, publish: Callable[[], Published]) -> Published:
         self._world.steps.between()
-        done = super()._publish(kind, key, identity, generation, value)
+        done = publish()
         self._world.look()
         self._world.steps.between()
         return done
