@@ -21,7 +21,7 @@ from orchestrator.settings import Settings
 
 pytestmark = [pytest.mark.system, pytest.mark.needs_root]
 
-WAIT_S = 60.0
+WAIT_S = 120.0
 JOIN, RPC, FUNCTIONS = 8702, 8703, 8700
 CODE = "import time\n\ndef handle(event, context):\n    time.sleep(event)\n    return event\n"
 
