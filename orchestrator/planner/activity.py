@@ -46,6 +46,10 @@ class Activity:
                     "trace_id": record.trace_id,
                 }
 
+    def forget_tenant(self, tenant: str) -> None:
+        for function in [one for one in self._functions if one.startswith(f"{tenant}/")]:
+            del self._functions[function]
+
     def of(self, tenant: str, now: float) -> dict[str, Any]:
         """{window_s, functions: [{name, invocations, errors, by_status, last_error}]}: those with any, by name."""
         oldest = int(now // BUCKET_S) - BUCKETS + 1

@@ -180,6 +180,7 @@ class Planner:
         self.assembler.forget_tenant(tenant)
         self.decisions.forget_tenant(tenant)
         self.runs.forget_tenant(tenant)
+        self.activity.forget_tenant(tenant)
         self.loop.policies.pop(tenant, None)
         for node in self.fleet.up():
             node.retire(name)

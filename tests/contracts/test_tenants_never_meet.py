@@ -35,6 +35,7 @@ OPERATOR_ONLY = {
     ("POST", "/v1/join-tokens"): "who may join the cluster is for whoever runs it",
     ("GET", "/v1/nodes"): "names hosts and their addresses",
     ("DELETE", "/v1/nodes/{name}"): "takes capacity from everybody",
+    ("GET", "/metrics"): "counts of the whole platform, for whoever watches over it",
 }
 PUBLIC = {
     ("GET", "/healthz"): "says that the process lives",
@@ -167,6 +168,53 @@ def _(world: Crossing) -> None:
     assert told
     assert not theirs & set(told)
     assert not [mark for mark in world.marks if mark in "\n".join(seen)]
+
+
+@crosses("GET", "/v1/decisions/totals")
+def _(world: Crossing) -> None:
+    before = world.alpha.get("/v1/decisions/totals")
+    mine = world.beta.get("/v1/decisions?limit=1000")["decisions"]
+    told = world.clean(world.beta.control.get("/v1/decisions/totals"))
+    assert sum(told["outcomes"].values()) <= len(mine) + 10, "as many as are its own"
+    nothing = world.clean(world.beta.control.get(f"/v1/decisions/totals?function={ONLY}"))
+    assert not any(nothing["outcomes"].values())
+    assert world.alpha.get("/v1/decisions/totals").keys() == before.keys()
+
+
+@crosses("GET", "/v1/activity")
+def _(world: Crossing) -> None:
+    assert "shared" in json.dumps(world.clean(world.beta.control.get("/v1/activity")))
+
+
+@crosses("GET", "/v1/instances")
+def _(world: Crossing) -> None:
+    assert world.beta.invoke("shared").status_code == 200
+    found = world.clean(world.beta.control.get("/v1/instances"))["instances"]
+    assert {one["function"] for one in found} <= {"shared", "front", "doomed"}
+    assert found
+
+
+@crosses("GET", "/v1/events")
+def _(world: Crossing) -> None:
+    for query in ("", "?parked=true"):
+        world.clean(world.beta.control.get(f"/v1/events{query}"))
+
+
+@crosses("POST", "/v1/events/retry")
+def _(world: Crossing) -> None:
+    world.clean(world.beta.control.post("/v1/events/retry"))
+
+
+@crosses("POST", "/v1/events/{event}/retry")
+def _(world: Crossing) -> None:
+    """Nothing of alpha's is parked here; that events are filtered is in the tests of the store."""
+    world.clean(world.beta.control.post("/v1/events/1/retry"), 200, 404)
+
+
+@crosses("POST", "/v1/page/links")
+def _(world: Crossing) -> None:
+    """A link signs in as the bearer of the key that made it."""
+    world.clean(world.beta.control.post("/v1/page/links"), 201)
 
 
 @crosses("GET", "/v1/runs")

@@ -56,7 +56,7 @@ class Side:
         self.name, self.token, self.mark = name, token, mark
         headers = {"Authorization": f"Bearer {token}"}
         self.control = httpx.Client(base_url=addresses["control"], headers=headers, trust_env=False, timeout=WAIT_S)
-        self.functions = httpx.Client(base_url=addresses["functions"], headers=headers, trust_env=False, timeout=WAIT_S)
+        self.functions = httpx.Client(base_url=addresses["functions"], headers=headers, trust_env=False, timeout=5 * WAIT_S)
         self._otlp = addresses["otlp"]
         self.package = ""
 

@@ -6,17 +6,18 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
-from doubles.crossings import eventually
+from doubles.crossings import Side, eventually
 
 pytestmark = pytest.mark.system
 
 FOREGLOW = [sys.executable, "-P", "-m", "orchestrator.cli.main"]
 PORTS = ("--functions-port", "0", "--control-port", "0", "--otlp-port", "0")
-MANIFEST = '[functions.nap]\nhandler = "nap:handle"\n'
+MANIFEST = '[functions.nap]\nhandler = "nap:handle"\ntimeout_s = 600\n'
 NAP = "import time\ndef handle(event, context):\n    time.sleep(event)\n    return event\n"
 
 
@@ -65,50 +66,46 @@ def test_a_tenant_is_made_limited_and_removed(operator: Shell, tmp_path: Path) -
     project.mkdir()
     (project / "foreglow.toml").write_text(MANIFEST)
     (project / "nap.py").write_text(NAP)
+    addresses = json.loads((operator.state / "addresses.json").read_text())
 
     assert "foreglow keys create" in operator("tenants", "create", "acme", "--functions", "1")
     token = operator("keys", "create", "ci", "--tenant", "acme").strip()
-    acme = Shell(operator.state, token)
-    assert acme.json("tenants", "quotas")["quotas"]["functions"] == 1
+    acme, side = Shell(operator.state, token), Side(addresses, "acme", token, "")
     assert "operator key" in acme.refused("tenants", "list")
-    assert "operator key" in acme.refused("tenants", "quotas", "acme", "--functions", "9")
     acme("deploy", str(project))
-    assert "acme" in operator("tenants", "list")
     (project / "foreglow.toml").write_text(MANIFEST + MANIFEST.replace("nap]", "more]"))
     assert "quota functions of tenant acme is 1" in acme.refused("deploy", str(project))
 
     # what only the gateway saw counts as use
-    used = Shell(operator.state, acme("keys", "create", "used").strip())
-    eventually(lambda: used.run("invoke", "nap", "--data", "0").returncode == 0, "the new key invokes")
-    used("invoke", "nap", "--data", "0")
+    used = Side(addresses, "acme", acme("keys", "create", "used").strip(), "")
 
-    def last_used(name: str) -> Any:
-        return next(one for one in operator.json("keys", "list", "--tenant", "acme")["keys"] if one["name"] == name)["last_used"]
+    def naps(one: Side, seconds: float = 0) -> int:
+        return one.functions.post("/function/nap", json=seconds).status_code
 
-    assert eventually(lambda: last_used("used"), "the gateway told of it")
+    def key(name: str) -> Any:
+        return next(one for one in side.get("/v1/keys")["keys"] if one["name"] == name)
+
+    eventually(lambda: naps(used) == 200, "the new key invokes")
+    assert eventually(lambda: key("used")["last_used"], "the gateway told of it")
 
     operator("tenants", "quotas", "acme", "--concurrency", "1")
-    busy = subprocess.Popen([*FOREGLOW, "invoke", "nap", "--data", "5", "--state", str(operator.state)], env=acme.environment)
-    try:
-        eventually(lambda: acme.json("tenants", "quotas")["use"]["concurrency"] == 1, "one is in flight")
+    with ThreadPoolExecutor(1) as pool:
+        busy = pool.submit(naps, side, 300)
+        eventually(lambda: side.get("/v1/tenant")["use"]["concurrency"] == 1, "one is in flight")
         assert "quota concurrency of tenant acme is 1" in acme.refused("invoke", "nap", "--data", "0")
         shown = operator.json("tenants", "quotas", "acme", "--concurrency", "default", "--invocations-per-s", "0")
         assert (shown["own"]["concurrency"], shown["own"]["functions"]) == (None, 1)
-    finally:
-        assert busy.wait(60) == 0
-    eventually(lambda: "invocations_per_s" in acme.run("invoke", "nap", "--data", "0").stderr, "the rate is in force")
-    operator("tenants", "quotas", "acme", "--invocations-per-s", "default")
-    eventually(lambda: acme.run("invoke", "nap", "--data", "0").returncode == 0, "the rate is the default again")
+        eventually(lambda: "invocations_per_s" in side.functions.post("/function/nap", json=0).text, "the rate is in force")
 
-    key_id = next(one["key_id"] for one in acme.json("keys", "list")["keys"] if one["name"] == "used")
-    acme("keys", "revoke", key_id)
-    eventually(lambda: "not known" in used.run("invoke", "nap", "--data", "0").stderr, "the gateway knows the key no more")
-    mine = next(one["key_id"] for one in acme.json("keys", "list")["keys"] if one["name"] == "ci")
-    assert "make another one first" in acme.refused("keys", "revoke", mine)
+        acme("keys", "revoke", key("used")["key_id"])
+        eventually(lambda: naps(used) == 401, "the gateway knows the key no more")
+        assert "make another one first" in acme.refused("keys", "revoke", key("ci")["key_id"])
 
-    assert "remove them first" in operator.refused("tenants", "remove", "acme")
-    operator("tenants", "remove", "acme", "--functions")
-    assert "key" in acme.refused("list")
+        assert "remove them first" in operator.refused("tenants", "remove", "acme")
+        operator("tenants", "remove", "acme", "--functions")
+        assert busy.result(60) == 502, "what runs ends with its tenant"
+    assert side.control.get("/v1/functions").status_code == 401
     eventually(lambda: not (operator.state / "node" / "code" / "acme").exists(), "the node has forgotten it")
     assert "never given again" in operator.refused("tenants", "create", "acme")
-    assert [one["name"] for one in operator.json("tenants", "list")["tenants"]] == ["default"]
+    for one in (side, used):
+        one.close()

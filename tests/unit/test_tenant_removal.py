@@ -2,6 +2,7 @@
 
 import asyncio
 import io
+import time
 from pathlib import Path
 
 from doubles.gateways import OTHER_TOKEN, running_gateway
@@ -59,6 +60,7 @@ async def test_everything_of_a_removed_tenant_goes_and_nothing_of_another(tmp_pa
         assert planner.graph.functions(TenantId("acme")) == []
         assert "other/entry" in planner.graph.functions(TenantId("other"))
         assert planner.runs.list("acme", 10) == []
+        assert planner.activity.of("acme", time.time())["functions"] == []
         assert len(planner.runs.list("other", 10)) == 1
         assert {one.tenant for one in planner.decisions.entries()} <= {"other"}
         assert "acme" not in planner.loop.policies
