@@ -31,7 +31,7 @@ FAVICON = (
     '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 32 32"><circle cx="16" cy="18" r="9" fill="#c2570c"/>'
     '<path d="M3 24h26M16 2v4M5 8l3 3M27 8l-3 3" stroke="#c2570c" stroke-width="3" stroke-linecap="round"/></svg>'
 )
-HEAD = """<meta name="referrer" content="no-referrer"><script>
+HEAD = """<script>
 try { const kept = localStorage.getItem("foreglow-theme"); if (kept) document.documentElement.dataset.theme = kept; } catch { }
 addEventListener("popstate", () => emitEvent("went", location.pathname));
 </script><style>%s</style>"""

@@ -58,8 +58,11 @@ class Viewer:
         self._build()
 
     def _build(self) -> None:
+        around = self._client.content.parent_slot
+        assert around is not None
+        around.parent.props("role=presentation")  # the library's own <main>, which holds the header too
         Plain("a", "Skip to content", "skip", href="#content")
-        with Plain("header", classes="top"):
+        with Plain("header", classes="top", role="banner"):
             Plain("a", "Foreglow", "brand", href=f"{PREFIX}/").on("click", self._followed, js_handler=FOLLOW_LINK)
             self._links: dict[str, Plain] = {}
             with Plain("nav", aria_label="Views"), Plain("ul"):
