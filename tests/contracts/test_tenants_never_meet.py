@@ -194,23 +194,6 @@ def _(world: Crossing) -> None:
     assert found
 
 
-@crosses("GET", "/v1/events")
-def _(world: Crossing) -> None:
-    for query in ("", "?parked=true"):
-        world.clean(world.beta.control.get(f"/v1/events{query}"))
-
-
-@crosses("POST", "/v1/events/retry")
-def _(world: Crossing) -> None:
-    world.clean(world.beta.control.post("/v1/events/retry"))
-
-
-@crosses("POST", "/v1/events/{event}/retry")
-def _(world: Crossing) -> None:
-    """Nothing of alpha's is parked here; that events are filtered is in the tests of the store."""
-    world.clean(world.beta.control.post("/v1/events/1/retry"), 200, 404)
-
-
 @crosses("POST", "/v1/page/links")
 def _(world: Crossing) -> None:
     """A link signs in as the bearer of the key that made it."""
