@@ -2,8 +2,6 @@
 
 from typing import Any
 
-from psycopg import Connection, errors
-from psycopg.abc import PQGen
 from sqlalchemy import URL, make_url
 
 CONNECT_S = 5
@@ -14,22 +12,6 @@ MIGRATION_S = 300
 UNANSWERED_MS = 10_000
 RACES = frozenset({"40001", "40P01", "23505"})  # serialisation failure, deadlock, somebody wrote the same row first
 DISK_FULL = "53100"
-
-
-class BoundedConnection(Connection[Any]):
-    """A connection on which no wait is for ever, also when the server stands still with its socket open."""
-
-    answer_s = ANSWER_S
-
-    def wait(self, gen: PQGen[Any], interval: float = 0.1, timeout: float | None = None) -> Any:
-        """psycopg's own, and at most `answer_s` long: the connection is closed then. Raises psycopg.OperationalError."""
-        try:
-            return super().wait(gen, interval, self.answer_s if timeout is None else timeout)
-        except errors._WaitTimeout as error:
-            if timeout is not None:
-                raise
-            self.pgconn.finish()
-            raise errors.OperationalError(f"the database did not answer within {self.answer_s:g} s") from error
 
 
 def spoken(url: str) -> URL:
@@ -54,8 +36,10 @@ def connect_arguments() -> dict[str, Any]:
     }
 
 
-def connect(dialect: Any, record: Any, words: Any, options: Any) -> BoundedConnection:
-    """For SQLAlchemy's event `do_connect`."""
+def connect(dialect: Any, record: Any, words: Any, options: Any) -> Any:
+    """For SQLAlchemy's event `do_connect`. The driver is loaded here: on SQLite no process pays for it."""
+    from orchestrator.catalog.bounded import BoundedConnection
+
     return BoundedConnection.connect(*words, **options)
 
 

@@ -15,6 +15,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from graph.ids import FunctionId
 from orchestrator.catalog import postgresql
+from orchestrator.catalog.bounded import BoundedConnection
 from orchestrator.catalog.database import SchemaMissing, retried
 from orchestrator.catalog.errors import NotFound, Refused
 from orchestrator.catalog.functions import VERSIONS_KEPT, VersionSettings
@@ -32,7 +33,7 @@ from orchestrator.catalog.model import (
 )
 from orchestrator.catalog.outbox import MAX_TRIES, MODULES, RESEND_S
 from orchestrator.catalog.packages import LayerView
-from orchestrator.catalog.postgresql import BoundedConnection, spoken
+from orchestrator.catalog.postgresql import spoken
 from orchestrator.catalog.routes import VERSIONS_PER_ROUTE, Route
 from orchestrator.catalog.store import Store
 
