@@ -69,6 +69,13 @@ class Running:
             assert time.monotonic() < deadline, f"no {what} within {READY_S} s: {self.lines}"
             time.sleep(0.05)
 
+    def managed(self) -> bool:
+        """Control answers: while it starts again the command line says that nobody does."""
+        try:
+            return httpx.get(f"{self.addresses['control']}/readyz", timeout=5).status_code == 200
+        except httpx.TransportError:
+            return False
+
     def run(self, *words: str) -> str:
         done = subprocess.run(
             [*self._command, *words], check=False, env=self.environment, capture_output=True, text=True, timeout=90
@@ -158,6 +165,7 @@ def test_killing_the_control_flow_or_the_planner_fails_no_invocation(running: Ru
     # All three do their work again: a new version is deployed and served, and the graph is still known.
     project = running.state.parent / "project"
     (project / "back.py").write_text("def handle(event, context):\n    return event['n'] * 3\n")
+    running.wait_for(running.managed, "control again")
     running.run("deploy", str(project))
     with running.client() as client:
         assert client.post("/function/front", json={"n": 5}).json() == {"n": 5, "back": 15}
