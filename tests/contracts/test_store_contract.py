@@ -569,6 +569,7 @@ def test_a_database_that_stands_still_is_an_error_within_the_limit(postgres: Pos
     monkeypatch.setattr(postgresql, "CONNECT_S", 2)
     made = Store(postgres.fresh())
     made.migrate()
+    made.keys.create_tenant("acme", 1)
     stopped = postgres.tree()
     with pytest.raises(SQLAlchemyError, match="did not answer"), made.database.read() as session:  # noqa: PT012
         session.execute(select(Function))

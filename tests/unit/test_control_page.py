@@ -109,7 +109,7 @@ def doors(**changes: Any) -> Iterator[Door]:
             door.close()
             made.should_exit = True
             thread.join(60)
-            shutil.rmtree(settings.runtime_folder)
+            shutil.rmtree(settings.runtime_folder, ignore_errors=True)
             shutil.rmtree(folder)
             assert not thread.is_alive()
 
