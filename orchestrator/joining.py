@@ -111,12 +111,13 @@ def _fetch_authority(where: HostPort, digest: str) -> str:
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE  # nothing is said here that others may not hear
     pem = str(_ask(where, context, {"what": "authority"}, anybody=True).get("authority", ""))
     try:
-        found = hashlib.sha256(ssl.PEM_cert_to_DER_cert(pem)).hexdigest()
+        certificate = ssl.PEM_cert_to_DER_cert(pem)
     except ValueError:
-        found = ""
-    if found != digest:
+        certificate = b""
+    if hashlib.sha256(certificate).hexdigest() != digest:
         raise JoinFailed(f"{where} is not of the cluster that made this token: nothing was told to it", refused=True)
-    return pem
+    # only what was compared: what stands behind the first certificate would be trusted with it
+    return ssl.DER_cert_to_PEM_cert(certificate)
 
 
 def _trusting(pem: str) -> ssl.SSLContext:

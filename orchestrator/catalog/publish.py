@@ -2,7 +2,9 @@
 
 import secrets
 import time
+from collections.abc import Callable, Iterator
 from enum import IntEnum
+from functools import partial
 
 import redis
 
@@ -23,7 +25,7 @@ GENERATIONS_KEY = "foreglow:routes:generations"  # hash: `<kind> <id>` -> genera
 SOURCE_KEY = "foreglow:routes:source"  # identity of the database all of this comes from
 TURN_KEY = "foreglow:routes:rebuilding"  # who is writing all of it anew
 TURN_MS = 5000  # a dead one's turn is over then
-RENEWED_EVERY = 100  # functions
+RENEWED_EVERY = 100  # entries
 TIMEOUT_S = 2.0
 
 # Without a sequence the routes are lost and being written anew: hashes are filled, nobody is told until `rebuild` ends by
@@ -120,19 +122,20 @@ class Publisher:
         keys = [SOURCE_KEY, SEQUENCE_KEY, TURN_KEY, GENERATIONS_KEY, *(kind.key for kind in KINDS.values())]
         if not self._begin(keys=keys, args=[identity, turn, TURN_MS]):
             return
-        for node in store.nodes.published():
-            self.publish_node(node)
-        for tenant in store.tenants.published():
-            self.publish_tenant(tenant)
-        for number, function in enumerate(store.published_functions()):
-            self.publish_function(function)
+        for number, publish in enumerate(self._everything(store)):
+            publish()
             if number % RENEWED_EVERY == 0:
                 self._redis.pexpire(TURN_KEY, TURN_MS)
-        for key in store.published_keys():
-            self.publish_key(key)
+        self._redis.pexpire(TURN_KEY, TURN_MS)
         # the tasks that lay in the same Redis went with the routes
         store.outbox.resend_open(time.time())
         self._end(keys=[SOURCE_KEY, SEQUENCE_KEY, TURN_KEY], args=[identity, turn, int(time.time() * 1000)])
+
+    def _everything(self, store: Store) -> Iterator[Callable[[], Published]]:
+        yield from (partial(self.publish_node, node) for node in store.nodes.published())
+        yield from (partial(self.publish_tenant, tenant) for tenant in store.tenants.published())
+        yield from (partial(self.publish_function, function) for function in store.published_functions())
+        yield from (partial(self.publish_key, key) for key in store.published_keys())
 
     def lost(self, store: Store) -> bool:
         """True when Redis has lost the routes or holds another database's. Cheap: asked every few seconds."""

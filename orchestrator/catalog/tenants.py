@@ -101,7 +101,7 @@ class Tenants:
                 raise NotFound(f"no tenant {name!r}")
             if tenant.removed is not None:
                 return
-            functions = session.scalars(_alive(name)).all()
+            functions = session.scalars(_alive(name).order_by(Function.id).with_for_update()).all()
             if functions and not with_functions:
                 names = ", ".join(sorted(one.name for one in functions)[:SHOWN]) + (", ..." if len(functions) > SHOWN else "")
                 raise Conflict(

@@ -18,7 +18,7 @@ def router(sessions: Sessions) -> APIRouter:
     async def make_link(request: Request, response: Response) -> PageLinkAnswer:
         """Make a link that signs a browser in to the live page as this key's bearer, once."""
         response.headers["Cache-Control"] = "no-store"
-        token = sessions.offer(str(request.state.key), time.time())
+        token = sessions.offer(str(request.state.tenant), str(request.state.key), time.time())
         return PageLinkAnswer(path=f"{LOGIN}{token}", expires_s=LINK_S)
 
     @routes.get(LOGIN + "{token}", include_in_schema=False)

@@ -15,15 +15,18 @@ from workers.versions import VersionSpec
 DIAL_TIMEOUT_S = 2.0
 HEARD_TIMEOUT_S = 3.0
 
+Place = tuple[Address, Peer]
+"""Where a node is, and whom to expect there."""
+
 log = structlog.get_logger(__name__)
 
 
 class NodeLink:
     """One node. `changed` is set whenever it said something, or went away."""
 
-    def __init__(self, address: Address, changed: asyncio.Event, identity: Identity | None = None) -> None:
+    def __init__(self, place: Place, changed: asyncio.Event, identity: Identity | None = None) -> None:
         self._identity = identity
-        self.address = address
+        self.address, self._whom = place
         self.free_mb = 0
         self.updates: list[DecisionUpdate] = []
         self.lost = ""
@@ -35,7 +38,7 @@ class NodeLink:
     async def open(self, hello: Hello) -> None:
         """Returns once the node has said what it holds. Raises RpcError, TimeoutError."""
         self._connection = await dial(
-            self.address, self, hello, timeout_s=DIAL_TIMEOUT_S, identity=self._identity, expected=Peer("node", "")
+            self.address, self, hello, timeout_s=DIAL_TIMEOUT_S, identity=self._identity, expected=self._whom
         )
         self._connection.send(Rpc.SUBSCRIBE, 0)
         async with asyncio.timeout(HEARD_TIMEOUT_S):
@@ -100,10 +103,10 @@ class NodeLink:
 
 @contextlib.asynccontextmanager
 async def linked(
-    addresses: Sequence[Address], hello: Hello, changed: asyncio.Event, identity: Identity | None = None
+    places: Sequence[Place], hello: Hello, changed: asyncio.Event, identity: Identity | None = None
 ) -> AsyncIterator[tuple[list[NodeLink], list[str]]]:
     """Links to the nodes that answer, and why the others do not. All are closed at the end of the block."""
-    links = [NodeLink(address, changed, identity) for address in addresses]
+    links = [NodeLink(place, changed, identity) for place in places]
     try:
         opened = await asyncio.gather(*(link.open(hello) for link in links), return_exceptions=True)
         away = []

@@ -28,6 +28,7 @@ from orchestrator.flow.app import add_module, build_app
 from orchestrator.flow.building import BUILDS, Builder
 from orchestrator.flow.dependencies import Busy
 from orchestrator.flow.function_management import FunctionManagement
+from orchestrator.flow.links import Place
 from orchestrator.flow.metadata_sync import MetadataSync
 from orchestrator.flow.metrics import FlowMetrics, flow_checks, flow_tasks
 from orchestrator.flow.network_deployment import NetworkDeployment
@@ -41,7 +42,7 @@ from orchestrator.settings import Settings, rpc_secret
 from workers.code.origin import Origin
 from workers.drivers.process.interpreter import find_interpreter
 from workers.rpc.messages import Hello
-from workers.rpc.transport import Address, parse_address
+from workers.rpc.transport import Peer, parse_address
 from workers.sealing import load_key
 
 CONCURRENCY = BUILDS + STARTS + 2
@@ -92,11 +93,15 @@ def guarded(module: FlowModule, store: Store, nudge: Nudge) -> Callable[[int], N
     return apply
 
 
-def _node_addresses(settings: Settings, store: Store) -> list[Address]:
-    """What settings name, and the members that are up."""
+def _node_places(settings: Settings, store: Store) -> list[Place]:
+    """What settings name, and the members that are up, each to be met under its own name and certificate."""
     members = [one.route for one in store.nodes.published() if one.route is not None]
-    there = [parse_address(one.address) for one in members if one.role == "node" and one.up]
-    return [*settings.node_addresses, *there]
+    there = [
+        (parse_address(one.address), Peer(one.role, one.name, one.fingerprint))
+        for one in members
+        if one.role == "node" and one.up
+    ]
+    return [*((address, Peer("node", "")) for address in settings.node_addresses), *there]
 
 
 class _Worker(WorkController):  # type: ignore[misc]  # celery has no types
@@ -153,7 +158,7 @@ def _serve(settings: Settings, store: Store, workers: "list[_Worker]", threads: 
     app = build_app(settings.effective_redis_url)
     own = Self(settings, "flow", f"flow{LOCAL}{socket.gethostname()}")
     hello = Hello("flow", own.name, rpc_secret(load_key(settings.key_file)))
-    starter = Starter(partial(_node_addresses, settings, store), hello, _told_to_stop, own.identity)
+    starter = Starter(partial(_node_places, settings, store), hello, _told_to_stop, own.identity)
     modules: list[FlowModule] = [
         NetworkDeployment(store),
         FunctionManagement(store, builder),

@@ -10,11 +10,11 @@ import structlog
 from graph.ids import VersionId, tenant_of
 from graph.plans import DeployDecision, Outcome, deploy_decision
 from orchestrator.flow.dependencies import Busy
-from orchestrator.flow.links import NodeLink, linked
+from orchestrator.flow.links import NodeLink, Place, linked
 from orchestrator.placement import spread
 from workers.rpc.connection import RpcError
 from workers.rpc.messages import Drain, Hello, PrepareItem, Rpc
-from workers.rpc.transport import Address, Identity
+from workers.rpc.transport import Identity
 from workers.versions import VersionSpec
 
 START_S = 120.0
@@ -46,17 +46,17 @@ class StartInterrupted(Exception):
 
 
 class Starter:
-    """`addresses` are asked for anew each time: nodes come and go. `stopping`: the process was told to end."""
+    """`places` are asked for anew each time: nodes come and go. `stopping`: the process was told to end."""
 
     def __init__(
         self,
-        addresses: Callable[[], Sequence[Address]],
+        places: Callable[[], Sequence[Place]],
         hello: Hello,
         stopping: Callable[[], bool],
         identity: Identity | None = None,
     ) -> None:
         self._identity = identity
-        self._addresses = addresses
+        self._places = places
         self._hello = hello
         self._stopping = stopping
 
@@ -74,7 +74,7 @@ class Starter:
 
     async def _start(self, spec: VersionSpec, count: int, progress: Callable[[int], None]) -> None:
         changed = asyncio.Event()
-        async with linked(self._addresses(), self._hello, changed, self._identity) as (links, away):
+        async with linked(self._places(), self._hello, changed, self._identity) as (links, away):
             if not links:
                 raise StartInterrupted("no node is reachable: " + "; ".join(away))
             left_over = any(link.idle(spec.version) > link.ready(spec.version) for link in links)
@@ -98,7 +98,7 @@ class Starter:
                 await _either(changed, min(left, LOOK_S))
 
     async def _drain(self, versions: Sequence[str]) -> None:
-        async with linked(self._addresses(), self._hello, asyncio.Event(), self._identity) as (links, _):
+        async with linked(self._places(), self._hello, asyncio.Event(), self._identity) as (links, _):
             for link in links:
                 for version in versions:
                     link.send(Rpc.DRAIN, Drain(version))

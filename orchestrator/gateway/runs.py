@@ -183,7 +183,7 @@ class Runs:
 
     def on_call(self, link: NodeLink, ident: int, call: ChildCall, body: bytes) -> None:
         """A live invocation calls another function. What it called ends with it, also when its node was lost."""
-        parent = self._live.get(call.invocation_id)
+        parent = self._parent(link, call)
         task = self._loop.create_task(self._child(link, ident, call, body))
         self._children[link, ident] = task
         if parent is not None:
@@ -203,13 +203,18 @@ class Runs:
 
     async def _child(self, link: NodeLink, ident: int, call: ChildCall, body: bytes) -> None:
         connection = link.connection
-        result, answer = await self._run_child(call, body)
+        result, answer = await self._run_child(link, call, body)
         if connection is not None:
             connection.send(Rpc.CALL_RESULT, ident, result, answer)
 
-    async def _run_child(self, call: ChildCall, body: bytes) -> Answer:
-        now = time.monotonic()
+    def _parent(self, link: NodeLink, call: ChildCall) -> Run | None:
+        """A node speaks for what runs on it, and for nothing else."""
         parent = self._live.get(call.invocation_id)
+        return parent if parent is not None and parent.link_used is link else None
+
+    async def _run_child(self, link: NodeLink, call: ChildCall, body: bytes) -> Answer:
+        now = time.monotonic()
+        parent = self._parent(link, call)
         if parent is None:
             return InvokeResult("refused", error=ErrorDetail("CallRefused", "the calling invocation has ended")), b""
         if parent.depth + 1 > self._max_depth:

@@ -115,7 +115,7 @@ class DecisionLog:
     def update(self, update: DecisionUpdate, node: str = "") -> LogEntry | None:
         """What a node said of a decision; None when it is not known (any more) or has ended already."""
         entry = self._open.get(update.decision_id) or self._adopt(update, node)
-        if entry is None:
+        if entry is None or (node and entry.node != node):  # a node speaks of its own
             return None
         self._revision += 1
         entry.revision = self._revision

@@ -1,5 +1,6 @@
 """From a trigger to orders: predict, plan, send, and revise while the run goes on. Thin: the policies are in `graph`."""
 
+import math
 import time
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Sequence
@@ -275,7 +276,7 @@ class PlannerLoop:
         """Keeps the log, and learns how long functions take to get ready."""
         for update in updates:
             entry = self._log.update(update, node)
-            if entry is not None and update.outcome == "ready":
+            if entry is not None and update.outcome == "ready" and 0 <= update.start_s < math.inf:
                 self._graph.set_start_time(FunctionId(entry.function), update.start_s)
 
     def _revoke(self, tenant: str, gone: Sequence[tuple[str, str]]) -> None:

@@ -156,6 +156,7 @@ class NodePeer(Peer):
         self._pulse = Pulse()
         self._down_since = time.monotonic()
         self._silent = False
+        self._heard_epoch = -1  # the last in which it welcomed us
 
     @property
     def name(self) -> str:
@@ -174,8 +175,9 @@ class NodePeer(Peer):
         super().set_epoch(epoch)
 
     def sight(self) -> Sight:
-        """How it looks now, for who declares members silent."""
-        member = self._expected.name if self._expected is not None else ""
+        """How it looks now, for who declares members silent. One that was not reached since it joined is not ours to declare:
+        others may reach it, and would lose what runs there each time it joins again."""
+        member = self._expected.name if self._expected is not None and self._heard_epoch >= self._epoch else ""
         return Sight(member, self._epoch, self._down_since, self._silent)
 
     async def until_lost(self, connection: Connection) -> None:
@@ -192,6 +194,8 @@ class NodePeer(Peer):
         return True
 
     def connected(self) -> None:
+        welcome = self.connection.welcome if self.connection is not None else None
+        self._heard_epoch = welcome.epoch if welcome is not None else -1
         self._down_since, self._silent = 0.0, False
         self._listener.on_node(self, True)
 

@@ -21,7 +21,7 @@ from websockets.sync.client import connect
 from orchestrator.catalog.store import Store
 from orchestrator.control import forward
 from orchestrator.control.app import server
-from orchestrator.control.sessions import LINK_S, LINKS, PER_KEY, SESSION_S, Sessions
+from orchestrator.control.sessions import LINK_S, LINKS, PER_TENANT, SESSION_S, Sessions
 from orchestrator.settings import Settings
 
 
@@ -133,9 +133,9 @@ def behind(door: Door) -> Iterator[PageDouble]:
 
 def test_a_link_opens_once_and_only_in_its_time() -> None:
     sessions = Sessions()
-    link = sessions.offer("key", 100.0)
+    link = sessions.offer("acme", "key", 100.0)
     assert sessions.redeem(link, 100.0 + LINK_S) is None
-    link = sessions.offer("key", 100.0)
+    link = sessions.offer("acme", "key", 100.0)
     session = sessions.redeem(link, 99.9 + LINK_S)
     assert session is not None
     assert session != link
@@ -145,7 +145,7 @@ def test_a_link_opens_once_and_only_in_its_time() -> None:
 
 def test_a_session_ends_by_time_and_by_order() -> None:
     sessions = Sessions()
-    first, second = (sessions.redeem(sessions.offer("key", 0.0), 0.0) or "" for _ in range(2))
+    first, second = (sessions.redeem(sessions.offer("acme", "key", 0.0), 0.0) or "" for _ in range(2))
     assert sessions.key_of(first, SESSION_S - 1) == "key"
     assert sessions.key_of(first, SESSION_S) is None
     sessions.end(second)
@@ -156,15 +156,15 @@ def test_a_session_ends_by_time_and_by_order() -> None:
 
 def test_many_links_give_up_ones_own_oldest_first() -> None:
     sessions = Sessions()
-    other = sessions.offer("other", 0.0)
-    own = [sessions.offer("key", 0.0) for _ in range(PER_KEY + 3)]
-    assert [sessions.redeem(link, 1.0) is not None for link in own] == [False] * 3 + [True] * PER_KEY
+    other = sessions.offer("rival", "other", 0.0)
+    own = [sessions.offer("acme", f"key {number}", 0.0) for number in range(PER_TENANT + 3)]
+    assert [sessions.redeem(link, 1.0) is not None for link in own] == [False] * 3 + [True] * PER_TENANT
     assert sessions.redeem(other, 1.0) is not None
 
 
 def test_links_are_bounded_in_all() -> None:
     sessions = Sessions()
-    links = [sessions.offer(f"key {number}", 0.0) for number in range(LINKS + 5)]
+    links = [sessions.offer(f"tenant {number}", "key", 0.0) for number in range(LINKS + 5)]
     assert sum(sessions.redeem(link, 1.0) is not None for link in links) == LINKS
 
 

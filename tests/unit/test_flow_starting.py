@@ -16,6 +16,7 @@ from orchestrator.flow.starting import Starter, StartFailed, StartInterrupted
 from orchestrator.placement import spread
 from workers.ports import DriverError, InitFailed
 from workers.rpc.messages import Hello, PrepareItem, Revoke, Rpc
+from workers.rpc.transport import Peer
 
 ECHO = spec("echo")
 HELLO = Hello("flow", "flow-test", SECRET)
@@ -35,7 +36,7 @@ class Started:
 
 
 def starter(*paths: Path, stopping: bool = False) -> Starter:
-    return Starter(lambda: paths, HELLO, lambda: stopping)
+    return Starter(lambda: [(path, Peer("node", "")) for path in paths], HELLO, lambda: stopping)
 
 
 @contextlib.asynccontextmanager

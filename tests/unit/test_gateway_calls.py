@@ -2,6 +2,7 @@
 
 import asyncio
 from pathlib import Path
+from typing import Any, cast
 
 import msgspec
 import pytest
@@ -13,6 +14,7 @@ from doubles.stories import Story, path_of
 
 from workers.drivers.frames import FromGuest, ToGuest
 from workers.framing import Frame
+from workers.rpc.messages import ChildCall, InvokeResult
 
 ENTRY, MIDDLE, LEAF = (spec(name, timeout_s=60.0) for name in ("entry", "middle", "leaf"))
 
@@ -170,6 +172,38 @@ async def test_a_call_the_guest_gives_up_is_cancelled_while_its_parent_goes_on(t
         assert not running.done()
         parent.answer(1)
         assert (await running).status_code == 200
+
+
+class Stranger:
+    """Another node's link, on which somebody speaks for what does not run there."""
+
+    def __init__(self) -> None:
+        self.told: list[InvokeResult] = []
+
+    @property
+    def connection(self) -> "Stranger":
+        return self
+
+    def send(self, kind: int, ident: int, result: InvokeResult, body: bytes) -> None:
+        self.told.append(result)
+
+
+@in_loop
+async def test_a_node_cannot_call_for_what_runs_on_another(tmp_path: Path) -> None:
+    async with running_node(tmp_path) as rig, running_gateway(rig) as gate:
+        gate.serve(ENTRY, LEAF)
+        story = Story(rig, entry=["leaf"])
+        story.silent = {"leaf"}
+        running = asyncio.ensure_future(gate.post("entry"))
+        await until(lambda: "leaf" in story.seen)
+        stranger = Stranger()
+        (entry,) = [run.invocation_id for run in gate.runs._live.values() if not run.parent_id]
+        gate.runs.on_call(cast(Any, stranger), 1, ChildCall(entry, "leaf", "application/json"), b"{}")
+        await until(lambda: bool(stranger.told))
+        assert stranger.told[0].error is not None
+        assert stranger.told[0].error.type == "CallRefused"
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
 
 
 @in_loop

@@ -14,6 +14,7 @@ import pytest
 from doubles.cluster import LOOPBACK, identity, port_of
 from doubles.loop import in_loop
 
+from orchestrator import joining
 from orchestrator.authority import Authority, BadRequest, make_request
 from orchestrator.catalog.errors import NotFound, Refused
 from orchestrator.catalog.nodes import MAX_TTL_S
@@ -140,6 +141,17 @@ async def test_a_token_is_shown_to_nobody_but_the_control_of_its_cluster(control
     foreign.store.close()
     async with control.listening():
         assert await control.join(token), f"nobody used {secret[:4]}... up"
+
+
+def test_what_stands_behind_the_pinned_certificate_is_not_trusted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reading the first certificate of a text stops at its padding: the rest would be trusted unseen."""
+    real = next(one for number in range(60) if "=" in (one := Authority(tmp_path / f"a{number}")).certificate_file.read_text())
+    pem = real.certificate_file.read_text()
+    evil = Authority(tmp_path / "evil").certificate_file.read_text()
+    monkeypatch.setattr(joining, "_ask", lambda *_, **__: {"authority": pem + evil})
+    kept = joining._fetch_authority(HostPort("10.0.0.1", 1), real.digest)
+    assert kept.count("BEGIN CERTIFICATE") == 1
+    assert ssl.PEM_cert_to_DER_cert(kept) == ssl.PEM_cert_to_DER_cert(pem)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import asyncio
 import itertools
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 from doubles.gateways import running_gateway
@@ -14,9 +15,10 @@ from orchestrator.catalog.routes import NodeRoute
 from orchestrator.catalog.watch import RouteTable
 from orchestrator.heartbeat import TICK_S, Pulse
 from orchestrator.members import Members, admit
+from orchestrator.planner.peers import NodePeer
 from orchestrator.planner.vigil import AFTER_S, CRASHED_S, Sight, overdue
 from workers import node as nodes
-from workers.rpc.messages import PrepareBatch, PrepareItem, Rpc, Stale
+from workers.rpc.messages import Hello, PrepareBatch, PrepareItem, Rpc, Stale
 from workers.rpc.transport import Address, Peer
 
 
@@ -89,6 +91,17 @@ def test_members_are_declared_silent_unless_it_is_rather_us() -> None:
     assert overdue([quiet, crashed], 1000.0) == [], "nobody is heard: we are cut off"
     assert overdue([heard, Sight("", 0, 1.0, True)], 1000.0) == [], "what runs beside control is in no table"
     assert overdue([], 1000.0) == []
+
+
+@in_loop
+async def test_a_member_that_was_not_reached_since_it_joined_is_not_declared_silent() -> None:
+    """Gateways may reach it: each declaration would end what runs there."""
+    peer = NodePeer(Path("/nowhere.sock"), Hello("planner", "p", "s"), cast(Any, None), None, Peer("node", "n1"), 3)
+    assert peer.sight().name == ""
+    peer._heard_epoch = 3
+    assert peer.sight().name == "n1"
+    peer.set_epoch(4)
+    assert peer.sight().name == ""
 
 
 @in_loop

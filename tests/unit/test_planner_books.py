@@ -175,6 +175,14 @@ def test_a_lost_node_takes_its_open_decisions_with_it() -> None:
     assert [one.decision_id for one in book.open_of("acme")] == ["d2"]
 
 
+def test_a_node_speaks_of_its_own_decisions_only() -> None:
+    book = DecisionLog()
+    book.add(plan_of(), decision("d1"), "acme/a:1", "n1")
+    assert book.update(DecisionUpdate("d1", "wasted", 5.0), "n2") is None
+    assert book.unready("d1")
+    assert book.update(DecisionUpdate("d1", "ready", 5.0), "n1") is not None
+
+
 def test_only_the_newest_are_kept_and_an_open_one_that_goes_is_not_counted_on(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(log, "KEPT", 3)
     book = DecisionLog()
