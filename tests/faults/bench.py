@@ -138,6 +138,8 @@ class Bench:
             mostly = 2 * kinds.get("warm", 0) > sum(kinds.values())
             assert mostly is warm, f"{entry} was to be {'warm' if warm else 'cold'}: {kinds}"
         self.load.check_acknowledged()
+        with self.platform.control(MANAGE_S) as control:  # each instance has descriptors, and what was checked last left many
+            assert control.post("/v1/cool", json={}).status_code == 200
         time.sleep(QUIET_S)
         for name, before in self.open_before.items():
             now = descriptors(self.pids(name)[0])

@@ -7,7 +7,6 @@ import os
 import random
 import shutil
 import signal
-import sqlite3
 import subprocess
 import sys
 import tarfile
@@ -21,12 +20,16 @@ import pytest
 import redis
 from doubles.servers import redis_command
 from doubles.thread_nodes import ThreadNode
+from sqlalchemy import create_engine, text, update
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.pool import NullPool
 
 from graph.ids import FunctionId
 from orchestrator import valkey
 from orchestrator.catalog.functions import VersionSettings
-from orchestrator.catalog.model import Module
+from orchestrator.catalog.model import Delivery, Module
 from orchestrator.catalog.nudge import Nudge
+from orchestrator.catalog.postgresql import spoken
 from orchestrator.catalog.routes import FUNCTIONS_KEY, KEYS_KEY, SEQUENCE_KEY, Route, decode_route
 from orchestrator.catalog.store import Store
 from orchestrator.catalog.views import FunctionView
@@ -448,7 +451,8 @@ def test_a_node_that_is_away_is_waited_for(shared: Platform) -> None:
 # -- in the middle
 
 
-CLAIMED = "SELECT 1 FROM deliveries WHERE module = ? AND tries > 0 AND done IS NULL"
+CLAIMED = text("SELECT 1 FROM deliveries WHERE module = :module AND tries > 0 AND done IS NULL")
+HELD = "LOCK TABLE conditions, deliveries, events, functions, versions IN EXCLUSIVE MODE NOWAIT"
 
 
 def killed_in_a_task_of(platform: Platform, module: Module) -> bool:
@@ -457,24 +461,35 @@ def killed_in_a_task_of(platform: Platform, module: Module) -> bool:
     False when the task was quicker, or something else was writing; flow goes on then.
     """
     assert platform.flow is not None
-    database = platform.settings.state / "foreglow.db"
-    with contextlib.closing(sqlite3.connect(database, timeout=0.2, isolation_level=None)) as writer:
+    url = spoken(platform.settings.effective_database_url)
+    sqlite = url.get_backend_name() == "sqlite"
+    options = {"timeout": 0.2, "isolation_level": None} if sqlite else {}
+    engine = create_engine(url, connect_args=options, isolation_level="AUTOCOMMIT", poolclass=NullPool)
+    with engine.connect() as writer:
+
+        def claimed() -> bool:
+            return writer.execute(CLAIMED, {"module": module.value}).first() is not None
+
         deadline = time.monotonic() + 5
-        while writer.execute(CLAIMED, (module.value,)).fetchone() is None:
+        while not claimed():
             if time.monotonic() > deadline:
                 return False
         platform.flow.send_signal(signal.SIGSTOP)
-        with contextlib.suppress(sqlite3.OperationalError):
-            writer.execute("BEGIN IMMEDIATE")
-        if not writer.in_transaction or writer.execute(CLAIMED, (module.value,)).fetchone() is None:
-            platform.flow.send_signal(signal.SIGCONT)
-            return False
+        try:
+            writer.exec_driver_sql("BEGIN IMMEDIATE" if sqlite else "BEGIN")
+            if not sqlite:
+                writer.exec_driver_sql(HELD)
+            held = claimed()
+        except DBAPIError:
+            held = False
         platform.flow.send_signal(signal.SIGCONT)
-        time.sleep(0.3)  # whatever it does before its first write is done
-        platform.stop(signal.SIGKILL, platform.flow)
-        caught = writer.execute(CLAIMED, (module.value,)).fetchone() is not None
-        writer.execute("ROLLBACK")
-    return caught
+        if held:
+            time.sleep(0.3)  # whatever it does before its first write is done
+            platform.stop(signal.SIGKILL, platform.flow)
+            held = claimed()
+        with contextlib.suppress(DBAPIError):
+            writer.exec_driver_sql("ROLLBACK")
+    return held
 
 
 def test_a_flow_that_is_killed_in_a_task_of_any_module_does_it_again(platform: Platform) -> None:
@@ -590,17 +605,15 @@ def test_a_poison_event_is_parked_and_told_and_a_retry_ends_it(platform: Platfor
     settings = VersionSettings(package, "handler:f", "event", "python3.11", 128, 30.0, 1)
     platform.store.functions.put("acme", "f", settings, time.time())
     platform.nudge.give()
-    with contextlib.closing(sqlite3.connect(platform.settings.state / "foreglow.db", timeout=20)) as writer:
 
-        def parked() -> object:
-            with writer:  # time passes: the pauses between the tries are left out
-                writer.execute(
-                    "UPDATE deliveries SET due = 1 WHERE module = 'function_management' AND tries < 10 AND reason != ''"
-                )
-            time.sleep(0.05)
-            return platform.store.outbox.unfinished("acme", parked=True)
+    def parked() -> object:
+        with platform.store.database.write() as session:  # time passes: the pauses between the tries are left out
+            tried = (Delivery.module == Module.FUNCTION_MANAGEMENT, Delivery.tries < 10, Delivery.reason != "")
+            session.execute(update(Delivery).where(*tried).values(due=1))
+        time.sleep(0.05)
+        return platform.store.outbox.unfinished("acme", parked=True)
 
-        platform.wait(parked, "it is parked")
+    platform.wait(parked, "it is parked")
     (event,) = platform.store.outbox.unfinished("acme", parked=True)
     status, reason = platform.condition("f", 1, "code")
     assert status == "false"
