@@ -20,7 +20,7 @@ from sqlalchemy import create_engine, text
 from orchestrator import valkey
 
 START_S = 60.0
-DURABLE_OFF = ("fsync=off", "synchronous_commit=off", "full_page_writes=off", "shared_buffers=16MB", "max_connections=200")
+DURABLE_OFF = ("fsync=off", "full_page_writes=off", "shared_buffers=16MB", "max_connections=200")
 
 
 def tool(name: str, package: str) -> str:
