@@ -5,10 +5,10 @@ from typing import Annotated
 
 from fastapi import APIRouter, Path, Query, Request
 
-from orchestrator.catalog.model import KeyRole
 from orchestrator.catalog.nudge import Nudge
 from orchestrator.catalog.store import Store
 from orchestrator.control.functions import tenant_of
+from orchestrator.control.guard import is_operator
 from orchestrator.control.schemas import LARGEST, EventAnswer, EventsAnswer, RetriedAnswer
 
 MAX_EVENT = LARGEST
@@ -16,8 +16,7 @@ MAX_EVENT = LARGEST
 
 def _whose(request: Request) -> str | None:
     """The tenant whose functions' events may be seen; None for an operator, who sees all."""
-    role = request.scope["state"].get("role", KeyRole.TENANT)
-    return None if role == KeyRole.OPERATOR else tenant_of(request)
+    return None if is_operator(request) else tenant_of(request)
 
 
 def router(store: Store, nudge: Nudge) -> APIRouter:
