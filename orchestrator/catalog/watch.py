@@ -121,12 +121,14 @@ class RouteWatcher:
             try:
                 while True:
                     await self._follow(client)
+                    _stop_when_told()
                     delay = RETRY_S[0]
                     await asyncio.sleep(delay)
             except (RedisError, OSError, TimeoutError) as error:
                 log.info("routes.disconnected", error=str(error)[:200])
             finally:
                 await client.aclose()
+            _stop_when_told()
             await asyncio.sleep(delay)
             delay = min(delay * 2, RETRY_S[1])
 
@@ -148,6 +150,7 @@ class RouteWatcher:
         expected = int(sequence) + 1
         while True:
             answer = await client.xread({STREAM_KEY: position}, count=READ_COUNT, block=BLOCK_MS)
+            _stop_when_told()
             if not answer:
                 current = await client.get(SEQUENCE_KEY)
                 if current is None or int(current) != expected - 1:
@@ -170,6 +173,13 @@ class RouteWatcher:
         kind, value = fields[b"t"].decode(), fields[b"v"]
         if kind in KINDS:  # one of a later release is for later readers
             self._table.change(kind, fields[b"id"].decode(), KINDS[kind].decode(value) if value else None)
+
+
+def _stop_when_told() -> None:
+    """The Redis client waits under wait_for, which may swallow a cancellation; that it was asked for is still known."""
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise asyncio.CancelledError
 
 
 def _decoded(values: dict[bytes, bytes], decode: Callable[[bytes], Any]) -> dict[str, Any]:
