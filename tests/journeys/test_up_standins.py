@@ -58,7 +58,8 @@ while True:
 """
 
 RUN = """
-import sys, os
+import signal, sys, os
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a run in the background has it ignored
 from pathlib import Path
 from orchestrator import preflight, supervisor
 from orchestrator.settings import Settings
