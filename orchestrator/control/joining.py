@@ -1,4 +1,4 @@
-"""The join listener: who has a token becomes a member, who has a member's certificate gets a new epoch.
+"""The join listener: who has a token becomes a member, who has a member's certificate gets a new epoch, or the next certificate.
 
 It is open to whoever reaches the port, so all it does for a stranger is bounded: connections at once, attempts in a second, bytes
 and seconds each. A stranger without a token learns the authority's certificate, which is no secret.
@@ -16,10 +16,10 @@ import structlog
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.concurrency import run_in_threadpool
 
-from orchestrator.authority import Authority, BadRequest
+from orchestrator.authority import CERTIFICATE_DAYS, Authority, BadRequest
 from orchestrator.catalog.errors import CatalogError, Refused
 from orchestrator.catalog.nodes import Nodes
-from workers.rpc.transport import HostPort, Identity, NotTrusted, certified, parse_address
+from workers.rpc.transport import HostPort, Identity, NotTrusted, Peer, certified, parse_address
 
 MAX_LINE = 16 << 10
 TIMEOUT_S = 5.0
@@ -32,7 +32,8 @@ log = structlog.get_logger(__name__)
 
 
 class JoinListener:
-    """`told(role)` is what a new member needs beside its certificate; `changed` is called after each change."""
+    """`told(role)` is what a new member needs beside its certificate; `changed` is called after each change; `days`: how long
+    certificates live."""
 
     def __init__(
         self,
@@ -41,11 +42,18 @@ class JoinListener:
         identity: Identity,
         told: Callable[[str], Mapping[str, str]],
         changed: Callable[[], None],
+        days: float = CERTIFICATE_DAYS,
     ) -> None:
         self._nodes = nodes
         self._authority = authority
         self._told = told
         self._changed = changed
+        self._days = days
+        self._as_member: dict[str, Callable[[Mapping[str, Any], Peer], dict[str, Any]]] = {
+            "rejoin": self._rejoin,
+            "renew": self._renew,
+            "confirm": self._confirm,
+        }
         self._open = 0
         self._tries: deque[float] = deque(maxlen=PER_SECOND)
         self._context = identity.server
@@ -88,8 +96,8 @@ class JoinListener:
         try:
             if what == "join":
                 return await run_in_threadpool(self._join, request)
-            if what == "rejoin":
-                return await run_in_threadpool(self._rejoin, secured)
+            if isinstance(what, str) and what in self._as_member:
+                return await run_in_threadpool(self._as_member[what], request, certified(secured))
         except Refused as error:
             log.warning("join.refused", field=error.field, reason=str(error))
             return {"error": str(error)}
@@ -98,7 +106,7 @@ class JoinListener:
             return {"error": str(error)}
         except SQLAlchemyError:
             return {"error": "control's database is not reachable; try again", "again": True}
-        return {"error": "ask to join, to rejoin, or for the authority"}
+        return {"error": f"ask to join, for the authority, or as a member to {', '.join(self._as_member)}"}
 
     def _join(self, request: Mapping[str, Any]) -> dict[str, Any]:
         token, role, name, address, zone, csr = (
@@ -108,17 +116,35 @@ class JoinListener:
         if len(zone) > MAX_ZONE:
             raise Refused(f"a zone has at most {MAX_ZONE} characters", "zone")
         now = time.time()
-        joined = self._nodes.join(token, role, name, address, zone, lambda: self._authority.sign(csr, role, name, now), now)
+        joined = self._nodes.join(token, role, name, address, zone, self._sign(csr, role, name, now), now)
         self._changed()
         log.info("member.joined", role=role, member=name, address=address, epoch=joined.epoch)
         return {"certificate": joined.certificate, "epoch": joined.epoch, **self._told(role)}
 
-    def _rejoin(self, secured: Any) -> dict[str, Any]:
-        who = certified(secured)
+    def _sign(self, csr: str, role: str, name: str, now: float) -> Callable[[], tuple[str, str]]:
+        return lambda: self._authority.sign(csr, role, name, now, self._days)
+
+    # -- who shows a certificate
+
+    def _rejoin(self, request: Mapping[str, Any], who: Peer) -> dict[str, Any]:
         epoch = self._nodes.rejoin(who.role, who.name, who.fingerprint, time.time())
         self._changed()
         log.info("member.rejoined", role=who.role, member=who.name, epoch=epoch)
         return {"epoch": epoch}
+
+    def _renew(self, request: Mapping[str, Any], who: Peer) -> dict[str, Any]:
+        now = time.time()
+        sign = self._sign(_text(request, "csr"), who.role, who.name, now)
+        certificate = self._nodes.renew(who.role, who.name, who.fingerprint, sign, now)
+        self._changed()
+        log.info("member.renewing", role=who.role, member=who.name)
+        return {"certificate": certificate}
+
+    def _confirm(self, request: Mapping[str, Any], who: Peer) -> dict[str, Any]:
+        self._nodes.confirm(who.role, who.name, who.fingerprint, time.time())
+        self._changed()
+        log.info("member.renewed", role=who.role, member=who.name)
+        return {}
 
 
 def _text(request: Mapping[str, Any], field: str) -> str:
