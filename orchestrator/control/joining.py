@@ -1,14 +1,14 @@
 """The join listener: who has a token becomes a member, who has a member's certificate gets a new epoch, or the next certificate.
 
 It is open to whoever reaches the port, so all it does for a stranger is bounded: connections at once, attempts in a second, bytes
-and seconds each. A stranger without a token learns the authority's certificate, which is no secret.
+and seconds each. What members may use is apart from that. A stranger without a token learns the authority's certificate, which is
+no secret.
 """
 
 import asyncio
 import json
 import ssl
 import time
-from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -19,14 +19,15 @@ from starlette.concurrency import run_in_threadpool
 from orchestrator.authority import CERTIFICATE_DAYS, Authority, BadRequest
 from orchestrator.catalog.errors import CatalogError, Refused
 from orchestrator.catalog.nodes import Nodes
+from orchestrator.control.attempts import MEMBERS, STRANGERS, Attempts, source
 from workers.rpc.transport import HostPort, Identity, NotTrusted, Peer, certified, parse_address
 
 MAX_LINE = 16 << 10
 TIMEOUT_S = 5.0
-AT_ONCE = 32
-PER_SECOND = 20  # attempts; a token has 256 bits, this bounds the work
+BACKLOG = 128
 MAX_ZONE = 63
 MAX_ADDRESS = 255
+TOO_MANY = {"error": "too many are joining at once; try again in a second", "again": True}
 
 log = structlog.get_logger(__name__)
 
@@ -54,35 +55,33 @@ class JoinListener:
             "renew": self._renew,
             "confirm": self._confirm,
         }
-        self._open = 0
-        self._tries: deque[float] = deque(maxlen=PER_SECOND)
+        self._strangers, self._members = Attempts(STRANGERS), Attempts(MEMBERS)
         self._context = identity.server
         self._context.verify_mode = ssl.CERT_OPTIONAL  # who joins has none yet
 
     async def start(self, host: str, port: int) -> asyncio.Server:
         """Raises OSError."""
         return await asyncio.start_server(
-            self._serve, host, port, ssl=self._context, ssl_handshake_timeout=TIMEOUT_S, limit=MAX_LINE, backlog=AT_ONCE
+            self._serve, host, port, ssl=self._context, ssl_handshake_timeout=TIMEOUT_S, limit=MAX_LINE, backlog=BACKLOG
         )
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._open += 1
+        shown = _shown(writer.get_extra_info("ssl_object"))
+        attempts, who = (self._members, f"{shown.role} {shown.name}") if shown is not None else (self._strangers, _source(writer))
+        let_in = attempts.enter(who, time.monotonic())
         try:
             async with asyncio.timeout(2 * TIMEOUT_S):
-                answer = await self._answer(reader, writer.get_extra_info("ssl_object"))
+                answer = await self._answer(reader, shown) if let_in else TOO_MANY
                 writer.write(json.dumps(answer).encode() + b"\n")
                 await writer.drain()
         except (OSError, ValueError, TimeoutError, asyncio.IncompleteReadError) as error:
             log.debug("join.broken_off", reason=str(error)[:200])
         finally:
-            self._open -= 1
+            if let_in:
+                attempts.leave(who)
             writer.close()
 
-    async def _answer(self, reader: asyncio.StreamReader, secured: Any) -> dict[str, Any]:
-        now = time.monotonic()
-        if self._open > AT_ONCE or (len(self._tries) == PER_SECOND and now - self._tries[0] < 1.0):
-            return {"error": "too many are joining at once; try again in a second", "again": True}
-        self._tries.append(now)
+    async def _answer(self, reader: asyncio.StreamReader, shown: Peer | None) -> dict[str, Any]:
         try:
             async with asyncio.timeout(TIMEOUT_S):
                 request = json.loads(await reader.readuntil(b"\n"))
@@ -97,11 +96,13 @@ class JoinListener:
             if what == "join":
                 return await run_in_threadpool(self._join, request)
             if isinstance(what, str) and what in self._as_member:
-                return await run_in_threadpool(self._as_member[what], request, certified(secured))
+                if shown is None:
+                    return {"error": f"only a member can ask to {what}: show its certificate"}
+                return await run_in_threadpool(self._as_member[what], request, shown)
         except Refused as error:
             log.warning("join.refused", field=error.field, reason=str(error))
             return {"error": str(error)}
-        except (CatalogError, BadRequest, NotTrusted) as error:
+        except (CatalogError, BadRequest) as error:
             log.warning("join.refused", reason=str(error))
             return {"error": str(error)}
         except SQLAlchemyError:
@@ -145,6 +146,19 @@ class JoinListener:
         self._changed()
         log.info("member.renewed", role=who.role, member=who.name)
         return {}
+
+
+def _shown(secured: Any) -> Peer | None:
+    """Whose certificate of this authority was shown; none is a stranger's."""
+    try:
+        return certified(secured)
+    except NotTrusted:
+        return None
+
+
+def _source(writer: asyncio.StreamWriter) -> str:
+    name = writer.get_extra_info("peername")
+    return source(str(name[0])) if name else ""
 
 
 def _text(request: Mapping[str, Any], field: str) -> str:

@@ -19,6 +19,7 @@ from orchestrator import joining
 from orchestrator.authority import Authority, BadRequest, make_request
 from orchestrator.catalog.errors import NotFound, Refused
 from orchestrator.catalog.nodes import MAX_TTL_S
+from orchestrator.control import attempts
 from orchestrator.control import joining as listening
 from orchestrator.joining import JoinFailed, join, read_token, rejoin, write_token
 from orchestrator.membership import NotJoined, Self, load_member, with_member
@@ -169,12 +170,12 @@ async def test_who_has_no_certificate_cannot_join_again(control: Control) -> Non
             await _ask(control.at, b'{"what": "rejoin"}\n', foreign.client)
 
 
-async def _ask(at: str, line: bytes, context: ssl.SSLContext | None = None) -> dict[str, object]:
+async def _ask(at: str, line: bytes, context: ssl.SSLContext | None = None, source: str = "127.0.0.1") -> dict[str, object]:
     if context is None:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     host, _, port = at.rpartition(":")
-    reader, writer = await asyncio.open_connection(host, int(port), ssl=context)
+    reader, writer = await asyncio.open_connection(host, int(port), ssl=context, local_addr=(source, 0))
     try:
         writer.write(line)
         return dict(json.loads(await asyncio.wait_for(reader.readuntil(b"\n"), 5)))
@@ -212,8 +213,34 @@ async def test_strangers_are_bounded(control: Control, monkeypatch: pytest.Monke
         with contextlib.suppress(ConnectionError):
             assert await asyncio.wait_for(reader.read(), 5) == b""
         writer.close()
-        answers = [await _ask(control.at, b"{}\n") for _ in range(listening.PER_SECOND + 1)]
-    assert all("error" in one for one in answers)
+
+
+@in_loop
+async def test_strangers_keep_neither_members_nor_strangers_from_elsewhere_waiting(
+    control: Control, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attempts, "WINDOW_S", 3600.0)
+    monkeypatch.setattr(listening, "STRANGERS", attempts.Limits(per_second=6, at_once=6, each_per_second=3, each_at_once=3))
+    monkeypatch.setattr(listening, "MEMBERS", attempts.Limits(per_second=9, at_once=9, each_per_second=5, each_at_once=3))
+    async with control.listening():
+        state = await control.join(control.token())  # two connections: the authority, and joining
+        member = load_member(state)
+        assert member is not None
+        assert "authority" in await _ask(control.at, b'{"what": "authority"}\n')
+        for _ in range(3):
+            refused = await _ask(control.at, b'{"what": "authority"}\n')
+            assert refused == {"error": "too many are joining at once; try again in a second", "again": True}
+        for host in ("127.0.0.2", "127.0.0.3"):
+            assert "authority" in await _ask(control.at, b'{"what": "authority"}\n', source=host)
+        await asyncio.to_thread(rejoin, state, member)
+        assert "authority" in await _ask(control.at, b'{"what": "authority"}\n', source="127.0.0.4")
+        assert "again" in await _ask(control.at, b'{"what": "authority"}\n', source="127.0.0.5"), "all strangers together"
+        await asyncio.to_thread(rejoin, state, member)
+        for _ in range(3):
+            await asyncio.to_thread(rejoin, state, member)
+        with pytest.raises(JoinFailed, match="too many") as failed:  # a member gone mad costs itself
+            await asyncio.to_thread(rejoin, state, member)
+        assert not failed.value.refused, "it may try again"
 
 
 def test_requests_for_other_keys_are_not_signed(tmp_path: Path) -> None:
