@@ -10,6 +10,7 @@ from sqlalchemy import delete, func, or_, select, update
 from sqlalchemy.orm import Session
 
 from orchestrator.catalog.database import Database, retried
+from orchestrator.catalog.epochs import database_now, next_epoch
 from orchestrator.catalog.errors import NotFound, Refused
 from orchestrator.catalog.model import EventKind, JoinToken, Node, NodeState
 from orchestrator.catalog.outbox import add_event
@@ -209,7 +210,7 @@ def _shown(node: Node, fingerprint: str) -> bool:
 def _changed(session: Session, node: Node, state: NodeState, now: float) -> None:
     """What it held is void."""
     node.state = state
-    node.epoch += 1
+    node.epoch = next_epoch(node.epoch, database_now(session))
     _told(session, node, now)
 
 

@@ -60,12 +60,13 @@ def test_a_node_that_is_cut_off_fails_at_once_leaves_comes_back_and_counts_again
         again = cluster.invoke(0.0).result()
         assert again.status_code == 200, again.text
     cluster.wait(lambda: cluster.nodes()["node-b"]["state"] == "silent", "declared silent", 10)
-    assert cluster.nodes()["node-b"]["epoch"] == before["node-b"]["epoch"] + 1
+    assert cluster.nodes()["node-b"]["epoch"] > before["node-b"]["epoch"]
+    silent = cluster.nodes()["node-b"]["epoch"]
 
     # back: refused with its old epoch, it cleans itself, joins again, and serves
     cluster.hosts.mend("b")
     cluster.wait(lambda: cluster.nodes()["node-b"]["state"] == "up", "it has joined again", 30)
-    assert cluster.nodes()["node-b"]["epoch"] == before["node-b"]["epoch"] + 2
+    assert cluster.nodes()["node-b"]["epoch"] > silent
     assert re.search(r"node\.stale", cluster.log("node-b")), "it was told"
     flying = [cluster.invoke(1.0) for _ in range(6)]
     assert [one.result().status_code for one in flying] == [200] * 6
