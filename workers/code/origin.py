@@ -4,6 +4,8 @@ chunks/<tenant>/<first two digits>/<name>    a chunk, as workers.code.chunks pac
 layers/<tenant>/<hex>.manifest               a layer; written last, so that one with a manifest is whole
 packages/<tenant>/<hex>                      what a user uploaded (tar.zst)
 packages/<tenant>/<hex>.listing              what it holds; written last
+turns/<tenant>/<kind>-<random>               somebody publishes, or sweeps
+owner                                        the installation that may sweep it
 """
 
 import secrets
@@ -18,6 +20,7 @@ from workers.code.archive import Listing, decode_listing, encode_listing
 from workers.code.manifest import LayerError, Manifest, check_name, decode_manifest, encode_manifest, hex_of
 from workers.code.objects import Objects, Stored, Trouble
 
+OWNER = "owner"
 KINDS = ("layers", "packages", "chunks", "turns")
 
 
@@ -53,7 +56,7 @@ class Origin:
                 stored = self._objects.get(_manifest(tenant, digest))
                 return decode_manifest(stored, digest)
             except LayerError:
-                if self._objects.look(_old(tenant, digest)) is not None:
+                if self.holds_old(tenant, digest):
                     raise OldLayer(f"layer {digest[:19]} of tenant {tenant} is in the form of an earlier release") from None
                 raise
 
@@ -86,6 +89,11 @@ class Origin:
         """Its chunks stay: others may share them. Once more does no harm."""
         with _told(f"deleting layer {digest[:19]} of tenant {tenant}"):
             self._objects.delete(_manifest(tenant, digest), _old(tenant, digest))
+
+    def holds_old(self, tenant: str, digest: str) -> bool:
+        """True when the layer is there in the form of an earlier release."""
+        with _told(f"layer {digest[:19]} of tenant {tenant}"):
+            return self._objects.look(_old(tenant, digest)) is not None
 
     def old_layer(self, tenant: str, digest: str) -> BinaryIO:
         """The tar.zst of a layer that an earlier release built, streamed."""
@@ -129,6 +137,17 @@ class Origin:
         name = _package(tenant, digest)
         with _told(f"deleting package {digest[:19]} of tenant {tenant}"):
             self._objects.delete(f"{name}.listing", name)
+
+    # -- all of it
+
+    def owner(self, installation: str) -> str:
+        """Whose origin this is: the first that asked."""
+        with _told("asking whose origin this is"):
+            try:
+                return self._objects.get(OWNER).decode()
+            except FileNotFoundError:
+                self._objects.put(OWNER, installation.encode())
+                return installation
 
     # -- all of a tenant's
 

@@ -37,11 +37,11 @@ class Turn(msgspec.Struct, frozen=True):
 
 
 @contextmanager
-def publishing(origin: Origin, tenant: str, wait_s: float = WAIT_S) -> Iterator[Turn]:
-    """Nothing of the tenant's is swept while it lasts. Raises OriginError, also when a sweep does not end within `wait_s`."""
+def publishing(origin: Origin, tenant: str, wait_s: float | None = None) -> Iterator[Turn]:
+    """Nothing of the tenant's is swept while it lasts. Raises OriginError, also when a sweep does not end in time."""
     with _turn(origin, tenant, PUBLISH) as (turn, mark):
         while _others(origin.marks(tenant), (SWEEP,), mark, time.monotonic() - turn.began):
-            if time.monotonic() > turn.began + wait_s:
+            if time.monotonic() > turn.began + (WAIT_S if wait_s is None else wait_s):
                 raise OriginError(f"the code of tenant {tenant} is being tidied up")
             time.sleep(LOOK_S)
         yield turn
