@@ -18,7 +18,7 @@ from orchestrator.flow.collecting import GRACE_S, Collector, judge
 from orchestrator.flow.metrics import Swept
 from workers.code import turns
 from workers.code.archive import write_archive
-from workers.code.chunks import CHUNK_BYTES, chunk_key, chunk_name, unpack
+from workers.code.chunks import CHUNK_BYTES, chunk_key, chunk_name, pack, unpack
 from workers.code.layers import Source, assemble, verify
 from workers.code.manifest import hex_of
 from workers.code.objects import Objects, Stored
@@ -310,6 +310,38 @@ class Interrupted(Origin):
 
 
 AFTER = st.integers(0, 6)
+
+
+@pytest.mark.parametrize("after", range(8))
+@pytest.mark.parametrize("publish_first", [True, False])
+def test_a_publish_that_relies_on_chunks_about_to_go_is_whole_whenever_the_other_comes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int, publish_first: bool
+) -> None:
+    origin = Interrupted((tmp_path / "origin").as_uri())
+    world = World(tmp_path / "origin", origin)
+    for piece in (0, 1, 2):
+        origin.put_chunk("acme", chunk_name(KEY, CONTENTS[piece]), pack(CONTENTS[piece]))
+    world.pass_time(DAY)
+    published: list[str] = []
+    monkeypatch.setattr(turns, "WAIT_S", 0.0)
+
+    def publish() -> None:
+        try:
+            published.append(world.publish(0, 1))
+        except OriginError as error:
+            assert "tidied" in str(error)  # noqa: PT017
+
+    origin.between, origin.after = (world.collect if publish_first else publish), after
+    (publish if publish_first else world.collect)()
+    origin.between = None
+    for digest in published:
+        assert world.whole(digest, tmp_path / "layer")
+    publish()
+    world.pass_time(GRACE_S + 1)
+    world.collect()
+    assert world.chunks() == names(0, 1)
+
+
 PIECES = st.lists(st.integers(0, 3), min_size=1, max_size=3, unique=True)
 
 
@@ -358,6 +390,14 @@ class Interleavings(RuleBasedStateMachine):
         self.origin.between, self.origin.after = publish, after
         self.world.collect()
         self.origin.between = None
+
+    @rule(pieces=PIECES)
+    def a_publish_was_killed_long_ago(self, pieces: list[int]) -> None:
+        for piece in pieces:
+            name = chunk_name(KEY, CONTENTS[piece])
+            if not self.origin.holds_chunk("acme", name):
+                self.origin.put_chunk("acme", name, pack(CONTENTS[piece]))
+        self.time_passes(DAY)
 
     @rule()
     def the_catalog_writes_down_what_was_published(self) -> None:
