@@ -329,7 +329,7 @@ def test_a_publish_that_relies_on_chunks_about_to_go_is_whole_whenever_the_other
         try:
             published.append(world.publish(0, 1))
         except OriginError as error:
-            assert "tidied" in str(error)  # noqa: PT017
+            assert "tidied" in str(error)
 
     origin.between, origin.after = (world.collect if publish_first else publish), after
     (publish if publish_first else world.collect)()
