@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from obstore.store import ClientConfig, ObjectStore, RetryConfig
 
 TIMEOUTS: "ClientConfig" = {"timeout": "30s", "connect_timeout": "5s"}
+ENVIRONMENT = {"s3": "AWS", "gs": "GOOGLE", "az": "AZURE", "azure": "AZURE"}
+"""How the environment names what concerns a bucket of a scheme."""
+
 RETRIES: "RetryConfig" = {
     "max_retries": 4,
     "retry_timeout": timedelta(seconds=45),
@@ -60,7 +63,7 @@ class Objects:
             self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             self._store = LocalStore(self._folder)
         else:
-            self._store = from_url(url, client_options=TIMEOUTS, retry_config=RETRIES)
+            self._store = from_url(url, client_options=_client(parts.scheme), retry_config=RETRIES)
 
     def get(self, name: str) -> bytes:
         return bytes(obstore.get(self._store, name).bytes())
@@ -135,6 +138,17 @@ class Objects:
                         path.unlink()
                         freed += status.st_size
         return freed
+
+
+def _client(scheme: str) -> "ClientConfig":
+    """Naming any option of the client keeps obstore from reading those of the environment: the ones that matter are read here."""
+    options: ClientConfig = {**TIMEOUTS}
+    prefix = ENVIRONMENT.get(scheme, "")
+    if os.environ.get(f"{prefix}_ALLOW_HTTP", "").lower() in ("1", "true", "yes"):
+        options["allow_http"] = True
+    if os.environ.get(f"{prefix}_PROXY_URL"):
+        options["proxy_url"] = os.environ[f"{prefix}_PROXY_URL"]
+    return options
 
 
 class _Download(io.RawIOBase):
