@@ -221,11 +221,12 @@ async def running_node(
     secret: str = SECRET,
     also: Sequence[Address] = (),
     identity: Identity | None = None,
+    name: str = "node-1",
 ) -> AsyncIterator[Rig]:
     """A node that serves until the block ends, on its socket and, with `identity`, on what is named also. Fails when a sandbox
     outlives it."""
     driver, code = DoubleDriver(), DoubleCode()
-    node = Node("node-1", driver, code, Sealer(key or Fernet.generate_key()), REPORT, memory_mb, cores, standbys, idle_s)
+    node = Node(name, driver, code, Sealer(key or Fernet.generate_key()), REPORT, memory_mb, cores, standbys, idle_s)
     path = folder / "node.sock"
     serving = asyncio.create_task(node.serve([path, *also], secret, identity))
     rig = Rig(node, driver, code, path, secret)
