@@ -126,8 +126,8 @@ def test_that_nothing_is_heard_is_told_also_of_a_lone_node_and_of_one_that_was_n
     assert heard([lone, fresh, beside, there]) == {"n3": 5}
 
 
-def test_a_lone_node_that_is_silent_is_up_again_when_it_is_heard_and_lost_nothing(tmp_path: Path) -> None:
-    store = Store(f"sqlite:///{tmp_path / 'db'}")
+def test_a_lone_node_that_is_silent_is_up_again_when_it_is_heard_and_lost_nothing(database_url: str) -> None:
+    store = Store(database_url)
     store.migrate()
     nodes = store.nodes
     joined = nodes.join(nodes.make_token("node", 60, 1.0), "node", "n1", "10.0.0.2:1", "", lambda: ("pem", "f" * 64), 2.0)
@@ -152,6 +152,8 @@ def test_a_lone_node_that_is_silent_is_up_again_when_it_is_heard_and_lost_nothin
     assert not nodes.seen({"n1": joined.epoch}, 9.0), "who hears it so has not heard of that"
     assert nodes.rejoin("node", "n1", "f" * 64, 10.0) > epoch
     assert now()[0] == "up"
+    assert nodes.renew("node", "n1", "f" * 64, lambda: ("pem", "e" * 64), 10.5) == "pem"
+    nodes.confirm("node", "n1", "e" * 64, 10.5)
     nodes.remove("n1", 11.0)
     assert not nodes.declare_silent("n1", nodes.list()[0].epoch, 12.0)
     store.close()
