@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections import OrderedDict
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import structlog
 
 from graph.ids import function_id
 from workers.admission import CoreGate, MemoryLedger
+from workers.callers import CallerList
 from workers.decisions import DecisionBook
 from workers.execution import START_BUSY_S, Execution
 from workers.init_order import InitOrder
@@ -20,6 +21,7 @@ from workers.ports import CodeTier, CodeUnavailable, Driver, IsolationReport
 from workers.preparation import Preparer
 from workers.rpc.connection import Connection, Listening, listen
 from workers.rpc.messages import (
+    Caller,
     DecisionUpdate,
     Drain,
     InvokeRequest,
@@ -31,7 +33,7 @@ from workers.rpc.messages import (
     Rpc,
 )
 from workers.rpc.messages import Inventory as InventoryMessage
-from workers.rpc.transport import Address, Identity, Peer
+from workers.rpc.transport import Address, Identity
 from workers.sealing import Sealer
 from workers.standbys import StandbyPool
 from workers.standing import Standing
@@ -42,7 +44,6 @@ TELL_EVERY_S = 0.002
 HEARTBEAT_S = 1.0
 PREFETCHES = 2
 ONCE_A_SECOND = 1  # the id of a SUBSCRIBE whose sender wants no more than the heartbeat
-CALLERS = ("gateway", "planner", "control", "flow")
 
 log = structlog.get_logger(__name__)
 
@@ -83,6 +84,8 @@ class Node:
         self._tasks: set[asyncio.Task[None]] = set()
         self._prefetching = asyncio.Semaphore(PREFETCHES)
         self.standing = Standing(self._void)
+        self.callers = CallerList()
+        self.on_callers: Callable[[Sequence[Caller]], None] = lambda callers: None  # whenever control told them
         self._serving = False
         self._retired: set[str] = set()  # tenants; a name is never given again, so this is for good
         self._loop = asyncio.get_running_loop()
@@ -115,7 +118,7 @@ class Node:
         """Listens until cancelled, then ends every instance and standby. Raises OSError, NotTrusted before it listens."""
         addresses = [where] if isinstance(where, Path) else where
         self._standbys.start()
-        told = Listening(self.name, "node", lambda: self.standing.epoch, _admits)
+        told = Listening(self.name, "node", lambda: self.standing.epoch, self.callers.admits)
         servers = [await listen(one, self, secret, told, self._answers, identity) for one in addresses]
         self._serving = True
         try:
@@ -182,8 +185,19 @@ class Node:
             self._tell_whole()
         elif kind == Rpc.STALE:
             self.standing.told_stale(message.epoch)
+        elif kind == Rpc.CALLERS and connection.peer.role == "control":
+            self._take_callers(message.callers)
 
     # -- messages
+
+    def _take_callers(self, callers: Sequence[Caller]) -> None:
+        connected = {one: one.certified for one in self._connections if one.certified is not None}
+        gone = set(self.callers.tell(callers, connected.values()))
+        for connection, peer in connected.items():
+            if peer in gone:
+                log.warning("peer.gone", role=peer.role, peer=peer.name)
+                connection.drop("it is no member of this cluster any more")
+        self.on_callers(callers)
 
     def _define(self, spec: VersionSpec) -> None:
         if spec.tenant in self._retired:
@@ -346,7 +360,3 @@ class Node:
             "memory_mb": {"total": memory.total_mb, "promised": memory.used_mb},
             "open_decisions": len(self.decisions),
         }
-
-
-def _admits(peer: Peer) -> str:
-    return "" if peer.role in CALLERS else f"a {peer.role[:63]} has nothing to ask a node"
