@@ -206,6 +206,8 @@ class DoubleCode:
         self.pins: Counter[str] = Counter()
 
     async def fetch(self, spec: VersionSpec) -> Fetched:
+        if spec.version in self.fetched:
+            return self._fetched(spec)
         self.fetching += 1
         self.most_fetching = max(self.most_fetching, self.fetching)
         try:
@@ -215,6 +217,9 @@ class DoubleCode:
         if self.error is not None:
             raise self.error
         self.fetched.append(spec.version)
+        return self._fetched(spec)
+
+    def _fetched(self, spec: VersionSpec) -> Fetched:
         return Fetched((Path("/code") / spec.package.code,), "tier1" if self.everything_held else "origin")
 
     async def bring_ahead(self, spec: VersionSpec) -> None:
