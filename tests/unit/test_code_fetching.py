@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -246,14 +247,16 @@ async def test_what_comes_ahead_gives_way_to_what_somebody_waits_for(scene: Scen
 async def test_a_request_makes_what_came_ahead_urgent(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fetching, "YIELD_S", 60.0)
     tier, one, other = scene.tier(), scene.layer(12 * CHUNK), scene.layer(12 * CHUNK, "g")
-    scene.zone.on_chunk = lambda number: scene.zone.turn.clear() if number == 3 else None
+    scene.zone.held[other.package.code] = threading.Event()
+    first = asyncio.ensure_future(tier.fetch(other))
+    await until(lambda: scene.zone.asked["chunk"])
     tier.bring("acme", [one])
-    await until(lambda: scene.zone.asked["chunk"] >= 3)
-    first, second = asyncio.ensure_future(tier.fetch(other)), asyncio.ensure_future(tier.fetch(one))
+    await until(lambda: scene.zone.asked["manifest"] == 2)
     await settle()
-    scene.zone.on_chunk = lambda number: None
-    scene.zone.turn.set()
-    assert {(await first).source, (await second).source} == {"tier2"}
+    assert one.package.code not in scene.zone.order, "it gives way"
+    assert (await tier.fetch(one)).source == "tier2"
+    scene.zone.held[other.package.code].set()
+    await first
     assert scene.zone.asked["manifest"] == 2, "what was on its way was not fetched twice"
 
 
