@@ -14,7 +14,7 @@ from typing import Any
 import redis
 import structlog
 import uvicorn
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI
 from fastapi.openapi.utils import get_openapi
 
 import orchestrator
@@ -30,7 +30,7 @@ from orchestrator.control.forward import MAX_FROM_BROWSER, PREFIX, Forward
 from orchestrator.control.guard import OPEN_PATHS, Guard
 from orchestrator.control.joining import JoinListener
 from orchestrator.control.peers import Peer, Planner, Roster
-from orchestrator.control.problems import MEDIA_TYPE, add_handlers
+from orchestrator.control.problems import MEDIA_TYPE, add_handlers, given_once
 from orchestrator.control.schemas import ProblemAnswer
 from orchestrator.control.sessions import Sessions
 from orchestrator.control.stream import DecisionStream
@@ -132,6 +132,7 @@ def build(settings: Settings) -> FastAPI:  # noqa: PLR0915 (one list of what the
         redoc_url=None,
         redirect_slashes=False,  # a path is right or it is not: a redirect hides which
         responses=ERRORS,
+        dependencies=[Depends(given_once)],
     )
     app.state.stopping = stopping
     app.state.checks = partial(metrics.control_checks, store, publisher)

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import hashlib
+import os
 import socket
 import time
 from collections.abc import Sequence
@@ -294,7 +295,7 @@ async def _serve(settings: Settings, secret: str, own: Self) -> None:
     planner = Planner(settings, secret, name, own.identity)
     store, nudge = Store(settings.effective_database_url), Nudge(settings.effective_redis_url)
     addresses = own.listens(settings.socket("planner"))
-    holder = f"{name} {hashlib.sha256(str(settings.state).encode()).hexdigest()[:8]}"
+    holder = f"{name} {hashlib.sha256(os.fsencode(settings.state)).hexdigest()[:8]}"
     leadership = Leadership(store.leases, holder, str(addresses[-1]), settings.planner_shards, planner.took_over)
     planner.leadership = leadership
     insight = Insight(
