@@ -93,6 +93,14 @@ class Node:
         self._serving = False
         self._retired: set[str] = set()  # tenants; a name is never given again, so this is for good
         self._loop = asyncio.get_running_loop()
+        self._orders: dict[int, Callable[[Connection, Any], None]] = {
+            Rpc.DEFINE: lambda _, message: self._define(message),
+            Rpc.PREPARE: self._prepare,
+            Rpc.REVOKE: self._revoke,
+            Rpc.HOSTED: self._host,
+            Rpc.DRAIN: lambda _, message: self._drain(message),
+            Rpc.RETIRE: lambda _, message: self._keep(self._retire(message.tenant)),
+        }
         self._answers = {
             "logs": self._answer_logs,
             "isolation": self._answer_isolation,
@@ -174,8 +182,8 @@ class Node:
             self.execution.call_result(connection, ident, message, body)
         elif kind == Rpc.CANCEL:
             self.execution.cancel(connection, ident)
-        elif kind == Rpc.DEFINE:
-            self._define(message)
+        elif (order := self._orders.get(kind)) is not None:
+            order(connection, message)
         elif kind == Rpc.SUBSCRIBE:
             wanted, other = self._subscribers, self._watchers
             if ident == ONCE_A_SECOND:
@@ -183,21 +191,6 @@ class Node:
             wanted.add(connection)
             other.discard(connection)
             self._tell_whole()
-        else:
-            self._on_order(connection, kind, message)
-
-    def _on_order(self, connection: Connection, kind: int, message: Any) -> None:
-        """What is to be here and what not, and whom to believe it."""
-        if kind == Rpc.PREPARE:
-            self._prepare(connection, message)
-        elif kind == Rpc.REVOKE:
-            self._revoke(connection, message)
-        elif kind == Rpc.DRAIN:
-            self._drain(message)
-        elif kind == Rpc.HOSTED:
-            self._host(connection, message)
-        elif kind == Rpc.RETIRE:
-            self._keep(self._retire(message.tenant))
         elif kind == Rpc.STALE:
             self.standing.told_stale(message.epoch)
         elif kind == Rpc.CALLERS and connection.peer.role == "control":

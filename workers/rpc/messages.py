@@ -29,7 +29,6 @@ class Rpc(IntEnum):
     RETIRE = 17  # Retire: a tenant is gone for good, and all of it here goes with it
     STALE = 18  # Stale: the cluster counts with a newer epoch of this node; what it holds is void, it joins again
     HOSTED = 19  # Hosted: which code of a tenant to have at hand
-    CALLERS = 50  # Callers: who may dial; from control only
     # from a node
     RESULT = 20  # InvokeResult + body
     CALL = 21  # ChildCall + payload; id numbers the call
@@ -44,6 +43,7 @@ class Rpc(IntEnum):
     ASK = 41  # Ask; the answer comes as ANSWER or REFUSED with the same id
     ANSWER = 42  # body: JSON
     REFUSED = 43  # Refusal
+    CALLERS = 51  # Callers: to a node, from control only
 
 
 class Hello(msgspec.Struct, array_like=True, frozen=True):
