@@ -11,6 +11,7 @@ import msgspec
 import structlog
 
 from graph.ids import function_id
+from graph.plans import Outcome
 from workers.admission import CoreGate, MemoryLedger
 from workers.callers import CallerList
 from workers.decisions import DecisionBook
@@ -24,6 +25,7 @@ from workers.rpc.messages import (
     Caller,
     DecisionUpdate,
     Drain,
+    Hosted,
     InvokeRequest,
     InvokeResult,
     Outcomes,
@@ -44,6 +46,7 @@ TELL_EVERY_S = 0.002
 HEARTBEAT_S = 1.0
 PREFETCHES = 2
 ONCE_A_SECOND = 1  # the id of a SUBSCRIBE whose sender wants no more than the heartbeat
+ENDS = (Outcome.HIT, Outcome.LATE, Outcome.WASTED, Outcome.CANCELLED)
 
 log = structlog.get_logger(__name__)
 
@@ -82,6 +85,7 @@ class Node:
         self._updates: list[DecisionUpdate] = []
         self._tell_handle: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
+        self._planned: dict[str, VersionSpec] = {}  # by open decision: code that a plan keeps
         self._prefetching = asyncio.Semaphore(PREFETCHES)
         self.standing = Standing(self._void)
         self.callers = CallerList()
@@ -95,6 +99,7 @@ class Node:
             "state": self._answer_state,
             "cool": self._answer_cool,
             "counts": self._answer_counts,
+            "code": self._answer_code,
         }
 
     @property
@@ -134,6 +139,9 @@ class Node:
                 task.cancel()
             await self._standbys.stop()
             await self.execution.stop()
+            for spec in self._planned.values():
+                self._code.unpin(spec)
+            self._planned.clear()
             for connection in list(self._connections):
                 connection.close()
             for address in addresses:
@@ -164,18 +172,10 @@ class Node:
             self._invoke(connection, ident, message, body)
         elif kind == Rpc.CALL_RESULT:
             self.execution.call_result(connection, ident, message, body)
-        elif kind == Rpc.DEFINE:
-            self._define(message)
-        elif kind == Rpc.PREPARE:
-            self._prepare(connection, message)
-        elif kind == Rpc.REVOKE:
-            self._revoke(connection, message)
         elif kind == Rpc.CANCEL:
             self.execution.cancel(connection, ident)
-        elif kind == Rpc.DRAIN:
-            self._drain(message)
-        elif kind == Rpc.RETIRE:
-            self._keep(self._retire(message.tenant))
+        elif kind == Rpc.DEFINE:
+            self._define(message)
         elif kind == Rpc.SUBSCRIBE:
             wanted, other = self._subscribers, self._watchers
             if ident == ONCE_A_SECOND:
@@ -183,6 +183,21 @@ class Node:
             wanted.add(connection)
             other.discard(connection)
             self._tell_whole()
+        else:
+            self._on_order(connection, kind, message)
+
+    def _on_order(self, connection: Connection, kind: int, message: Any) -> None:
+        """What is to be here and what not, and whom to believe it."""
+        if kind == Rpc.PREPARE:
+            self._prepare(connection, message)
+        elif kind == Rpc.REVOKE:
+            self._revoke(connection, message)
+        elif kind == Rpc.DRAIN:
+            self._drain(message)
+        elif kind == Rpc.HOSTED:
+            self._host(connection, message)
+        elif kind == Rpc.RETIRE:
+            self._keep(self._retire(message.tenant))
         elif kind == Rpc.STALE:
             self.standing.told_stale(message.epoch)
         elif kind == Rpc.CALLERS and connection.peer.role == "control":
@@ -230,10 +245,11 @@ class Node:
                 self._tell_decision(DecisionUpdate(item.decision_id, "cancelled", time.time(), detail="older epoch"))
             elif item.level == "code":
                 self._fetch_only(item)
-            elif item.decision_id in self.decisions:
-                continue  # the same order again: it stands, and ends once
-            elif not self.decisions.accept(item, self._begin_decision):
-                self._tell_decision(DecisionUpdate(item.decision_id, "cancelled", time.time(), detail="too many open decisions"))
+            elif item.decision_id not in self.decisions:  # the same order again: it stands, and ends once
+                self._expect_code(item)
+                if not self.decisions.accept(item, self._begin_decision):
+                    why = "too many open decisions"
+                    self._tell_decision(DecisionUpdate(item.decision_id, "cancelled", time.time(), detail=why))
 
     def _begin_decision(self, item: PrepareItem) -> None:
         spec = self._specs.get(item.version)
@@ -241,6 +257,22 @@ class Node:
             self.decisions.lost(item.decision_id, "the node does not know this version" if spec is None else "draining")
         elif self.execution.begin(spec, time.monotonic() + item.needed_in_s, item.decision_id) is None:
             self.decisions.lost(item.decision_id, "no memory left on the node")
+
+    def _expect_code(self, item: PrepareItem) -> None:
+        """What a plan wants keeps its place in tier 1 until the plan is over, and comes now when the instance is for later."""
+        spec = self._specs.get(item.version)
+        if spec is None:
+            return
+        self._planned[item.decision_id] = spec
+        self._code.pin(spec)
+        if item.delay_s > 0 and not self._code.held(spec):
+            self._keep(self._fetch(spec))
+
+    def _host(self, connection: Connection, message: Hosted) -> None:
+        if message.tenant in self._retired or not self._obeys(connection, message.lease, message.epoch):
+            return
+        known = [spec for version in message.versions if (spec := self._specs.get(version)) is not None]
+        self._code.bring(message.tenant, [spec for spec in known if spec.tenant == message.tenant])
 
     def _fetch_only(self, item: PrepareItem) -> None:
         spec = self._specs.get(item.version)
@@ -252,7 +284,7 @@ class Node:
         """A few at a time: a planner that connects asks for everything at once. No turn at the cores: that is for starts."""
         try:
             async with self._prefetching:
-                await self._code.fetch(spec)
+                await self._code.bring_ahead(spec)
         except CodeUnavailable as error:
             log.warning("code.prefetch_failed", version=spec.version, error=str(error))
 
@@ -301,6 +333,8 @@ class Node:
             self._tell_handle = self._loop.call_later(TELL_EVERY_S, self._tell)
 
     def _tell_decision(self, update: DecisionUpdate) -> None:
+        if update.outcome in ENDS and (spec := self._planned.pop(update.decision_id, None)) is not None:
+            self._code.unpin(spec)  # its instance, if there is one, has a pin of its own
         self._updates.append(update)
         del self._updates[:-SPECS]
         self._counts_moved()
@@ -346,6 +380,9 @@ class Node:
             if count.version.startswith(tenant)
         ]
 
+    async def _answer_code(self, args: Mapping[str, Any]) -> object:
+        return {name: msgspec.to_builtins(one) for name, one in self._code.report_of(str(args["tenant"])).items()}
+
     async def _answer_cool(self, args: Mapping[str, Any]) -> object:
         functions = {str(function_id(args["tenant"], name)) for name in args["names"]}
         return {"cooled": self.execution.cool(functions)}
@@ -359,4 +396,5 @@ class Node:
             "standbys": len(self._standbys),
             "memory_mb": {"total": memory.total_mb, "promised": memory.used_mb},
             "open_decisions": len(self.decisions),
+            "code": msgspec.to_builtins(self._code.report()),
         }
