@@ -32,8 +32,11 @@ STOP_TIMEOUT_S = 10.0
 REAP_EVERY_S = 5.0
 ORPHANS_TIMEOUT_S = 5.0
 WAVES = (("control", "gateway", "planner", "node"), ("flow",))
-BESIDE = ("page",)
-STOP_ORDER = (("gateway",), ("page", "flow", "planner", "node", "control"), ("valkey",))
+BESIDE = ("page", "zone-cache")
+OPTIONAL = {"zone-cache": "zone_cache"}
+"""Beside it when its setting says so."""
+
+STOP_ORDER = (("gateway",), ("page", "flow", "planner", "node", "control", "zone-cache"), ("valkey",))
 
 Commands = Mapping[str, Sequence[str]]
 
@@ -95,7 +98,7 @@ class Supervisor:
         self._ready = False
         self._failure = ""
         environment = child_environment(settings, ports)
-        everything = dict(commands)
+        everything = {name: one for name, one in commands.items() if name not in OPTIONAL or getattr(settings, OPTIONAL[name])}
         if not settings.redis_url:
             everything["valkey"] = valkey.command(settings.socket("valkey"), settings.state / "valkey")
         logs = settings.state / "logs"
