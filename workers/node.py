@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections import OrderedDict
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +83,7 @@ class Node:
         self._tasks: set[asyncio.Task[None]] = set()
         self._prefetching = asyncio.Semaphore(PREFETCHES)
         self.standing = Standing(self._void)
+        self.on_caches: Callable[[Sequence[str]], None] = lambda addresses: None  # of tier 2, whenever a planner tells them
         self._serving = False
         self._retired: set[str] = set()  # tenants; a name is never given again, so this is for good
         self._loop = asyncio.get_running_loop()
@@ -180,6 +181,8 @@ class Node:
             wanted.add(connection)
             other.discard(connection)
             self._tell_whole()
+        elif kind == Rpc.CACHES and connection.peer.role == "planner":
+            self.on_caches(message.addresses)
         elif kind == Rpc.STALE:
             self.standing.told_stale(message.epoch)
 

@@ -43,7 +43,8 @@ class KeyRoute(msgspec.Struct, frozen=True, array_like=True):
 
 
 class NodeRoute(msgspec.Struct, frozen=True, array_like=True):
-    """A member of the cluster. `up` False: it is silent; whoever reaches it with an older `epoch` than this tells it so."""
+    """A member of the cluster. `up` False: it is silent; whoever reaches it with an older `epoch` than this tells it so.
+    `tenants`: whose functions and code a node may have; empty: anybody's."""
 
     name: str
     generation: int
@@ -53,6 +54,11 @@ class NodeRoute(msgspec.Struct, frozen=True, array_like=True):
     fingerprint: str
     up: bool
     epoch: int
+    tenants: tuple[str, ...] = ()
+
+    def hosts(self, tenant: str) -> bool:
+        """Whether the node may have what is this tenant's."""
+        return not self.tenants or tenant in self.tenants
 
 
 class TenantRoute(msgspec.Struct, frozen=True, array_like=True):

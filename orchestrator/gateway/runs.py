@@ -129,9 +129,9 @@ class Runs:
     async def _place(self, run: Run, body: bytes, since: float) -> Answer:
         """Tries nodes until one takes it. Only an answer that promises that no byte reached an instance is tried again."""
         while True:
-            up = [link for link in self.links if link.up]
+            up = [link for link in self.links if link.up and link.hosts(run.tenant)]
             if not up and run.deadline <= time.monotonic():
-                detail = ErrorDetail("Timeout", "the deadline passed while no node was reachable")
+                detail = ErrorDetail("Timeout", "the deadline passed while no node that may run it was reachable")
                 return InvokeResult("timeout", error=detail), b""
             for link in up if len(up) < 2 else place(run.spec.version, run.spec.memory_mb, up):
                 if not link.up:

@@ -134,15 +134,19 @@ FAMILIES: Mapping[str, Family] = {
             "foreglow_zone_requests",
             "counter",
             (ZONE_CACHE,),
-            "Objects (chunks, manifests) asked of tier 2: held, read through, not in the origin, not for the caller, not to be had.",
+            "Objects (chunks, manifests) asked of tier 2: held, read through, in no layer, refused, not to be had.",
             ("result",),
         ),
         Family("foreglow_zone_served_bytes", "counter", (ZONE_CACHE,), "Bytes of objects sent to nodes."),
         Family("foreglow_zone_fetched_bytes", "counter", (ZONE_CACHE,), "Bytes of objects fetched from the origin."),
         Family("foreglow_zone_bytes", "gauge", (ZONE_CACHE,), "Bytes of objects on its disk."),
         Family("foreglow_zone_evictions", "counter", (ZONE_CACHE,), "Objects that made room for others."),
-        Family("foreglow_zone_not_kept", "counter", (ZONE_CACHE,), "Objects served without being kept: the disk did not take them."),
-        Family("foreglow_zone_damaged", "counter", (ZONE_CACHE,), "Objects found damaged on the disk, dropped and brought again."),
+        Family(
+            "foreglow_zone_not_kept", "counter", (ZONE_CACHE,), "Objects served without being kept: the disk did not take them."
+        ),
+        Family(
+            "foreglow_zone_damaged", "counter", (ZONE_CACHE,), "Objects found damaged on the disk, dropped and brought again."
+        ),
         Family("foreglow_zone_fill_seconds", "histogram", (ZONE_CACHE,), "One step of filling a layer, at most some 2 s each."),
         # -- control flow
         Family(

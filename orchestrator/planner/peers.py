@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, Protocol
 
 import msgspec
@@ -10,7 +10,7 @@ import structlog
 
 from graph.ids import VersionId, function_of
 from orchestrator.heartbeat import SILENT_S, Pulse, until_lost
-from orchestrator.placement import place
+from orchestrator.placement import allowed, place
 from orchestrator.planner.vigil import Sight
 from workers.rpc.connection import Connection, RpcError, dial
 from workers.rpc.messages import (
@@ -26,6 +26,7 @@ from workers.rpc.messages import (
     Stale,
     Triggers,
     VersionCount,
+    ZoneCaches,
 )
 from workers.rpc.transport import Address, Identity, label
 from workers.rpc.transport import Peer as Whom
@@ -62,6 +63,7 @@ class Peer:
         self._identity = identity
         self._expected = expected
         self._epoch = epoch
+        self._tenants: Collection[str] = ()
         self._lost = asyncio.Event()
 
     def set_epoch(self, epoch: int) -> None:
@@ -69,6 +71,13 @@ class Peer:
         self._epoch = epoch
         if self.connection is not None and self._stale(self.connection):
             self.connection.close()
+
+    def set_tenants(self, tenants: Collection[str]) -> None:
+        """From now on; what is there of others ends by itself."""
+        self._tenants = frozenset(tenants)
+
+    def hosts(self, tenant: str) -> bool:
+        return not self._tenants or tenant in self._tenants
 
     async def run(self) -> None:
         delay = RETRY_S[0]
@@ -219,6 +228,15 @@ class NodePeer(Peer):
             for count in message.versions:
                 self.counts[count.version] = count
 
+    @property
+    def member(self) -> str:
+        """Its name in the routes; empty for one that settings name."""
+        return self._expected.name if self._expected is not None else ""
+
+    def tell_caches(self, zone: str, addresses: list[str]) -> None:
+        if self.connection is not None:
+            self.connection.send(Rpc.CACHES, 0, ZoneCaches(zone, addresses))
+
     def define(self, spec: VersionSpec) -> None:
         connection = self.connection
         if connection is not None and spec.version not in connection.defined:
@@ -266,12 +284,11 @@ class Fleet:
         return sum(node.idle(version) for node in self.nodes)
 
     def choose(self, spec: VersionSpec) -> NodePeer | None:
-        nodes = self.up()
-        return place(spec.version, spec.memory_mb, nodes)[0] if nodes else None
+        return next(iter(place(spec.version, spec.memory_mb, self.up())), None)
 
     def bring_code(self, spec: VersionSpec, node: NodePeer | None = None, lease: str = "", epoch: int = 0) -> None:
         """Tells nodes of a version ahead of any start: its code into tier 1, its tenant's template and standbys made."""
-        for one in [node] if node is not None else self.up():
+        for one in allowed(spec.version, [node] if node is not None else self.up()):
             one.define(spec)
             one.prepare([PrepareItem("", spec.version, level="code")], lease, epoch)
 

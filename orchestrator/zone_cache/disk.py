@@ -31,7 +31,8 @@ log = structlog.get_logger(__name__)
 
 
 class ZoneDisk:
-    """`max_bytes` bounds the sum of the files' sizes. Blocking and thread-safe. Names must have been checked: they become paths."""
+    """`max_bytes` bounds the sum of the files' sizes. Blocking and thread-safe. Names become paths: they must have been
+    checked."""
 
     def __init__(self, folder: Path, max_bytes: int) -> None:
         self._folder = folder

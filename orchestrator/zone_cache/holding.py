@@ -109,7 +109,8 @@ class Holding:
         return await self._object((tenant, "chunks", name), partial(self._origin.chunk, tenant, digest, name), intact)
 
     async def fill(self, tenant: str, digest: str, names: Iterable[str], within_s: float) -> Filled:
-        """Brings what is missing, for about `within_s` seconds; asked again it goes on. Raises as `layer` does, for its manifest."""
+        """Brings what is missing, for about `within_s` seconds; asked again it goes on. Raises as `layer` does, for the
+        manifest."""
         began = time.monotonic()
         layer = await self.layer(tenant, digest)
         wanted = set(names)

@@ -1,4 +1,4 @@
-"""The listeners of a zone cache: uvicorn's HTTP on the cluster's own transports, so that the caller is who its certificate says."""
+"""The listeners of a zone cache: uvicorn's HTTP on the cluster's own transports, so that callers are who their certificates say."""
 
 import asyncio
 from collections.abc import Sequence

@@ -10,6 +10,8 @@ from orchestrator.ops.catalogue import family, histogram, one
 from orchestrator.ops.health import Check
 from orchestrator.zone_cache.holding import Holding
 
+RESULTS = {"hit": "hits", "miss": "misses", "absent": "absent", "refused": "refused", "failed": "failed"}
+
 
 class ZoneMetrics(Collector):
     """Reads the cache in its own loop."""
@@ -19,8 +21,7 @@ class ZoneMetrics(Collector):
 
     def collect(self) -> Iterable[Metric]:
         tally, disk = self._holding.tally, self._holding.disk
-        results = {"hit": tally.hits, "miss": tally.misses, "absent": tally.absent, "refused": tally.refused, "failed": tally.failed}
-        yield family("foreglow_zone_requests", [((result,), count) for result, count in results.items()])
+        yield family("foreglow_zone_requests", [((result,), getattr(tally, counted)) for result, counted in RESULTS.items()])
         yield one("foreglow_zone_served_bytes", tally.served_bytes)
         yield one("foreglow_zone_fetched_bytes", tally.fetched_bytes)
         yield one("foreglow_zone_bytes", disk.bytes_held)
@@ -32,4 +33,5 @@ class ZoneMetrics(Collector):
 
 def zone_checks(table: RouteTable) -> Sequence[Check]:
     """Without the members it serves this host only."""
-    return [Check("members", table.loaded.is_set(), "Redis has not told who the members are: nodes of other hosts wait", needed=False)]
+    reason = "Redis has not told who the members are: nodes of other hosts go to the origin"
+    return [Check("members", table.loaded.is_set(), reason, needed=False)]

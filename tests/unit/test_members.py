@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, cast
 
@@ -28,6 +29,9 @@ class Followed:
 
     def set_epoch(self, epoch: int) -> None:
         self.epochs.append(epoch)
+
+    def set_tenants(self, tenants: Collection[str]) -> None:
+        self.tenants = tuple(tenants)
 
     async def run(self) -> None:
         try:
