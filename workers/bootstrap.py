@@ -13,6 +13,7 @@ import uvloop
 from workers.admission import machine_memory_mb
 from workers.code.origin import Origin
 from workers.code.tier1 import Tier1
+from workers.code.zone import ZoneClient
 from workers.drivers.process.driver import ProcessDriver
 from workers.node import Node
 from workers.rpc.transport import Address, Identity
@@ -26,7 +27,7 @@ log = structlog.get_logger(__name__)
 
 class NodeConfig(msgspec.Struct, frozen=True):
     """`memory_mb` 0 means 80 % of what the machine has free; `python` empty means found. `rejoin` and `epoch` of a node that has
-    joined; it listens on `sockets`, on TCP with `identity`."""
+    joined; it listens on `sockets`, on TCP with `identity`. `zone_caches`: tier 2 as settings name it; planners tell of more."""
 
     name: str
     folder: Path
@@ -42,6 +43,8 @@ class NodeConfig(msgspec.Struct, frozen=True):
     identity: Identity | None = None
     epoch: int = 0
     rejoin: Rejoin | None = None
+    zone: str = "default"
+    zone_caches: Sequence[Address] = ()
 
 
 Beside = Callable[[Node, Tier1], Coroutine[None, None, None]]
@@ -57,7 +60,8 @@ async def serve(config: NodeConfig, beside: Beside | None = None) -> None:
     driver = ProcessDriver(config.folder / "process", config.python, config.allow_no_isolation)
     report = await driver.start()
     log.info("node.isolation", tier=report.tier, limits=dict(report.limits), missing=list(report.missing))
-    tier = Tier1(config.folder / "code", Origin(config.origin_url), config.key)
+    zone = ZoneClient(config.zone, config.identity, config.zone_caches)
+    tier = Tier1(config.folder / "code", Origin(config.origin_url), config.key, zone=zone)
     node = Node(
         config.name,
         driver,
@@ -69,6 +73,7 @@ async def serve(config: NodeConfig, beside: Beside | None = None) -> None:
         config.standbys,
         config.idle_s,
     )
+    node.on_caches = lambda told: zone.use([*config.zone_caches, *told])
     if config.rejoin is not None:
         node.standing.joined(config.epoch, config.rejoin)
     serving = asyncio.create_task(node.serve(config.sockets, config.secret, config.identity))
@@ -84,6 +89,7 @@ async def serve(config: NodeConfig, beside: Beside | None = None) -> None:
         for task in running:
             task.cancel()
         await asyncio.gather(*running, stopping, return_exceptions=True)
+        zone.close()
         await driver.stop()
 
 

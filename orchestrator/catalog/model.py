@@ -134,8 +134,8 @@ class Key(Schema):
 
 
 class Node(Schema):
-    """A process of a host that joined; `role`: node | gateway | planner | flow | zone-cache. `epoch` grows each time it joins or is
-    declared silent: orders and answers of an older one are void.
+    """A process of a host that joined; `role`: node | gateway | planner | flow | zone-cache. `epoch` grows each time it joins or
+    is declared silent: orders and answers of an older one are void.
 
     `address`: `host:port`, empty for what only dials. `fingerprint`: SHA-256 of its certificate, hex. What runs beside control
     on its host is not here: the cluster key lets it in.

@@ -1,4 +1,4 @@
-"""The listeners of a zone cache: uvicorn's HTTP on the cluster's own transports, so that callers are who their certificates say."""
+"""The listeners of a zone cache: uvicorn's HTTP on the cluster's own transports, so that callers are who they show to be."""
 
 import asyncio
 from collections.abc import Sequence

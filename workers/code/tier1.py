@@ -15,19 +15,20 @@ import secrets
 import shutil
 import threading
 from collections import Counter, OrderedDict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import structlog
 
 from workers.code.archive import unpack_old_layer, verify_old_layer
 from workers.code.chunks import chunk_key, unpack
 from workers.code.layers import LARGEST, assemble, verify
-from workers.code.manifest import LayerError, hex_of
+from workers.code.manifest import Chunk, LayerError, hex_of
 from workers.code.origin import OldLayer, Origin, OriginError
-from workers.ports import CodeUnavailable
+from workers.ports import ChunkSource, CodeUnavailable
 from workers.versions import VersionSpec
 
 DEFAULT_BYTES = 10 << 30
@@ -37,6 +38,7 @@ THREADS = 2
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 BOOT_FILE = ".boot"
 
+Found = TypeVar("Found")
 log = structlog.get_logger(__name__)
 
 
@@ -57,10 +59,18 @@ class Tier1:
     layer is verified before its first use.
     """
 
-    def __init__(self, folder: Path, origin: Origin, cluster_key: bytes, max_bytes: int = DEFAULT_BYTES) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        origin: Origin,
+        cluster_key: bytes,
+        max_bytes: int = DEFAULT_BYTES,
+        zone: ChunkSource | None = None,
+    ) -> None:
         self._folder = folder
         self._origin = origin
         self._cluster_key = cluster_key
+        self._zone = zone
         self._max_bytes = max_bytes
         self._ready: OrderedDict[Key, tuple[Path, int]] = OrderedDict()  # least recently used first; path and bytes
         self._doubtful: set[Key] = set()
@@ -192,12 +202,25 @@ class Tier1:
     def _bring_into(self, folder: Path, tenant: str, digest: str) -> int:
         key = chunk_key(self._cluster_key, tenant)
         try:
-            manifest = self._origin.manifest(tenant, digest)
+            manifest = self._ask(lambda source: source.manifest(tenant, digest))
         except OldLayer:
             with self._origin.old_layer(tenant, digest) as archive:
                 return unpack_old_layer(archive, folder, digest, LARGEST)
-        assemble(manifest, lambda chunk: unpack(key, chunk.name, self._origin.chunk(tenant, digest, chunk.name)), folder)
+
+        def plain(chunk: Chunk) -> bytes:
+            return self._ask(lambda source: unpack(key, chunk.name, source.chunk(tenant, digest, chunk.name)))
+
+        assemble(manifest, plain, folder)
         return manifest.size
+
+    def _ask(self, ask: Callable[[ChunkSource], Found]) -> Found:
+        """Tier 2 first; whatever is wrong there, the origin is asked instead."""
+        if self._zone is not None:
+            try:
+                return ask(self._zone)
+            except (OriginError, LayerError) as error:
+                log.debug("tier1.not_from_the_zone", reason=str(error))
+        return ask(self._origin)
 
     def _remove(self, path: Path) -> None:
         """Out of the way by a rename first: a layer is whole or not there."""
