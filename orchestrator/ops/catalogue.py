@@ -147,7 +147,9 @@ FAMILIES: Mapping[str, Family] = {
         Family(
             "foreglow_zone_damaged", "counter", (ZONE_CACHE,), "Objects found damaged on the disk, dropped and brought again."
         ),
-        Family("foreglow_zone_fill_seconds", "histogram", (ZONE_CACHE,), "One step of filling a layer, at most some 2 s each."),
+        Family(
+            "foreglow_zone_fill_seconds", "histogram", (ZONE_CACHE,), "One step of filling a layer, about a second each at most."
+        ),
         # -- control flow
         Family(
             "foreglow_events",

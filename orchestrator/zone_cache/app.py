@@ -32,7 +32,7 @@ log = structlog.get_logger(__name__)
 
 class FillRequest(msgspec.Struct):
     chunks: Annotated[list[str], msgspec.Meta(max_length=12_000)]
-    within_s: Annotated[float, msgspec.Meta(gt=0, le=MAX_WITHIN_S)] = 2.0
+    within_s: Annotated[float, msgspec.Meta(gt=0, le=MAX_WITHIN_S)] = 1.0
 
 
 class Unsatisfiable(Exception):

@@ -4,6 +4,7 @@ Every object is checked each time it is read, on its way in and on its way out: 
 """
 
 import asyncio
+import contextlib
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
@@ -109,7 +110,7 @@ class Holding:
         return await self._object((tenant, "chunks", name), partial(self._origin.chunk, tenant, digest, name), intact)
 
     async def fill(self, tenant: str, digest: str, names: Iterable[str], within_s: float) -> Filled:
-        """Brings what is missing, for about `within_s` seconds; asked again it goes on. Raises as `layer` does, for the
+        """Brings what is missing, for `within_s` seconds; asked again it goes on. Raises as `layer` does, for the
         manifest."""
         began = time.monotonic()
         layer = await self.layer(tenant, digest)
@@ -126,10 +127,12 @@ class Holding:
                     await self.chunk(tenant, digest, name)
                 except (NotHere, Unavailable) as error:
                     reasons.append(str(error))
-                if reasons or time.monotonic() - began > within_s:
+                if reasons:
                     return
 
-        await asyncio.gather(*(bring() for _ in range(FILLERS)))
+        with contextlib.suppress(TimeoutError):  # what is on its way comes all the same
+            async with asyncio.timeout(within_s):
+                await asyncio.gather(*(bring() for _ in range(FILLERS)))
         self.tally.fill.add(time.monotonic() - began)
         left = sum(not self.disk.holds((tenant, "chunks", name)) for name in wanted)
         if left and not reasons and self.disk.not_kept:

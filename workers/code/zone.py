@@ -23,9 +23,9 @@ from workers.rpc.transport import Address, Identity, NotTrusted, parse_address
 TRIES = 2
 """Replicas that one object is asked of: with two down, the origin is the shorter way."""
 
-SLICE_S = 2.0
-FILL_READ_S = 6.0
-"""A cache answers how far it is within SLICE_S, plus what is under way by then."""
+SLICE_S = 1.0
+FILL_READ_S = 3.0
+"""A cache says how far it is after SLICE_S at the latest: one that stands still is noticed soon, however large the layer."""
 
 STALLED_ROUNDS = 3
 MAX_ANSWER = 64 << 10
@@ -98,9 +98,9 @@ class ZoneClient:
             try:
                 return replica.ask("GET", path, at_most)
             except ReplicaAway as error:
-                why.append(f"{replica_name}: {error}")
+                why.append(f"{_shown(replica_name)}: {error}")
             except ReplicaRefused as error:
-                raise OriginError(f"zone {self.zone}, {replica_name}: {error}") from error
+                raise OriginError(f"zone {self.zone}, {_shown(replica_name)}: {error}") from error
         raise OriginError(f"zone {self.zone}: no cache answers ({'; '.join(why) or self._nobody()})")
 
     def _in_order(self, key: str) -> list[tuple[str, Replica]]:
@@ -124,7 +124,7 @@ class ZoneClient:
         while True:
             shares = self._shares(digest, wanted, away)
             if not shares:
-                return "; ".join(f"{name}: {reason}" for name, reason in away.items()) or self._nobody()
+                return "; ".join(f"{_shown(name)}: {reason}" for name, reason in away.items()) or self._nobody()
             answers = self._step(tenant, digest, shares)
             away |= {name: answer for name, answer in answers.items() if isinstance(answer, str)}
             lacking = {name: answer for name, answer in answers.items() if not isinstance(answer, str)}
@@ -165,6 +165,11 @@ class ZoneClient:
 
         with ThreadPoolExecutor(len(shares), thread_name_prefix="fill") as threads:
             return dict(zip(shares, threads.map(ask, shares), strict=True))
+
+
+def _shown(replica: str) -> str:
+    """A socket by its file's name, as elsewhere."""
+    return replica.rpartition("/")[2]
 
 
 def _layer(tenant: str, digest: str) -> str:
