@@ -99,6 +99,7 @@ class ZoneProcess:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def start(self) -> None:
+        self.settings.ops_socket("zone-cache").unlink(missing_ok=True)
         command = [sys.executable, "-P", "-m", "orchestrator.cli.main", "zone-cache"]
         with self.log.open("ab") as out:
             self.process = subprocess.Popen(command, env=self.environment, stdout=out, stderr=out)
@@ -107,6 +108,8 @@ class ZoneProcess:
         assert process.poll() is None, self.log.read_text()
 
     def _answers(self) -> bool:
+        if not self.settings.ops_socket("zone-cache").exists():
+            return False
         with contextlib.suppress(httpx.HTTPError, OSError):
             return self.ops("/readyz").status_code == 200
         return False
