@@ -12,6 +12,7 @@ import msgspec
 
 from graph.ids import FunctionId
 from orchestrator.quotas import OwnQuotas
+from workers.rpc.transport import Peer
 from workers.versions import VersionSpec
 
 FUNCTIONS_KEY = "foreglow:routes:functions"  # hash: function id -> Route
@@ -54,7 +55,13 @@ class NodeRoute(msgspec.Struct, frozen=True, array_like=True):
     fingerprint: str
     up: bool
     epoch: int
+    fingerprint_before: str = ""
     tenants: tuple[str, ...] = ()
+
+    @property
+    def peer(self) -> Peer:
+        """Whom to expect at its address, and under which certificates."""
+        return Peer(self.role, self.name, self.fingerprint, self.fingerprint_before)
 
     def hosts(self, tenant: str) -> bool:
         """Whether the node may have what is this tenant's."""

@@ -39,6 +39,7 @@ from orchestrator.flow.starting import Starter
 from orchestrator.members import LOCAL
 from orchestrator.membership import Self
 from orchestrator.ops.listener import Operations, OperationsThread
+from orchestrator.renewal import keep_certified
 from orchestrator.settings import Settings, rpc_secret
 from orchestrator.zones import caches_by_zone
 from workers.code.origin import Origin
@@ -100,7 +101,7 @@ def _node_places(settings: Settings, store: Store, tenant: str | None) -> list[P
     may host it."""
     members = [one.route for one in store.nodes.published() if one.route is not None]
     there = [
-        (parse_address(one.address), Peer(one.role, one.name, one.fingerprint))
+        (parse_address(one.address), one.peer)
         for one in members
         if one.role == "node" and one.up and (tenant is None or one.hosts(tenant))
     ]
@@ -183,6 +184,7 @@ def _serve(settings: Settings, store: Store, workers: "list[_Worker]", threads: 
     thread = threading.Thread(target=relay.run, name="relay", daemon=True)
     thread.start()
     threads.append(thread)
+    done = keep_certified(own)
     try:
         worker = _Worker(
             app=app,
@@ -196,6 +198,7 @@ def _serve(settings: Settings, store: Store, workers: "list[_Worker]", threads: 
         workers.append(worker)
         worker.start()  # blocks
     finally:
+        done()
         relay.stop()
         thread.join(RELAY_STOP_S)
         with contextlib.suppress(OSError):

@@ -155,7 +155,12 @@ class Runs:
                 if result.status not in RETRIABLE:
                     waited = (time.monotonic() - since) * 1000 - result.timings.start_ms - result.timings.run
                     return _with_wait(result, waited), answer
-            await self._waiting.wait(since, run.deadline, reserved=bool(run.parent_id))
+            try:
+                await self._waiting.wait(since, run.deadline, reserved=bool(run.parent_id))
+            except Overload as error:
+                if up or not any(link.up for link in self.links):
+                    raise
+                raise Overload(f"no node that may host tenant {run.tenant} is up", error.reason) from None
 
     def _record(self, run: Run, result: InvokeResult, began: float) -> None:
         timings = result.timings

@@ -79,6 +79,10 @@ class Peer:
     def hosts(self, tenant: str) -> bool:
         return not self._tenants or tenant in self._tenants
 
+    def set_whom(self, whom: Whom) -> None:
+        """It is renewing its certificate: these count from now on, where it is dialled anew."""
+        self._expected = whom
+
     async def run(self) -> None:
         delay = RETRY_S[0]
         while True:

@@ -13,6 +13,7 @@ from orchestrator.catalog.watch import RouteTable, RouteWatcher
 from orchestrator.members import LOCAL
 from orchestrator.membership import Self
 from orchestrator.ops.listener import Operations
+from orchestrator.renewal import keep_certified
 from orchestrator.settings import Settings
 from orchestrator.zone_cache.admission import judge
 from orchestrator.zone_cache.app import ZoneApp
@@ -51,6 +52,7 @@ async def serve(settings: Settings) -> None:
     listener = MemberListener(ZoneApp(holding, judge(table.nodes), table.loaded.is_set).app)
     operations = Operations(ROLE, lambda: listener.serving, lambda: zone_checks(table), ZoneMetrics(holding))
     stopping = asyncio.create_task(stop.wait())
+    done = keep_certified(own)
     try:
         await operations.start(settings)
         await listener.start(own.listens(settings.socket(ROLE)), own.identity)
@@ -59,6 +61,7 @@ async def serve(settings: Settings) -> None:
         if watching.done():
             watching.result()
     finally:
+        done()
         await listener.close()
         await operations.stop()
         for task in (watching, stopping, *forgetting):

@@ -141,6 +141,7 @@ async def test_the_gateway_never_sends_an_invocation_to_a_node_that_may_not_host
         gate.runs.links[1].set_tenants(["other"])
         refused = await gate.post("echo")
         assert refused.status_code == 429
+        assert "no node that may host tenant acme is up" in refused.text
         gate.runs.links[1].set_tenants(["acme"])
         assert (await gate.post("echo")).status_code == 200
 

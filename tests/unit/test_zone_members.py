@@ -206,3 +206,18 @@ async def test_a_fill_says_how_far_it_is_while_the_origin_is_slow_and_each_chunk
         assert (await holding.fill("acme", one.digest, names, 5)).missing == 0
         assert slow.asked == 4
         holding.close()
+
+
+@in_loop
+async def test_a_renewed_certificate_is_shown_from_then_on(tmp_path: Path) -> None:
+    async with cluster(tmp_path) as made:
+        one = layer(made)
+        who = made.join("n1")
+        node = made.client(who)
+        assert await said(read_all, node, "acme", one) == ""
+        before = sha256(who.certificate).hexdigest()
+        renewed = made.join("n1")  # in the same files
+        assert sha256(renewed.certificate).hexdigest() != before
+        assert "no member of this cluster" in await said(read_all, node, "acme", one)
+        who.reload()
+        assert await said(read_all, node, "acme", one) == ""

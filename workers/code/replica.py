@@ -1,6 +1,7 @@
 """One zone cache as its callers see it: an HTTP client that knows whom it speaks to, and when to leave it alone."""
 
 import os
+import ssl
 import threading
 import time
 from pathlib import Path
@@ -34,18 +35,15 @@ class Replica:
     """One zone cache. Thread-safe."""
 
     def __init__(self, address: Address, identity: Identity | None) -> None:
+        if identity is None and not isinstance(address, Path):
+            raise NotTrusted("this process has no certificate to show a zone cache of another host")
         self.breaker = Breaker()
+        self._address = address
+        self._identity = identity
         self._lock = threading.Lock()
-        limits = httpx.Limits(max_connections=CONNECTIONS, max_keepalive_connections=KEPT, keepalive_expiry=KEPT_S)
-        if isinstance(address, Path):
-            transport, base = httpx.HTTPTransport(uds=str(address), limits=limits, trust_env=False), "http://zone-cache"
-        else:
-            if identity is None:
-                raise NotTrusted("this process has no certificate to show a zone cache of another host")
-            transport = httpx.HTTPTransport(verify=identity.client, limits=limits, trust_env=False)
-            base = f"https://{address}"
-        timeout = httpx.Timeout(READ_S, connect=CONNECT_S, pool=READ_S)
-        self._http = httpx.Client(base_url=base, transport=transport, timeout=timeout, trust_env=False, follow_redirects=False)
+        self._shown = identity.client if identity is not None else None
+        self._http = self._made()
+        self._before: httpx.Client | None = None
 
     def admits(self, now: float) -> bool:
         with self._lock:
@@ -71,7 +69,7 @@ class Replica:
     def _ask(self, method: str, path: str, at_most: int, body: bytes, read_s: float) -> tuple[int, bytes]:
         deadline = time.monotonic() + WHOLE_S
         timeout = httpx.Timeout(read_s, connect=CONNECT_S, pool=READ_S)
-        with self._http.stream(method, path, content=body or None, timeout=timeout) as answer:
+        with self._current().stream(method, path, content=body or None, timeout=timeout) as answer:
             _check_peer(answer.extensions["network_stream"])
             found = bytearray()
             for part in answer.iter_raw():
@@ -82,8 +80,31 @@ class Replica:
                     raise ValueError(f"not done within {WHOLE_S:.0f} s")
             return answer.status_code, bytes(found)
 
+    def _made(self) -> httpx.Client:
+        limits = httpx.Limits(max_connections=CONNECTIONS, max_keepalive_connections=KEPT, keepalive_expiry=KEPT_S)
+        if isinstance(self._address, Path):
+            unused = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # else all authorities of this host are read for a plain socket
+            transport = httpx.HTTPTransport(unused, uds=str(self._address), limits=limits, trust_env=False)
+            return httpx.Client(base_url="http://zone-cache", transport=transport, trust_env=False)
+        assert self._shown is not None
+        transport = httpx.HTTPTransport(verify=self._shown, limits=limits, trust_env=False)
+        return httpx.Client(base_url=f"https://{self._address}", transport=transport, trust_env=False)
+
+    def _current(self) -> httpx.Client:
+        """A certificate that was renewed is shown on new connections; those before it get until the next renewal to end."""
+        with self._lock:
+            if self._identity is not None and self._identity.client is not self._shown:
+                self._shown = self._identity.client
+                if self._before is not None:
+                    self._before.close()
+                self._before, self._http = self._http, self._made()
+            return self._http
+
     def close(self) -> None:
-        self._http.close()
+        with self._lock:
+            for one in (self._http, self._before):
+                if one is not None:
+                    one.close()
 
 
 def _check_peer(stream: Any) -> None:
