@@ -156,7 +156,8 @@ class Planner:
             # in the next turn: until then the node still counts as up
             asyncio.get_running_loop().call_soon(self.loop.decide_again, lost, node.name)
             return
-        self.caches.tell(node)
+        if self.table.loaded.is_set():  # else it would hear that there are none
+            self.caches.tell(node)
         for lease, epoch in self.leadership.held() if self.leadership is not None else ():
             node.fence(lease, epoch)
         for tenant in self.table.tenants.values():

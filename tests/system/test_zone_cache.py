@@ -10,6 +10,7 @@ import httpx
 import pytest
 from doubles.zones import WAIT_S, ZoneProcess, big_layer, publish, read_all, wait_for
 
+from orchestrator.ops.catalogue import FAMILIES, ZONE_CACHE
 from workers.code.manifest import Manifest, hex_of
 from workers.code.origin import Origin, OriginError
 from workers.code.rendezvous import ranked
@@ -163,6 +164,15 @@ def test_it_keeps_within_its_bound_and_still_serves_what_does_not_fit(url: str, 
         assert zone.metric("foreglow_zone_bytes") <= 64 << 20
         assert zone.metric("foreglow_zone_evictions_total") > 0
         client.close()
+
+
+def test_its_metrics_are_the_documented_ones(zone: ZoneProcess, client: ZoneClient, origin: Origin) -> None:
+    layer = big_layer(origin, TENANT, 1)
+    assert client.fill(TENANT, layer.digest, names(layer), WAIT_S) == ""
+    listed = {line.split()[2] for line in zone.ops("/metrics").text.splitlines() if line.startswith("# TYPE foreglow_")}
+    assert {one.removesuffix("_total") for one in listed} == {one.name for one in FAMILIES.values() if ZONE_CACHE in one.processes}
+    assert zone.metric("foreglow_zone_fill_seconds_count") == 1
+    assert zone.metric("foreglow_zone_fetched_bytes_total") == zone.metric("foreglow_zone_bytes") > layer.size
 
 
 # -- killed and stopped
