@@ -23,8 +23,6 @@ from workers.code.manifest import LayerError, encode_manifest
 from workers.code.origin import Origin, OriginError
 from workers.code.zone import ZoneClient
 
-pytestmark = pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")
-
 HEX = st.one_of(st.text(alphabet="0123456789abcdef", min_size=64, max_size=64), st.text(max_size=70))
 WORDS = st.one_of(st.text(max_size=20), st.sampled_from(["acme", "..", ".", "%2e%2e", "a/b", "chunks", "%00", "x" * 300]))
 JSON = st.recursive(

@@ -145,6 +145,6 @@ def test_a_node_on_another_host_lives_from_the_cache_of_its_zone(cluster: Cluste
     cache.wait(10)
     status, reason = cluster.deploy(2)
     assert status == "true"
-    assert reason.startswith(f"zone default: not filled, {cluster.hosts.address('b')}:{ZONE}: ConnectError")
+    assert reason.startswith(f"zone default: not filled, {cluster.hosts.address('b')}:{ZONE}: ConnectionRefusedError")
     cluster.start("b", "zone-cache", "z1")
     cluster.wait(lambda: cluster.invoke().text == "2", "what it was not filled with it reads through")

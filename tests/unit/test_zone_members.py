@@ -29,8 +29,6 @@ from workers.code.origin import Origin, OriginError
 from workers.code.zone import ZoneClient
 from workers.rpc.transport import HostPort, Identity
 
-pytestmark = pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning", "ignore:unclosed <ssl:ResourceWarning")
-
 
 class Cluster:
     """An authority, members in a route table, and a cache that listens on a port and a socket."""
