@@ -219,3 +219,14 @@ async def test_a_renewed_certificate_is_shown_from_then_on(tmp_path: Path) -> No
         assert "no member of this cluster" in await said(read_all, node, "acme", one)
         who.reload()
         assert await said(read_all, node, "acme", one) == ""
+
+
+@in_loop
+async def test_a_cache_that_started_again_is_asked_on_new_connections(tmp_path: Path) -> None:
+    async with cluster(tmp_path) as made:
+        one = layer(made)
+        node, where = made.client(made.join("n1")), made.address
+        assert await said(read_all, node, "acme", one) == ""
+        await made.listener.close()
+        await made.listener.start([where], identity(made.authority, tmp_path, "zone-cache", "z1"))
+        assert await said(read_all, node, "acme", one) == "", "nobody notices"

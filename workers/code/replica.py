@@ -123,7 +123,7 @@ class Replica:
         try:
             try:
                 return self._exchange(connection, method, path, at_most, body, read_s, deadline)
-            except (ConnectionError, HTTPException):
+            except (ConnectionError, HTTPException, ssl.SSLError):
                 if not kept:
                     raise
             connection.close()  # it was ended while it was idle; whatever is asked may be asked twice
