@@ -25,6 +25,7 @@ def run(settings: Settings) -> None:
     from orchestrator.membership import Self
     from workers.bootstrap import NodeConfig
     from workers.bootstrap import run as run_node
+    from workers.code.room import Bounds
 
     own = Self(settings, "node", f"node{LOCAL}{socket.gethostname()}")
     member = own.member
@@ -46,7 +47,9 @@ def run(settings: Settings) -> None:
         from orchestrator.ops.node import NodeMetrics, node_checks
         from orchestrator.renewal import keep_certified
 
-        operations = Operations("node", lambda: node.serving, lambda: node_checks(node), NodeMetrics(node, tier))
+        operations = Operations(
+            "node", lambda: node.serving, lambda: node_checks(node), NodeMetrics(node, tier, settings.metrics_functions)
+        )
         done = keep_certified(own)
         try:
             await operations.start(settings)
@@ -74,6 +77,7 @@ def run(settings: Settings) -> None:
             rejoin=again if member is not None else None,
             zone=settings.zone,
             zone_caches=settings.zone_cache_addresses,
+            code_bounds=Bounds(settings.node_code_bytes, settings.node_code_tenant_bytes),
         ),
         beside,
     )

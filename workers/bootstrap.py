@@ -12,6 +12,7 @@ import uvloop
 
 from workers.admission import machine_memory_mb
 from workers.code.origin import Origin
+from workers.code.room import Bounds
 from workers.code.tier1 import Tier1
 from workers.code.zone import ZoneClient
 from workers.drivers.process.driver import ProcessDriver
@@ -45,6 +46,7 @@ class NodeConfig(msgspec.Struct, frozen=True):
     rejoin: Rejoin | None = None
     zone: str = "default"
     zone_caches: Sequence[Address] = ()
+    code_bounds: Bounds = Bounds()
 
 
 Beside = Callable[[Node, Tier1], Coroutine[None, None, None]]
@@ -61,7 +63,7 @@ async def serve(config: NodeConfig, beside: Beside | None = None) -> None:
     report = await driver.start()
     log.info("node.isolation", tier=report.tier, limits=dict(report.limits), missing=list(report.missing))
     zone = ZoneClient(config.zone, config.identity, config.zone_caches)
-    tier = Tier1(config.folder / "code", Origin(config.origin_url), config.key, zone=zone)
+    tier = Tier1(config.folder / "code", [zone, Origin(config.origin_url)], config.key, config.code_bounds)
     node = Node(
         config.name,
         driver,
@@ -91,6 +93,7 @@ async def serve(config: NodeConfig, beside: Beside | None = None) -> None:
         await asyncio.gather(*running, stopping, return_exceptions=True)
         zone.close()
         await driver.stop()
+        tier.close()
 
 
 def run(config: NodeConfig, beside: Beside | None = None) -> None:

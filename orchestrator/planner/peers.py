@@ -10,13 +10,14 @@ import structlog
 
 from graph.ids import VersionId, function_of
 from orchestrator.heartbeat import SILENT_S, Pulse, until_lost
-from orchestrator.placement import allowed, place
+from orchestrator.placement import place
 from orchestrator.planner.vigil import Sight
 from workers.rpc.connection import Connection, RpcError, dial
 from workers.rpc.messages import (
     DecisionUpdate,
     Drain,
     Hello,
+    Hosted,
     PrepareBatch,
     PrepareItem,
     Records,
@@ -44,6 +45,7 @@ class Listener(Protocol):
     def on_records(self, records: Records) -> None: ...
     def on_outcomes(self, node: str, updates: Sequence[DecisionUpdate]) -> None: ...
     def on_node(self, node: "NodePeer", up: bool) -> None: ...
+    def on_counts(self, node: "NodePeer", counts: Sequence[VersionCount]) -> None: ...
 
 
 class Peer:
@@ -231,6 +233,7 @@ class NodePeer(Peer):
                 self.counts.clear()
             for count in message.versions:
                 self.counts[count.version] = count
+            self._listener.on_counts(self, message.versions)
 
     @property
     def member(self) -> str:
@@ -246,6 +249,13 @@ class NodePeer(Peer):
         if connection is not None and spec.version not in connection.defined:
             connection.defined.add(spec.version)
             connection.send(Rpc.DEFINE, 0, spec)
+
+    def host(self, tenant: str, specs: Sequence[VersionSpec], lease: str = "", epoch: int = 0) -> None:
+        """The tenant may start here: its template and standbys are made, its code comes in the order of `specs`."""
+        for spec in specs:
+            self.define(spec)
+        if self.connection is not None:
+            self.connection.send(Rpc.HOSTED, 0, Hosted(tenant, [spec.version for spec in specs], epoch, lease))
 
     def fence(self, lease: str, epoch: int) -> None:
         """An order of nothing: from now on the node obeys no older epoch of this lease."""
@@ -289,12 +299,6 @@ class Fleet:
 
     def choose(self, spec: VersionSpec) -> NodePeer | None:
         return next(iter(place(spec.version, spec.memory_mb, self.up())), None)
-
-    def bring_code(self, spec: VersionSpec, node: NodePeer | None = None, lease: str = "", epoch: int = 0) -> None:
-        """Tells nodes of a version ahead of any start: its code into tier 1, its tenant's template and standbys made."""
-        for one in allowed(spec.version, [node] if node is not None else self.up()):
-            one.define(spec)
-            one.prepare([PrepareItem("", spec.version, level="code")], lease, epoch)
 
     def forget_idle(self, functions: set[str]) -> None:
         """Their idle instances were just given up: do not count on them until the next inventory says what there is."""

@@ -164,7 +164,6 @@ async def test_the_planner_neither_prepares_nor_brings_code_there_and_tells_the_
         assert fleet.choose(ACME) is peer
         peer.set_tenants(["other"])
         assert fleet.choose(ACME) is None
-        fleet.bring_code(ACME)
         peer.tell_caches("default", ["10.0.0.5:8705"])
         await until(lambda: heard == [["10.0.0.5:8705"]])
         assert ACME.version not in rig.node._specs, "what was sent before is there: nothing was"
