@@ -2,6 +2,7 @@
 
 import asyncio
 import socket
+from functools import partial
 from typing import TYPE_CHECKING
 
 import structlog
@@ -22,7 +23,7 @@ def run(settings: Settings) -> None:
     enter_user_namespace()
     from orchestrator.joining import JoinFailed, rejoin
     from orchestrator.members import LOCAL
-    from orchestrator.membership import Self
+    from orchestrator.membership import Self, load_callers, save_callers
     from workers.bootstrap import NodeConfig
     from workers.bootstrap import run as run_node
     from workers.code.room import Bounds
@@ -78,6 +79,8 @@ def run(settings: Settings) -> None:
             zone=settings.zone,
             zone_caches=settings.zone_cache_addresses,
             code_bounds=Bounds(settings.node_code_bytes, settings.node_code_tenant_bytes),
+            callers=load_callers(settings.state) if member is not None else None,
+            on_callers=partial(save_callers, settings.state) if member is not None else lambda callers: None,
         ),
         beside,
     )

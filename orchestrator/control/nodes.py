@@ -6,6 +6,7 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Path, Response
 
 from orchestrator.authority import Authority
+from orchestrator.catalog.model import NodeState
 from orchestrator.catalog.nudge import Nudge
 from orchestrator.catalog.store import Store
 from orchestrator.control.guard import operator_only
@@ -50,6 +51,7 @@ def router(store: Store, authority: Authority, nudge: Nudge) -> APIRouter:
                     joined=one.joined,
                     last_seen=one.last_seen,
                     tenants=list(one.tenants),
+                    silent_since=(one.last_seen or one.joined) if one.state == NodeState.SILENT else None,
                 )
                 for one in store.nodes.list()
             ]

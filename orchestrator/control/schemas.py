@@ -420,8 +420,8 @@ class NodeTenantsRequest(Request):
 
 
 class NodeAnswer(BaseModel):
-    """`state`: up, silent (no heartbeat) or left. `epoch` grows each time it joins or is declared silent. `tenants`: whose
-    functions and code a node may have, empty for everybody's."""
+    """`state`: up, silent (no heartbeat since `silent_since`) or left. `epoch` grows each time it joins or what it holds is
+    declared void. `tenants`: whose functions and code a node may have, empty for everybody's."""
 
     name: str
     role: str
@@ -432,6 +432,7 @@ class NodeAnswer(BaseModel):
     joined: float
     last_seen: float | None
     tenants: list[str]
+    silent_since: float | None = None
 
 
 class NodesAnswer(BaseModel):

@@ -45,6 +45,7 @@ class Rpc(IntEnum):
     REFUSED = 43  # Refusal
     # to a node, its first room being full
     CACHES = 50  # ZoneCaches: tier 2 of its zone, from planners
+    CALLERS = 51  # Callers: to a node, from control only
 
 
 class Hello(msgspec.Struct, array_like=True, frozen=True):
@@ -156,6 +157,23 @@ class Stale(msgspec.Struct, array_like=True, frozen=True):
     epoch: int
 
 
+class Caller(msgspec.Struct, array_like=True, frozen=True):
+    """A member that may speak to nodes. `fingerprint`, `fingerprint_before`: as `Peer` has them; `epoch`: from when it joined
+    last."""
+
+    role: str
+    name: str
+    fingerprint: str
+    fingerprint_before: str
+    epoch: int
+
+
+class Callers(msgspec.Struct, array_like=True, frozen=True):
+    """All of them: who is missing has gone."""
+
+    callers: list[Caller]
+
+
 class Retire(msgspec.Struct, array_like=True, frozen=True):
     tenant: str
 
@@ -255,6 +273,7 @@ MESSAGES: dict[int, type[msgspec.Struct]] = {
     Rpc.REVOKE: Revoke,
     Rpc.DRAIN: Drain,
     Rpc.STALE: Stale,
+    Rpc.CALLERS: Callers,
     Rpc.RETIRE: Retire,
     Rpc.CACHES: ZoneCaches,
     Rpc.HOSTED: Hosted,
