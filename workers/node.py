@@ -94,6 +94,14 @@ class Node:
         self._serving = False
         self._retired: set[str] = set()  # tenants; a name is never given again, so this is for good
         self._loop = asyncio.get_running_loop()
+        self._orders: dict[int, Callable[[Connection, Any], None]] = {
+            Rpc.DEFINE: lambda _, message: self._define(message),
+            Rpc.PREPARE: self._prepare,
+            Rpc.REVOKE: self._revoke,
+            Rpc.HOSTED: self._host,
+            Rpc.DRAIN: lambda _, message: self._drain(message),
+            Rpc.RETIRE: lambda _, message: self._keep(self._retire(message.tenant)),
+        }
         self._answers = {
             "logs": self._answer_logs,
             "isolation": self._answer_isolation,
@@ -173,30 +181,25 @@ class Node:
             self._invoke(connection, ident, message, body)
         elif kind == Rpc.CALL_RESULT:
             self.execution.call_result(connection, ident, message, body)
-        elif kind == Rpc.DEFINE:
-            self._define(message)
-        elif kind == Rpc.PREPARE:
-            self._prepare(connection, message)
-        elif kind == Rpc.REVOKE:
-            self._revoke(connection, message)
         elif kind == Rpc.CANCEL:
             self.execution.cancel(connection, ident)
-        elif kind == Rpc.DRAIN:
-            self._drain(message)
-        elif kind == Rpc.HOSTED:
-            self._host(connection, message)
-        elif kind == Rpc.RETIRE:
-            self._keep(self._retire(message.tenant))
+        elif (order := self._orders.get(kind)) is not None:
+            order(connection, message)
         elif kind == Rpc.SUBSCRIBE:
             self._subscribe(connection, ident)
-        elif kind == Rpc.CACHES and connection.peer.role == "planner":
-            self.on_caches(message.addresses)
-        elif kind == Rpc.STALE:
-            self.standing.told_stale(message.epoch)
-        elif kind == Rpc.CALLERS and connection.peer.role == "control":
-            self._take_callers(message.callers)
+        else:
+            self._of_the_cluster(connection, kind, message)
 
     # -- messages
+
+    def _of_the_cluster(self, connection: Connection, kind: int, message: Any) -> None:
+        """What a node does not ask the catalog for: each from who is to tell it."""
+        if kind == Rpc.STALE:
+            self.standing.told_stale(message.epoch)
+        elif kind == Rpc.CACHES and connection.peer.role == "planner":
+            self.on_caches(message.addresses)
+        elif kind == Rpc.CALLERS and connection.peer.role == "control":
+            self._take_callers(message.callers)
 
     def _take_callers(self, callers: Sequence[Caller]) -> None:
         connected = {one: one.certified for one in self._connections if one.certified is not None}

@@ -36,6 +36,7 @@ class Faulty:
         self.asked: Counter[str] = Counter()  # manifest, chunk
         self.order: list[str] = []  # digests, chunk by chunk
         self.away = False
+        self.there = True
         self.spoil: Callable[[int, bytes], bytes] = lambda number, stored: stored  # of the number-th chunk
         self.turn = threading.Event()  # closed: it does not answer
         self.turn.set()

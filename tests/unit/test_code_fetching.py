@@ -72,6 +72,22 @@ async def test_with_the_zone_down_the_origin_serves(scene: Scene) -> None:
 
 
 @in_loop
+async def test_without_the_zone_chunks_still_come_several_at_a_time(scene: Scene) -> None:
+    tier = scene.tier()
+    for spoilt in ("away", "there"):
+        setattr(scene.zone, spoilt, spoilt == "away")
+        one = scene.layer(12 * CHUNK, spoilt)
+        scene.zone.asked.clear()
+        scene.origin.asked.clear()
+        scene.origin.held[one.package.code] = threading.Event()
+        fetching_it = asyncio.ensure_future(tier.fetch(one))
+        await until(lambda: scene.origin.asked["chunk"] == fetching.AHEAD)
+        scene.origin.held[one.package.code].set()
+        assert (await fetching_it).source == "origin"
+        assert scene.zone.asked.total() == (1 if spoilt == "away" else 0)
+
+
+@in_loop
 async def test_a_zone_that_stands_still_is_left_alone_for_a_moment(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fetching, "ANSWER_S", 0.2)
     tier = scene.tier()

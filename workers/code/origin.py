@@ -40,6 +40,7 @@ class Origin:
     """
 
     name = "origin"
+    there = True
 
     def __init__(self, url: str) -> None:
         try:
