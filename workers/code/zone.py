@@ -52,6 +52,11 @@ class ZoneClient:
     def replicas(self) -> Sequence[str]:
         return sorted(self._replicas)
 
+    @property
+    def there(self) -> bool:
+        """False in a zone without caches: there is nobody to ask."""
+        return bool(self._replicas)
+
     def use(self, addresses: Iterable[Address | str]) -> None:
         """The caches there are from now on; connections to those that stay are kept."""
         told = {str(address): address for address in addresses}
