@@ -3,7 +3,7 @@
 Fields are only ever added at the end, with a default: an older peer ignores what it does not know.
 """
 
-from enum import IntEnum
+from enum import IntEnum, unique
 
 import msgspec
 
@@ -14,6 +14,7 @@ from workers.versions import VersionSpec
 PROTOCOL = 1
 
 
+@unique
 class Rpc(IntEnum):
     HELLO = 1  # Hello: first frame of the dialling side
     WELCOME = 2  # Welcome: first frame of the listening side
