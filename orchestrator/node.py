@@ -78,9 +78,9 @@ def run(settings: Settings) -> None:
             rejoin=again if member is not None else None,
             zone=settings.zone,
             zone_caches=settings.zone_cache_addresses,
+            code_bounds=Bounds(settings.node_code_bytes, settings.node_code_tenant_bytes),
             callers=load_callers(settings.state) if member is not None else None,
             on_callers=partial(save_callers, settings.state) if member is not None else lambda callers: None,
-            code_bounds=Bounds(settings.node_code_bytes, settings.node_code_tenant_bytes),
         ),
         beside,
     )

@@ -49,9 +49,9 @@ class NodeConfig(msgspec.Struct, frozen=True):
     rejoin: Rejoin | None = None
     zone: str = "default"
     zone_caches: Sequence[Address] = ()
+    code_bounds: Bounds = Bounds()
     callers: Sequence[Caller] | None = None
     on_callers: Callable[[Sequence[Caller]], None] = lambda callers: None
-    code_bounds: Bounds = Bounds()
 
 
 Beside = Callable[[Node, Tier1], Coroutine[None, None, None]]

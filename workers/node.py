@@ -187,14 +187,19 @@ class Node:
             order(connection, message)
         elif kind == Rpc.SUBSCRIBE:
             self._subscribe(connection, ident)
-        elif kind == Rpc.CACHES and connection.peer.role == "planner":
-            self.on_caches(message.addresses)
-        elif kind == Rpc.STALE:
-            self.standing.told_stale(message.epoch)
-        elif kind == Rpc.CALLERS and connection.peer.role == "control":
-            self._take_callers(message.callers)
+        else:
+            self._of_the_cluster(connection, kind, message)
 
     # -- messages
+
+    def _of_the_cluster(self, connection: Connection, kind: int, message: Any) -> None:
+        """What a node does not ask the catalog for: each from who is to tell it."""
+        if kind == Rpc.STALE:
+            self.standing.told_stale(message.epoch)
+        elif kind == Rpc.CACHES and connection.peer.role == "planner":
+            self.on_caches(message.addresses)
+        elif kind == Rpc.CALLERS and connection.peer.role == "control":
+            self._take_callers(message.callers)
 
     def _take_callers(self, callers: Sequence[Caller]) -> None:
         connected = {one: one.certified for one in self._connections if one.certified is not None}

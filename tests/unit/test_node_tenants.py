@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import time
-from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -14,14 +13,12 @@ from doubles.nodes import SECRET, Rig, running_node, spec
 from hypothesis import given
 from hypothesis import strategies as st
 
-from graph.ids import VersionId, function_of
 from orchestrator.catalog.errors import NotFound, Refused
 from orchestrator.catalog.nodes import MAX_TENANTS
 from orchestrator.catalog.routes import NodeRoute, decode_node, encode
 from orchestrator.catalog.store import Store
 from orchestrator.flow.process import _node_places, _zones
 from orchestrator.placement import place, spread
-from orchestrator.planner.homes import Homes
 from orchestrator.planner.peers import Fleet, NodePeer
 from orchestrator.settings import Settings
 from workers.rpc.messages import DecisionUpdate, Hello, Records, Rpc, Triggers, ZoneCaches
@@ -154,7 +151,6 @@ class Quiet:
     def on_records(self, records: Records) -> None: ...
     def on_outcomes(self, node: str, updates: list[DecisionUpdate]) -> None: ...
     def on_node(self, node: NodePeer, up: bool) -> None: ...
-    def on_counts(self, node: NodePeer, counts: object) -> None: ...
 
 
 @in_loop
@@ -168,9 +164,6 @@ async def test_the_planner_neither_prepares_nor_brings_code_there_and_tells_the_
         assert fleet.choose(ACME) is peer
         peer.set_tenants(["other"])
         assert fleet.choose(ACME) is None
-        homes = Homes(fleet, lambda function: ACME, lambda tenant: ("", 0), Counter)
-        homes.function_changed(function_of(VersionId(ACME.version)), True)
-        homes.tell()
         peer.tell_caches("default", ["10.0.0.5:8705"])
         await until(lambda: heard == [["10.0.0.5:8705"]])
         assert ACME.version not in rig.node._specs, "what was sent before is there: nothing was"

@@ -16,6 +16,10 @@ class FakeNode:
     def __init__(self, name: str) -> None:
         self.name = name
         self.told: list[tuple[str, list[str]]] = []
+        self.only: set[str] = set()
+
+    def hosts(self, tenant: str) -> bool:
+        return not self.only or tenant in self.only
 
     def host(self, tenant: str, specs: Sequence[VersionSpec], lease: str = "", epoch: int = 0) -> None:
         self.told.append((tenant, [one.version for one in specs]))
@@ -30,7 +34,7 @@ class FakeFleet:
         return [node for node in self.nodes if node.name not in self.down]
 
     def choose(self, one: VersionSpec) -> FakeNode | None:
-        return next(iter(self.up()), None)
+        return next((node for node in self.up() if node.hosts(one.tenant)), None)
 
 
 class Scene:
@@ -124,5 +128,17 @@ async def test_another_planners_tenants_are_told_of_after_taking_over_and_remove
     assert scene.told(0) == [("acme", ["acme/f:1"])]
     scene.homes.forget(TenantId("acme"))
     scene.homes.took_over()
+    await settle()
+    assert scene.told(0) == []
+
+
+@in_loop
+async def test_a_node_that_was_bound_to_others_hears_no_more_of_a_tenant() -> None:
+    scene = Scene("a", "b")
+    scene.deploy("f")
+    await settle()
+    assert len(scene.told(0)) == 1
+    scene.fleet.nodes[0].only = {"other"}
+    scene.deploy("f", 2)
     await settle()
     assert scene.told(0) == []

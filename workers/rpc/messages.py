@@ -178,6 +178,13 @@ class Retire(msgspec.Struct, array_like=True, frozen=True):
     tenant: str
 
 
+class ZoneCaches(msgspec.Struct, array_like=True, frozen=True):
+    """All caches that joined in the node's zone, as `host:port`."""
+
+    zone: str
+    addresses: list[str]
+
+
 class Hosted(msgspec.Struct, array_like=True, frozen=True):
     """The tenant's functions may start on this node: its current versions, each defined before, the most called first. Takes the
     place of what was said before. `epoch` and `lease` as with PrepareBatch."""
@@ -186,13 +193,6 @@ class Hosted(msgspec.Struct, array_like=True, frozen=True):
     versions: list[str]
     epoch: int = 0
     lease: str = ""
-
-
-class ZoneCaches(msgspec.Struct, array_like=True, frozen=True):
-    """All caches that joined in the node's zone, as `host:port`."""
-
-    zone: str
-    addresses: list[str]
 
 
 class DecisionUpdate(msgspec.Struct, array_like=True, frozen=True):
@@ -275,8 +275,8 @@ MESSAGES: dict[int, type[msgspec.Struct]] = {
     Rpc.STALE: Stale,
     Rpc.CALLERS: Callers,
     Rpc.RETIRE: Retire,
-    Rpc.HOSTED: Hosted,
     Rpc.CACHES: ZoneCaches,
+    Rpc.HOSTED: Hosted,
     Rpc.RESULT: InvokeResult,
     Rpc.CALL: ChildCall,
     Rpc.OUTCOMES: Outcomes,
