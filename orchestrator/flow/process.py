@@ -34,21 +34,22 @@ from orchestrator.flow.metrics import FlowMetrics, flow_checks, flow_tasks
 from orchestrator.flow.network_deployment import NetworkDeployment
 from orchestrator.flow.relay import Relay
 from orchestrator.flow.scheduling import STARTS, Scheduling
+from orchestrator.flow.source_builds import SLOTS, SourceBuilder
 from orchestrator.flow.starting import Starter
 from orchestrator.members import LOCAL
 from orchestrator.membership import Self
 from orchestrator.ops.listener import Operations, OperationsThread
 from orchestrator.settings import Settings, rpc_secret
 from workers.code.origin import Origin
+from workers.drivers.process.confining import Confines
 from workers.drivers.process.interpreter import find_interpreter
 from workers.rpc.messages import Hello
 from workers.rpc.transport import Peer, parse_address
 from workers.sealing import load_key
 
-CONCURRENCY = BUILDS + STARTS + 2
+CONCURRENCY = BUILDS + SLOTS + STARTS + 2
 """Threads: whatever builds and starts, two are left for the routes."""
 
-BUSY_S = 0.1
 SCHEMA_POLL_S = 0.1
 RELAY_STOP_S = 5.0
 QUIET = ("celery.worker.strategy", "celery.app.trace")
@@ -77,8 +78,8 @@ def guarded(module: FlowModule, store: Store, nudge: Nudge) -> Callable[[int], N
             return
         try:
             module.apply(event)
-        except Busy:
-            store.outbox.unclaim(number, module.module, time.time() + BUSY_S)
+        except Busy as busy:
+            store.outbox.unclaim(number, module.module, time.time() + busy.again_s)
             return
         except Exception as error:  # whatever it was, it is written down and tried again, and at last parked
             reason = f"{type(error).__name__}: {error}"
@@ -91,6 +92,11 @@ def guarded(module: FlowModule, store: Store, nudge: Nudge) -> Callable[[int], N
         nudge.give()
 
     return apply
+
+
+def build_confines(settings: Settings) -> Confines:
+    """What one source build may use."""
+    return Confines(settings.build_seconds, settings.build_memory_mb, settings.build_disk_mb)
 
 
 def _node_places(settings: Settings, store: Store) -> list[Place]:
@@ -151,11 +157,13 @@ def _serve(settings: Settings, store: Store, workers: "list[_Worker]", threads: 
     if not _wait_for_schema(store):
         return
     _quiet_libraries()
-    python = find_interpreter(settings.python).executable
+    interpreter = find_interpreter(settings.python)
     publisher = Publisher(settings.effective_redis_url)
     nudge = Nudge(settings.effective_redis_url)
     cluster_key = load_key(settings.key_file)
-    builder = Builder(store.packages, Origin(settings.effective_origin_url), cluster_key, python, settings.state / "flow")
+    sources = SourceBuilder(interpreter, settings.state / "flow", build_confines(settings), settings.build_hosts.split(","))
+    origin = Origin(settings.effective_origin_url)
+    builder = Builder(store.packages, origin, cluster_key, interpreter.executable, settings.state / "flow", sources)
     app = build_app(settings.effective_redis_url)
     own = Self(settings, "flow", f"flow{LOCAL}{socket.gethostname()}")
     hello = Hello("flow", own.name, rpc_secret(cluster_key))
@@ -189,7 +197,7 @@ def _serve(settings: Settings, store: Store, workers: "list[_Worker]", threads: 
         thread.join(RELAY_STOP_S)
         with contextlib.suppress(OSError):
             app.close()
-        for closing in (publisher, nudge):
+        for closing in (publisher, nudge, sources):
             closing.close()
     if worker.exitcode:
         raise SystemExit(worker.exitcode)

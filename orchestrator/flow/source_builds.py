@@ -13,11 +13,13 @@ import structlog
 import uv
 
 from orchestrator.flow import wheelwright
-from orchestrator.flow.dependencies import UNSATISFIABLE, BuildFailed, BuildInterrupted, Busy, told_reason
-from orchestrator.flow.index_door import IndexDoor, Upstream
+from orchestrator.flow.dependencies import MAX_REASON, UNSATISFIABLE, BuildFailed, BuildInterrupted, Busy, told_reason
+from orchestrator.flow.index_door import IndexDoor
 from orchestrator.flow.index_settings import Indexes, inside_variables, read_indexes
+from orchestrator.flow.index_upstream import Upstream
 from orchestrator.flow.locks import LockError
 from orchestrator.flow.wheels import Wheels, collect
+from orchestrator.flow.wheelwright import BUILDING
 from workers.code.requirements import REQUIREMENTS_FILE
 from workers.drivers.process.confinement import open_cgroups, probe, with_toolchain
 from workers.drivers.process.confining import OUT, PORT, Command, ConfinementError, Confines, Ended, confined
@@ -152,8 +154,10 @@ def _met(ended: Ended, door: IndexDoor) -> str:
 
 
 def _failure(ended: Ended, door: IndexDoor) -> Exception:
-    output = ended.output if "error:" in ended.output else ended.output[-2000:]
-    words = told_reason(output) + _met(ended, door)
+    before, began, after = ended.output.rpartition(f"\n{BUILDING}")
+    # a backend's own words come before uv's, and its last ones say most
+    words = f"{REQUIREMENTS_FILE}: {BUILDING}{' '.join(after.split())[-MAX_REASON:]}" if began else told_reason(before or after)
+    words += _met(ended, door)
     if door.troubles and not ended.limits:
         return BuildInterrupted(f"{words} (the package index: {'; '.join(door.troubles[:3])})")
     if ended.code == UNSATISFIABLE or ended.limits:

@@ -76,11 +76,14 @@ def _sourced(line: str) -> bool:
 def _copy(folder: int, name: str, limit: int, out: BinaryIO) -> int:
     """Copies a plain file of at most `limit` bytes; how many it has."""
     descriptor = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder)
-    with os.fdopen(descriptor, "rb") as file:
+    try:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode) or status.st_nlink != 1:
             raise LockError(f"{name[:100]!r}, which is no plain file")
         if status.st_size > limit:
             raise LockError(f"more than {MAX_BYTES >> 20} MiB of wheels, or a list that is too long")
-        shutil.copyfileobj(file, out, PIECE)
+        with os.fdopen(descriptor, "rb", closefd=False) as file:
+            shutil.copyfileobj(file, out, PIECE)
+    finally:
+        os.close(descriptor)
     return status.st_size

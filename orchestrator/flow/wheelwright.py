@@ -16,6 +16,7 @@ from typing import Any
 
 FETCH_TIMEOUT_S = 60.0
 PIECE = 1 << 16
+BUILDING = "building "
 WORK = "/tmp"  # the sandbox's own  # noqa: S108
 LOCK, SOURCES, WHEELS = f"{WORK}/pylock.toml", f"{WORK}/sources", f"{WORK}/wheels"
 
@@ -66,7 +67,7 @@ def main() -> None:
             say(f"error: {pin} has neither a wheel that fits nor a source distribution")
             sys.exit(1)
         path, digest = fetch(pin, package["sdist"], SOURCES)
-        say(f"building {pin} from {os.path.basename(path)}")
+        say(f"\n{BUILDING}{pin} from {os.path.basename(path)}")
         run(uv, "build", *quiet, "--wheel", "--out-dir", WHEELS, path)
         built.append(f"{pin} {os.path.basename(path)} {digest}")
     for name in os.listdir(WHEELS):
