@@ -7,7 +7,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from functools import partial
 from pathlib import Path
 
 from orchestrator.catalog.model import LayerRole
@@ -64,8 +63,9 @@ class Builder:
     def code_layer(self, package: PackageView, runtime: str, handler: str) -> LayerView:
         """The package's files with their bytecode. Raises Busy, and BuildFailed without a handler's module that compiles."""
         module = handler.partition(":")[0]
-        compiled = partial(self._compile_package, package)
-        layer = self._once(package.tenant, LayerRole.CODE, package.digest, runtime, self._slots, compiled)
+        layer = self._once(
+            package.tenant, LayerRole.CODE, package.digest, runtime, self._slots, lambda: self._compile_package(package)
+        )
         if not package.requirements and not self._origin.listing(package.tenant, package.digest).holds_module(module):
             raise BuildFailed(f"handler: the package holds no module {module!r}")
         stem = module.replace(".", "/")
@@ -83,7 +83,7 @@ class Builder:
             return None
         source = requirements_source(package.requirements_digest, build)
         slots = self._source_slots if build else self._slots
-        return self._once(package.tenant, LayerRole.DEPENDENCIES, source, runtime, slots, partial(self._install, package, build))
+        return self._once(package.tenant, LayerRole.DEPENDENCIES, source, runtime, slots, lambda: self._install(package, build))
 
     def _once(
         self,

@@ -31,6 +31,7 @@ START_TIMEOUT_S = 30.0
 END_TIMEOUT_S = 30.0
 WATCH_EVERY_S = 0.25
 KEPT_OUTPUT = 64 << 10
+THREADS = 24
 MESSAGE = 1 << 16
 NEARLY = 0.98
 """Of the disk: fuller than this, what was written last may have been refused."""
@@ -145,7 +146,7 @@ class Confined:
         return Ended(self._code if self._code is not None else -9, self._output.text(), tuple(dict.fromkeys(met)))
 
     def _look(self, cell: Cell | None, met: list[str]) -> None:
-        memory, processes = (None, None)
+        memory, processes, most = None, None, PROCESSES - 1
         with contextlib.suppress(OSError, ValueError):
             if cell is not None:
                 memory, processes = cell.memory_bytes(), cell.processes()
@@ -156,9 +157,10 @@ class Confined:
                 met.append("disk: it made too many files")
         if memory is None or processes is None:
             memory, processes = watch.used(self._pid, True, self._confines.memory_mb << 20)
+            most = PROCESSES - THREADS  # the limit counts threads, this does not
             if memory > self._confines.memory_mb << 20:
                 met.append(self._memory_met())
-        if processes >= PROCESSES - 1:
+        if processes >= most:
             met.append(f"processes: it started more than {PROCESSES}")
 
     def _memory_met(self) -> str:
