@@ -5,6 +5,7 @@ Nothing of a tenant is executed outside it, and the package index is the only ne
 
 import os
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -88,8 +89,11 @@ class SourceBuilder:
             asked.write_text("\n".join(requirements) + "\n")
             asked.chmod(0o644)
             upstream = Upstream(indexes, self._hosts)
+            began = time.monotonic()
             try:
-                return self._confined(tier, slot, indexes, upstream, asked, into)
+                wheels = self._confined(tier, slot, indexes, upstream, asked, into)
+                log.info("build.done", tenant=tenant, built=len(wheels.built), seconds=round(time.monotonic() - began, 1))
+                return wheels
             except ConfinementError as error:
                 raise BuildInterrupted(f"{REQUIREMENTS_FILE}: the build sandbox: {error}") from error
             finally:
