@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import os
 import signal
 import socket
 import threading
@@ -161,7 +162,9 @@ def _serve(settings: Settings, store: Store, workers: "list[_Worker]", threads: 
     publisher = Publisher(settings.effective_redis_url)
     nudge = Nudge(settings.effective_redis_url)
     cluster_key = load_key(settings.key_file)
-    sources = SourceBuilder(interpreter, settings.state / "flow", build_confines(settings), settings.build_hosts.split(","))
+    sources = SourceBuilder(
+        interpreter, settings.state / "flow", build_confines(settings), settings.build_hosts.split(","), os.environ, _told_to_stop
+    )
     origin = Origin(settings.effective_origin_url)
     builder = Builder(store.packages, origin, cluster_key, interpreter.executable, settings.state / "flow", sources)
     app = build_app(settings.effective_redis_url)

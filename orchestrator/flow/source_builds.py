@@ -6,7 +6,7 @@ Nothing of a tenant is executed outside it, and the package index is the only ne
 import os
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -55,7 +55,10 @@ log = structlog.get_logger(__name__)
 
 
 class SourceBuilder:
-    """Thread-safe; made once a process. `hosts`: where index pages may say that files lie, beside the index's own host."""
+    """Thread-safe; made once a process. `hosts`: where index pages may say that files lie, beside the index's own host.
+
+    `stopping`: true once this process should end; builds then end too.
+    """
 
     def __init__(
         self,
@@ -64,12 +67,14 @@ class SourceBuilder:
         confines: Confines,
         hosts: Sequence[str],
         environment: Mapping[str, str] = os.environ,
+        stopping: Callable[[], bool] = lambda: False,
     ) -> None:
         self._interpreter = with_toolchain(interpreter)
         self._folder = folder
         self._confines = confines
         self._hosts = tuple(hosts)
         self._environment = environment
+        self._stopping = stopping
         self._lock = threading.Lock()
         self._slots = list(range(SLOTS))
         self._tenants: set[str] = set()
@@ -110,7 +115,7 @@ class SourceBuilder:
         with confined(self._interpreter, tier, self._cgroups, command, self._confines, slot) as (running, cell):
             assert running.listener is not None
             with IndexDoor(running.listener, upstream, FETCH_BYTES) as door:
-                ended = running.wait(cell, lambda: None)
+                ended = running.wait(cell, self._go_on)
             if ended.code:
                 raise _failure(ended, door)
             try:
@@ -132,6 +137,11 @@ class SourceBuilder:
             with self._lock:
                 self._tenants.discard(tenant)
                 self._slots.append(slot)
+
+    def _go_on(self) -> None:
+        """A process that is told to stop does not wait for a build, which is done again by the next one."""
+        if self._stopping():
+            raise Busy("this process stops", AGAIN_S)
 
     def _isolation(self) -> Tier:
         """The strongest tier that a sandbox was really made in. Raises BuildFailed when there is none."""

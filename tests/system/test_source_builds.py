@@ -435,6 +435,20 @@ def test_one_build_a_tenant_at_a_time(workshop: Workshop) -> None:
     assert builder.build("acme", ["quick"], workshop.fresh()).pins == ["quick==1.0"]
 
 
+def test_who_is_told_to_stop_does_not_wait_for_a_build(workshop: Workshop) -> None:
+    workshop.index.add("slow", "slow-1.0.tar.gz", source("slow", SLEEP))
+    environment = {"UV_DEFAULT_INDEX": workshop.index.url}
+    builder = SourceBuilder(
+        workshop.interpreter, workshop.folder, CONFINES, [], environment, lambda: len(workshop.index.asked) > 1
+    )
+    try:
+        with pytest.raises(Busy):
+            builder.build("acme", ["slow"], workshop.fresh())
+    finally:
+        builder.close()
+    assert len(workshop.index.asked) > 1
+
+
 def test_without_isolation_nothing_is_built(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, interpreter: Interpreter) -> None:
     monkeypatch.setattr(confinement.tiers, "candidates", lambda: [Tier("none")])
     builder = SourceBuilder(interpreter, tmp_path, CONFINES, [], {})
