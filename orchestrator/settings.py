@@ -41,6 +41,7 @@ class Settings(BaseSettings):
 
     join_port: int = Field(default=0, ge=0, le=65535)  # control's join listener; 0: none
     join_host: str = ""  # empty: `host`
+    certificate_days: float = Field(default=365.0, ge=0.0001, le=3650)  # how long those live that control's authority signs
 
     redis_url: str = ""  # empty: the embedded Valkey of this state folder
     database_url: str = ""  # empty: SQLite in the state folder
@@ -160,7 +161,7 @@ class Settings(BaseSettings):
         base = Path(os.environ.get("XDG_RUNTIME_DIR", "")) if os.environ.get("XDG_RUNTIME_DIR") else Path("/tmp")  # noqa: S108
         if os.geteuid() == 0:
             base = Path("/run")
-        digest = hashlib.sha256(str(self.state).encode()).hexdigest()[:10]
+        digest = hashlib.sha256(os.fsencode(self.state)).hexdigest()[:10]
         return base / f"foreglow-{os.geteuid()}-{digest}"
 
     def socket(self, name: str) -> Path:

@@ -77,12 +77,11 @@ def list_nodes(context: typer.Context, state: State = None, json: Json = False) 
 @nodes.command("remove")
 def remove(name: Annotated[str, typer.Argument(metavar="NAME")], state: State = None) -> None:
     """Let a member go: its certificate does not count any more."""
-    from urllib.parse import quote
 
-    from orchestrator.cli.client import Client
+    from orchestrator.cli.client import Client, segment
 
     with Client(state_folder(state)) as client:
-        client.delete(f"/v1/nodes/{quote(name, safe='')}")
+        client.delete(f"/v1/nodes/{segment(name)}")
     print(f"removed {name}")
 
 

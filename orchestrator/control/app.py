@@ -14,7 +14,7 @@ from typing import Any
 import redis
 import structlog
 import uvicorn
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI
 from fastapi.openapi.utils import get_openapi
 
 import orchestrator
@@ -30,7 +30,7 @@ from orchestrator.control.forward import MAX_FROM_BROWSER, PREFIX, Forward
 from orchestrator.control.guard import OPEN_PATHS, Guard
 from orchestrator.control.joining import JoinListener
 from orchestrator.control.peers import Peer, Planner, Roster
-from orchestrator.control.problems import MEDIA_TYPE, add_handlers
+from orchestrator.control.problems import MEDIA_TYPE, add_handlers, given_once
 from orchestrator.control.schemas import ProblemAnswer
 from orchestrator.control.sessions import Sessions
 from orchestrator.control.stream import DecisionStream
@@ -38,6 +38,7 @@ from orchestrator.members import LOCAL
 from orchestrator.membership import Self
 from orchestrator.ops.listener import Operations
 from orchestrator.ops.machine import gather
+from orchestrator.renewal import keep_certified
 from orchestrator.settings import Settings, rpc_secret
 from workers.code.origin import Origin
 from workers.rpc.messages import Hello
@@ -94,7 +95,9 @@ def build(settings: Settings) -> FastAPI:  # noqa: PLR0915 (one list of what the
     planner = Planner(store.leases, settings.planner_shards, settings.socket("planner"), peer)
     local = [peer(_node_name(index), at, Whom("node", "")) for index, at in enumerate(settings.node_addresses)]
     roster = Roster(local, store.nodes, peer)
-    joining = JoinListener(store.nodes, authority, own.identity, lambda role: _told(settings, key, role), nudge.give)
+    joining = JoinListener(
+        store.nodes, authority, own.identity, lambda role: _told(settings, key, role), nudge.give, settings.certificate_days
+    )
     stopping = Stopping()
     counts: Counter[int] = Counter()
     sessions = Sessions()
@@ -107,7 +110,9 @@ def build(settings: Settings) -> FastAPI:  # noqa: PLR0915 (one list of what the
         ended = threading.Event()
         threading.Thread(target=keys.keep_use_until, args=(ended, store, gateways), name="keys", daemon=True).start()
         listener = await joining.start(settings.join_host or settings.host, settings.join_port) if settings.join_port else None
+        done = keep_certified(own)
         yield
+        done()
         stopping.asked = True
         ended.set()
         if listener is not None:
@@ -127,6 +132,7 @@ def build(settings: Settings) -> FastAPI:  # noqa: PLR0915 (one list of what the
         redoc_url=None,
         redirect_slashes=False,  # a path is right or it is not: a redirect hides which
         responses=ERRORS,
+        dependencies=[Depends(given_once)],
     )
     app.state.stopping = stopping
     app.state.checks = partial(metrics.control_checks, store, publisher)

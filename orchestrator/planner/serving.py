@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import hashlib
+import os
 import socket
 import time
 from collections.abc import Sequence
@@ -40,6 +41,7 @@ from orchestrator.planner.peers import Fleet, GatewayPeer, NodePeer
 from orchestrator.planner.runs import RunBook
 from orchestrator.planner.state import FORMAT, PlannerState, load, lock, save, set_aside
 from orchestrator.planner.vigil import SEEN_EVERY_S, overdue
+from orchestrator.renewal import keep_certified
 from orchestrator.settings import Settings, rpc_secret
 from tracing.assembly import Assembler
 from tracing.export import Exporter
@@ -290,7 +292,7 @@ async def _serve(settings: Settings, secret: str, own: Self) -> None:
     planner = Planner(settings, secret, name, own.identity)
     store, nudge = Store(settings.effective_database_url), Nudge(settings.effective_redis_url)
     addresses = own.listens(settings.socket("planner"))
-    holder = f"{name} {hashlib.sha256(str(settings.state).encode()).hexdigest()[:8]}"
+    holder = f"{name} {hashlib.sha256(os.fsencode(settings.state)).hexdigest()[:8]}"
     leadership = Leadership(store.leases, holder, str(addresses[-1]), settings.planner_shards, planner.took_over)
     planner.leadership = leadership
     insight = Insight(
@@ -333,10 +335,12 @@ async def _serve(settings: Settings, secret: str, own: Self) -> None:
     operations = Operations(
         "planner", lambda: http.started, lambda: planner_checks(planner), PlannerMetrics(planner), RouteMetrics(planner.table)
     )
+    done = keep_certified(own)
     try:
         await operations.start(settings)
         await http.serve()
     finally:
+        done()
         await operations.stop()
         for server in servers:
             server.close()

@@ -340,6 +340,11 @@ def test_a_whole_number_may_be_written_with_a_point(api: Api) -> None:
     assert "memory_mb" in problem(api.put(memory_mb="256"), 400, "memory_mb")
 
 
+def test_a_parameter_given_twice_is_refused(api: Api) -> None:
+    answer = api.client.get("/v1/events?limit=1&limit=2")
+    assert (answer.status_code, answer.json()["field"]) == (400, "limit")
+
+
 def test_a_path_with_a_slash_too_many_is_not_another(api: Api) -> None:
     for path in ("/v1/functions/", "/v1/runs/", "/healthz/"):
         problem(api.client.get(path, follow_redirects=False), 404)

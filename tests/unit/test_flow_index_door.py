@@ -130,6 +130,18 @@ def test_credentials_go_to_the_index_and_nowhere_else(index: PackageIndex) -> No
         assert other.asked == []
 
 
+def test_no_other_host_gets_credentials_even_where_files_may_lie(index: PackageIndex, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Upstream, "may_fetch", lambda *_: True)  # as if the other one listened on 443
+    index.credentials = "me:secret"
+    with package_index() as other:
+        other.credentials = "me:secret"
+        index.elsewhere["thing-1.0.tar.gz"] = f"http://127.0.0.1:{other.port}/files/thing/thing-1.0.tar.gz"
+        with door(UV_DEFAULT_INDEX=index.url.replace("://", "://me:secret@")) as (client, _):
+            (file,) = client.get("/0/thing/").json()["files"]
+            client.get(file["url"])
+        assert other.asked == [("/files/thing/thing-1.0.tar.gz", False)]
+
+
 def test_a_redirect_elsewhere_is_refused(index: PackageIndex) -> None:
     index.moved["/files/thing/thing-1.0.tar.gz"] = "http://169.254.169.254/latest/meta-data"
     with door(UV_DEFAULT_INDEX=index.url) as (client, opened):
