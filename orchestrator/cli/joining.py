@@ -1,5 +1,6 @@
 """The cluster: tokens, joining, who is there."""
 
+import time
 from typing import Annotated, Any
 
 import typer
@@ -90,4 +91,6 @@ def _row(one: dict[str, Any]) -> tuple[object, ...]:
 
     color = {"up": "green", "silent": "red"}.get(one["state"], "dim")
     seen = show.ago(one["last_seen"])
-    return (one["name"], one["role"], one["address"], one["zone"], f"[{color}]{one['state']}[/]", one["epoch"], seen)
+    since = one.get("silent_since")
+    state = f"silent since {time.strftime('%m-%d %H:%M', time.localtime(since))}" if since else one["state"]
+    return (one["name"], one["role"], one["address"], one["zone"], f"[{color}]{state}[/]", one["epoch"], seen)

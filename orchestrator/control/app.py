@@ -1,5 +1,6 @@
 """The control process: the API and what it stands on, put together."""
 
+import asyncio
 import contextlib
 import ipaddress
 import signal
@@ -34,6 +35,7 @@ from orchestrator.control.problems import MEDIA_TYPE, add_handlers, given_once
 from orchestrator.control.schemas import ProblemAnswer
 from orchestrator.control.sessions import Sessions
 from orchestrator.control.stream import DecisionStream
+from orchestrator.control.telling import Telling
 from orchestrator.members import LOCAL
 from orchestrator.membership import Self
 from orchestrator.ops.listener import Operations
@@ -92,7 +94,7 @@ def build(settings: Settings) -> FastAPI:  # noqa: PLR0915 (one list of what the
     def peer(name: str, address: Address, whom: Whom) -> Peer:
         return Peer(name, address, hello, own.identity, whom)
 
-    planner = Planner(store.leases, settings.planner_shards, settings.socket("planner"), peer)
+    planner = Planner(store.leases, store.nodes, settings.planner_shards, settings.socket("planner"), peer)
     local = [peer(_node_name(index), at, Whom("node", "")) for index, at in enumerate(settings.node_addresses)]
     roster = Roster(local, store.nodes, peer)
     joining = JoinListener(
@@ -111,8 +113,10 @@ def build(settings: Settings) -> FastAPI:  # noqa: PLR0915 (one list of what the
         threading.Thread(target=keys.keep_use_until, args=(ended, store, gateways), name="keys", daemon=True).start()
         listener = await joining.start(settings.join_host or settings.host, settings.join_port) if settings.join_port else None
         done = keep_certified(own)
+        telling = asyncio.create_task(Telling(roster).run())
         yield
         done()
+        telling.cancel()
         stopping.asked = True
         ended.set()
         if listener is not None:

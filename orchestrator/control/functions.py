@@ -64,15 +64,16 @@ def router(store: Store, origin: Origin, sealer: Sealer, nudge: Nudge) -> APIRou
             with tempfile.SpooledTemporaryFile(IN_MEMORY) as spooled:
                 archive: BinaryIO = spooled  # type: ignore[assignment]  # it is one, the stubs do not say so
                 package = build_package(body, archive)
-                _make_room(store, origin, tenant, package.digest, package.listing.size)
-                if not origin.holds_package(tenant, package.digest):
+                _make_room(store, tenant, package.digest, package.listing.size)
+                known = store.packages.find(tenant, package.digest) is not None
+                # one that nothing refers to may be about to be swept: it is put again, and is young again
+                if not (known and origin.holds_package(tenant, package.digest)):
                     archive.seek(0)
                     origin.put_package(tenant, package.listing, archive)
         finally:
             builds.release()
-        files, size = len(package.listing.files), package.listing.size
-        digest = requirements_digest(package.requirements)
-        store.packages.register(tenant, package.digest, files, size, package.requirements, digest, time.time())
+        files, size, required = len(package.listing.files), package.listing.size, package.requirements
+        store.packages.register(tenant, package.digest, files, size, required, requirements_digest(required), time.time())
         return PackageAnswer(digest=package.digest, files=files, bytes=size, requirements=bool(package.requirements))
 
     @routes.post("/v1/packages", status_code=201, tags=["packages"], openapi_extra=ZIP_BODY, responses=NOT_A_ZIP)
@@ -151,16 +152,12 @@ def _settings(wanted: FunctionRequest, sealer: Sealer) -> VersionSettings:
     )
 
 
-def _make_room(store: Store, origin: Origin, tenant: str, digest: str, size: int) -> None:
-    """Over the quota, packages that nothing uses go first. Raises OverQuota, OriginError."""
+def _make_room(store: Store, tenant: str, digest: str, size: int) -> None:
+    """Over the quota, packages that nothing uses go first. Raises OverQuota."""
     try:
         store.packages.check_room(tenant, digest, size)
     except OverQuota:
-        unused = store.packages.release(tenant, time.time())
-        for digest_unused in unused:
-            origin.remove_layer(tenant, digest_unused)
-            origin.remove_package(tenant, digest_unused)
-        if not unused:
+        if not store.packages.release(tenant, time.time()):
             raise
         store.packages.check_room(tenant, digest, size)
 

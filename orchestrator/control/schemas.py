@@ -418,7 +418,8 @@ class JoinTokenAnswer(BaseModel):
 
 
 class NodeAnswer(BaseModel):
-    """`state`: up, silent (no heartbeat) or left. `epoch` grows each time it joins or is declared silent."""
+    """`state`: up, silent (no heartbeat since `silent_since`) or left. `epoch` grows each time it joins or what it holds is
+    declared void."""
 
     name: str
     role: str
@@ -428,6 +429,7 @@ class NodeAnswer(BaseModel):
     epoch: int
     joined: float
     last_seen: float | None
+    silent_since: float | None = None
 
 
 class NodesAnswer(BaseModel):

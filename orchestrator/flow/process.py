@@ -27,11 +27,12 @@ from orchestrator.catalog.publish import Publisher
 from orchestrator.catalog.store import Store
 from orchestrator.flow.app import add_module, build_app
 from orchestrator.flow.building import BUILDS, Builder
+from orchestrator.flow.collecting import Collector
 from orchestrator.flow.dependencies import Busy
 from orchestrator.flow.function_management import FunctionManagement
 from orchestrator.flow.links import Place
 from orchestrator.flow.metadata_sync import MetadataSync
-from orchestrator.flow.metrics import FlowMetrics, flow_checks, flow_tasks
+from orchestrator.flow.metrics import FlowMetrics, Swept, flow_checks, flow_tasks
 from orchestrator.flow.network_deployment import NetworkDeployment
 from orchestrator.flow.relay import Relay
 from orchestrator.flow.scheduling import STARTS, Scheduling
@@ -128,6 +129,7 @@ def run(settings: Settings) -> None:
     store = Store(settings.effective_database_url)
     workers: list[_Worker] = []
     threads: list[threading.Thread] = []
+    swept = Swept()
     tasks = flow_tasks(settings)
     operations = OperationsThread(
         lambda: Operations(
@@ -136,7 +138,7 @@ def run(settings: Settings) -> None:
             lambda: flow_checks(
                 store, tasks, lambda: any(thread.is_alive() for thread in threads), lambda: bool(workers) and workers[0].consuming
             ),
-            FlowMetrics(store, tasks),
+            FlowMetrics(store, tasks, swept),
             alive=lambda: "" if all(thread.is_alive() for thread in threads) else "the relay has ended",
             blocking=True,
         ),
@@ -144,14 +146,14 @@ def run(settings: Settings) -> None:
     )
     operations.start()
     try:
-        _serve(settings, store, workers, threads)
+        _serve(settings, store, workers, threads, swept)
     finally:
         operations.stop()
         for closing in (tasks, store):
             closing.close()
 
 
-def _serve(settings: Settings, store: Store, workers: "list[_Worker]", threads: list[threading.Thread]) -> None:
+def _serve(settings: Settings, store: Store, workers: "list[_Worker]", threads: list[threading.Thread], swept: Swept) -> None:
     if not _wait_for_schema(store):
         return
     _quiet_libraries()
@@ -177,9 +179,12 @@ def _serve(settings: Settings, store: Store, workers: "list[_Worker]", threads: 
     for module in modules:
         add_module(app, module.module, guarded(module, store, nudge))
     relay = Relay(app, store, publisher, nudge)
+    collector = Collector(store.packages, origin, swept)
     thread = threading.Thread(target=relay.run, name="relay", daemon=True)
     thread.start()
     threads.append(thread)
+    sweeping = threading.Thread(target=collector.run, args=(store, own.name), name="collector", daemon=True)
+    sweeping.start()
     done = keep_certified(own)
     try:
         worker = _Worker(
@@ -196,7 +201,9 @@ def _serve(settings: Settings, store: Store, workers: "list[_Worker]", threads: 
     finally:
         done()
         relay.stop()
-        thread.join(RELAY_STOP_S)
+        collector.stop()
+        for ending in (thread, sweeping):
+            ending.join(RELAY_STOP_S)
         with contextlib.suppress(OSError):
             app.close()
         for closing in (publisher, nudge, sources):
