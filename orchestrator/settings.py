@@ -21,6 +21,7 @@ SCHEMES = {
     "origin_url": ("file", "s3", "gs", "az", "azure", "http", "https", "memory"),
 }
 ZONE = r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?"
+MAX_BUILD_S = 1200.0
 MAX_SOCKET_PATH = 100  # sun_path holds 108 bytes
 
 
@@ -77,6 +78,12 @@ class Settings(BaseSettings):
     node_code_tenant_bytes: int = Field(default=5 << 30, ge=0, le=2**63 - 1)  # of one tenant
     standbys: int = Field(default=2, ge=0, le=500)  # per tenant and memory shape that has been used
     idle_s: float = Field(default=600.0, gt=0, allow_inf_nan=False)
+
+    # of one source build (build = true); its disk is memory and counts as such
+    build_seconds: float = Field(default=600.0, gt=0, le=MAX_BUILD_S, allow_inf_nan=False)
+    build_memory_mb: int = Field(default=2048, ge=64, le=1 << 20)
+    build_disk_mb: int = Field(default=1024, ge=16, le=1 << 20)
+    build_hosts: str = "files.pythonhosted.org"  # where an index may say its files lie, beside its own host; comma-separated
 
     max_payload_bytes: int = Field(default=6 << 20, gt=0, le=16 << 20)
     max_waiting: int = Field(default=1000, ge=0)  # invocations the gateway lets wait for capacity
@@ -139,6 +146,15 @@ class Settings(BaseSettings):
         if address and not (host and port.isascii() and port.isdigit() and int(port) <= 65535):
             raise ValueError(f"{address!r} is not host:port; bind it to an address that only operators reach")
         return address
+
+    @field_validator("build_hosts")
+    @classmethod
+    def _hosts(cls, told: str) -> str:
+        hosts = [one.strip() for one in told.split(",") if one.strip()]
+        for host in hosts:
+            if not all(letter.isalnum() or letter in "-._" for letter in host):
+                raise ValueError(f"{host!r} is not a host's name; write names alone, without scheme, port or path")
+        return ",".join(hosts)
 
     @field_validator("nodes", "gateways", "zone_caches")
     @classmethod

@@ -14,11 +14,14 @@ from orchestrator.catalog.model import (
     ConditionStatus,
     EventKind,
     Function,
+    Layer,
+    LayerRole,
     Package,
     Version,
     VersionState,
 )
 from orchestrator.catalog.outbox import add_event
+from orchestrator.catalog.packages import requirements_source
 from orchestrator.catalog.routes import Route
 from orchestrator.catalog.tenants import check_quota, living, remove_function
 from orchestrator.catalog.views import FunctionView, VersionView, view_functions, view_route, view_spec, view_version
@@ -44,6 +47,7 @@ class VersionSettings(msgspec.Struct, frozen=True):
     calls: tuple[str, ...] = ()
     egress: str = "none"
     initial_instances: int = 0
+    build: bool = False
 
 
 class PendingVersion(msgspec.Struct, frozen=True):
@@ -59,6 +63,7 @@ class PendingVersion(msgspec.Struct, frozen=True):
     package: str
     egress: str
     initial_instances: int
+    build: bool
     superseded: bool
     conditions: dict[ConditionName, ConditionStatus]
     spec: VersionSpec
@@ -123,6 +128,24 @@ class Functions:
             rows = select(Condition).where(Condition.function == version.function, Condition.number == number)
             return view_version(version, session.scalars(rows.order_by(Condition.name)))
 
+    def lock(self, tenant: str, name: str, number: int) -> str:
+        """What was installed for a version: a requirements file, every version pinned and hashed; empty when it needs nothing.
+
+        Raises NotFound, also while its dependencies are not there.
+        """
+        with self._database.read() as session:
+            version = session.get(Version, (_alive(session, tenant, name).id, number))
+            if version is None:
+                raise NotFound(f"function {name!r} has no version {number}")
+            package = session.get_one(Package, (tenant, version.package))
+            if not package.requirements_digest:
+                return ""
+            source = requirements_source(package.requirements_digest, version.build)
+            layer = session.get(Layer, (tenant, LayerRole.DEPENDENCIES, source, version.runtime))
+            if layer is None:
+                raise NotFound(f"version {number} of {name!r} has no lock: its dependencies are not resolved")
+            return layer.lock
+
     # -- for the control-flow modules
 
     def pending(self, function: FunctionId, number: int) -> PendingVersion | None:
@@ -141,6 +164,7 @@ class Functions:
                 package=version.package,
                 egress=version.egress,
                 initial_instances=version.initial_instances,
+                build=version.build,
                 superseded=serving is not None and serving.generation > version.generation,
                 conditions=conditions.statuses(session, version),
                 spec=view_spec(row, version),
@@ -240,6 +264,7 @@ def _add_version(session: Session, function: Function, settings: VersionSettings
         calls=list(settings.calls),
         egress=settings.egress,
         initial_instances=settings.initial_instances,
+        build=settings.build,
         package=settings.package,
         state=VersionState.PENDING,
         created=now,

@@ -232,6 +232,7 @@ class Layer(Schema):
     digest: Mapped[str] = mapped_column(String(80))
     size: Mapped[int] = mapped_column(BigInteger)
     failures: Mapped[dict[str, Any]]  # path -> why this source does not compile
+    lock: Mapped[str] = mapped_column(Text, default="")  # of dependencies: every version with its hashes
     created: Mapped[float]
 
 
@@ -256,6 +257,7 @@ class Version(Schema):
     calls: Mapped[list[str]]
     egress: Mapped[str] = mapped_column(String(16))
     initial_instances: Mapped[int] = mapped_column(default=0)  # made before the version gets traffic
+    build: Mapped[bool] = mapped_column(default=False)  # what has no wheel is built from source
     package: Mapped[str] = mapped_column(String(80))
     code_layer: Mapped[str] = mapped_column(String(80), default="")
     dependency_layer: Mapped[str] = mapped_column(String(80), default="")

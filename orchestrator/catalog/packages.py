@@ -27,11 +27,15 @@ class PackageView(msgspec.Struct, frozen=True):
 
 
 class LayerView(msgspec.Struct, frozen=True):
-    """`failures`: sources of the user's that do not compile, path -> line and reason."""
+    """`failures`: sources of the user's that do not compile, path -> line and reason.
+
+    `lock`: of dependencies, a requirements file of what was installed, every version pinned and hashed; empty for code.
+    """
 
     digest: str
     size: int
     failures: dict[str, str] = {}
+    lock: str = ""
 
 
 class Packages:
@@ -104,7 +108,7 @@ class Packages:
     def find_layer(self, tenant: str, role: LayerRole, source: str, runtime: str) -> LayerView | None:
         with self._database.read() as session:
             layer = session.get(Layer, (tenant, role, source, runtime))
-            return LayerView(layer.digest, layer.size, layer.failures) if layer is not None else None
+            return _view_layer(layer) if layer is not None else None
 
     @retried
     def add_layer(self, tenant: str, role: LayerRole, source: str, runtime: str, layer: LayerView, now: float) -> LayerView:
@@ -112,9 +116,9 @@ class Packages:
         with self._database.write() as session:
             known = session.get(Layer, (tenant, role, source, runtime))
             if known is not None:
-                return LayerView(known.digest, known.size, known.failures)
+                return _view_layer(known)
             built = Layer(tenant=tenant, role=role, source=source, runtime=runtime, digest=layer.digest, size=layer.size)
-            built.failures, built.created = layer.failures, now
+            built.failures, built.lock, built.created = layer.failures, layer.lock, now
             session.add(built)
             return layer
 
@@ -127,7 +131,16 @@ class Packages:
                 return layer
             if known.digest == digest:
                 known.digest, known.size = layer.digest, layer.size
-            return LayerView(known.digest, known.size, known.failures)
+            return _view_layer(known)
+
+
+def _view_layer(layer: Layer) -> LayerView:
+    return LayerView(layer.digest, layer.size, layer.failures, layer.lock)
+
+
+def requirements_source(digest: str, build: bool) -> str:
+    """The source that a layer of dependencies is known by: with and without building they may come out different."""
+    return f"build:{digest}" if build else digest
 
 
 def view_package(session: Session, tenant: str, digest: str) -> PackageView | None:

@@ -37,6 +37,7 @@ class VersionView(msgspec.Struct, frozen=True):
     calls: list[str]
     egress: str
     initial_instances: int
+    build: bool
     package: str
     conditions: list[ConditionView]
 
@@ -73,6 +74,7 @@ def view_version(version: Version, conditions: Iterable[Condition]) -> VersionVi
         calls=list(version.calls),
         egress=version.egress,
         initial_instances=version.initial_instances,
+        build=version.build,
         package=version.package,
         conditions=[ConditionView(one.name, one.status, one.reason, one.since) for one in conditions],
     )

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from orchestrator.cli.client import Client
     from orchestrator.cli.manifest import FunctionEntry
 
-READY_TIMEOUT_S = 600.0  # the first build of a package downloads its dependencies
+READY_TIMEOUT_S = 1500.0  # the first build of a package downloads its dependencies, and may build them from source
 POLL_S = 0.1
 SHOWN = 3  # of the versions that wait
 

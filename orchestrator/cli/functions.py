@@ -39,6 +39,7 @@ def list_functions(state: State = None, json: Json = False) -> None:
 
 def describe(
     name: Annotated[str, typer.Argument(metavar="NAME")],
+    lock: Annotated[bool, typer.Option("--lock", help="What its newest version installed: versions and hashes.")] = False,
     state: State = None,
     json: Json = False,
 ) -> None:
@@ -48,6 +49,14 @@ def describe(
 
     with Client(state_folder(state)) as client:
         one = client.get(f"/v1/functions/{segment(name)}")
+        if lock:
+            newest = max(int(version["number"]) for version in one["versions"])
+            locked = client.get(f"/v1/functions/{segment(name)}/versions/{newest}/lock")
+            if json:
+                show.as_json(locked)
+            else:
+                print(locked["lock"], end="")
+            return
     if json:
         show.as_json(one)
         return

@@ -7,6 +7,7 @@ handler = "payment:handle"      # module:function
 path = "payment"                # folder of its code, below the manifest's
 calls = ["notify"]
 initial_instances = 1           # started before a new version gets traffic
+build = true                    # requirements without a wheel are built from source, in a sandbox
 """
 
 import difflib
@@ -169,6 +170,11 @@ def _number(low: float, high: float, unit: str = "", whole: bool = True) -> Call
     return check
 
 
+def _yes_or_no(value: object, where: str) -> None:
+    if not isinstance(value, bool):
+        raise ManifestError(f"{where}: must be true or false")
+
+
 def _environment(value: object, where: str) -> None:
     for key, content in _table(value, where).items():
         if not VARIABLE_PATTERN.match(key):
@@ -196,6 +202,7 @@ FIELDS: Mapping[str, Callable[[object, str], None]] = {
     "calls": _calls,
     "egress": _one_of("none", "internet"),
     "initial_instances": _number(0, MAX_INITIAL_INSTANCES),
+    "build": _yes_or_no,
     "path": _text,
     "requirements": _text,
 }

@@ -19,6 +19,7 @@ from orchestrator.control.schemas import (
     FunctionAnswer,
     FunctionRequest,
     FunctionsAnswer,
+    LockAnswer,
     PackageAnswer,
     ProblemAnswer,
     VersionAnswer,
@@ -71,9 +72,8 @@ def router(store: Store, origin: Origin, sealer: Sealer, nudge: Nudge) -> APIRou
                     origin.put_package(tenant, package.listing, archive)
         finally:
             builds.release()
-        files, size = len(package.listing.files), package.listing.size
-        digest = requirements_digest(package.requirements)
-        store.packages.register(tenant, package.digest, files, size, package.requirements, digest, time.time())
+        files, size, required = len(package.listing.files), package.listing.size, package.requirements
+        store.packages.register(tenant, package.digest, files, size, required, requirements_digest(required), time.time())
         return PackageAnswer(digest=package.digest, files=files, bytes=size, requirements=bool(package.requirements))
 
     @routes.post("/v1/packages", status_code=201, tags=["packages"], openapi_extra=ZIP_BODY, responses=NOT_A_ZIP)
@@ -95,21 +95,7 @@ def router(store: Store, origin: Origin, sealer: Sealer, nudge: Nudge) -> APIRou
         """Deploy: make a new immutable version. It serves once its conditions hold; until then the one before does."""
         tenant = tenant_of(request)
         _check_handler(store, origin, tenant, wanted)
-        settings = VersionSettings(
-            package=wanted.package,
-            handler=wanted.handler,
-            kind=wanted.kind,
-            runtime=wanted.runtime,
-            memory_mb=shape_for(wanted.memory_mb),
-            timeout_s=wanted.timeout_s,
-            concurrency=wanted.concurrency,
-            environment=sealer.seal(wanted.environment),
-            environment_names=tuple(wanted.environment),
-            calls=tuple(dict.fromkeys(wanted.calls)),
-            egress=wanted.egress,
-            initial_instances=wanted.initial_instances,
-        )
-        view = store.functions.put(tenant, name, settings, time.time())
+        view = store.functions.put(tenant, name, _settings(wanted, sealer), time.time())
         nudge.give()
         response.headers["Location"] = f"/v1/functions/{name}/versions/{view.versions[0].number}"
         return FunctionAnswer.model_validate(view)
@@ -134,6 +120,11 @@ def router(store: Store, origin: Origin, sealer: Sealer, nudge: Nudge) -> APIRou
         """One version. Its state is `ready` once the routes say so."""
         return VersionAnswer.model_validate(store.functions.describe_version(tenant_of(request), name, number))
 
+    @routes.get("/v1/functions/{name}/versions/{number}/lock", tags=["functions"])
+    def version_lock(name: Name, number: Annotated[int, Path(ge=1, le=2**31 - 1)], request: Request) -> LockAnswer:
+        """What was installed for a version's requirements.txt: every version pinned, with the hashes of its files."""
+        return LockAnswer(lock=store.functions.lock(tenant_of(request), name, number))
+
     @routes.delete("/v1/functions/{name}", status_code=204, tags=["functions"], response_class=Response)
     def remove_function(name: Name, request: Request) -> None:
         """Remove a function with all its versions. Version numbers are never given again."""
@@ -141,6 +132,24 @@ def router(store: Store, origin: Origin, sealer: Sealer, nudge: Nudge) -> APIRou
         nudge.give()
 
     return routes
+
+
+def _settings(wanted: FunctionRequest, sealer: Sealer) -> VersionSettings:
+    return VersionSettings(
+        package=wanted.package,
+        handler=wanted.handler,
+        kind=wanted.kind,
+        runtime=wanted.runtime,
+        memory_mb=shape_for(wanted.memory_mb),
+        timeout_s=wanted.timeout_s,
+        concurrency=wanted.concurrency,
+        environment=sealer.seal(wanted.environment),
+        environment_names=tuple(wanted.environment),
+        calls=tuple(dict.fromkeys(wanted.calls)),
+        egress=wanted.egress,
+        initial_instances=wanted.initial_instances,
+        build=wanted.build,
+    )
 
 
 def _make_room(store: Store, tenant: str, digest: str, size: int) -> None:

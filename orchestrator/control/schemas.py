@@ -3,7 +3,7 @@
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictBool, StringConstraints, field_validator
 
 from graph.ids import NAME_PATTERN, TENANT_PATTERN
 from workers.versions import SHAPES_MB, Kind
@@ -79,6 +79,7 @@ class FunctionRequest(Request):
     initial_instances: Whole = Field(
         default=0, ge=0, le=MAX_INITIAL_INSTANCES, description="Started before the version gets traffic; it waits for them."
     )
+    build: StrictBool = Field(default=False, description="Requirements without a wheel are built from source, in a sandbox.")
 
     @field_validator("kind")
     @classmethod
@@ -314,8 +315,13 @@ class VersionAnswer(BaseModel):
     calls: list[str]
     egress: str
     initial_instances: int
+    build: bool
     package: str
     conditions: list[ConditionAnswer]
+
+
+class LockAnswer(BaseModel):
+    lock: str = Field(description="A requirements file for `--require-hashes`; empty when the version requires nothing.")
 
 
 class CallAnswer(BaseModel):

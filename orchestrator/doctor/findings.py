@@ -74,6 +74,14 @@ def isolation(report: IsolationReport | None, error: str, root: bool) -> Finding
     return ok("isolation", f"tier {report.tier}, " + ", ".join(f"{what} by {means}" for what, means in report.limits.items()))
 
 
+def builds(tier: str, why: str) -> Finding:
+    """`tier`: what a source build gets here, empty when none can be isolated, for the reasons in `why`."""
+    if not tier:
+        advice = "needed for build = true only: allow user namespaces for flow's user, or run flow as root"
+        return warn("source builds", f"no build sandbox could be made: {why}", advice)
+    return ok("source builds", f"tier {tier}")
+
+
 def open_files(soft: int, hard: int) -> Finding:
     """The node raises its soft limit to the hard one. -1 is no limit."""
     if hard != -1 and hard < NOFILE_NEEDED:

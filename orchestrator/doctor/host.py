@@ -19,6 +19,7 @@ from packaging.requirements import Requirement
 
 from orchestrator.doctor import findings
 from orchestrator.doctor.findings import Finding
+from workers.drivers.process.confinement import probe, with_toolchain
 from workers.drivers.process.interpreter import NoInterpreter, find_interpreter
 from workers.drivers.process.limits import detect
 from workers.ports import IsolationReport
@@ -36,6 +37,7 @@ def look(state: Path, python: str) -> Iterator[Finding]:
     yield findings.packages(broken_packages())
     yield _runtime(python)
     yield isolation(python, root)
+    yield builds(python)
     yield findings.open_files(*resource.getrlimit(resource.RLIMIT_NOFILE))
     yield findings.processes(resource.getrlimit(resource.RLIMIT_NPROC)[0])
     yield findings.namespaces(_allowed_namespaces(), root)
@@ -44,6 +46,15 @@ def look(state: Path, python: str) -> Iterator[Finding]:
     wall, steady = time.time(), time.monotonic()
     time.sleep(STEADY_S)
     yield findings.drift(time.time() - wall, time.monotonic() - steady)
+
+
+def builds(python: str) -> Finding:
+    """By making the sandbox of a source build, which is gone after."""
+    try:
+        tier, why = probe(with_toolchain(find_interpreter(python)), None)
+    except (NoInterpreter, OSError) as error:
+        return findings.builds("", str(error)[:300])
+    return findings.builds(tier.name if tier else "", why[:300])
 
 
 def isolation(python: str, root: bool) -> Finding:

@@ -15,8 +15,9 @@ from celery.exceptions import Reject
 from kombu.entity import Queue
 
 from orchestrator.catalog.model import Module
+from orchestrator.settings import MAX_BUILD_S
 
-LONGEST_TASK_S = 280
+LONGEST_TASK_S = int(MAX_BUILD_S) + 600  # a source build; resolving twice, installing, compiling
 VISIBILITY_TIMEOUT_S = 2 * LONGEST_TASK_S + 40  # a task that still runs must not be handed out again
 SOCKET_TIMEOUT_S = 5.0
 REQUEUE_S = 0.5

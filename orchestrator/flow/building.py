@@ -10,9 +10,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from orchestrator.catalog.model import LayerRole
-from orchestrator.catalog.packages import LayerView, Packages, PackageView
+from orchestrator.catalog.packages import LayerView, Packages, PackageView, requirements_source
 from orchestrator.flow.bounded import Bounds, TimedOut, run_bounded
-from orchestrator.flow.dependencies import BuildFailed, BuildInterrupted, Busy, folder_size, install
+from orchestrator.flow.dependencies import HINT, BuildFailed, BuildInterrupted, Busy, Installer, NoWheels, folder_size
+from orchestrator.flow.source_builds import SLOTS, SourceBuilder
 from workers.code import bytecode
 from workers.code.archive import unpack_archive, unpack_old_layer
 from workers.code.chunks import chunk_key
@@ -34,20 +35,25 @@ MAX_OUTPUT = 1 << 20
 
 
 class Builder:
-    """`python`: the runtime's interpreter. Thread-safe.
+    """`python`: the runtime's interpreter; `sources`: builds what has no wheel. Thread-safe.
 
     Nothing in it waits: who finds the same source being built, or BUILDS others, gets Busy and comes again. A slow build must
     not hold the threads that carry everybody's routes.
     """
 
-    def __init__(self, packages: Packages, origin: Origin, cluster_key: bytes, python: str, folder: Path) -> None:
+    def __init__(
+        self, packages: Packages, origin: Origin, cluster_key: bytes, python: str, folder: Path, sources: SourceBuilder
+    ) -> None:
         self._packages = packages
         self._origin = origin
         self._cluster_key = cluster_key
         self._python = python
         self._folder = folder
+        self._installer = Installer(python, folder / "cache")
+        self._sources = sources
         self._locks = [threading.Lock() for _ in range(LOCKS)]
         self._slots = threading.BoundedSemaphore(BUILDS)
+        self._source_slots = threading.BoundedSemaphore(SLOTS)  # of their own: they take minutes
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         for left in folder.glob("build-*"):
             shutil.rmtree(left, ignore_errors=True)
@@ -58,7 +64,9 @@ class Builder:
         """The package's files with their bytecode. Raises Busy, BuildInterrupted, and BuildFailed without a handler's module that
         compiles."""
         module = handler.partition(":")[0]
-        layer = self._once(package.tenant, LayerRole.CODE, package.digest, runtime, lambda: self._compile_package(package))
+        layer = self._once(
+            package.tenant, LayerRole.CODE, package.digest, runtime, self._slots, lambda: self._compile_package(package)
+        )
         if not package.requirements and not self._holds_module(package, module):
             raise BuildFailed(f"handler: the package holds no module {module!r}")
         stem = module.replace(".", "/")
@@ -67,12 +75,16 @@ class Builder:
                 raise BuildFailed(f"handler: {path} does not compile, {layer.failures[path]}")
         return layer
 
-    def dependency_layer(self, package: PackageView, runtime: str) -> LayerView | None:
-        """What requirements.txt asks for; None when it asks for nothing. Raises Busy, BuildFailed, BuildInterrupted."""
+    def dependency_layer(self, package: PackageView, runtime: str, build: bool) -> LayerView | None:
+        """What requirements.txt asks for; None when it asks for nothing. `build`: what has no wheel may be built from source.
+
+        Raises Busy, BuildFailed, BuildInterrupted.
+        """
         if not package.requirements:
             return None
-        source = package.requirements_digest
-        return self._once(package.tenant, LayerRole.DEPENDENCIES, source, runtime, lambda: self._install(package))
+        source = requirements_source(package.requirements_digest, build)
+        slots = self._source_slots if build else self._slots
+        return self._once(package.tenant, LayerRole.DEPENDENCIES, source, runtime, slots, lambda: self._install(package, build))
 
     def _holds_module(self, package: PackageView, module: str) -> bool:
         try:
@@ -80,12 +92,20 @@ class Builder:
         except OriginError as error:
             raise BuildInterrupted(f"the code store: {error}") from error
 
-    def _once(self, tenant: str, role: LayerRole, source: str, runtime: str, build: Callable[[], LayerView]) -> LayerView:
+    def _once(
+        self,
+        tenant: str,
+        role: LayerRole,
+        source: str,
+        runtime: str,
+        slots: threading.BoundedSemaphore,
+        build: Callable[[], LayerView],
+    ) -> LayerView:
         try:
             known = self._known(tenant, role, source, runtime)
             if known is not None:
                 return known
-            with _held(self._locks[hash((tenant, role, source)) % LOCKS]), _held(self._slots):
+            with _held(self._locks[hash((tenant, role, source)) % LOCKS]), _held(slots):
                 known = self._known(tenant, role, source, runtime)
                 return known or self._packages.add_layer(tenant, role, source, runtime, build(), time.time())
         except OriginError as error:
@@ -101,7 +121,7 @@ class Builder:
         with _held(self._slots), self._scratch() as scratch:
             with self._origin.old_layer(tenant, known.digest) as archive:
                 unpack_old_layer(archive, scratch / "tree", known.digest, CODE_LIMITS)
-            made = self._store(tenant, scratch, CODE_LIMITS, known.failures)
+            made = self._store(tenant, scratch, CODE_LIMITS, known.failures, known.lock)
         return self._packages.replace_layer(tenant, role, source, runtime, known.digest, made)
 
     def _compile_package(self, package: PackageView) -> LayerView:
@@ -111,19 +131,28 @@ class Builder:
             failures = self._compile(scratch / "tree")
             return self._store(package.tenant, scratch, CODE_LIMITS, failures)
 
-    def _install(self, package: PackageView) -> LayerView:
+    def _install(self, package: PackageView, build: bool) -> LayerView:
         with self._scratch() as scratch:
-            install(package.requirements, scratch / "tree", self._python, self._folder / "cache", DEPENDENCY_LIMITS)
+            wheels = None
+            try:
+                lock = self._installer.resolve(package.requirements, scratch)
+            except NoWheels as error:
+                if not build:
+                    raise BuildFailed(f"{error}{HINT}") from error
+                (scratch / "wheels").mkdir()
+                wheels = self._sources.build(package.tenant, package.requirements, scratch / "wheels")
+                lock = self._installer.resolve(package.requirements, scratch, wheels)
+            self._installer.install(lock, scratch / "tree", DEPENDENCY_LIMITS, wheels)
             self._compile(scratch / "tree")
-            return self._store(package.tenant, scratch, DEPENDENCY_LIMITS, {})
+            return self._store(package.tenant, scratch, DEPENDENCY_LIMITS, {}, lock)
 
-    def _store(self, tenant: str, scratch: Path, limits: Limits, failures: dict[str, str]) -> LayerView:
+    def _store(self, tenant: str, scratch: Path, limits: Limits, failures: dict[str, str], lock: str = "") -> LayerView:
         key = chunk_key(self._cluster_key, tenant)
         try:
             manifest = publish_layer(self._origin, tenant, key, tree(scratch / "tree", limits))
         except LayerError as error:
             raise BuildFailed(f"package: {error}") from error
-        return LayerView(manifest.digest, manifest.size, failures)
+        return LayerView(manifest.digest, manifest.size, failures, lock)
 
     def _compile(self, folder: Path) -> dict[str, str]:
         """In a process of its own with limits: a source made to break the compiler breaks nothing else."""

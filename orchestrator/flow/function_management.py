@@ -54,7 +54,7 @@ class FunctionManagement:
         if package is None:
             raise BuildFailed(f"package: {version.package} is gone; upload it again")
         code = self._builder.code_layer(package, version.runtime, version.handler)
-        dependencies = self._builder.dependency_layer(package, version.runtime)
+        dependencies = self._builder.dependency_layer(package, version.runtime, version.build)
         size = code.size + (dependencies.size if dependencies else 0)
         functions.set_layers(function, number, code.digest, dependencies.digest if dependencies else "", size)
         layers = [layer.digest for layer in (code, dependencies) if layer is not None]

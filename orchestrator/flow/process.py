@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import os
 import signal
 import socket
 import threading
@@ -36,6 +37,7 @@ from orchestrator.flow.metrics import FlowMetrics, Swept, flow_checks, flow_task
 from orchestrator.flow.network_deployment import NetworkDeployment
 from orchestrator.flow.relay import Relay
 from orchestrator.flow.scheduling import STARTS, Scheduling
+from orchestrator.flow.source_builds import SLOTS, SourceBuilder
 from orchestrator.flow.starting import Starter
 from orchestrator.members import LOCAL
 from orchestrator.membership import Self
@@ -44,15 +46,15 @@ from orchestrator.renewal import keep_certified
 from orchestrator.settings import Settings, rpc_secret
 from orchestrator.zones import caches_by_zone
 from workers.code.origin import Origin
+from workers.drivers.process.confining import Confines
 from workers.drivers.process.interpreter import find_interpreter
 from workers.rpc.messages import Hello
 from workers.rpc.transport import Peer, parse_address
 from workers.sealing import load_key
 
-CONCURRENCY = BUILDS + FILLS + STARTS + 2
+CONCURRENCY = BUILDS + SLOTS + FILLS + STARTS + 2
 """Threads: whatever builds, fills and starts, two are left for the routes."""
 
-BUSY_S = 0.1
 SCHEMA_POLL_S = 0.1
 RELAY_STOP_S = 5.0
 QUIET = ("celery.worker.strategy", "celery.app.trace")
@@ -81,8 +83,8 @@ def guarded(module: FlowModule, store: Store, nudge: Nudge) -> Callable[[int], N
             return
         try:
             module.apply(event)
-        except Busy:
-            store.outbox.unclaim(number, module.module, time.time() + BUSY_S)
+        except Busy as busy:
+            store.outbox.unclaim(number, module.module, time.time() + busy.again_s)
             return
         except Exception as error:  # whatever it was, it is written down and tried again, and at last parked
             reason = f"{type(error).__name__}: {error}"
@@ -95,6 +97,11 @@ def guarded(module: FlowModule, store: Store, nudge: Nudge) -> Callable[[int], N
         nudge.give()
 
     return apply
+
+
+def build_confines(settings: Settings) -> Confines:
+    """What one source build may use."""
+    return Confines(settings.build_seconds, settings.build_memory_mb, settings.build_disk_mb)
 
 
 def _node_places(settings: Settings, store: Store, tenant: str | None) -> list[Place]:
@@ -163,12 +170,15 @@ def _serve(settings: Settings, store: Store, workers: "list[_Worker]", threads: 
     if not _wait_for_schema(store):
         return
     _quiet_libraries()
-    python = find_interpreter(settings.python).executable
+    interpreter = find_interpreter(settings.python)
     publisher = Publisher(settings.effective_redis_url)
     nudge = Nudge(settings.effective_redis_url)
     cluster_key = load_key(settings.key_file)
+    sources = SourceBuilder(
+        interpreter, settings.state / "flow", build_confines(settings), settings.build_hosts.split(","), os.environ, _told_to_stop
+    )
     origin = Origin(settings.effective_origin_url)
-    builder = Builder(store.packages, origin, cluster_key, python, settings.state / "flow")
+    builder = Builder(store.packages, origin, cluster_key, interpreter.executable, settings.state / "flow", sources)
     app = build_app(settings.effective_redis_url)
     own = Self(settings, "flow", f"flow{LOCAL}{socket.gethostname()}")
     hello = Hello("flow", own.name, rpc_secret(cluster_key))
@@ -210,7 +220,7 @@ def _serve(settings: Settings, store: Store, workers: "list[_Worker]", threads: 
             ending.join(RELAY_STOP_S)
         with contextlib.suppress(OSError):
             app.close()
-        for closing in (filling, publisher, nudge):
+        for closing in (filling, publisher, nudge, sources):
             closing.close()
     if worker.exitcode:
         raise SystemExit(worker.exitcode)

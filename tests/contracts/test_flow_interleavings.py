@@ -108,7 +108,7 @@ class HeldBuilder:
             raise BuildFailed("no such package")
         return LayerView("sha256:code", 1)
 
-    def dependency_layer(self, package: PackageView, runtime: str) -> LayerView | None:
+    def dependency_layer(self, package: PackageView, runtime: str, build: bool) -> LayerView | None:
         self._world.steps.between()
         return None
 

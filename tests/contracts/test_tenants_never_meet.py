@@ -109,6 +109,12 @@ def _(world: Crossing) -> None:
     world.clean(world.beta.control.get("/v1/functions/shared/versions/1"))
 
 
+@crosses("GET", "/v1/functions/{name}/versions/{number}/lock")
+def _(world: Crossing) -> None:
+    world.clean(world.beta.control.get(f"/v1/functions/{ONLY}/versions/1/lock"), 404)
+    assert world.clean(world.beta.control.get("/v1/functions/shared/versions/1/lock")) == {"lock": ""}
+
+
 @crosses("GET", "/v1/tenant")
 def _(world: Crossing) -> None:
     assert world.clean(world.beta.control.get("/v1/tenant"))["name"] == "beta"

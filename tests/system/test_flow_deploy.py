@@ -2,6 +2,7 @@
 on what a fleet has (PostgreSQL, Redis)."""
 
 import contextlib
+import hashlib
 import io
 import os
 import random
@@ -18,6 +19,7 @@ from pathlib import Path
 
 import pytest
 import redis
+from doubles.package_indexes import source
 from doubles.servers import redis_command
 from doubles.thread_nodes import ThreadNode
 from sqlalchemy import create_engine, text, update
@@ -26,6 +28,7 @@ from sqlalchemy.pool import NullPool
 
 from graph.ids import FunctionId
 from orchestrator import valkey
+from orchestrator.catalog.errors import NotFound
 from orchestrator.catalog.functions import VersionSettings
 from orchestrator.catalog.model import Delivery, Module
 from orchestrator.catalog.nudge import Nudge
@@ -33,6 +36,7 @@ from orchestrator.catalog.postgresql import spoken
 from orchestrator.catalog.routes import FUNCTIONS_KEY, KEYS_KEY, SEQUENCE_KEY, Route, decode_route
 from orchestrator.catalog.store import Store
 from orchestrator.catalog.views import FunctionView
+from orchestrator.flow.locks import read_lock
 from orchestrator.settings import Settings, rpc_secret
 from workers.code.chunks import chunk_key, unpack
 from workers.code.layers import assemble
@@ -127,9 +131,13 @@ class Platform:
         self.store.packages.register("acme", package.digest, len(files), size, package.requirements, digest, time.time())
         return package.digest
 
-    def deploy(self, name: str, files: dict[str, bytes], handler: str = "handler:f", instances: int = 0) -> int:
+    def deploy(
+        self, name: str, files: dict[str, bytes], handler: str = "handler:f", instances: int = 0, build: bool = False
+    ) -> int:
         package = self.upload(files)
-        settings = VersionSettings(package, handler, "event", "python3.11", 128, 30.0, 1, initial_instances=instances)
+        settings = VersionSettings(
+            package, handler, "event", "python3.11", 128, 30.0, 1, initial_instances=instances, build=build
+        )
         number = self.store.functions.put("acme", name, settings, time.time()).versions[0].number
         self.nudge.give()
         return number
@@ -309,6 +317,60 @@ def test_nothing_of_a_tenant_is_executed_while_building(shared: Platform, tmp_pa
     assert not proof.exists()
 
 
+def test_the_lock_of_what_was_installed_is_kept_with_the_layer(shared: Platform) -> None:
+    shared.add_wheel("lockdep", {"lockdep.py": "VALUE = 7\n"})
+    number = shared.deploy("locked", {**HANDLER, "requirements.txt": b"lockdep>=0.5  # any\n"})
+    shared.settled("locked", number)
+    wheel = shared.index / "lockdep" / "lockdep-1.0-py3-none-any.whl"
+    (pin,) = read_lock(shared.store.functions.lock("acme", "locked", number))
+    assert (pin.name, pin.version) == ("lockdep", "1.0")
+    assert pin.hashes == (f"sha256:{hashlib.sha256(wheel.read_bytes()).hexdigest()}",)
+    shared.settled("locked", shared.deploy("locked", HANDLER))
+    assert shared.store.functions.lock("acme", "locked", number + 1) == ""
+    with pytest.raises(NotFound):
+        shared.store.functions.lock("globex", "locked", number)
+
+
+def test_hashes_of_the_user_hold(shared: Platform) -> None:
+    shared.add_wheel("hashdep", {"hashdep.py": ""})
+    digest = hashlib.sha256((shared.index / "hashdep" / "hashdep-1.0-py3-none-any.whl").read_bytes()).hexdigest()
+    right = shared.deploy("hashed", {**HANDLER, "requirements.txt": f"hashdep==1.0 --hash=sha256:{digest}\n".encode()})
+    assert shared.settled("hashed", right).latest == right
+    wrong = shared.deploy("hashed", {**HANDLER, "requirements.txt": f"hashdep==1.0 --hash=sha256:{'0' * 64}\n".encode()})
+    assert "none of its files has a hash" in shared.reason("hashed", wrong)
+    assert shared.settled("hashed", wrong).latest == right
+
+
+def test_sources_are_built_when_the_version_says_so(shared: Platform, tmp_path: Path) -> None:
+    shared.listed("sourced", "sourced-1.0.tar.gz").write_bytes(
+        source("sourced", "def work(folder):\n    return {'extra.py': ''}\n")
+    )
+    files = {**HANDLER, "requirements.txt": b"sourced\n"}
+    refused = shared.deploy("sources", files)
+    assert "build = true" in shared.reason("sources", refused)
+    built = shared.deploy("sources", files, build=True)
+    assert shared.settled("sources", built).latest == built, shared.reason("sources", built)
+    route = shared.route("sources")
+    assert route
+    layer = shared.layer(route.versions[0].package.dependencies, tmp_path / "layer")
+    assert (layer / "extra.py").exists()
+    assert (layer / "__pycache__" / "sourced.cpython-311.pyc").exists()
+    assert "built here: sourced==1.0 sourced-1.0.tar.gz" in shared.store.functions.lock("acme", "sources", built)
+
+
+def test_a_source_that_does_not_build_leaves_the_old_version_serving(shared: Platform) -> None:
+    spy = "import os, json\ndef work(folder):\n    raise SystemExit('saw ' + json.dumps(dict(os.environ)))\n"
+    shared.listed("spying", "spying-1.0.tar.gz").write_bytes(source("spying", spy))
+    first = shared.deploy("spies", HANDLER)
+    shared.settled("spies", first)
+    second = shared.deploy("spies", {**HANDLER, "requirements.txt": b"spying\n"}, build=True)
+    reason = shared.reason("spies", second)
+    assert "saw {" in reason
+    assert "hunter2" not in reason
+    assert str(shared.settings.state) not in reason
+    assert shared.settled("spies", second).latest == first
+
+
 def test_sources_that_do_not_compile_are_told_by_line(shared: Platform) -> None:
     broken = shared.deploy("broken", {"handler.py": b"def f(e, c):\n    return (\n", "fine.py": b""})
     assert "handler.py does not compile, line" in shared.reason("broken", broken)
@@ -374,6 +436,35 @@ def test_a_flow_that_is_killed_in_the_middle_goes_on_where_it_was(platform: Plat
     for name, number in numbers.items():
         assert platform.settled(name, number).latest == number
     platform.wait(lambda: not list((platform.settings.state / "flow").glob("build-*")), "nothing left of the dead builds")
+
+
+def test_a_flow_that_is_killed_while_it_builds_a_source_leaves_nothing_and_builds_again(platform: Platform) -> None:
+    mark = f"built-{time.monotonic_ns()}"
+    work = f"""
+import os, subprocess, sys
+def work(folder):
+    subprocess.run([sys.executable, "-c", "import time; time.sleep(6)", {mark!r}])
+    return {{}}
+"""
+    platform.listed("lasting", "lasting-1.0.tar.gz").write_bytes(source("lasting", work))
+    number = platform.deploy("f", {**HANDLER, "requirements.txt": b"lasting\n"}, build=True)
+
+    def building() -> list[str]:
+        found = []
+        for path in Path("/proc").glob("[0-9]*/cmdline"):
+            with contextlib.suppress(OSError):
+                if mark.encode() in path.read_bytes():
+                    found.append(path.parent.name)
+        return found
+
+    platform.wait(building, "the build")
+    first = set(building())
+    platform.stop(signal.SIGKILL, platform.flow)
+    platform.wait(lambda: not first & set(building()), "the build's end")
+    platform.start_flow()
+    assert platform.settled("f", number).latest == number, platform.reason("f", number)
+    platform.wait(lambda: not list((platform.settings.state / "flow").glob("build-*")), "nothing left of the dead build")
+    assert not building()
 
 
 def test_sigterm_ends_flow_well_even_while_valkey_is_away(platform: Platform) -> None:

@@ -68,8 +68,9 @@ def test_there_is_one_for_each_process_and_they_belong_together() -> None:
         assert "PartOf=foreglow.target" in text
         assert "WantedBy=foreglow.target" in text
         hardened = "RestrictNamespaces" in settings
-        assert hardened == (name != "node")
+        assert hardened == (name not in ("node", "flow")), "these two make sandboxes"
     assert unit("foreglow-node.service")["Delegate"] == ["yes"]
+    assert unit("foreglow-flow.service")["Delegate"] == ["yes"]
     assert unit("foreglow.service")["Delegate"] == ["yes"]
 
 

@@ -410,6 +410,15 @@ def test_describe_shows_what_the_newest_version_waits_for_in_order(api: Api, for
     assert "1 of 3 instances [ready]" in out
 
 
+def test_the_lock_of_the_newest_version_is_shown_as_it_is(api: Api, foreglow: Any) -> None:
+    lock = "six==1.17.0 \\\n    --hash=sha256:4721\n"
+    api.on("GET", "/v1/functions/a", described("a", version(1), version(2)))
+    api.on("GET", "/v1/functions/a/versions/2/lock", {"lock": lock})
+    assert foreglow("describe", "a", "--lock") == (0, lock, "")
+    code, out, _ = foreglow("describe", "a", "--lock", "--json")
+    assert (code, json.loads(out)) == (0, {"lock": lock})
+
+
 def test_deploy_ends_when_a_condition_fails_though_the_version_is_pending(api: Api, foreglow: Any, project: Path) -> None:
     given_up = [condition("code", "true"), condition("route", "false", "given up after 10 tries: the queue is away")]
     api.on("POST", "/v1/packages", {"digest": "sha256:1"}, 201)

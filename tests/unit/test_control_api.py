@@ -263,7 +263,7 @@ def test_environment_values_are_sealed_where_they_lie(api: Api) -> None:
         ("egress", "internet"), ("egress", "all"), ("environment", {"1A": "x"}), ("environment", {"FOREGLOW_X": "x"}),
         ("environment", {"A": "\0"}), ("environment", []), ("environment", {"A": "x" * MAX_ENVIRONMENT_BYTES}),
         ("calls", ["ok"] * 101), ("surprise", 1), ("initial_instances", 21), ("initial_instances", -1),
-        ("initial_instances", True), ("initial_instances", "1"),
+        ("initial_instances", True), ("initial_instances", "1"), ("build", 1), ("build", "true"), ("build", None),
     ],
 )  # fmt: skip
 def test_a_bad_field_is_a_400_that_names_it_and_changes_nothing(api: Api, field: str, value: object) -> None:

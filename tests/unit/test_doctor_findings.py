@@ -24,6 +24,8 @@ def report(tier: str, *missing: str) -> IsolationReport:
         ("warn", findings.isolation(report("userns", "cpu: no control group"), "", False)),
         ("fail", findings.isolation(report("none", "namespaces: functions see all"), "", False)),
         ("fail", findings.isolation(None, "no interpreter", True)),
+        ("ok", findings.builds("userns", "")),
+        ("warn", findings.builds("", "userns: unshare refused")),
         ("ok", findings.open_files(1024, 20000)),
         ("ok", findings.open_files(-1, -1)),
         ("warn", findings.open_files(1024, 4096)),

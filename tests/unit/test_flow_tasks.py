@@ -27,8 +27,11 @@ from orchestrator.flow.building import BUILDS, Builder
 from orchestrator.flow.dependencies import BuildFailed, BuildInterrupted, Busy
 from orchestrator.flow.function_management import FunctionManagement
 from orchestrator.flow.process import guarded
+from orchestrator.flow.source_builds import SourceBuilder
 from workers.code.origin import Origin
 from workers.code.package import build_package
+from workers.drivers.process.confining import Confines
+from workers.drivers.process.interpreter import find_interpreter
 
 F = FunctionId("acme/f")
 CLUSTER_KEY = b"the cluster's key"
@@ -55,9 +58,14 @@ def nudge(tmp_path: Path) -> Iterator[Nudge]:
     made.close()
 
 
+def make_builder(store: Store, origin: Origin, folder: Path) -> Builder:
+    sources = SourceBuilder(find_interpreter(), folder, Confines(60, 256, 64), [])
+    return Builder(store.packages, origin, CLUSTER_KEY, sys.executable, folder, sources)
+
+
 @pytest.fixture
 def builder(store: Store, origin: Origin, tmp_path: Path) -> Builder:
-    return Builder(store.packages, origin, CLUSTER_KEY, sys.executable, tmp_path / "flow")
+    return make_builder(store, origin, tmp_path / "flow")
 
 
 def upload(store: Store, origin: Origin, **files: str) -> PackageView:
@@ -246,10 +254,10 @@ def test_what_a_dead_build_left_is_swept_and_a_huge_cache_starts_empty(
     (folder / "build-dead" / "tree").mkdir(parents=True)
     (folder / "cache").mkdir()
     (folder / "cache" / "wheel").write_bytes(b"x" * 100)
-    Builder(store.packages, origin, CLUSTER_KEY, sys.executable, folder)
+    make_builder(store, origin, folder)
     assert [path.name for path in folder.iterdir()] == ["cache"]
     monkeypatch.setattr("orchestrator.flow.building.CACHE_BYTES", 50)
-    Builder(store.packages, origin, CLUSTER_KEY, sys.executable, folder)
+    make_builder(store, origin, folder)
     assert list(folder.iterdir()) == []
 
 

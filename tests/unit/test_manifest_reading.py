@@ -119,6 +119,14 @@ def test_a_field_accepts_or_says_why_not(field: str, value: object) -> None:
     assert said.startswith("functions.a.x")
 
 
+def test_build_is_yes_or_no(project: Path) -> None:
+    (entry,) = read(project, '[defaults]\nbuild = true\n[functions.a]\nhandler = "app:handle"\n')
+    assert entry.settings["build"] is True
+    for wrong in ("1", '"yes"'):
+        with pytest.raises(ManifestError, match=r"functions\.a\.build: must be true or false"):
+            read(project, f'[functions.a]\nhandler = "app:handle"\nbuild = {wrong}\n')
+
+
 def test_initial_instances_are_a_small_whole_number(project: Path) -> None:
     (entry,) = read(project, '[defaults]\ninitial_instances = 2\n[functions.a]\nhandler = "app:handle"\n')
     assert entry.settings["initial_instances"] == 2
