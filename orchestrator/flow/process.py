@@ -154,10 +154,11 @@ def _serve(settings: Settings, store: Store, workers: "list[_Worker]", threads: 
     python = find_interpreter(settings.python).executable
     publisher = Publisher(settings.effective_redis_url)
     nudge = Nudge(settings.effective_redis_url)
-    builder = Builder(store.packages, Origin(settings.effective_origin_url), python, settings.state / "flow")
+    cluster_key = load_key(settings.key_file)
+    builder = Builder(store.packages, Origin(settings.effective_origin_url), cluster_key, python, settings.state / "flow")
     app = build_app(settings.effective_redis_url)
     own = Self(settings, "flow", f"flow{LOCAL}{socket.gethostname()}")
-    hello = Hello("flow", own.name, rpc_secret(load_key(settings.key_file)))
+    hello = Hello("flow", own.name, rpc_secret(cluster_key))
     starter = Starter(partial(_node_places, settings, store), hello, _told_to_stop, own.identity)
     modules: list[FlowModule] = [
         NetworkDeployment(store),
