@@ -2,17 +2,19 @@
 
 chunks/<tenant>/<first two digits>/<name>    a chunk, as workers.code.chunks packs it
 layers/<tenant>/<hex>.manifest               a layer; written last, so that one with a manifest is whole
+layers/<tenant>/<hex>.order                  in which order its first start touched its chunks; a hint, by a node
 packages/<tenant>/<hex>                      what a user uploaded (tar.zst)
 packages/<tenant>/<hex>.listing              what it holds; written last
 """
 
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 from urllib.parse import unquote, urlsplit
 
+import msgspec
 import obstore
 from obstore.exceptions import BaseError
 from obstore.store import LocalStore, from_url
@@ -20,6 +22,10 @@ from obstore.store import LocalStore, from_url
 from graph.ids import TENANT_PATTERN
 from workers.code.archive import Listing, decode_listing, encode_listing
 from workers.code.manifest import LayerError, Manifest, check_name, decode_manifest, encode_manifest, hex_of
+
+MAX_ORDER_BYTES = 1 << 20
+encode_order = msgspec.json.Encoder().encode
+decode_order = msgspec.json.Decoder(list[int]).decode
 
 
 class OriginError(Exception):
@@ -114,7 +120,24 @@ class Origin:
     def remove_layer(self, tenant: str, digest: str) -> None:
         """Its chunks stay: others may share them. Once more does no harm."""
         with _told(f"deleting layer {digest[:19]} of tenant {tenant}"):
-            self._delete(_manifest(tenant, digest), _old(tenant, digest))
+            self._delete(_manifest(tenant, digest), _order(tenant, digest), _old(tenant, digest))
+
+    def order(self, tenant: str, digest: str) -> Sequence[int]:
+        """Numbers of the layer's chunks as a start touched them: whatever a node wrote, unchecked. Empty when none is kept."""
+        with _told(f"order of layer {digest[:19]} of tenant {tenant}"):
+            try:
+                found = obstore.get(self._store, _order(tenant, digest))
+            except FileNotFoundError:
+                return ()
+            if found.meta["size"] > MAX_ORDER_BYTES:
+                raise ValueError("too long")
+            return decode_order(bytes(found.bytes()))
+
+    def put_order(self, tenant: str, digest: str, order: Sequence[int]) -> None:
+        """Of a layer that is there."""
+        with _told(f"writing the order of layer {digest[:19]} of tenant {tenant}"):
+            if self._holds(_manifest(tenant, digest)):
+                obstore.put(self._store, _order(tenant, digest), encode_order(order), use_multipart=False)
 
     def old_layer(self, tenant: str, digest: str) -> BinaryIO:
         """The tar.zst of a layer that an earlier release built, streamed."""
@@ -205,6 +228,10 @@ def _told(what: str) -> Iterator[None]:
 
 def _manifest(tenant: str, digest: str) -> str:
     return f"layers/{_check_tenant(tenant)}/{hex_of(digest)}.manifest"
+
+
+def _order(tenant: str, digest: str) -> str:
+    return f"layers/{_check_tenant(tenant)}/{hex_of(digest)}.order"
 
 
 def _old(tenant: str, digest: str) -> str:

@@ -199,6 +199,8 @@ class LazyLayer:
                 self._teach()
         if not self.whole.done():
             self.whole.set_result(None)
+        await asyncio.sleep(LEARNED_AFTER_S)
+        self._teach()
 
     def _begin(self) -> None:
         if self._given_up:
@@ -213,7 +215,7 @@ class LazyLayer:
         try:
             plain = await asyncio.wait_for(self._read_chunk(chunk), CHUNK_TIMEOUT_S)
             await asyncio.to_thread(self._content.write, index, plain)
-        except Exception as error:  # noqa: BLE001  whatever it was, who waits for the chunk is told
+        except Exception as error:  # whatever it was, who waits for the chunk is told
             log.warning("lazy.chunk", layer=self.name, chunk=index, reason=str(error) or type(error).__name__)
             self._fill.failed(index, time.monotonic())
             self._tell(index, words.FAILED)

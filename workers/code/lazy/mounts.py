@@ -16,6 +16,9 @@ from workers.code.manifest import Chunk, LayerFile, Manifest
 AT_MOST = 32
 """Mounts at a time, each with a process of about 12 MB; what is over that is fetched whole before it starts."""
 
+HAND_OVER_S = 120.0
+"""Longer than an instance is prepared after its code was fetched."""
+
 PROBE_TIMEOUT_S = 15.0
 PROBE = b"read through the mount"
 
@@ -65,6 +68,10 @@ class LazyMounts:
     def mounted(self) -> int:
         return len(self._layers) + len(self._released)
 
+    def known(self, tenant: str, digest: str) -> bool:
+        """It is mounted, or was until its server died."""
+        return (tenant, digest) in self._layers
+
     def get(self, tenant: str, digest: str) -> LazyLayer | None:
         """The layer when it can be handed out now."""
         layer = self._layers.get((tenant, digest))
@@ -78,15 +85,15 @@ class LazyMounts:
         read_chunk: ReadChunk,
         learned: Callable[[Sequence[int]], None] = lambda _: None,
     ) -> LazyLayer:
-        """The layer, mounted at its `path`; its chunks come as they are read, then the rest. Again for one that is here: also when
-        its server has died, then with what it held. Raises LazyError; OSError when the disk is full."""
+        """The layer, mounted at its `path`; its chunks come as they are read, then the rest. One that is known is mounted again when
+        its server has died, with what it held. Raises LazyError; OSError when the disk is full."""
         key = (tenant, digest)
         layer = self._layers.get(key)
         if layer is None:
             if not self.usable:
                 raise LazyError("lazy starts are not possible here, or too many are going on")
             folder = self._folder / tenant
-            folder.mkdir(exist_ok=True)
+            folder.mkdir(parents=True, exist_ok=True)
             folder.chmod(0o711)
             name = f"{digest[:19]} of tenant {tenant}"
             place = folder / f"{digest.rpartition(':')[2]}.lazy-{secrets.token_hex(4)}"
@@ -100,16 +107,22 @@ class LazyMounts:
             raise
         return layer
 
-    async def unmount(self, tenant: str, digest: str) -> None:
-        """A plain tree has taken over: who uses the mount keeps it, nobody new gets it. Does nothing for what is not mounted."""
+    def unmount(self, tenant: str, digest: str, after_s: float = HAND_OVER_S) -> None:
+        """A plain tree has taken over: who uses the mount keeps it, nobody new gets it; who was told of its path before may still
+        attach it for `after_s`. Does nothing for what is not mounted."""
         layer = self._layers.pop((tenant, digest), None)
         if layer is None:
             return
-        await layer.release()
         self._released.add(layer)
-        task = asyncio.create_task(self._see_off(layer))
+        task = asyncio.create_task(self._see_off(layer, after_s))
         self._leaving.add(task)
         task.add_done_callback(self._leaving.discard)
+
+    async def drop(self, tenant: str, digest: str) -> None:
+        """It ends, whoever uses it."""
+        layer = self._layers.pop((tenant, digest), None)
+        if layer is not None:
+            await layer.end()
 
     async def forget(self, tenant: str) -> None:
         """Every mount of the tenant ends, and its folder is empty of them."""
@@ -127,6 +140,11 @@ class LazyMounts:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(asyncio.gather(*self._leaving, return_exceptions=True), PROBE_TIMEOUT_S)
 
-    async def _see_off(self, layer: LazyLayer) -> None:
-        await layer.gone()
-        self._released.discard(layer)
+    async def _see_off(self, layer: LazyLayer, after_s: float) -> None:
+        try:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(layer.gone(), after_s)
+            await layer.release()
+            await layer.gone()
+        finally:
+            self._released.discard(layer)

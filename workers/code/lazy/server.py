@@ -1,5 +1,7 @@
-"""The program that answers for the files of one lazily started layer: a process of its own, because a node that reads its own mount
-would wait for itself, and because a tenant's mount must hold up nobody else's.
+"""The program that answers for the files of one lazily started layer.
+
+It is a process of its own, because a node that reads its own mount would wait for itself, and one for each mount, because a
+tenant's must hold up nobody else's.
 
 Started by link.py as `python -I -S -B server.py FUSE CONTENT LAYER NODE`, descriptors: the opened mount; the layer's content, of
 which the node has written and verified what it says is held; the layer's description (JSON: files, sizes, held, timeout_s); and a
@@ -72,7 +74,7 @@ class Server:
         self._parked: dict[int, Parked] = {}
         self._waiting: dict[int, set[int]] = {}  # chunk -> requests parked for it
         self._unsent: deque[int] = deque()
-        self._answers = {
+        self._answers: dict[int, Callable[[int, memoryview], bytes]] = {
             fuse.INIT: self._init,
             fuse.LOOKUP: self._lookup,
             fuse.GETATTR: lambda node, _: fuse.attributes_answer(self._tree.node(node).attributes),
