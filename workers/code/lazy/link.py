@@ -26,8 +26,8 @@ class LazyError(OSError):
 
 
 class Link:
-    """Use it on one event loop. `on_touched` gets the chunks that functions read from; `on_gone` is called once, when the server has
-    ended, with the reason, empty when it ended as it should."""
+    """Use it on one event loop. `on_touched` gets the chunks that functions read from; `on_gone` is called once, when the server
+    has ended, with the reason, empty when it ended as it should."""
 
     def __init__(self, path: Path, on_touched: Callable[[Iterable[int]], None], on_gone: Callable[[str], None]) -> None:
         self.path = path

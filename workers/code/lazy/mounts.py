@@ -85,8 +85,8 @@ class LazyMounts:
         read_chunk: ReadChunk,
         learned: Callable[[Sequence[int]], None] = lambda _: None,
     ) -> LazyLayer:
-        """The layer, mounted at its `path`; its chunks come as they are read, then the rest. One that is known is mounted again when
-        its server has died, with what it held. Raises LazyError; OSError when the disk is full."""
+        """The layer, mounted at its `path`; its chunks come as they are read, then the rest. One that is known is mounted again
+        when its server has died, with what it held. Raises LazyError; OSError when the disk is full."""
         key = (tenant, digest)
         layer = self._layers.get(key)
         if layer is None:
