@@ -27,6 +27,7 @@ def run(settings: Settings) -> None:
     from orchestrator.membership import Self
     from workers.bootstrap import NodeConfig
     from workers.bootstrap import run as run_node
+    from workers.code.room import Bounds
 
     own = Self(settings, "node", socket.gethostname())
     member = own.member
@@ -47,7 +48,9 @@ def run(settings: Settings) -> None:
         from orchestrator.ops.listener import Operations
         from orchestrator.ops.node import NodeMetrics, node_checks
 
-        operations = Operations("node", lambda: node.serving, lambda: node_checks(node), NodeMetrics(node, tier))
+        operations = Operations(
+            "node", lambda: node.serving, lambda: node_checks(node), NodeMetrics(node, tier, settings.metrics_functions)
+        )
         try:
             await operations.start(settings)
             await asyncio.Event().wait()
@@ -71,6 +74,7 @@ def run(settings: Settings) -> None:
             identity=own.identity,
             epoch=member.epoch if member is not None else 0,
             rejoin=again if member is not None else None,
+            code_bounds=Bounds(settings.node_code_bytes, settings.node_code_tenant_bytes),
         ),
         beside,
     )

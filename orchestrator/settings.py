@@ -65,6 +65,8 @@ class Settings(BaseSettings):
     allow_no_isolation: bool = False
     python: str = ""  # the interpreter of the runtime; empty: found by workers.drivers.process.interpreter
     node_memory_mb: int = Field(default=0, ge=0)  # 0: 80 % of what the machine has
+    node_code_bytes: int = Field(default=10 << 30, ge=0, le=2**63 - 1)  # of code on a node's disk, all tenants
+    node_code_tenant_bytes: int = Field(default=5 << 30, ge=0, le=2**63 - 1)  # of one tenant
     standbys: int = Field(default=2, ge=0, le=500)  # per tenant and memory shape that has been used
     idle_s: float = Field(default=600.0, gt=0, allow_inf_nan=False)
 

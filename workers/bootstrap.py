@@ -12,6 +12,7 @@ import uvloop
 
 from workers.admission import machine_memory_mb
 from workers.code.origin import Origin
+from workers.code.room import Bounds
 from workers.code.tier1 import Tier1
 from workers.drivers.process.driver import ProcessDriver
 from workers.node import Node
@@ -42,6 +43,7 @@ class NodeConfig(msgspec.Struct, frozen=True):
     identity: Identity | None = None
     epoch: int = 0
     rejoin: Rejoin | None = None
+    code_bounds: Bounds = Bounds()
 
 
 Beside = Callable[[Node, Tier1], Coroutine[None, None, None]]
@@ -57,7 +59,7 @@ async def serve(config: NodeConfig, beside: Beside | None = None) -> None:
     driver = ProcessDriver(config.folder / "process", config.python, config.allow_no_isolation)
     report = await driver.start()
     log.info("node.isolation", tier=report.tier, limits=dict(report.limits), missing=list(report.missing))
-    tier = Tier1(config.folder / "code", Origin(config.origin_url), config.key)
+    tier = Tier1(config.folder / "code", [Origin(config.origin_url)], config.key, config.code_bounds)
     node = Node(
         config.name,
         driver,
@@ -85,6 +87,7 @@ async def serve(config: NodeConfig, beside: Beside | None = None) -> None:
             task.cancel()
         await asyncio.gather(*running, stopping, return_exceptions=True)
         await driver.stop()
+        tier.close()
 
 
 def run(config: NodeConfig, beside: Beside | None = None) -> None:

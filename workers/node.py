@@ -11,6 +11,7 @@ import msgspec
 import structlog
 
 from graph.ids import function_id
+from graph.plans import Outcome
 from workers.admission import CoreGate, MemoryLedger
 from workers.decisions import DecisionBook
 from workers.execution import START_BUSY_S, Execution
@@ -22,6 +23,7 @@ from workers.rpc.connection import Connection, Listening, listen
 from workers.rpc.messages import (
     DecisionUpdate,
     Drain,
+    Hosted,
     InvokeRequest,
     InvokeResult,
     Outcomes,
@@ -42,6 +44,7 @@ TELL_EVERY_S = 0.002
 HEARTBEAT_S = 1.0
 PREFETCHES = 2
 ONCE_A_SECOND = 1  # the id of a SUBSCRIBE whose sender wants no more than the heartbeat
+ENDS = (Outcome.HIT, Outcome.LATE, Outcome.WASTED, Outcome.CANCELLED)
 CALLERS = ("gateway", "planner", "control", "flow")
 
 log = structlog.get_logger(__name__)
@@ -81,6 +84,7 @@ class Node:
         self._updates: list[DecisionUpdate] = []
         self._tell_handle: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
+        self._planned: dict[str, VersionSpec] = {}  # by open decision: code that a plan keeps
         self._prefetching = asyncio.Semaphore(PREFETCHES)
         self.standing = Standing(self._void)
         self._serving = False
@@ -131,6 +135,9 @@ class Node:
                 task.cancel()
             await self._standbys.stop()
             await self.execution.stop()
+            for spec in self._planned.values():
+                self._code.unpin(spec)
+            self._planned.clear()
             for connection in list(self._connections):
                 connection.close()
             for address in addresses:
@@ -171,6 +178,8 @@ class Node:
             self.execution.cancel(connection, ident)
         elif kind == Rpc.DRAIN:
             self._drain(message)
+        elif kind == Rpc.HOSTED:
+            self._host(connection, message)
         elif kind == Rpc.RETIRE:
             self._keep(self._retire(message.tenant))
         elif kind == Rpc.SUBSCRIBE:
@@ -216,10 +225,11 @@ class Node:
                 self._tell_decision(DecisionUpdate(item.decision_id, "cancelled", time.time(), detail="older epoch"))
             elif item.level == "code":
                 self._fetch_only(item)
-            elif item.decision_id in self.decisions:
-                continue  # the same order again: it stands, and ends once
-            elif not self.decisions.accept(item, self._begin_decision):
-                self._tell_decision(DecisionUpdate(item.decision_id, "cancelled", time.time(), detail="too many open decisions"))
+            elif item.decision_id not in self.decisions:  # the same order again: it stands, and ends once
+                self._expect_code(item)
+                if not self.decisions.accept(item, self._begin_decision):
+                    why = "too many open decisions"
+                    self._tell_decision(DecisionUpdate(item.decision_id, "cancelled", time.time(), detail=why))
 
     def _begin_decision(self, item: PrepareItem) -> None:
         spec = self._specs.get(item.version)
@@ -227,6 +237,22 @@ class Node:
             self.decisions.lost(item.decision_id, "the node does not know this version" if spec is None else "draining")
         elif self.execution.begin(spec, time.monotonic() + item.needed_in_s, item.decision_id) is None:
             self.decisions.lost(item.decision_id, "no memory left on the node")
+
+    def _expect_code(self, item: PrepareItem) -> None:
+        """What a plan wants keeps its place in tier 1 until the plan is over, and comes now when the instance is for later."""
+        spec = self._specs.get(item.version)
+        if spec is None:
+            return
+        self._planned[item.decision_id] = spec
+        self._code.pin(spec)
+        if item.delay_s > 0 and not self._code.held(spec):
+            self._keep(self._fetch(spec))
+
+    def _host(self, connection: Connection, message: Hosted) -> None:
+        if message.tenant in self._retired or not self._obeys(connection, message.lease, message.epoch):
+            return
+        known = [spec for version in message.versions if (spec := self._specs.get(version)) is not None]
+        self._code.bring(message.tenant, [spec for spec in known if spec.tenant == message.tenant])
 
     def _fetch_only(self, item: PrepareItem) -> None:
         spec = self._specs.get(item.version)
@@ -238,7 +264,7 @@ class Node:
         """A few at a time: a planner that connects asks for everything at once. No turn at the cores: that is for starts."""
         try:
             async with self._prefetching:
-                await self._code.fetch(spec)
+                await self._code.bring_ahead(spec)
         except CodeUnavailable as error:
             log.warning("code.prefetch_failed", version=spec.version, error=str(error))
 
@@ -287,6 +313,8 @@ class Node:
             self._tell_handle = self._loop.call_later(TELL_EVERY_S, self._tell)
 
     def _tell_decision(self, update: DecisionUpdate) -> None:
+        if update.outcome in ENDS and (spec := self._planned.pop(update.decision_id, None)) is not None:
+            self._code.unpin(spec)  # its instance, if there is one, has a pin of its own
         self._updates.append(update)
         del self._updates[:-SPECS]
         self._counts_moved()

@@ -84,7 +84,7 @@ class DecisionEvidence(BaseModel):
 
 
 class StepsMs(BaseModel):
-    """Milliseconds per step of a start; 0 where a step did not happen."""
+    """Milliseconds per step of a start; 0 where a step did not happen. `code_from`: tier1, tier2, origin, or empty."""
 
     queue: float
     place: float
@@ -93,6 +93,7 @@ class StepsMs(BaseModel):
     net: float
     init: float
     run: float
+    code_from: str = ""
 
 
 class DecisionAnswer(BaseModel):

@@ -12,7 +12,7 @@ import msgspec
 
 from workers.drivers.frames import FromGuest, ToGuest
 from workers.framing import Frame
-from workers.ports import DriverError, InitReport, IsolationReport, Specialisation, Usage
+from workers.ports import DriverError, Fetched, InitReport, IsolationReport, Specialisation, Usage
 from workers.versions import VersionSpec
 
 REPORT = IsolationReport("double", "none", {"memory": "none", "pids": "none"}, ("it is a double",))
@@ -200,11 +200,12 @@ class DoubleCode:
         self.error: Exception | None = None
         self.fetched: list[str] = []
         self.forgotten: list[str] = []
+        self.brought: dict[str, list[str]] = {}
         self.fetching = 0
         self.most_fetching = 0
         self.pins: Counter[str] = Counter()
 
-    async def fetch(self, spec: VersionSpec) -> Sequence[Path]:
+    async def fetch(self, spec: VersionSpec) -> Fetched:
         self.fetching += 1
         self.most_fetching = max(self.most_fetching, self.fetching)
         try:
@@ -214,7 +215,13 @@ class DoubleCode:
         if self.error is not None:
             raise self.error
         self.fetched.append(spec.version)
-        return [Path("/code") / spec.package.code]
+        return Fetched((Path("/code") / spec.package.code,), "tier1" if self.everything_held else "origin")
+
+    async def bring_ahead(self, spec: VersionSpec) -> None:
+        await self.fetch(spec)
+
+    def bring(self, tenant: str, specs: Sequence[VersionSpec]) -> None:
+        self.brought[tenant] = [spec.version for spec in specs]
 
     def pin(self, spec: VersionSpec) -> None:
         self.pins[spec.version] += 1

@@ -36,6 +36,8 @@ class Rpc(IntEnum):
     # from a gateway
     TRIGGERS = 30  # Triggers, to subscribers: ahead of records on the stream
     RECORDS = 31  # Records, to subscribers
+    # to a node, too
+    HOSTED = 51  # Hosted: which code of a tenant to have at hand
     # questions, any direction
     SUBSCRIBE = 40  # id 1: only once a second, not each change
     ASK = 41  # Ask; the answer comes as ANSWER or REFUSED with the same id
@@ -156,6 +158,16 @@ class Retire(msgspec.Struct, array_like=True, frozen=True):
     tenant: str
 
 
+class Hosted(msgspec.Struct, array_like=True, frozen=True):
+    """The tenant's functions may start on this node: its current versions, each defined before, the most called first. Takes the
+    place of what was said before. `epoch` and `lease` as with PrepareBatch."""
+
+    tenant: str
+    versions: list[str]
+    epoch: int = 0
+    lease: str = ""
+
+
 class DecisionUpdate(msgspec.Struct, array_like=True, frozen=True):
     """`outcome` as in graph.plans.Outcome. `start_s` (with `ready`): how long preparing took. `invocation_id` with hit and late.
     `detail`: the steps in ms, or why it was cancelled."""
@@ -235,6 +247,7 @@ MESSAGES: dict[int, type[msgspec.Struct]] = {
     Rpc.DRAIN: Drain,
     Rpc.STALE: Stale,
     Rpc.RETIRE: Retire,
+    Rpc.HOSTED: Hosted,
     Rpc.RESULT: InvokeResult,
     Rpc.CALL: ChildCall,
     Rpc.OUTCOMES: Outcomes,
