@@ -74,6 +74,7 @@ def run(settings: Settings) -> None:
             identity=own.identity,
             epoch=member.epoch if member is not None else 0,
             rejoin=again if member is not None else None,
+            lazy_from_bytes=settings.lazy_from_bytes,
             code_bounds=Bounds(settings.node_code_bytes, settings.node_code_tenant_bytes),
         ),
         beside,

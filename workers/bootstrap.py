@@ -11,6 +11,7 @@ import structlog
 import uvloop
 
 from workers.admission import machine_memory_mb
+from workers.code.lazy.starting import FROM_BYTES, lazy_starts
 from workers.code.origin import Origin
 from workers.code.room import Bounds
 from workers.code.tier1 import Tier1
@@ -27,7 +28,8 @@ log = structlog.get_logger(__name__)
 
 class NodeConfig(msgspec.Struct, frozen=True):
     """`memory_mb` 0 means 80 % of what the machine has free; `python` empty means found. `rejoin` and `epoch` of a node that has
-    joined; it listens on `sockets`, on TCP with `identity`."""
+    joined; it listens on `sockets`, on TCP with `identity`.
+    `lazy_from_bytes` 0: no lazy starts."""
 
     name: str
     folder: Path
@@ -44,6 +46,7 @@ class NodeConfig(msgspec.Struct, frozen=True):
     epoch: int = 0
     rejoin: Rejoin | None = None
     code_bounds: Bounds = Bounds()
+    lazy_from_bytes: int = FROM_BYTES
 
 
 Beside = Callable[[Node, Tier1], Coroutine[None, None, None]]
@@ -59,7 +62,10 @@ async def serve(config: NodeConfig, beside: Beside | None = None) -> None:
     driver = ProcessDriver(config.folder / "process", config.python, config.allow_no_isolation)
     report = await driver.start()
     log.info("node.isolation", tier=report.tier, limits=dict(report.limits), missing=list(report.missing))
-    tier = Tier1(config.folder / "code", [Origin(config.origin_url)], config.key, config.code_bounds)
+    origin = Origin(config.origin_url)
+    # without isolation a function sees the mount itself, and would miss it when the plain tree takes over
+    lazy = await lazy_starts(config.folder / "code", origin, config.lazy_from_bytes if report.isolated else 0)
+    tier = Tier1(config.folder / "code", [origin], config.key, config.code_bounds, lazy)
     node = Node(
         config.name,
         driver,
@@ -87,7 +93,7 @@ async def serve(config: NodeConfig, beside: Beside | None = None) -> None:
             task.cancel()
         await asyncio.gather(*running, stopping, return_exceptions=True)
         await driver.stop()
-        tier.close()
+        await tier.stop()
 
 
 def run(config: NodeConfig, beside: Beside | None = None) -> None:

@@ -69,6 +69,17 @@ def isolation(report: IsolationReport | None, error: str, root: bool) -> Finding
     return ok("isolation", f"tier {report.tier}, " + ", ".join(f"{what} by {means}" for what, means in report.limits.items()))
 
 
+def lazy_starts(why_not: str) -> Finding:
+    """`why_not`: empty when a layer was really mounted and read."""
+    if why_not:
+        return warn(
+            "lazy starts",
+            f"not possible here: {why_not}; a large package is fetched whole before its function starts",
+            "nothing to do without large packages; else run the node as root, or let its user read and write /dev/fuse",
+        )
+    return ok("lazy starts", "a function of a large package starts before all of the package is here")
+
+
 def open_files(soft: int, hard: int) -> Finding:
     """The node raises its soft limit to the hard one. -1 is no limit."""
     if hard != -1 and hard < NOFILE_NEEDED:

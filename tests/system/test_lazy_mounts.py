@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from doubles.lazy_layers import Layer, mounted_below
 from doubles.loop import in_loop, until
-from doubles.process_bench import INIT_S, bench, descendants
+from doubles.process_bench import INIT_S, HandlerError, Running, bench, descendants
 
 from workers.code.lazy import layer as layers
 from workers.code.lazy import link
@@ -30,6 +30,16 @@ from workers.versions import Kind
 
 pytestmark = [pytest.mark.system, pytest.mark.needs_root]
 
+READS_A_TABLE = """
+import mmap
+from pkg import used
+
+def handler(event, context):
+    if event == "broken":
+        from pkg import broken
+    with open("/var/task/table.bin", "rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as table:
+        return [used.VALUE, table[:5].decode()]
+"""
 DEAD = (errno.EIO, errno.ENOTCONN, errno.ECONNABORTED)
 
 
@@ -53,7 +63,8 @@ def package(seed: int = 1, files: int = 40, size: int = 60_000) -> Layer:
     """Small modules that share chunks, and files that have chunks of their own."""
     draw = random.Random(seed)
     made = {f"pkg/sub{number % 3}/m{number}.py": draw.randbytes(size) for number in range(files)}
-    made |= {"empty.py": b"", "exact.bin": draw.randbytes(CHUNK_BYTES), "big.bin": draw.randbytes(3 * CHUNK_BYTES + 7), "run.sh": b"x"}
+    made |= {"exact.bin": draw.randbytes(CHUNK_BYTES), "big.bin": draw.randbytes(3 * CHUNK_BYTES + 7)}
+    made |= {"empty.py": b"", "run.sh": b"x"}
     return Layer(made)
 
 
@@ -78,8 +89,8 @@ async def test_the_tree_is_what_was_stored_and_cannot_be_changed(tmp_path: Path)
             assert not (made.path / "nothing").exists()
             for change in (
                 lambda: (made.path / "new").write_bytes(b""),
-                lambda: (made.path / "run.sh").unlink(),
-                lambda: (made.path / "new").mkdir(),
+                (made.path / "run.sh").unlink,
+                (made.path / "new").mkdir,
                 lambda: (made.path / "run.sh").chmod(0o777),
                 lambda: (made.path / "run.sh").rename(made.path / "other"),
                 lambda: (made.path / "link").symlink_to("run.sh"),
@@ -310,13 +321,10 @@ async def test_what_one_start_touched_comes_first_on_another_node(tmp_path: Path
 @in_loop
 async def test_a_function_runs_from_a_layer_that_is_not_whole(tmp_path: Path) -> None:
     """In a real sandbox: its own user, its own namespaces, Landlock and seccomp."""
-    source = b"import mmap\nfrom pkg import used\n\ndef handler(event, context):\n    if event == 'broken':\n        from pkg import broken\n"
-    source += b"    with open('/var/task/table.bin', 'rb') as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as table:\n"
-    source += b"        return [used.VALUE, table[:5].decode()]\n"
     table = b"table" + random.Random(3).randbytes(CHUNK_BYTES)
     rest = {f"pkg/big{number}.bin": random.Random(number).randbytes(CHUNK_BYTES) for number in range(8)}
     wanted = Layer(
-        {"handler.py": source, "pkg/__init__.py": b"", "table.bin": table, "pkg/used.py": b"VALUE = 7\n"}
+        {"handler.py": READS_A_TABLE.encode(), "pkg/__init__.py": b"", "table.bin": table, "pkg/used.py": b"VALUE = 7\n"}
         | {"zz/broken.py": b"", "pkg/broken.py": b"#" * CHUNK_BYTES}
         | rest
     )
@@ -327,20 +335,14 @@ async def test_a_function_runs_from_a_layer_that_is_not_whole(tmp_path: Path) ->
         layer = await lazy.mount("acme", wanted.manifest.digest, wanted.manifest, wanted.read)
         clone = await made.driver.clone("acme", 128)
         work = Specialisation("acme/f:1", "handler:handler", Kind.EVENT, 1, 128, (layer.path,), {})
-        await clone.specialise(work, INIT_S)
-        running = made_running(clone)
+        report = await clone.specialise(work, INIT_S)
+        running = Running(clone, report)
         assert await running.value("go") == [7, "table"]
-        with pytest.raises(Exception, match="Input/output error"):
+        with pytest.raises(HandlerError, match="Input/output error"):
             await running.value("broken")
         assert await running.value("go") == [7, "table"]
         assert not layer.whole.done()
         await clone.kill("over")
-
-
-def made_running(clone):  # type: ignore[no-untyped-def]
-    from doubles.process_bench import Running
-
-    return Running(clone, None)  # type: ignore[arg-type]
 
 
 @in_loop
@@ -363,7 +365,8 @@ async def test_a_hammered_mount_holds_up_no_other(tmp_path: Path) -> None:
     async with mounting(tmp_path) as lazy:
         one = await lazy.mount("acme", first.manifest.digest, first.manifest, first.read)
         two = await lazy.mount("acme", second.manifest.digest, second.manifest, second.read)
-        hammers = [subprocess.Popen([sys.executable, "-I", "-S", "-c", hammer, str(one.path)]) for _ in range(4)]
+        command = [sys.executable, "-I", "-S", "-c", hammer, str(one.path)]
+        hammers = [await asyncio.create_subprocess_exec(*command) for _ in range(4)]
         try:
             await asyncio.sleep(0.5)
             assert await read(two.path / "big.bin") == second.files["big.bin"]
@@ -371,7 +374,7 @@ async def test_a_hammered_mount_holds_up_no_other(tmp_path: Path) -> None:
         finally:
             for process in hammers:
                 process.kill()
-                process.wait()
+                await process.wait()
 
 
 NODE = """
@@ -395,7 +398,8 @@ asyncio.run(main())
 
 
 def test_a_killed_node_leaves_no_mount_server_or_content(tmp_path: Path) -> None:
-    node = subprocess.Popen([sys.executable, "-c", NODE, str(tmp_path), str(Path(__file__).parent.parent)], stdout=subprocess.PIPE)
+    command = [sys.executable, "-c", NODE, str(tmp_path), str(Path(__file__).parent.parent)]
+    node = subprocess.Popen(command, stdout=subprocess.PIPE)
     assert node.stdout is not None
     with node.stdout as told:
         server = int(told.readline())

@@ -107,6 +107,10 @@ class LazyLayer:
         return self._link is not None and not self._link.gone and not self._released
 
     @property
+    def is_whole(self) -> bool:
+        return self.whole.done() and self.whole.exception() is None
+
+    @property
     def bytes_held(self) -> int:
         return self._content.bytes
 

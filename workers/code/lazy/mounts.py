@@ -68,10 +68,6 @@ class LazyMounts:
     def mounted(self) -> int:
         return len(self._layers) + len(self._released)
 
-    def known(self, tenant: str, digest: str) -> bool:
-        """It is mounted, or was until its server died."""
-        return (tenant, digest) in self._layers
-
     def get(self, tenant: str, digest: str) -> LazyLayer | None:
         """The layer when it can be handed out now."""
         layer = self._layers.get((tenant, digest))
@@ -98,6 +94,18 @@ class LazyMounts:
             name = f"{digest[:19]} of tenant {tenant}"
             place = folder / f"{digest.rpartition(':')[2]}.lazy-{secrets.token_hex(4)}"
             layer = self._layers[key] = LazyLayer(name, place, manifest, read_chunk, learned)
+        await self._start(key, layer)
+        return layer
+
+    async def again(self, tenant: str, digest: str) -> bool:
+        """Starts the server again when it has died; False for a layer that is not mounted. Raises as `mount` does."""
+        layer = self._layers.get((tenant, digest))
+        if layer is None:
+            return False
+        await self._start((tenant, digest), layer)
+        return True
+
+    async def _start(self, key: tuple[str, str], layer: LazyLayer) -> None:
         try:
             await layer.start(self._device)
         except BaseException:
@@ -105,15 +113,15 @@ class LazyMounts:
                 del self._layers[key]
             await layer.end()
             raise
-        return layer
 
     def unmount(self, tenant: str, digest: str, after_s: float = HAND_OVER_S) -> None:
         """A plain tree has taken over: who uses the mount keeps it, nobody new gets it; who was told of its path before may still
-        attach it for `after_s`. Does nothing for what is not mounted."""
+        attach it for `after_s`. A layer that is not whole ends, whoever uses it. Does nothing for what is not mounted."""
         layer = self._layers.pop((tenant, digest), None)
         if layer is None:
             return
         self._released.add(layer)
+        after_s = after_s if layer.is_whole else 0.0
         task = asyncio.create_task(self._see_off(layer, after_s))
         self._leaving.add(task)
         task.add_done_callback(self._leaving.discard)
@@ -144,7 +152,10 @@ class LazyMounts:
         try:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(layer.gone(), after_s)
-            await layer.release()
-            await layer.gone()
+            if layer.is_whole:
+                await layer.release()
+                await layer.gone()
+            else:
+                await layer.end()
         finally:
             self._released.discard(layer)
