@@ -35,6 +35,19 @@ def test_who_waits_comes_first_then_what_was_recorded_then_the_rest() -> None:
     assert fill.whole
 
 
+def test_what_follows_a_run_of_chunks_is_brought_before_it_is_asked_for() -> None:
+    fill = Fill(10, 0.0)
+    fill.touched(4, 0.0)
+    assert list(fill.next(0.0)) == [4]
+    fill.arrived(4)
+    assert list(fill.next(0.0)) == []
+    fill.touched(5, 0.0)
+    assert list(fill.next(0.0)) == [5, 6, 7]
+    fill.touched(9, 0.0)
+    assert list(fill.next(0.0)) == [9]
+    assert fill.lesson() == [4, 5, 9]  # what was touched, not what was guessed
+
+
 def test_a_start_that_is_never_quiet_does_not_hold_up_the_rest_for_ever() -> None:
     fill = Fill(5, 0.0)
     assert fill.next(0.0) == []

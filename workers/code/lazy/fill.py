@@ -1,7 +1,8 @@
 """Which chunk of a lazily started layer is fetched next, and what is learned from the order they were asked for. Pure.
 
-First what somebody waits for; then, in its order, what the first start of the layer was seen to touch; then, once the start
-has gone quiet, the rest in the layer's order, with little at once: it competes with the function's own start.
+First what somebody waits for; then, in its order, what the first start of the layer was seen to touch, and what follows a run of
+chunks being read one after the other (the files of one package lie together); then, once the start has gone quiet, the rest in the
+layer's order, with little at once: it competes with the function's own start.
 """
 
 from collections.abc import Iterable, Sequence
@@ -10,6 +11,9 @@ AT_ONCE = 8
 """Chunks under way, whatever for."""
 
 RECORDED_AT_ONCE, REST_AT_ONCE = 6, 2
+FOLLOWING = 2
+"""Chunks brought ahead of a run."""
+
 QUIET_S = 0.5
 """Without a chunk being asked for: the start is over, or computes."""
 
@@ -50,7 +54,12 @@ class Fill:
         if not 0 <= index < self._count:
             return
         self._last_touch = now
+        first = index not in self._touched
         self._touched.setdefault(index)
+        if first and index - 1 in self._touched:
+            for following in range(index + 1, min(index + 1 + FOLLOWING, self._count)):
+                if following in self._missing:
+                    self._recorded.setdefault(following)
         if index in self._missing and index not in self._under_way:
             self._wanted[index] = None
 
