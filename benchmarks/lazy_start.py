@@ -194,7 +194,7 @@ def main() -> int:
         device = options.inside / "fuse"
         asyncio.run(measure(options.inside, device if device.exists() else DEVICE, options.runs))
         return 0
-    folder = Path(tempfile.mkdtemp(prefix="foreglow-lazy-", dir="/var/tmp"))  # noqa: S108  a disk, not memory
+    folder = Path(tempfile.mkdtemp(prefix="foreglow-lazy-", dir="/var/tmp"))
     try:
         package(folder / "package", options.megabytes)
         sources = list(tree(folder / "package", Limits()))

@@ -1,8 +1,8 @@
 """Which chunk of a lazily started layer is fetched next, and what is learned from the order they were asked for. Pure.
 
-First what somebody waits for; then, in its order, what the first start of the layer was seen to touch, and what follows a run of
-chunks being read one after the other (the files of one package lie together); then, once the start has gone quiet, the rest in the
-layer's order, with little at once: it competes with the function's own start.
+First what somebody waits for; then, in its order, what the first start of the layer was seen to touch, and what follows a run
+of chunks being read one after the other (the files of one package lie together); then, once the start has gone quiet, the rest
+in the layer's order, with little at once: it competes with the function's own start.
 """
 
 from collections.abc import Iterable, Sequence
