@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import os
 import tempfile
+import threading
 import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from pathlib import Path
@@ -46,6 +47,7 @@ class Content:
             os.close(descriptor)
             raise
         self._writing = descriptor
+        self._lock = threading.Lock()  # a thread that comes late must not meet the number of another file
         self.bytes = 0
         self.held: set[int] = set()
 
@@ -54,23 +56,26 @@ class Content:
         if len(plain) != self._chunks[index].size:
             raise LayerError(f"chunk {self._chunks[index].name[:12]}: {len(plain)} bytes instead of {self._chunks[index].size}")
         rest, offset = memoryview(plain), self._starts[index]
-        while rest:
-            written = os.pwrite(self._writing, rest, offset)
-            rest, offset = rest[written:], offset + written
+        with self._lock:
+            while rest:
+                written = os.pwrite(self._writing, rest, offset)
+                rest, offset = rest[written:], offset + written
 
     def read(self, chunk: Chunk) -> bytes:
         """The content of a chunk that is held. Raises OSError."""
         index = self._indexes[chunk.name]
-        plain = os.pread(self.descriptor, chunk.size, self._starts[index])
+        with self._lock:
+            plain = os.pread(self.descriptor, chunk.size, self._starts[index])
         if index not in self.held or len(plain) != chunk.size:
             raise OSError(f"chunk {chunk.name[:12]} is not here")
         return plain
 
     def close(self) -> None:
-        for descriptor in (self._writing, self.descriptor):
-            if descriptor >= 0:
-                os.close(descriptor)
-        self._writing = self.descriptor = -1
+        with self._lock:
+            for descriptor in (self._writing, self.descriptor):
+                if descriptor >= 0:
+                    os.close(descriptor)
+            self._writing = self.descriptor = -1
 
 
 class LazyLayer:

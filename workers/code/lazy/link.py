@@ -17,12 +17,24 @@ from workers.code.manifest import Manifest
 DEVICE = Path("/dev/fuse")
 READY_TIMEOUT_S = 10.0
 END_TIMEOUT_S = 5.0
-LISTEN_EVERY_S = 5.0
-"""A server that has not answered one PING when the next is due hangs, and is ended."""
+LISTEN_EVERY_S, MISSED = 5.0, 2
+"""A server that has answered neither of two PINGs when the third is due hangs, and is ended."""
 
 
 class LazyError(OSError):
     """The layer cannot be mounted, or its server has gone; the message says why."""
+
+
+def _describe(manifest: Manifest, held: Sequence[int], timeout_s: float) -> int:
+    """What the server has to know of the layer, in a file in memory. In a thread: there may be 50,000 names."""
+    files = [(file.path, file.mode, file.size, file.offset) for file in manifest.files]
+    sizes = [chunk.size for chunk in manifest.chunks]
+    text = json.dumps({"files": files, "sizes": sizes, "held": held, "timeout_s": timeout_s}).encode()
+    descriptor = os.memfd_create("layer", os.MFD_CLOEXEC)
+    with os.fdopen(descriptor, "wb", closefd=False) as file:
+        file.write(text)
+    os.lseek(descriptor, 0, os.SEEK_SET)
+    return descriptor
 
 
 class Link:
@@ -39,7 +51,7 @@ class Link:
         self._ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._ended = asyncio.Event()
         self._unsent: list[bytes] = []
-        self._pinged = False
+        self._unanswered = 0
         self._why = ""
         self._timer: asyncio.TimerHandle | None = None
 
@@ -55,10 +67,16 @@ class Link:
     async def start(self, manifest: Manifest, content: int, held: Sequence[int], timeout_s: float, device: Path = DEVICE) -> None:
         """Mounts at `path`, an empty folder, and returns when the mount answers. Raises LazyError, with nothing left."""
         try:
-            fuse = self._mount(device)
+            described = await asyncio.to_thread(_describe, manifest, held, timeout_s)
             try:
-                self._spawn(fuse, manifest, content, held, timeout_s)
+                fuse = self._mount(device)
+            except OSError:
+                os.close(described)
+                raise
+            try:
+                self._spawn(fuse, content, described)
             finally:
+                os.close(described)
                 os.close(fuse)  # the server alone holds it: when it ends, whoever uses the mount is told so by the kernel
             await asyncio.wait_for(asyncio.shield(self._ready), READY_TIMEOUT_S)
             # the kernel keeps the attributes of the root from here on: to hand the mount out will never wait for the server
@@ -107,15 +125,9 @@ class Link:
         self._mounted = True
         return fuse
 
-    def _spawn(self, fuse: int, manifest: Manifest, content: int, held: Sequence[int], timeout_s: float) -> None:
-        files = [(file.path, file.mode, file.size, file.offset) for file in manifest.files]
-        sizes = [chunk.size for chunk in manifest.chunks]
-        described = os.memfd_create("layer", os.MFD_CLOEXEC)
+    def _spawn(self, fuse: int, content: int, described: int) -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with theirs, os.fdopen(described, "wb") as file:
-            file.write(json.dumps({"files": files, "sizes": sizes, "held": held, "timeout_s": timeout_s}).encode())
-            file.flush()
-            file.seek(0)
+        with theirs:
             ours.setblocking(False)
             self._sock = ours
             passed = [fuse, content, described, theirs.fileno()]
@@ -135,7 +147,8 @@ class Link:
     # -- hearing
 
     def _on_words(self) -> None:
-        assert self._sock is not None
+        if self._sock is None:
+            return
         try:
             datagram = self._sock.recv(words.MAX_DATAGRAM)
         except BlockingIOError:
@@ -151,7 +164,7 @@ class Link:
                 if not self._ready.done():
                     self._ready.set_result(None)
             elif index == words.PING:
-                self._pinged = False
+                self._unanswered = 0
             else:
                 touched.append(index)
         if touched:
@@ -160,12 +173,14 @@ class Link:
     def _ping(self) -> None:
         if self.gone:
             return
-        if self._pinged:
-            self._why = f"it did not answer for {LISTEN_EVERY_S:g} s"
+        if self._unanswered:
+            self._on_words()  # this process may be the one that stood still: the answer may lie there
+        if self._unanswered >= MISSED:
+            self._why = f"it did not answer for {LISTEN_EVERY_S * MISSED:g} s"
             assert self._process is not None
             self._process.kill()
             return
-        self._pinged = True
+        self._unanswered += 1
         self.held(words.PING, 0)
         self._timer = asyncio.get_running_loop().call_later(LISTEN_EVERY_S, self._ping)
 

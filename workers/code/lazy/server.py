@@ -5,7 +5,7 @@ tenant's must hold up nobody else's.
 
 Started by link.py as `python -I -S -B server.py FUSE CONTENT LAYER NODE`, descriptors: the opened mount; the layer's content, of
 which the node has written and verified what it says is held; the layer's description (JSON: files, sizes, held, timeout_s); and a
-datagram socket to the node. One thread; it holds no right and reads nothing else. It ends with the node, or when the last user of
+datagram socket to the node. One thread; it opens nothing else. It ends with the node, or when the last user of
 the mount has gone. A read whose chunk does not come within `timeout_s`, or cannot be had, is answered EIO.
 """
 
