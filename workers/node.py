@@ -96,6 +96,7 @@ class Node:
             "state": self._answer_state,
             "cool": self._answer_cool,
             "counts": self._answer_counts,
+            "code": self._answer_code,
         }
 
     @property
@@ -360,6 +361,9 @@ class Node:
             if count.version.startswith(tenant)
         ]
 
+    async def _answer_code(self, args: Mapping[str, Any]) -> object:
+        return {name: msgspec.to_builtins(one) for name, one in self._code.report_of(str(args["tenant"])).items()}
+
     async def _answer_cool(self, args: Mapping[str, Any]) -> object:
         functions = {str(function_id(args["tenant"], name)) for name in args["names"]}
         return {"cooled": self.execution.cool(functions)}
@@ -373,6 +377,7 @@ class Node:
             "standbys": len(self._standbys),
             "memory_mb": {"total": memory.total_mb, "promised": memory.used_mb},
             "open_decisions": len(self.decisions),
+            "code": msgspec.to_builtins(self._code.report()),
         }
 
 

@@ -121,6 +121,15 @@ class Fetched(msgspec.Struct, frozen=True):
     source: str
 
 
+class CodeReport(msgspec.Struct, frozen=True):
+    """`requests` and `ms` (their sum) by tier: tier1, tier2, origin, failed. `bytes` on the disk, in whole blocks."""
+
+    bytes: int
+    requests: Mapping[str, int]
+    ms: Mapping[str, float]
+    evictions: int
+
+
 class CodeTier(Protocol):
     """Brings layers of code onto this node. Tier 1 is the node's own disk."""
 
@@ -143,6 +152,12 @@ class CodeTier(Protocol):
 
     async def forget(self, tenant: str) -> None:
         """The tenant is gone for good: nothing of its code stays."""
+
+    def report(self) -> CodeReport:
+        """What is held and what was asked, all tenants."""
+
+    def report_of(self, tenant: str) -> Mapping[str, CodeReport]:
+        """What was asked for each of the tenant's functions, by FunctionId; `bytes` are those brought for it."""
 
 
 class ChunkSource(Protocol):

@@ -258,6 +258,22 @@ class InstancesOfVersionAnswer(BaseModel):
     preparing: int
 
 
+class FunctionCodeAnswer(BaseModel):
+    """Since each node started. By tier: tier1 (was on the node), tier2 (the zone), origin, failed."""
+
+    function: str
+    node: str
+    requests: dict[str, int] = Field(description="Starts that asked for its code.")
+    ms: dict[str, float] = Field(description="How long they waited for it, all together.")
+    bytes: int = Field(ge=0, description="Brought to the node, on its disk.")
+    evictions: int = Field(ge=0, description="Layers brought for it that went to make room.")
+
+
+class CodeAnswer(BaseModel):
+    functions: list[FunctionCodeAnswer]
+    away: list[str] = Field(description="Nodes that did not answer.")
+
+
 class InstancesAnswer(BaseModel):
     instances: list[InstancesOfVersionAnswer]
     away: list[str] = Field(description="Nodes that did not answer.")

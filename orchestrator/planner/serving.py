@@ -30,6 +30,7 @@ from orchestrator.membership import Self
 from orchestrator.ops.listener import Operations
 from orchestrator.ops.routes import RouteMetrics
 from orchestrator.planner.activity import Activity
+from orchestrator.planner.homes import Homes
 from orchestrator.planner.insight import Insight
 from orchestrator.planner.leadership import Leadership
 from orchestrator.planner.learning import Learner
@@ -40,15 +41,17 @@ from orchestrator.planner.peers import Fleet, GatewayPeer, NodePeer
 from orchestrator.planner.runs import RunBook
 from orchestrator.planner.state import FORMAT, PlannerState, load, lock, save, set_aside
 from orchestrator.planner.vigil import SEEN_EVERY_S, overdue
+from orchestrator.renewal import keep_certified
 from orchestrator.settings import Settings, rpc_secret
 from tracing.assembly import Assembler
 from tracing.export import Exporter
 from tracing.receiver import receiver_app
 from tracing.spans import Span
 from workers.rpc.connection import Connection, Listening, listen
-from workers.rpc.messages import DecisionUpdate, Hello, Records, Triggers
+from workers.rpc.messages import DecisionUpdate, Hello, Records, Triggers, VersionCount
 from workers.rpc.transport import Address, Identity, Peer
 from workers.sealing import load_key
+from workers.versions import VersionSpec
 
 AWAY_S = 1.0
 SAVE_EVERY_S = 5.0
@@ -82,6 +85,7 @@ class Planner:
             return GatewayPeer(address, hello, self, identity, whom)
 
         self.fleet = Fleet([])
+        self.homes = Homes(self.fleet, self._current, self.right, lambda: self.activity.calls(time.time()))
         self.nodes = Members("node", node, self._nodes_changed, partial(_died, self))
         self.gateways = Members("gateway", gateway, lambda peers: None, partial(_died, self))
         self._local_nodes = [node(at, Peer("node", ""), 0) for at in settings.node_addresses]
@@ -118,8 +122,7 @@ class Planner:
         """First every node hears of it, so that none obeys the one before any more; then it is ours to bring code."""
         for node in self.fleet.up():
             node.fence(lease, epoch)
-        for route in self.table.routes.values():
-            self._bring_code(route, None)
+        self.homes.took_over()
 
     def _nodes_changed(self, nodes: list[NodePeer]) -> None:
         self.fleet.nodes = nodes
@@ -157,10 +160,13 @@ class Planner:
         for tenant in self.table.tenants.values():
             if tenant.removed:
                 node.retire(tenant.tenant)
-        for route in self.table.routes.values():
-            self._bring_code(route, node)
+        self.homes.node_came(node)
+
+    def on_counts(self, node: NodePeer, counts: Sequence[VersionCount]) -> None:
+        self.homes.seen(node, counts)
 
     def _route_changed(self, function: FunctionId, route: Route | None) -> None:
+        self.homes.function_changed(function, route is not None)
         if route is None:
             self.graph.forget(function)
             return
@@ -168,7 +174,6 @@ class Planner:
         spec = self.table.version(route, "")
         callees = [FunctionId(f"{tenant}/{name}") for name in route.calls]
         self.graph.declare(function, callees, spec.memory_mb if spec is not None else 128, now)
-        self._bring_code(route, None)
 
     def _tenant_changed(self, name: str, route: TenantRoute | None) -> None:
         """A removed tenant stays in the routes, so that a planner that was away forgets it too."""
@@ -181,6 +186,7 @@ class Planner:
         self.decisions.forget_tenant(tenant)
         self.runs.forget_tenant(tenant)
         self.activity.forget_tenant(tenant)
+        self.homes.forget(tenant)
         self.loop.policies.pop(tenant, None)
         for node in self.fleet.up():
             node.retire(name)
@@ -189,11 +195,9 @@ class Planner:
         for node in self.fleet.up():
             node.drain(version)
 
-    def _bring_code(self, route: Route, node: NodePeer | None) -> None:
-        spec = self.table.version(route, "")
-        right = self.right(spec.tenant) if spec is not None else None
-        if spec is not None and right is not None:
-            self.fleet.bring_code(spec, node, *right)
+    def _current(self, function: FunctionId) -> VersionSpec | None:
+        route = self.table.routes.get(function)
+        return self.table.version(route, "") if route is not None else None
 
     # -- traces from outside
 
@@ -333,10 +337,12 @@ async def _serve(settings: Settings, secret: str, own: Self) -> None:
     operations = Operations(
         "planner", lambda: http.started, lambda: planner_checks(planner), PlannerMetrics(planner), RouteMetrics(planner.table)
     )
+    done = keep_certified(own)
     try:
         await operations.start(settings)
         await http.serve()
     finally:
+        done()
         await operations.stop()
         for server in servers:
             server.close()

@@ -21,7 +21,7 @@ from doubles.process_bench import descendants
 
 from workers.code.chunks import chunk_key
 from workers.code.layers import Source
-from workers.code.lazy import mounts
+from workers.code.lazy import layer, mounts
 from workers.code.lazy.link import DEVICE
 from workers.code.lazy.mounts import LazyMounts
 from workers.code.lazy.starting import LazyStarts, lazy_starts
@@ -191,10 +191,10 @@ async def test_after_its_server_was_killed_the_next_start_has_a_new_one(tmp_path
     async with tier_on(tmp_path, origin) as tier:
         (folder,) = (await tier.fetch(spec(manifest))).folders
         assert await read(folder / "f00.bin") == FILES["f00.bin"]
-        layer = tier.lazy.mounts.get("acme", manifest.digest)  # type: ignore[union-attr]
-        assert layer is not None
-        os.kill(layer.server, signal.SIGKILL)
-        await until(lambda: not layer.up, "its end is known")
+        mounted = tier.lazy.mounts.get("acme", manifest.digest)  # type: ignore[union-attr]
+        assert mounted is not None
+        os.kill(mounted.server, signal.SIGKILL)
+        await until(lambda: not mounted.up, "its end is known")
         (folder,) = (await tier.fetch(spec(manifest))).folders
         assert await read(folder / "f00.bin") == FILES["f00.bin"]
         assert origin.served.count(chunks_of(manifest, "f00.bin")[0]) == 1
@@ -217,6 +217,25 @@ async def test_what_comes_ahead_of_need_is_started_lazily_when_somebody_waits(tm
         with contextlib.suppress(CodeUnavailable):
             await ahead
         await until(lambda: tier.held(spec(manifest)), "all of it is here", 15)
+
+
+@in_loop
+async def test_on_a_full_disk_it_is_left_to_a_whole_fetch_to_make_room(
+    tmp_path: Path, origin: SlowOrigin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manifest = put(origin, FILES)
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    async with tier_on(tmp_path, origin) as tier:
+        monkeypatch.setattr(layer.Content, "write", full)
+        (folder,) = (await tier.fetch(spec(manifest))).folders
+        with contextlib.suppress(OSError):
+            await read(folder / "f01.bin")
+        await until(lambda: tier.held(spec(manifest)), "it came whole", 15)
+        (folder,) = (await tier.fetch(spec(manifest))).folders
+        assert await read(folder / "f01.bin") == FILES["f01.bin"]
 
 
 @in_loop

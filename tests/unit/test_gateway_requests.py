@@ -58,7 +58,9 @@ async def test_an_event_function_answers_and_says_how_it_started_and_what_it_too
         first = await gate.post("echo", b'{"a":1}')
         assert (first.status_code, first.content) == (200, b'{"a":1}')
         assert first.headers["x-foreglow-start"] == "cold"
-        steps = dict(re.findall(r"(\w+);dur=([\d.]+)", first.headers["server-timing"]))
+        timing = first.headers["server-timing"]
+        assert re.search(r"\bcode;desc=tier1;dur=[\d.]+", timing)
+        steps = dict(re.findall(r"(\w+)(?:;desc=\w+)?;dur=([\d.]+)", timing))
         assert list(steps) == [name for name in ("queue", "place", "clone", "code", "init", "run") if name in steps]
         assert float(steps["init"]) == 3.0
         assert {"place", "code", "run"} <= set(steps)

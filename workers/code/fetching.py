@@ -10,9 +10,10 @@ import os
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeout
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TypeVar
 
@@ -93,7 +94,7 @@ class Fetcher:
         self._cluster_key = cluster_key
         self._decoding = threading.BoundedSemaphore(max(1, os.cpu_count() or 1))
         self._state = threading.Condition()
-        self._reading: set[Errand] = set()
+        self._errands: Counter[Errand] = Counter()  # questions under way
         self.brought: Counter[str] = Counter()  # bytes of content, by source
         self.damaged: Counter[str] = Counter()  # chunks, by source
         self.silent: Counter[str] = Counter()  # questions that failed, by source
@@ -104,25 +105,19 @@ class Fetcher:
 
     def manifest(self, errand: Errand) -> Manifest:
         """Raises OriginError; OldLayer when the layer is in the form of an earlier release."""
-        return self._first_good(errand, lambda source: source.manifest(errand.tenant, errand.digest))
+        with self._under_way(errand):
+            return self._first_good(errand, lambda source: source.manifest(errand.tenant, errand.digest))
 
     def layer(self, errand: Errand, manifest: Manifest, folder: Path) -> None:
         """Writes the layer into the empty `folder`, verified. Raises OriginError (Ended when it was given up), LayerError,
         OSError; what was written by then stays."""
-        with self._state:
-            self._reading.add(errand)
-        reader = _Reader(self, errand, manifest.chunks)
-        try:
+        with self._under_way(errand), closing(_Reader(self, errand, manifest.chunks)) as reader:
             assemble(manifest, reader.read, folder)
-        finally:
-            reader.close()
-            with self._state:
-                self._reading.discard(errand)
-                self._state.notify_all()
 
     def chunk(self, errand: Errand, chunk: Chunk) -> bytes:
         """The content of one chunk, verified. Raises OriginError."""
-        return self._first_good(errand, self._asking(errand, chunk))
+        with self._under_way(errand):
+            return self._first_good(errand, self._asking(errand, chunk))
 
     def hurry(self, errand: Errand) -> None:
         """Somebody waits for it now."""
@@ -198,10 +193,23 @@ class Fetcher:
         if time.monotonic() > errand.deadline:
             raise OriginError(f"not whole within {LAYER_S:g} s")
 
+    @contextmanager
+    def _under_way(self, errand: Errand) -> Iterator[None]:
+        with self._state:
+            self._errands[errand] += 1
+        try:
+            yield
+        finally:
+            with self._state:
+                self._errands[errand] -= 1
+                if not self._errands[errand]:
+                    del self._errands[errand]
+                self._state.notify_all()
+
     def give_way(self, errand: Errand) -> None:
         """Returns when nobody waits for anything else, YIELD_S later at the latest."""
         with self._state:
-            self._state.wait_for(lambda: errand.urgent or errand.ended or not any(one.urgent for one in self._reading), YIELD_S)
+            self._state.wait_for(lambda: errand.urgent or errand.ended or not any(one.urgent for one in self._errands), YIELD_S)
 
 
 class _Reader:

@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import errno
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 
 import structlog
 
+from graph.ids import VersionId, function_of
 from workers.code.archive import unpack_old_layer, verify_old_layer
 from workers.code.chunks import chunk_key
 from workers.code.fetching import Errand, Fetcher
@@ -28,7 +29,7 @@ from workers.code.origin import OldLayer, Origin, OriginError
 from workers.code.room import Bounds, NoRoom, Room, mib
 from workers.code.shelf import Key, Shelf, footprint, size_of
 from workers.code.tally import FAILED, TIER1, CodeTally
-from workers.ports import ChunkSource, CodeUnavailable, Fetched
+from workers.ports import ChunkSource, CodeReport, CodeUnavailable, Fetched
 from workers.versions import VersionSpec
 
 LAYERS_AT_ONCE = 16
@@ -75,6 +76,7 @@ class Tier1:
         self._shelf = Shelf(folder)
         self._room = Room(bounds or Bounds(), self._evicted)
         self._paths: dict[Key, Path] = {}
+        self._owners: dict[Key, str] = {}  # the function that a layer came for; others may share it
         self._doubtful: set[Key] = set()  # here, and to be verified before their first use
         self._coming: dict[Key, _Coming] = {}
         self._sweeping: set[Future[None]] = set()
@@ -98,16 +100,16 @@ class Tier1:
         try:
             if missing:
                 with self.pinned(spec):  # what is here must not make room for what is missing
-                    ranks = await asyncio.gather(*(self._bring(key) for key in missing))
+                    ranks = await asyncio.gather(*(self._bring(key, _function(spec)) for key in missing))
                 source = self.fetcher.names[max(ranks)] if max(ranks) >= 0 else TIER1
             folders = [self._folder_of(key) for key in keys]
         except CodeUnavailable:
-            self.tally.asked(spec.version, FAILED, time.perf_counter() - began)
+            self.tally.asked(_function(spec), FAILED, time.perf_counter() - began)
             raise
         for key in keys:
             if self._here(key):
                 self._room.use(key)
-        self.tally.asked(spec.version, source, time.perf_counter() - began)
+        self.tally.asked(_function(spec), source, time.perf_counter() - began)
         return Fetched(tuple(folders), source)
 
     def bring(self, tenant: str, specs: Sequence[VersionSpec]) -> None:
@@ -121,7 +123,7 @@ class Tier1:
         with self.pinned(spec):
             for key in _keys(spec):
                 if not self._here(key):
-                    coming = self._coming.get(key) or self._begin(key, urgent=False)
+                    coming = self._coming.get(key) or self._begin(key, _function(spec), urgent=False)
                     await asyncio.shield(coming.task)
                     self.tally.ahead += 1
 
@@ -158,6 +160,16 @@ class Tier1:
             self._drop(key)
         self.tally.forget(tenant)
         await self._run(self._sweeper, self._shelf.forget, tenant)
+
+    def report(self) -> CodeReport:
+        ms = {tier: times.total * 1000 for tier, times in self.tally.seconds.items()}
+        return CodeReport(self.bytes_held, self.tally.requests, ms, self.tally.evictions.total())
+
+    def report_of(self, tenant: str) -> Mapping[str, CodeReport]:
+        return {
+            name: CodeReport(one.brought, one.requests, {tier: s * 1000 for tier, s in one.seconds.items()}, one.evictions)
+            for name, one in self.tally.functions(tenant).items()
+        }
 
     @property
     def bytes_held(self) -> int:
@@ -203,7 +215,7 @@ class Tier1:
             raise CodeUnavailable(f"layer {key[1][:19]} of tenant {key[0]}: it is gone again, as its tenant may be")
         return layer.path
 
-    async def _bring(self, key: Key) -> int:
+    async def _bring(self, key: Key, function: str) -> int:
         """Until it is here, or mounted. Who gives up waiting does not end it for the others."""
         coming = self._coming.get(key)
         if coming is not None and coming.large and not coming.errand.urgent:  # it comes whole, and somebody waits now
@@ -213,7 +225,7 @@ class Tier1:
         if self._here(key):
             return -1
         if coming is None:
-            coming = self._begin(key, urgent=True)
+            coming = self._begin(key, function, urgent=True)
         else:
             self.fetcher.hurry(coming.errand)
         first: set[asyncio.Future[Any]] = {coming.task, coming.mounted}
@@ -222,10 +234,11 @@ class Tier1:
             return coming.errand.rank
         return await asyncio.shield(coming.task)
 
-    def _begin(self, key: Key, urgent: bool) -> _Coming:
+    def _begin(self, key: Key, function: str, urgent: bool) -> _Coming:
         errand = Errand(*key, urgent)
         mounted = asyncio.get_running_loop().create_future()
-        coming = self._coming[key] = _Coming(errand, asyncio.create_task(self._bring_once(key, errand)), mounted)
+        task = asyncio.create_task(self._bring_once(key, function, errand))
+        coming = self._coming[key] = _Coming(errand, task, mounted)
         coming.task.add_done_callback(partial(self._came, key))
         return coming
 
@@ -234,7 +247,7 @@ class Tier1:
         if not task.cancelled():
             task.exception()  # whoever waited was told; nobody may be left
 
-    async def _bring_once(self, key: Key, errand: Errand) -> int:
+    async def _bring_once(self, key: Key, function: str, errand: Errand) -> int:
         """The rank of the farthest source; -1 when it was here all along, and only in doubt."""
         pool = self._threads if errand.urgent else self._behind
         try:
@@ -243,7 +256,7 @@ class Tier1:
             if key in self._doubtful and await self._still_whole(key, pool):
                 return -1
             try:
-                await self._bring_new(key, errand, pool)
+                size = await self._bring_new(key, errand, pool)
             finally:
                 if self.lazy is not None:
                     self.lazy.hand_over(*key)
@@ -251,6 +264,8 @@ class Tier1:
             raise
         except (OriginError, LayerError, OSError, RuntimeError) as error:
             raise CodeUnavailable(f"layer {key[1][:19]} of tenant {key[0]}: {error}") from error
+        self._owners[key] = function
+        self.tally.came(function, size)
         return errand.rank
 
     async def _still_whole(self, key: Key, pool: ThreadPoolExecutor) -> bool:
@@ -266,7 +281,8 @@ class Tier1:
     def _verify(self, key: Key, path: Path) -> bool:
         return verify(path, key[1], chunk_key(self._cluster_key, key[0])) or verify_old_layer(path, key[1], LARGEST)
 
-    async def _bring_new(self, key: Key, errand: Errand, pool: ThreadPoolExecutor) -> None:
+    async def _bring_new(self, key: Key, errand: Errand, pool: ThreadPoolExecutor) -> int:
+        """Its bytes on the disk."""
         try:
             manifest = await self._run(pool, self.fetcher.manifest, errand)
         except OldLayer:
@@ -284,7 +300,9 @@ class Tier1:
             path = await self._place(key, size, write, errand, pool)
         if key[0] in self._gone:  # told while it was on its last bytes; `forget` waits for this, and sweeps the folder then
             raise OriginError("its tenant is gone")
-        self._keep(key, path, size or await self._run(pool, size_of, path))
+        size = size or await self._run(pool, size_of, path)
+        self._keep(key, path, size)
+        return size
 
     async def _place(self, key: Key, size: int, write: Callable[[Path], None], errand: Errand, pool: ThreadPoolExecutor) -> Path:
         """A full disk is tried a second time, when something could go. Raises NoRoom, and what writing raised."""
@@ -340,17 +358,22 @@ class Tier1:
         self._sweep(key)
 
     def _evicted(self, key: Key, size: int, why: str) -> None:
-        self.tally.evicted(why, size)
+        self.tally.evicted(self._owners.get(key, ""), why, size)
         self._sweep(key)
 
     def _sweep(self, key: Key) -> None:
         self._doubtful.discard(key)
+        self._owners.pop(key, None)
         sweeping = self._sweeper.submit(self._shelf.sweep, self._shelf.set_aside(self._paths.pop(key)))
         self._sweeping.add(sweeping)
         sweeping.add_done_callback(self._sweeping.discard)
 
     async def _run(self, pool: ThreadPoolExecutor, work: Callable[..., Answer], *args: object) -> Answer:
         return await asyncio.get_running_loop().run_in_executor(pool, partial(work, *args))
+
+
+def _function(spec: VersionSpec) -> str:
+    return function_of(VersionId(spec.version))
 
 
 def _keys(spec: VersionSpec) -> list[Key]:

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import errno
 import os
 import tempfile
 import threading
@@ -25,6 +26,7 @@ LEARNED_AFTER_S = 2.0
 """Without a chunk touched: what the start read is known."""
 
 MAX_RESTARTS = 3
+FULL = (errno.ENOSPC, errno.EDQUOT)
 
 ReadChunk = Callable[[Chunk], Awaitable[bytes]]
 """The content of a chunk, verified. What it raises means that the chunk cannot be had now."""
@@ -228,6 +230,9 @@ class LazyLayer:
             log.warning("lazy.chunk", layer=self.name, chunk=index, reason=str(error) or type(error).__name__)
             self._fill.failed(index, time.monotonic())
             self._tell(index, words.FAILED)
+            if isinstance(error, OSError) and error.errno in FULL and not self.whole.done():
+                self.whole.set_exception(LazyError(f"{self.name}: {error}"))  # a whole fetch knows how to make room
+                self.whole.exception()
         else:
             self._content.held.add(index)
             self._content.bytes += chunk.size
