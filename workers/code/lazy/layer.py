@@ -201,14 +201,15 @@ class LazyLayer:
     # -- bringing
 
     async def _run(self) -> None:
-        while not self._fill.whole:
+        while not self._fill.whole and not self._given_up:
             self._wake.clear()
             self._begin()
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._wake.wait(), LOOK_EVERY_S)
+                async with asyncio.timeout(LOOK_EVERY_S):  # wait_for may lose a cancellation that comes with the wake
+                    await self._wake.wait()
             if self._fill.quiet_for(time.monotonic()) >= LEARNED_AFTER_S:
                 self._teach()
-        if not self.whole.done():
+        if not self.whole.done() and not self._given_up:
             self.whole.set_result(None)
         await asyncio.sleep(LEARNED_AFTER_S)
         self._teach()
@@ -224,7 +225,8 @@ class LazyLayer:
     async def _bring(self, index: int) -> None:
         chunk = self.manifest.chunks[index]
         try:
-            plain = await asyncio.wait_for(self._read_chunk(chunk), CHUNK_TIMEOUT_S)
+            async with asyncio.timeout(CHUNK_TIMEOUT_S):
+                plain = await self._read_chunk(chunk)
             await asyncio.to_thread(self._content.write, index, plain)
         except Exception as error:  # whatever it was, who waits for the chunk is told
             log.warning("lazy.chunk", layer=self.name, chunk=index, reason=str(error) or type(error).__name__)

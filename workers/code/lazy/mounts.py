@@ -151,7 +151,8 @@ class LazyMounts:
     async def _see_off(self, layer: LazyLayer, after_s: float) -> None:
         try:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(layer.gone(), after_s)
+                async with asyncio.timeout(after_s):
+                    await layer.gone()
             if layer.is_whole:
                 await layer.release()
                 await layer.gone()
