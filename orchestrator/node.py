@@ -2,6 +2,7 @@
 
 import asyncio
 import socket
+from functools import partial
 from typing import TYPE_CHECKING
 
 import structlog
@@ -24,7 +25,7 @@ def run(settings: Settings) -> None:
     if not enter_user_namespace():
         enter_private_mounts()
     from orchestrator.joining import JoinFailed, rejoin
-    from orchestrator.membership import Self
+    from orchestrator.membership import Self, load_callers, save_callers
     from workers.bootstrap import NodeConfig
     from workers.bootstrap import run as run_node
     from workers.code.room import Bounds
@@ -78,6 +79,8 @@ def run(settings: Settings) -> None:
             epoch=member.epoch if member is not None else 0,
             rejoin=again if member is not None else None,
             lazy_from_bytes=settings.lazy_from_bytes,
+            callers=load_callers(settings.state) if member is not None else None,
+            on_callers=partial(save_callers, settings.state) if member is not None else lambda callers: None,
             code_bounds=Bounds(settings.node_code_bytes, settings.node_code_tenant_bytes),
         ),
         beside,

@@ -148,7 +148,7 @@ class Settings(BaseSettings):
         base = Path(os.environ.get("XDG_RUNTIME_DIR", "")) if os.environ.get("XDG_RUNTIME_DIR") else Path("/tmp")  # noqa: S108
         if os.geteuid() == 0:
             base = Path("/run")
-        digest = hashlib.sha256(str(self.state).encode()).hexdigest()[:10]
+        digest = hashlib.sha256(os.fsencode(self.state)).hexdigest()[:10]
         return base / f"foreglow-{os.geteuid()}-{digest}"
 
     def socket(self, name: str) -> Path:

@@ -11,12 +11,14 @@ import structlog
 import uvloop
 
 from workers.admission import machine_memory_mb
+from workers.callers import CallerList
 from workers.code.lazy.starting import FROM_BYTES, lazy_starts
 from workers.code.origin import Origin
 from workers.code.room import Bounds
 from workers.code.tier1 import Tier1
 from workers.drivers.process.driver import ProcessDriver
 from workers.node import Node
+from workers.rpc.messages import Caller
 from workers.rpc.transport import Address, Identity
 from workers.sealing import Sealer
 from workers.standing import Rejoin
@@ -28,8 +30,8 @@ log = structlog.get_logger(__name__)
 
 class NodeConfig(msgspec.Struct, frozen=True):
     """`memory_mb` 0 means 80 % of what the machine has free; `python` empty means found. `rejoin` and `epoch` of a node that has
-    joined; it listens on `sockets`, on TCP with `identity`.
-    `lazy_from_bytes` 0: no lazy starts."""
+    joined; it listens on `sockets`, on TCP with `identity`. `callers`: who may dial it there, as far as is known (None: nothing);
+    `on_callers` hears whenever control tells. `lazy_from_bytes` 0: no lazy starts."""
 
     name: str
     folder: Path
@@ -45,6 +47,8 @@ class NodeConfig(msgspec.Struct, frozen=True):
     identity: Identity | None = None
     epoch: int = 0
     rejoin: Rejoin | None = None
+    callers: Sequence[Caller] | None = None
+    on_callers: Callable[[Sequence[Caller]], None] = lambda callers: None
     code_bounds: Bounds = Bounds()
     lazy_from_bytes: int = FROM_BYTES
 
@@ -79,6 +83,7 @@ async def serve(config: NodeConfig, beside: Beside | None = None) -> None:
     )
     if config.rejoin is not None:
         node.standing.joined(config.epoch, config.rejoin)
+    node.callers, node.on_callers = CallerList(config.callers), config.on_callers
     serving = asyncio.create_task(node.serve(config.sockets, config.secret, config.identity))
     running = [serving] if beside is None else [serving, asyncio.create_task(beside(node, tier))]
     stopping = asyncio.create_task(stop.wait())

@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections import OrderedDict
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import structlog
 from graph.ids import function_id
 from graph.plans import Outcome
 from workers.admission import CoreGate, MemoryLedger
+from workers.callers import CallerList
 from workers.decisions import DecisionBook
 from workers.execution import START_BUSY_S, Execution
 from workers.init_order import InitOrder
@@ -21,6 +22,7 @@ from workers.ports import CodeTier, CodeUnavailable, Driver, IsolationReport
 from workers.preparation import Preparer
 from workers.rpc.connection import Connection, Listening, listen
 from workers.rpc.messages import (
+    Caller,
     DecisionUpdate,
     Drain,
     Hosted,
@@ -33,7 +35,7 @@ from workers.rpc.messages import (
     Rpc,
 )
 from workers.rpc.messages import Inventory as InventoryMessage
-from workers.rpc.transport import Address, Identity, Peer
+from workers.rpc.transport import Address, Identity
 from workers.sealing import Sealer
 from workers.standbys import StandbyPool
 from workers.standing import Standing
@@ -45,7 +47,6 @@ HEARTBEAT_S = 1.0
 PREFETCHES = 2
 ONCE_A_SECOND = 1  # the id of a SUBSCRIBE whose sender wants no more than the heartbeat
 ENDS = (Outcome.HIT, Outcome.LATE, Outcome.WASTED, Outcome.CANCELLED)
-CALLERS = ("gateway", "planner", "control", "flow")
 
 log = structlog.get_logger(__name__)
 
@@ -87,9 +88,19 @@ class Node:
         self._planned: dict[str, VersionSpec] = {}  # by open decision: code that a plan keeps
         self._prefetching = asyncio.Semaphore(PREFETCHES)
         self.standing = Standing(self._void)
+        self.callers = CallerList()
+        self.on_callers: Callable[[Sequence[Caller]], None] = lambda callers: None  # whenever control told them
         self._serving = False
         self._retired: set[str] = set()  # tenants; a name is never given again, so this is for good
         self._loop = asyncio.get_running_loop()
+        self._orders: dict[int, Callable[[Connection, Any], None]] = {
+            Rpc.DEFINE: lambda _, message: self._define(message),
+            Rpc.PREPARE: self._prepare,
+            Rpc.REVOKE: self._revoke,
+            Rpc.HOSTED: self._host,
+            Rpc.DRAIN: lambda _, message: self._drain(message),
+            Rpc.RETIRE: lambda _, message: self._keep(self._retire(message.tenant)),
+        }
         self._answers = {
             "logs": self._answer_logs,
             "isolation": self._answer_isolation,
@@ -120,7 +131,7 @@ class Node:
         """Listens until cancelled, then ends every instance and standby. Raises OSError, NotTrusted before it listens."""
         addresses = [where] if isinstance(where, Path) else where
         self._standbys.start()
-        told = Listening(self.name, "node", lambda: self.standing.epoch, _admits)
+        told = Listening(self.name, "node", lambda: self.standing.epoch, self.callers.admits)
         servers = [await listen(one, self, secret, told, self._answers, identity) for one in addresses]
         self._serving = True
         try:
@@ -169,20 +180,10 @@ class Node:
             self._invoke(connection, ident, message, body)
         elif kind == Rpc.CALL_RESULT:
             self.execution.call_result(connection, ident, message, body)
-        elif kind == Rpc.DEFINE:
-            self._define(message)
-        elif kind == Rpc.PREPARE:
-            self._prepare(connection, message)
-        elif kind == Rpc.REVOKE:
-            self._revoke(connection, message)
         elif kind == Rpc.CANCEL:
             self.execution.cancel(connection, ident)
-        elif kind == Rpc.DRAIN:
-            self._drain(message)
-        elif kind == Rpc.HOSTED:
-            self._host(connection, message)
-        elif kind == Rpc.RETIRE:
-            self._keep(self._retire(message.tenant))
+        elif (order := self._orders.get(kind)) is not None:
+            order(connection, message)
         elif kind == Rpc.SUBSCRIBE:
             wanted, other = self._subscribers, self._watchers
             if ident == ONCE_A_SECOND:
@@ -192,8 +193,19 @@ class Node:
             self._tell_whole()
         elif kind == Rpc.STALE:
             self.standing.told_stale(message.epoch)
+        elif kind == Rpc.CALLERS and connection.peer.role == "control":
+            self._take_callers(message.callers)
 
     # -- messages
+
+    def _take_callers(self, callers: Sequence[Caller]) -> None:
+        connected = {one: one.certified for one in self._connections if one.certified is not None}
+        gone = set(self.callers.tell(callers, connected.values()))
+        for connection, peer in connected.items():
+            if peer in gone:
+                log.warning("peer.gone", role=peer.role, peer=peer.name)
+                connection.drop("it is no member of this cluster any more")
+        self.on_callers(callers)
 
     def _define(self, spec: VersionSpec) -> None:
         if spec.tenant in self._retired:
@@ -379,7 +391,3 @@ class Node:
             "open_decisions": len(self.decisions),
             "code": msgspec.to_builtins(self._code.report()),
         }
-
-
-def _admits(peer: Peer) -> str:
-    return "" if peer.role in CALLERS else f"a {peer.role[:63]} has nothing to ask a node"

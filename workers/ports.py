@@ -169,6 +169,10 @@ class ChunkSource(Protocol):
     name: str
     """`origin` or `tier2`."""
 
+    @property
+    def there(self) -> bool:
+        """False: it is not asked, there is nobody to ask. A zone without caches."""
+
     def manifest(self, tenant: str, digest: str) -> Manifest:
         """The layer's manifest, checked against its digest."""
 

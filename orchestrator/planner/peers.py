@@ -183,8 +183,9 @@ class NodePeer(Peer):
     def sight(self) -> Sight:
         """How it looks now, for who declares members silent. One that was not reached since it joined is not ours to declare:
         others may reach it, and would lose what runs there each time it joins again."""
-        member = self._expected.name if self._expected is not None and self._heard_epoch >= self._epoch else ""
-        return Sight(member, self._epoch, self._down_since, self._silent)
+        member = self._expected.name if self._expected is not None else ""
+        reached = member if self._heard_epoch >= self._epoch else ""
+        return Sight(reached, self._epoch, self._down_since, self._silent, member)
 
     async def until_lost(self, connection: Connection) -> None:
         if await until_lost(self._lost, self._pulse):

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import hashlib
+import os
 import socket
 import time
 from collections.abc import Sequence
@@ -40,7 +41,7 @@ from orchestrator.planner.metrics import PlannerMetrics, planner_checks
 from orchestrator.planner.peers import Fleet, GatewayPeer, NodePeer
 from orchestrator.planner.runs import RunBook
 from orchestrator.planner.state import FORMAT, PlannerState, load, lock, save, set_aside
-from orchestrator.planner.vigil import SEEN_EVERY_S, overdue
+from orchestrator.planner.vigil import SEEN_EVERY_S, heard, overdue, unheard
 from orchestrator.renewal import keep_certified
 from orchestrator.settings import Settings, rpc_secret
 from tracing.assembly import Assembler
@@ -259,7 +260,7 @@ async def _ticking(planner: Planner) -> None:
 
 async def _watching(planner: Planner, store: Store, nudge: Nudge) -> None:
     """Tells the database which members are silent, and when the others were heard of. Its absence delays that, nothing else."""
-    seen_at = 0.0
+    seen_at, known, silent = 0.0, dict[str, int](), set[tuple[str, int]]()
     while True:
         await asyncio.sleep(TICK_S)
         if planner.leadership is None or planner_lease(0) not in {lease for lease, _ in planner.leadership.held()}:
@@ -271,11 +272,16 @@ async def _watching(planner: Planner, store: Store, nudge: Nudge) -> None:
                 if await asyncio.to_thread(store.nodes.declare_silent, name, epoch, time.time()):
                     log.warning("node.declared_silent", node=name, epoch=epoch)
                     await asyncio.to_thread(nudge.give)
-            if now - seen_at >= SEEN_EVERY_S:
-                seen_at = now
-                names = [one.name for one in sights if one.name and not one.down_since]
-                if names:
-                    await asyncio.to_thread(store.nodes.seen, names, time.time())
+            for name, epoch in unheard(sights, now) - silent:
+                if await asyncio.to_thread(store.nodes.unheard, name, epoch, time.time()):
+                    log.warning("node.unheard", node=name, epoch=epoch)
+                    await asyncio.to_thread(nudge.give)
+            silent = unheard(sights, now)
+            if now - seen_at >= SEEN_EVERY_S or heard(sights) != known:
+                seen_at, known = now, heard(sights)
+                back = bool(known) and await asyncio.to_thread(store.nodes.seen, known, time.time())
+                if back:
+                    await asyncio.to_thread(nudge.give)
         except SQLAlchemyError as error:
             log.info("planner.database_away", reason=str(error)[:200])
             await asyncio.sleep(AWAY_S)
@@ -294,7 +300,7 @@ async def _serve(settings: Settings, secret: str, own: Self) -> None:
     planner = Planner(settings, secret, name, own.identity)
     store, nudge = Store(settings.effective_database_url), Nudge(settings.effective_redis_url)
     addresses = own.listens(settings.socket("planner"))
-    holder = f"{name} {hashlib.sha256(str(settings.state).encode()).hexdigest()[:8]}"
+    holder = f"{name} {hashlib.sha256(os.fsencode(settings.state)).hexdigest()[:8]}"
     leadership = Leadership(store.leases, holder, str(addresses[-1]), settings.planner_shards, planner.took_over)
     planner.leadership = leadership
     insight = Insight(

@@ -101,12 +101,15 @@ def test_packages_that_no_version_uses_make_room_after_an_hour(store: Store) -> 
     store.packages.add_layer("acme", LayerRole.CODE, DIGEST, "python3.11", LayerView(built, 1), 2)
     store.packages.add_layer("acme", LayerRole.CODE, OTHER_DIGEST, "python3.11", LayerView(shared, 1), 2)
     store.functions.put("acme", "f", SETTINGS, 2)
-    assert store.packages.release("acme", 3000) == []
-    assert store.packages.release("acme", 4000) == [OTHER_DIGEST, shared]
+    assert store.packages.release("acme", 3000) == 0
+    assert store.packages.release("acme", 4000) == 1
+    assert store.packages.kept("acme") == {DIGEST, built}
     assert store.packages.find("acme", DIGEST) is not None
     assert store.tenants.describe("acme").use.package_bytes == 60
     store.functions.remove("acme", "f", 4000)
-    assert store.packages.release("acme", 4000) == [DIGEST, built]
+    assert store.packages.release("acme", 4000, unused_s=5000) == 0
+    assert store.packages.release("acme", 4000) == 1
+    assert store.packages.kept("acme") == set()
     assert store.packages.find("rival", DIGEST) is not None
     assert store.tenants.describe("acme").use.package_bytes == 0
 

@@ -36,9 +36,11 @@ class Faulty:
         self.asked: Counter[str] = Counter()  # manifest, chunk
         self.order: list[str] = []  # digests, chunk by chunk
         self.away = False
+        self.there = True
         self.spoil: Callable[[int, bytes], bytes] = lambda number, stored: stored  # of the number-th chunk
         self.turn = threading.Event()  # closed: it does not answer
         self.turn.set()
+        self.held: dict[str, threading.Event] = {}  # layers whose chunks wait
         self.on_chunk: Callable[[int], None] = lambda number: None
         self._behind = behind
 
@@ -51,6 +53,8 @@ class Faulty:
         self.order.append(digest)
         number = self.asked["chunk"]
         self.on_chunk(number)
+        if digest in self.held and not self.held[digest].wait(20):
+            raise OriginError("a test held it for ever")
         return self.spoil(number, self._behind.chunk(tenant, digest, name))
 
     def _came(self, what: str) -> None:

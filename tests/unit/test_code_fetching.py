@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -68,6 +69,22 @@ async def test_with_the_zone_down_the_origin_serves(scene: Scene) -> None:
     fetched = await tier.fetch(one)
     assert fetched.source == "origin"
     assert (fetched.folders[0] / "handler.py").stat().st_size == 3 * CHUNK
+
+
+@in_loop
+async def test_without_the_zone_chunks_still_come_several_at_a_time(scene: Scene) -> None:
+    tier = scene.tier()
+    for spoilt in ("away", "there"):
+        setattr(scene.zone, spoilt, spoilt == "away")
+        one = scene.layer(12 * CHUNK, spoilt)
+        scene.zone.asked.clear()
+        scene.origin.asked.clear()
+        scene.origin.held[one.package.code] = threading.Event()
+        fetching_it = asyncio.ensure_future(tier.fetch(one))
+        await until(lambda: scene.origin.asked["chunk"] == fetching.AHEAD)
+        scene.origin.held[one.package.code].set()
+        assert (await fetching_it).source == "origin"
+        assert scene.zone.asked.total() == (1 if spoilt == "away" else 0)
 
 
 @in_loop
@@ -246,14 +263,16 @@ async def test_what_comes_ahead_gives_way_to_what_somebody_waits_for(scene: Scen
 async def test_a_request_makes_what_came_ahead_urgent(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fetching, "YIELD_S", 60.0)
     tier, one, other = scene.tier(), scene.layer(12 * CHUNK), scene.layer(12 * CHUNK, "g")
-    scene.zone.on_chunk = lambda number: scene.zone.turn.clear() if number == 3 else None
+    scene.zone.held[other.package.code] = threading.Event()
+    first = asyncio.ensure_future(tier.fetch(other))
+    await until(lambda: scene.zone.asked["chunk"])
     tier.bring("acme", [one])
-    await until(lambda: scene.zone.asked["chunk"] >= 3)
-    first, second = asyncio.ensure_future(tier.fetch(other)), asyncio.ensure_future(tier.fetch(one))
+    await until(lambda: scene.zone.asked["manifest"] == 2)
     await settle()
-    scene.zone.on_chunk = lambda number: None
-    scene.zone.turn.set()
-    assert {(await first).source, (await second).source} == {"tier2"}
+    assert one.package.code not in scene.zone.order, "it gives way"
+    assert (await tier.fetch(one)).source == "tier2"
+    scene.zone.held[other.package.code].set()
+    await first
     assert scene.zone.asked["manifest"] == 2, "what was on its way was not fetched twice"
 
 

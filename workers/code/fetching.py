@@ -66,7 +66,7 @@ class _Lane:
 
     @property
     def rests(self) -> bool:
-        return time.monotonic() < self._rests_until
+        return time.monotonic() < self._rests_until or not self.source.there
 
     def submit(self, ask: Callable[[ChunkSource], Answer]) -> "Future[Answer]":
         return self._threads.submit(ask, self.source)
@@ -137,9 +137,10 @@ class Fetcher:
 
     # -- asking
 
-    def lane(self) -> _Lane:
-        """The first source that does not rest, the last one at worst."""
-        return next((lane for lane in self._lanes if not lane.rests), self._lanes[-1])
+    def lane(self, errand: Errand) -> _Lane:
+        """Who is asked next for this errand: the first that does not rest, the last one at worst. Not before the one that had
+        to be asked already: where a zone is down or empty, chunks would else come from the origin one at a time."""
+        return next((lane for lane in self._lanes[errand.rank :] if not lane.rests), self._lanes[-1])
 
     def _asking(self, errand: Errand, chunk: Chunk) -> Callable[[ChunkSource], bytes]:
         key = chunk_key(self._cluster_key, errand.tenant)
@@ -159,10 +160,12 @@ class Fetcher:
     ) -> Answer:
         """`asked`: a question under way already."""
         reasons: list[str] = []
-        for rank, lane in enumerate(self._lanes):
+        ranked = list(enumerate(self._lanes))
+        for rank, lane in ranked[errand.rank :] + ranked[: errand.rank]:
             pending = asked[1] if asked is not None and asked[0] is lane else None
             if lane.rests and lane is not self._lanes[-1] and not (pending is not None and pending.done()):
-                reasons.append(f"{lane.source.name}: left alone, it did not answer")
+                if lane.source.there:
+                    reasons.append(f"{lane.source.name}: left alone, it did not answer")
                 continue
             for _ in range(2):
                 self.check(errand)
@@ -227,7 +230,7 @@ class _Reader:
             fetcher.give_way(errand)
         ahead = AHEAD if errand.urgent else AHEAD_IN_BACKGROUND
         while self._rest and len(self._coming) < ahead:
-            following, lane = self._rest.popleft(), fetcher.lane()
+            following, lane = self._rest.popleft(), fetcher.lane(errand)
             self._coming.append((following, lane, lane.submit(fetcher._asking(errand, following))))
         asked, lane, future = self._coming.popleft()
         assert asked is chunk, "chunks are read in their order"

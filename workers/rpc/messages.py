@@ -43,6 +43,7 @@ class Rpc(IntEnum):
     ASK = 41  # Ask; the answer comes as ANSWER or REFUSED with the same id
     ANSWER = 42  # body: JSON
     REFUSED = 43  # Refusal
+    CALLERS = 51  # Callers: to a node, from control only
 
 
 class Hello(msgspec.Struct, array_like=True, frozen=True):
@@ -154,6 +155,23 @@ class Stale(msgspec.Struct, array_like=True, frozen=True):
     epoch: int
 
 
+class Caller(msgspec.Struct, array_like=True, frozen=True):
+    """A member that may speak to nodes. `fingerprint`, `fingerprint_before`: as `Peer` has them; `epoch`: from when it joined
+    last."""
+
+    role: str
+    name: str
+    fingerprint: str
+    fingerprint_before: str
+    epoch: int
+
+
+class Callers(msgspec.Struct, array_like=True, frozen=True):
+    """All of them: who is missing has gone."""
+
+    callers: list[Caller]
+
+
 class Retire(msgspec.Struct, array_like=True, frozen=True):
     tenant: str
 
@@ -246,6 +264,7 @@ MESSAGES: dict[int, type[msgspec.Struct]] = {
     Rpc.REVOKE: Revoke,
     Rpc.DRAIN: Drain,
     Rpc.STALE: Stale,
+    Rpc.CALLERS: Callers,
     Rpc.RETIRE: Retire,
     Rpc.HOSTED: Hosted,
     Rpc.RESULT: InvokeResult,
