@@ -213,6 +213,7 @@ async def test_what_comes_ahead_of_need_is_started_lazily_when_somebody_waits(tm
         await asyncio.sleep(0.1)
         origin.open.set()
         (folder,) = (await fetching).folders
+        assert ".lazy-" in folder.name
         assert await read(folder / "f20.bin") == FILES["f20.bin"]
         with contextlib.suppress(CodeUnavailable):
             await ahead
