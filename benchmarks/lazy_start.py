@@ -15,6 +15,7 @@ import os
 import py_compile
 import random
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
@@ -194,6 +195,7 @@ def main() -> int:
         device = options.inside / "fuse"
         asyncio.run(measure(options.inside, device if device.exists() else DEVICE, options.runs))
         return 0
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # what was made is removed on the way out
     folder = Path(tempfile.mkdtemp(prefix="foreglow-lazy-", dir="/var/tmp"))
     try:
         package(folder / "package", options.megabytes)
