@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 import msgspec
-from sqlalchemy import delete, select
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from orchestrator.catalog.database import Database, retried
@@ -58,13 +58,12 @@ class Packages:
             for package in forgotten:
                 session.delete(package)
             session.flush()
-            sources = {
-                LayerRole.CODE: select(Package.digest).where(Package.tenant == tenant),
-                LayerRole.DEPENDENCIES: select(Package.requirements_digest).where(Package.tenant == tenant),
-            }
-            for role, left in sources.items():
-                built = delete(Layer).where(Layer.tenant == tenant, Layer.role == role, Layer.created <= old)
-                session.execute(built.where(Layer.source.not_in(left)))
+            sources = set(session.scalars(select(Package.digest).where(Package.tenant == tenant)))
+            sources.update(session.scalars(select(Package.requirements_digest).where(Package.tenant == tenant)))
+            for layer in session.scalars(select(Layer).where(Layer.tenant == tenant, Layer.created <= old)).all():
+                # what a source is called may say before the digest how it was built
+                if not {layer.source, layer.source.rpartition(":")[2]} & sources:
+                    session.delete(layer)
             return len(forgotten)
 
     def kept(self, tenant: str) -> set[str] | None:

@@ -12,9 +12,12 @@ from pathlib import Path
 import pytest
 from doubles import object_stores
 
+from orchestrator.doctor import services
+from orchestrator.doctor.findings import Level
 from orchestrator.flow import collecting
 from orchestrator.flow.collecting import Collector
 from orchestrator.flow.metrics import Swept
+from orchestrator.settings import Settings
 from workers.code import objects, turns
 from workers.code.archive import unpack_archive, write_archive
 from workers.code.chunks import chunk_key, unpack
@@ -179,6 +182,11 @@ def test_turns_are_seen_by_others(bucket: object_stores.Bucket, origin: Origin) 
         assert turn.free
         with pytest.raises(OriginError, match="tidied"), turns.publishing(origin, "acme", wait_s=0):
             pass
+
+
+@pytest.mark.usefixtures("origin")
+def test_the_doctor_reaches_it(bucket: object_stores.Bucket, tmp_path: Path) -> None:
+    assert services.of_origin(Settings(state=tmp_path, origin_url=bucket.url)).level is Level.OK
 
 
 def test_the_first_that_asks_owns_it(bucket: object_stores.Bucket, origin: Origin) -> None:

@@ -206,7 +206,7 @@ class DoubleCode:
         self.pins: Counter[str] = Counter()
 
     async def fetch(self, spec: VersionSpec) -> Fetched:
-        if spec.version in self.fetched:
+        if spec.version in self.fetched and self.error is None:
             return self._fetched(spec)
         self.fetching += 1
         self.most_fetching = max(self.most_fetching, self.fetching)

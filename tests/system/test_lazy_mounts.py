@@ -24,7 +24,7 @@ from workers.code.lazy.link import LazyError
 from workers.code.lazy.mounts import LazyMounts
 from workers.code.lazy.starting import LazyStarts
 from workers.code.manifest import CHUNK_BYTES, LayerFile, Manifest
-from workers.code.origin import Origin
+from workers.code.origin import Origin, OriginError
 from workers.ports import InitFailed, Specialisation
 from workers.versions import Kind
 
@@ -315,6 +315,11 @@ async def test_what_one_start_touched_comes_first_on_another_node(tmp_path: Path
         await until(lambda: set(wanted.asked) == set(touched), "it is asked for before anybody reads")
         wanted.open.set()
         await starts.close()
+    (kept,) = (tmp_path / "origin").rglob("*.order")
+    for damaged in (b"{", b'["x"]', b"\xff"):
+        kept.write_bytes(damaged)
+        with pytest.raises(OriginError):
+            origin.order(*key)
     origin.remove_layer(*key)
     assert origin.order(*key) == ()
 

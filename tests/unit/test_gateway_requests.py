@@ -313,6 +313,7 @@ async def test_a_module_that_cannot_be_imported_is_502_and_its_code_missing_503(
         answer = await gate.post("echo")
         assert (answer.status_code, answer.json()["error"]["type"]) == (502, "ImportError")
         rig.code.everything_held = False
+        rig.code.fetched.clear()
         rig.code.error = CodeUnavailable("the origin is away")
         answer = await gate.post("echo")
         assert (answer.status_code, answer.json()["detail"]) == (503, "the origin is away")

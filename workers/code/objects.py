@@ -140,6 +140,14 @@ class Objects:
         return freed
 
 
+def reach(url: str, timeout_s: float) -> None:
+    """Asks the bucket for its first objects, once again at most. Raises ValueError, or Trouble when it does not answer."""
+    options = _client(urlsplit(url).scheme)
+    options["timeout"] = f"{timeout_s}s"
+    store = from_url(url, client_options=options, retry_config={"max_retries": 1})
+    next(iter(obstore.list(store, "layers/", chunk_size=1)), None)
+
+
 def _client(scheme: str) -> "ClientConfig":
     """Naming any option of the client keeps obstore from reading those of the environment: the ones that matter are read here."""
     options: ClientConfig = {**TIMEOUTS}

@@ -107,7 +107,10 @@ class Origin:
                 return ()
             if len(stored) > MAX_ORDER_BYTES:
                 raise ValueError(f"over {MAX_ORDER_BYTES} bytes")
-            return decode_order(stored)
+            try:
+                return decode_order(stored)
+            except msgspec.DecodeError as error:
+                raise ValueError(f"no order: {error}") from error
 
     def put_order(self, tenant: str, digest: str, order: Sequence[int]) -> None:
         """Of a layer that is there."""

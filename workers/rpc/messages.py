@@ -3,7 +3,7 @@
 Fields are only ever added at the end, with a default: an older peer ignores what it does not know.
 """
 
-from enum import IntEnum
+from enum import IntEnum, unique
 
 import msgspec
 
@@ -14,6 +14,7 @@ from workers.versions import VersionSpec
 PROTOCOL = 1
 
 
+@unique
 class Rpc(IntEnum):
     HELLO = 1  # Hello: first frame of the dialling side
     WELCOME = 2  # Welcome: first frame of the listening side
@@ -27,6 +28,7 @@ class Rpc(IntEnum):
     DRAIN = 16  # Drain: a version's instances go when idle; none is made
     RETIRE = 17  # Retire: a tenant is gone for good, and all of it here goes with it
     STALE = 18  # Stale: the cluster counts with a newer epoch of this node; what it holds is void, it joins again
+    HOSTED = 19  # Hosted: which code of a tenant to have at hand
     # from a node
     RESULT = 20  # InvokeResult + body
     CALL = 21  # ChildCall + payload; id numbers the call
@@ -36,8 +38,6 @@ class Rpc(IntEnum):
     # from a gateway
     TRIGGERS = 30  # Triggers, to subscribers: ahead of records on the stream
     RECORDS = 31  # Records, to subscribers
-    # to a node, too
-    HOSTED = 51  # Hosted: which code of a tenant to have at hand
     # questions, any direction
     SUBSCRIBE = 40  # id 1: only once a second, not each change
     ASK = 41  # Ask; the answer comes as ANSWER or REFUSED with the same id
