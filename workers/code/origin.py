@@ -107,10 +107,7 @@ class Origin:
                 return ()
             if len(stored) > MAX_ORDER_BYTES:
                 raise ValueError(f"over {MAX_ORDER_BYTES} bytes")
-            try:
-                return decode_order(stored)
-            except msgspec.DecodeError as error:
-                raise ValueError(f"no order: {error}") from error
+            return decode_order(stored)
 
     def put_order(self, tenant: str, digest: str, order: Sequence[int]) -> None:
         """Of a layer that is there."""
