@@ -1,7 +1,7 @@
 """One peer for each member of a role, as the routes say: added, dialled anew, told of its epoch, dropped."""
 
 import asyncio
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Generic, Protocol, TypeVar
 
 import structlog
@@ -22,6 +22,9 @@ class Followed(Protocol):
 
     def set_epoch(self, epoch: int) -> None:
         """The member counts from this epoch on: an older one is told so and dropped."""
+
+    def set_tenants(self, tenants: Collection[str]) -> None:
+        """Whose instances it may have; empty: anybody's."""
 
     def set_whom(self, whom: Peer) -> None:
         """It is renewing its certificate: from now on these are expected. The connection that stands is left alone."""
@@ -70,6 +73,7 @@ class Members(Generic[One]):
             route = None
         if known is not None and route is not None and _same_place(known[0], route):
             self._known[name] = (route, known[1])
+            known[1].set_tenants(route.tenants)
             known[1].set_whom(route.peer)
             known[1].set_epoch(route.epoch)
             return
@@ -82,6 +86,7 @@ class Members(Generic[One]):
             except ValueError as error:
                 log.error("member.unreadable", member=name, reason=str(error))
             else:
+                peer.set_tenants(route.tenants)
                 self._known[name] = (route, peer)
                 self._run(peer)
         self._changed(self.peers)

@@ -159,7 +159,8 @@ def with_member(settings: Settings) -> Settings:
         alone = {name: "none" for name in ("nodes", "gateways") if not getattr(settings, name)}
     urls = {name: getattr(member, name) for name in ("origin_url", "redis_url", "database_url")}
     told = {name: value for name, value in urls.items() if value and not getattr(settings, name)}
-    return settings.model_copy(update=told | alone)
+    zone = {"zone": member.zone} if member.zone and "zone" not in settings.model_fields_set else {}
+    return settings.model_copy(update=told | alone | zone)
 
 
 def _good(certificate: Path, role: str, name: str) -> bool:

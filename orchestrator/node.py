@@ -25,12 +25,13 @@ def run(settings: Settings) -> None:
     if not enter_user_namespace():
         enter_private_mounts()
     from orchestrator.joining import JoinFailed, rejoin
+    from orchestrator.members import LOCAL
     from orchestrator.membership import Self, load_callers, save_callers
     from workers.bootstrap import NodeConfig
     from workers.bootstrap import run as run_node
     from workers.code.room import Bounds
 
-    own = Self(settings, "node", socket.gethostname())
+    own = Self(settings, "node", f"node{LOCAL}{socket.gethostname()}")
     member = own.member
     if member is not None:
         try:
@@ -64,7 +65,7 @@ def run(settings: Settings) -> None:
     key = load_key(settings.key_file)
     run_node(
         NodeConfig(
-            name=own.name,
+            name=own.name if member is not None else socket.gethostname(),
             folder=settings.node_folder,
             sockets=own.listens(settings.socket("node")),
             secret=rpc_secret(key),
@@ -79,6 +80,8 @@ def run(settings: Settings) -> None:
             epoch=member.epoch if member is not None else 0,
             rejoin=again if member is not None else None,
             lazy_from_bytes=settings.lazy_from_bytes,
+            zone=settings.zone,
+            zone_caches=settings.zone_cache_addresses,
             callers=load_callers(settings.state) if member is not None else None,
             on_callers=partial(save_callers, settings.state) if member is not None else lambda callers: None,
             code_bounds=Bounds(settings.node_code_bytes, settings.node_code_tenant_bytes),

@@ -1,10 +1,13 @@
-"""Which nodes: place(version, nodes) for one instance now, best first; spread(...) for several ahead of traffic.
+"""Which nodes: place(version, nodes) for one instance now, best first; spread(...) for several ahead of traffic. A node that
+may not host the version's tenant is never among them.
 
 Pure. The node's own answer corrects a stale view.
 """
 
 from collections.abc import Sequence
 from typing import Protocol, TypeVar
+
+from graph.ids import VersionId, tenant_of
 
 
 class NodeView(Protocol):
@@ -16,17 +19,30 @@ class NodeView(Protocol):
     def idle(self, version: str) -> int:
         """Instances of the version thought to be idle or being prepared by nobody's order."""
 
+    def hosts(self, tenant: str) -> bool:
+        """Whether the tenant's functions may be there."""
+
 
 View = TypeVar("View", bound=NodeView)
 
 
+def allowed(version: str, nodes: Sequence[View]) -> list[View]:
+    """The nodes that may host the version's tenant."""
+    tenant = tenant_of(VersionId(version))
+    return [node for node in nodes if node.hosts(tenant)]
+
+
 def place(version: str, memory_mb: int, nodes: Sequence[View]) -> list[View]:
-    """First those with the version idle (most first), then by free memory; a node without room for one more comes last."""
-    return sorted(nodes, key=lambda node: (-min(node.idle(version), 1), node.free_mb < memory_mb, -node.free_mb))
+    """First those with the version idle (most first), then by free memory; a node without room for one more comes last. Empty
+    when none may host its tenant."""
+    return sorted(
+        allowed(version, nodes), key=lambda node: (-min(node.idle(version), 1), node.free_mb < memory_mb, -node.free_mb)
+    )
 
 
 def spread(version: str, memory_mb: int, count: int, nodes: Sequence[View]) -> list[View]:
     """A node for each of `count` instances: the one with the fewest, then the freest. Shorter when there is no more room."""
+    nodes = allowed(version, nodes)
     free = {id(node): node.free_mb for node in nodes}
     held = {id(node): node.idle(version) for node in nodes}
     chosen: list[View] = []

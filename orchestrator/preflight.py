@@ -21,7 +21,7 @@ from orchestrator.settings import MAX_SOCKET_PATH, Settings
 MIN_FREE_MB = 64
 SWEEP_WAIT_S = 5.0
 PORTS = {"functions": "functions_port", "control": "control_port", "otlp": "otlp_port"}
-SOCKETS = ("gateway", "planner", "node", "valkey", "page")
+SOCKETS = ("gateway", "planner", "node", "valkey", "page", "zone-cache")
 
 
 class NotPossible(Exception):
@@ -101,7 +101,7 @@ def reserve_ports(settings: Settings) -> Mapping[str, socket.socket]:
 
 def make_runtime_folder(folder: Path) -> None:
     """The short 0700 folder for sockets, below a parent nobody else can swap it in. Raises NotPossible."""
-    if len(str(folder / "gateway.sock")) > MAX_SOCKET_PATH:
+    if len(str(folder / "zone-cache.sock")) > MAX_SOCKET_PATH:
         raise NotPossible(f"the socket folder {folder} has too long a name; set XDG_RUNTIME_DIR to a shorter one")
     try:
         parent = folder.parent.stat()

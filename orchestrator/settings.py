@@ -11,6 +11,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from orchestrator.folders import default_state
 from orchestrator.quotas import Quotas
+from orchestrator.zones import DEFAULT_ZONE
 from workers.rpc.transport import Address, parse_address
 
 LEVELS = ("debug", "info", "warning", "error", "critical")
@@ -19,6 +20,7 @@ SCHEMES = {
     "database_url": ("sqlite", "postgresql"),
     "origin_url": ("file", "s3", "gs", "az", "azure", "http", "https", "memory"),
 }
+ZONE = r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?"
 MAX_SOCKET_PATH = 100  # sun_path holds 108 bytes
 
 
@@ -48,6 +50,11 @@ class Settings(BaseSettings):
 
     nodes: str = ""  # addresses of nodes beside those that joined, comma-separated; empty: the node of this state folder
     gateways: str = ""  # likewise, for the planner
+
+    zone: str = Field(default=DEFAULT_ZONE, pattern=rf"^{ZONE}$")  # the failure domain this process is in
+    zone_caches: str = ""  # addresses of tier 2 in this zone beside the caches that joined, comma-separated
+    zone_cache: bool = False  # `up` runs one too: on one machine only to see it work
+    zone_cache_bytes: int = Field(default=50 << 30, ge=64 << 20, le=2**63 - 1)
 
     planner_shards: int = Field(default=1, ge=1, le=64)  # the same for every planner and control
 
@@ -134,7 +141,7 @@ class Settings(BaseSettings):
             raise ValueError(f"{address!r} is not host:port; bind it to an address that only operators reach")
         return address
 
-    @field_validator("nodes", "gateways")
+    @field_validator("nodes", "gateways", "zone_caches")
     @classmethod
     def _readable(cls, told: str) -> str:
         _addresses(told, Path("/"))
@@ -167,6 +174,17 @@ class Settings(BaseSettings):
     @property
     def gateway_addresses(self) -> list[Address]:
         return _addresses(self.gateways, self.socket("gateway"))
+
+    @property
+    def zone_cache_addresses(self) -> list[Address]:
+        """Tier 2 as this process is told of it; none unless it is."""
+        if not self.zone_caches and not self.zone_cache:
+            return []
+        return _addresses(self.zone_caches, self.socket("zone-cache"))
+
+    @property
+    def zone_cache_folder(self) -> Path:
+        return self.state / "zone-cache"
 
     @property
     def origin_folder(self) -> Path:

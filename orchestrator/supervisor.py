@@ -32,8 +32,11 @@ STOP_TIMEOUT_S = 10.0
 REAP_EVERY_S = 5.0
 ORPHANS_TIMEOUT_S = 5.0
 WAVES = (("control", "gateway", "planner", "node"), ("flow",))
-BESIDE = ("page",)
-STOP_ORDER = (("gateway",), ("page", "flow", "planner", "node", "control"), ("valkey",))
+BESIDE = ("page", "zone-cache")
+OPTIONAL = {"zone-cache": "zone_cache"}
+"""Beside it when its setting says so."""
+
+STOP_ORDER = (("gateway",), ("page", "flow", "planner", "node", "control", "zone-cache"), ("valkey",))
 
 Commands = Mapping[str, Sequence[str]]
 
@@ -42,9 +45,9 @@ class StartFailed(Exception):
     """A process did not come up; the message is one line with its last words."""
 
 
-def process_commands() -> Commands:
+def process_commands(settings: Settings) -> Commands:
     """How each process is started: this interpreter, this installation."""
-    names = [name for wave in (*WAVES, BESIDE) for name in wave]
+    names = [name for wave in (*WAVES, BESIDE) for name in wave if name not in OPTIONAL or getattr(settings, OPTIONAL[name])]
     return {name: [sys.executable, "-P", "-m", "orchestrator.cli.main", name] for name in names}
 
 
@@ -65,7 +68,7 @@ def run(settings: Settings, announce: Callable[[str], None] = print, commands: C
                 remains.check_keys(settings)
                 remains.check_database(settings)
                 load_key(settings.key_file)
-                asyncio.run(_supervise(settings, held, announce, commands or process_commands()))
+                asyncio.run(_supervise(settings, held, announce, commands or process_commands(settings)))
             finally:
                 shutil.rmtree(settings.runtime_folder, ignore_errors=True)
                 for path in (settings.addresses_file, preflight.processes_file(settings)):

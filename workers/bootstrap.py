@@ -16,6 +16,7 @@ from workers.code.lazy.starting import FROM_BYTES, lazy_starts
 from workers.code.origin import Origin
 from workers.code.room import Bounds
 from workers.code.tier1 import Tier1
+from workers.code.zone import ZoneClient
 from workers.drivers.process.driver import ProcessDriver
 from workers.node import Node
 from workers.rpc.messages import Caller
@@ -31,7 +32,8 @@ log = structlog.get_logger(__name__)
 class NodeConfig(msgspec.Struct, frozen=True):
     """`memory_mb` 0 means 80 % of what the machine has free; `python` empty means found. `rejoin` and `epoch` of a node that has
     joined; it listens on `sockets`, on TCP with `identity`. `callers`: who may dial it there, as far as is known (None: nothing);
-    `on_callers` hears whenever control tells. `lazy_from_bytes` 0: no lazy starts."""
+    `on_callers` hears whenever control tells. `zone_caches`: tier 2 as settings name it; planners tell of more.
+    `lazy_from_bytes` 0: no lazy starts."""
 
     name: str
     folder: Path
@@ -47,6 +49,8 @@ class NodeConfig(msgspec.Struct, frozen=True):
     identity: Identity | None = None
     epoch: int = 0
     rejoin: Rejoin | None = None
+    zone: str = "default"
+    zone_caches: Sequence[Address] = ()
     callers: Sequence[Caller] | None = None
     on_callers: Callable[[Sequence[Caller]], None] = lambda callers: None
     code_bounds: Bounds = Bounds()
@@ -66,10 +70,10 @@ async def serve(config: NodeConfig, beside: Beside | None = None) -> None:
     driver = ProcessDriver(config.folder / "process", config.python, config.allow_no_isolation)
     report = await driver.start()
     log.info("node.isolation", tier=report.tier, limits=dict(report.limits), missing=list(report.missing))
-    origin = Origin(config.origin_url)
+    zone, origin = ZoneClient(config.zone, config.identity, config.zone_caches), Origin(config.origin_url)
     # without isolation a function sees the mount itself, and would miss it when the plain tree takes over
     lazy = await lazy_starts(config.folder / "code", origin, config.lazy_from_bytes if report.isolated else 0)
-    tier = Tier1(config.folder / "code", [origin], config.key, config.code_bounds, lazy)
+    tier = Tier1(config.folder / "code", [zone, origin], config.key, config.code_bounds, lazy)
     node = Node(
         config.name,
         driver,
@@ -81,6 +85,7 @@ async def serve(config: NodeConfig, beside: Beside | None = None) -> None:
         config.standbys,
         config.idle_s,
     )
+    node.on_caches = lambda told: zone.use([*config.zone_caches, *told])
     if config.rejoin is not None:
         node.standing.joined(config.epoch, config.rejoin)
     node.callers, node.on_callers = CallerList(config.callers), config.on_callers
@@ -97,6 +102,7 @@ async def serve(config: NodeConfig, beside: Beside | None = None) -> None:
         for task in running:
             task.cancel()
         await asyncio.gather(*running, stopping, return_exceptions=True)
+        zone.close()
         await driver.stop()
         await tier.stop()
 

@@ -88,6 +88,7 @@ class Node:
         self._planned: dict[str, VersionSpec] = {}  # by open decision: code that a plan keeps
         self._prefetching = asyncio.Semaphore(PREFETCHES)
         self.standing = Standing(self._void)
+        self.on_caches: Callable[[Sequence[str]], None] = lambda addresses: None  # of tier 2, whenever a planner tells them
         self.callers = CallerList()
         self.on_callers: Callable[[Sequence[Caller]], None] = lambda callers: None  # whenever control told them
         self._serving = False
@@ -185,12 +186,9 @@ class Node:
         elif (order := self._orders.get(kind)) is not None:
             order(connection, message)
         elif kind == Rpc.SUBSCRIBE:
-            wanted, other = self._subscribers, self._watchers
-            if ident == ONCE_A_SECOND:
-                wanted, other = other, wanted
-            wanted.add(connection)
-            other.discard(connection)
-            self._tell_whole()
+            self._subscribe(connection, ident)
+        elif kind == Rpc.CACHES and connection.peer.role == "planner":
+            self.on_caches(message.addresses)
         elif kind == Rpc.STALE:
             self.standing.told_stale(message.epoch)
         elif kind == Rpc.CALLERS and connection.peer.role == "control":
@@ -206,6 +204,14 @@ class Node:
                 log.warning("peer.gone", role=peer.role, peer=peer.name)
                 connection.drop("it is no member of this cluster any more")
         self.on_callers(callers)
+
+    def _subscribe(self, connection: Connection, how: int) -> None:
+        wanted, other = self._subscribers, self._watchers
+        if how == ONCE_A_SECOND:
+            wanted, other = other, wanted
+        wanted.add(connection)
+        other.discard(connection)
+        self._tell_whole()
 
     def _define(self, spec: VersionSpec) -> None:
         if spec.tenant in self._retired:

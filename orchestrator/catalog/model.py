@@ -134,8 +134,8 @@ class Key(Schema):
 
 
 class Node(Schema):
-    """A process of a host that joined; `role`: node | gateway | planner | flow. `epoch` grows each time it joins or is declared
-    silent: orders and answers of an older one are void.
+    """A process of a host that joined; `role`: node | gateway | planner | flow | zone-cache. `epoch` grows each time it joins or
+    is declared silent: orders and answers of an older one are void.
 
     `address`: `host:port`, empty for what only dials. `fingerprint`: SHA-256 of its certificate, hex; `fingerprint_before`: of
     the one that it renews, which counts until the member has shown the new one. What runs beside control on its host is not here:
@@ -155,6 +155,7 @@ class Node(Schema):
     generation: Mapped[int] = mapped_column(BigInteger)
     joined: Mapped[float]
     last_seen: Mapped[float | None]
+    tenants: Mapped[str] = mapped_column(Text, default="")  # those whose code a node may hold, with spaces between; empty: all
 
 
 class JoinToken(Schema):
@@ -163,7 +164,7 @@ class JoinToken(Schema):
     __tablename__ = "join_tokens"
 
     digest: Mapped[str] = mapped_column(String(64), primary_key=True)
-    role: Mapped[str] = mapped_column(String(16))  # node | gateway | planner | flow
+    role: Mapped[str] = mapped_column(String(16))  # as Node.role
     created: Mapped[float]
     expires: Mapped[float]
     used: Mapped[float | None]

@@ -3,7 +3,7 @@
 import hashlib
 import re
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import msgspec
 from sqlalchemy import delete, func, or_, select, update
@@ -12,13 +12,17 @@ from sqlalchemy.orm import Session
 from orchestrator.catalog.database import Database, retried
 from orchestrator.catalog.epochs import database_now, next_epoch
 from orchestrator.catalog.errors import NotFound, Refused
-from orchestrator.catalog.model import EventKind, JoinToken, Node, NodeState
+from orchestrator.catalog.model import EventKind, JoinToken, Node, NodeState, Tenant
 from orchestrator.catalog.outbox import add_event
 from orchestrator.catalog.routes import NodeRoute
+from orchestrator.zones import DEFAULT_ZONE
 from workers.rpc.transport import Peer
 
 NODE_NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?\Z")
-ROLES = ("node", "gateway", "planner", "flow")
+ROLES = ("node", "gateway", "planner", "flow", "zone-cache")
+MAX_TENANTS = 1000
+"""In the allow-list of one node: it travels with its route."""
+
 MAX_TTL_S = 7 * 86400.0
 LIVE_TOKENS = 1000
 KEPT_S = 30 * 86400.0
@@ -28,7 +32,8 @@ Sign = Callable[[], tuple[str, str]]
 
 
 class NodeView(msgspec.Struct, frozen=True):
-    """`last_seen`: when the planner heard of it last, seconds since the epoch; None before it ever did."""
+    """`last_seen`: when the planner heard of it last, seconds since the epoch; None before it ever did. `tenants`: see
+    `allow`."""
 
     name: str
     role: str
@@ -38,6 +43,7 @@ class NodeView(msgspec.Struct, frozen=True):
     epoch: int
     joined: float
     last_seen: float | None
+    tenants: tuple[str, ...] = ()
 
 
 class Joined(msgspec.Struct, frozen=True):
@@ -160,6 +166,26 @@ class Nodes:
                 _changed(session, node, NodeState.LEFT, now)
 
     @retried
+    def allow(self, name: str, tenants: Iterable[str], now: float) -> None:
+        """From now on the node gets nothing of other tenants; of none named: everybody's again. What it has of others ends when
+        it is idle. Kept when it joins again. Raises NotFound, and Refused naming the field."""
+        wanted = sorted(set(tenants))
+        if len(wanted) > MAX_TENANTS:
+            raise Refused(f"at most {MAX_TENANTS} tenants", "tenants")
+        with self._database.write() as session:
+            node = session.get(Node, name, with_for_update=True)
+            if node is None or node.state == NodeState.LEFT:
+                raise NotFound(f"no node {name[:63]!r}")
+            if node.role != "node":
+                raise Refused(f"{name[:63]} is a {node.role}: only nodes hold code of some tenants and not of others", "name")
+            known = set(session.scalars(select(Tenant.name).where(Tenant.name.in_(wanted))))
+            for one in wanted:
+                if one not in known:
+                    raise Refused(f"no tenant {one[:63]!r}", "tenants")
+            node.tenants = " ".join(wanted)
+            _told(session, node, now)
+
+    @retried
     def seen(self, heard: Mapping[str, int], now: float) -> bool:
         """Name and epoch of members that are heard. True when one was silent, and nothing it holds was voided since: it is up
         again. Otherwise no event: nobody decides by when it was seen."""
@@ -186,7 +212,17 @@ class Nodes:
         """By name, those that left too."""
         with self._database.read() as session:
             return [
-                NodeView(one.name, one.role, one.address, one.zone, one.state, one.epoch, one.joined, one.last_seen)
+                NodeView(
+                    one.name,
+                    one.role,
+                    one.address,
+                    one.zone or DEFAULT_ZONE,
+                    one.state,
+                    one.epoch,
+                    one.joined,
+                    one.last_seen,
+                    tuple(one.tenants.split()),
+                )
                 for one in session.scalars(select(Node).order_by(Node.name))
             ]
 
@@ -252,5 +288,6 @@ def _published(node: Node) -> PublishedNode:
         node.state == NodeState.UP,
         node.epoch,
         node.fingerprint_before,
+        tenants=tuple(node.tenants.split()),
     )
     return PublishedNode(node.name, node.generation, route)

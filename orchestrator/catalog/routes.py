@@ -44,7 +44,8 @@ class KeyRoute(msgspec.Struct, frozen=True, array_like=True):
 
 
 class NodeRoute(msgspec.Struct, frozen=True, array_like=True):
-    """A member of the cluster. `up` False: it is silent; whoever reaches it with an older `epoch` than this tells it so."""
+    """A member of the cluster. `up` False: it is silent; whoever reaches it with an older `epoch` than this tells it so.
+    `tenants`: whose functions and code a node may have; empty: anybody's."""
 
     name: str
     generation: int
@@ -55,11 +56,16 @@ class NodeRoute(msgspec.Struct, frozen=True, array_like=True):
     up: bool
     epoch: int
     fingerprint_before: str = ""
+    tenants: tuple[str, ...] = ()
 
     @property
     def peer(self) -> Peer:
         """Whom to expect at its address, and under which certificates."""
         return Peer(self.role, self.name, self.fingerprint, self.fingerprint_before)
+
+    def hosts(self, tenant: str) -> bool:
+        """Whether the node may have what is this tenant's."""
+        return not self.tenants or tenant in self.tenants
 
 
 class TenantRoute(msgspec.Struct, frozen=True, array_like=True):

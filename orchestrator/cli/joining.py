@@ -8,7 +8,7 @@ import typer
 from orchestrator.cli.failure import Failure
 from orchestrator.cli.options import Json, State, settings_with, state_folder
 
-Role = Annotated[str, typer.Option(help="node, gateway, planner or flow.")]
+Role = Annotated[str, typer.Option(help="node, gateway, planner, flow or zone-cache.")]
 nodes = typer.Typer(help="Who has joined the cluster.", invoke_without_command=True, rich_markup_mode=None)
 
 
@@ -36,7 +36,7 @@ def join(
     name: Annotated[str, typer.Option(help="Its name in the cluster.")],
     role: Role = "node",
     listen: Annotated[str, typer.Option(help="HOST:PORT where the others reach it.")] = "",
-    zone: Annotated[str, typer.Option(help="Its failure domain.")] = "",
+    zone: Annotated[str, typer.Option(help="Its failure domain (FOREGLOW_ZONE, else `default`).")] = "",
     state: State = None,
 ) -> None:
     """Make this state folder a member of a cluster."""
@@ -50,7 +50,7 @@ def join(
         token = typer.get_text_stream("stdin").readline().strip()
     try:
         preflight.make_state_folder(settings.state)
-        member = join_cluster(settings.state, control, token, role, name, listen, zone)
+        member = join_cluster(settings.state, control, token, role, name, listen, zone or settings.zone)
     except (JoinFailed, NotJoined, preflight.NotPossible, ValueError) as error:
         raise Failure(str(error)) from error
     except OSError as error:
@@ -72,7 +72,7 @@ def list_nodes(context: typer.Context, state: State = None, json: Json = False) 
         show.as_json(answer)
         return
     rows = [_row(one) for one in answer["nodes"]]
-    show.console().print(show.table("", ("name", "role", "address", "zone", "state", "epoch>", "last seen"), rows))
+    show.console().print(show.table("", ("name", "role", "address", "zone", "state", "epoch>", "last seen", "tenants"), rows))
 
 
 @nodes.command("remove")
@@ -86,6 +86,22 @@ def remove(name: Annotated[str, typer.Argument(metavar="NAME")], state: State = 
     print(f"removed {name}")
 
 
+@nodes.command("allow")
+def allow(
+    name: Annotated[str, typer.Argument(metavar="NAME")],
+    tenants: Annotated[list[str] | None, typer.Argument(metavar="TENANT...", help="None: everybody's again.")] = None,
+    state: State = None,
+) -> None:
+    """Bind a node to tenants: it gets no instance and no code of others (operators)."""
+    from urllib.parse import quote
+
+    from orchestrator.cli.client import Client
+
+    with Client(state_folder(state)) as client:
+        client.put(f"/v1/nodes/{quote(name, safe='')}/tenants", {"tenants": tenants or []})
+    print(f"{name} hosts {', '.join(tenants) if tenants else 'all tenants'}")
+
+
 def _row(one: dict[str, Any]) -> tuple[object, ...]:
     from orchestrator.cli import show
 
@@ -93,4 +109,13 @@ def _row(one: dict[str, Any]) -> tuple[object, ...]:
     seen = show.ago(one["last_seen"])
     since = one.get("silent_since")
     state = f"silent since {time.strftime('%m-%d %H:%M', time.localtime(since))}" if since else one["state"]
-    return (one["name"], one["role"], one["address"], one["zone"], f"[{color}]{state}[/]", one["epoch"], seen)
+    return (
+        one["name"],
+        one["role"],
+        one["address"],
+        one["zone"],
+        f"[{color}]{state}[/]",
+        one["epoch"],
+        seen,
+        " ".join(one["tenants"]),
+    )

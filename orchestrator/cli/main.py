@@ -56,6 +56,7 @@ app.command("flow")(processes.flow)
 app.command("gateway")(processes.gateway)
 app.command("planner")(processes.planner)
 app.command("node")(processes.node)
+app.command("zone-cache")(processes.zone_cache)
 app.command("page")(processes.page)
 
 

@@ -113,6 +113,15 @@ def node(state: State = None) -> None:
         run(settings)
 
 
+def zone_cache(state: State = None) -> None:
+    """Run the second code tier of a zone."""
+    settings = _alone("zone-cache", state)
+    from orchestrator.zone_cache import run
+
+    with _said():
+        run(settings)
+
+
 def page(state: State = None) -> None:
     """Run the live page alone, behind control's listener."""
     settings = _alone("page", state)

@@ -10,7 +10,14 @@ from orchestrator.catalog.model import NodeState
 from orchestrator.catalog.nudge import Nudge
 from orchestrator.catalog.store import Store
 from orchestrator.control.guard import operator_only
-from orchestrator.control.schemas import JoinTokenAnswer, JoinTokenRequest, NodeAnswer, NodesAnswer, ProblemAnswer
+from orchestrator.control.schemas import (
+    JoinTokenAnswer,
+    JoinTokenRequest,
+    NodeAnswer,
+    NodesAnswer,
+    NodeTenantsRequest,
+    ProblemAnswer,
+)
 from orchestrator.joining import write_token
 
 NodeName = Annotated[str, Path(max_length=63, description="A member's name.", examples=["node-a"])]
@@ -43,6 +50,7 @@ def router(store: Store, authority: Authority, nudge: Nudge) -> APIRouter:
                     epoch=one.epoch,
                     joined=one.joined,
                     last_seen=one.last_seen,
+                    tenants=list(one.tenants),
                     silent_since=(one.last_seen or one.joined) if one.state == NodeState.SILENT else None,
                 )
                 for one in store.nodes.list()
@@ -53,6 +61,12 @@ def router(store: Store, authority: Authority, nudge: Nudge) -> APIRouter:
     def remove(name: NodeName) -> None:
         """The member's certificate does not count any more; its name may join again with a new token."""
         store.nodes.remove(name, time.time())
+        nudge.give()
+
+    @routes.put("/v1/nodes/{name}/tenants", status_code=204, response_class=Response)
+    def allow(name: NodeName, wanted: NodeTenantsRequest) -> None:
+        """Binds a node to tenants: no other's instance is placed on it, and zone caches refuse it other's code."""
+        store.nodes.allow(name, wanted.tenants, time.time())
         nudge.give()
 
     return routes

@@ -401,7 +401,7 @@ Document = dict[str, Any]
 class JoinTokenRequest(Request):
     model_config = ConfigDict(extra="forbid", strict=True, json_schema_extra={"examples": [{"role": "node", "ttl_s": 600}]})
 
-    role: Literal["node", "gateway", "planner", "flow"] = "node"
+    role: Literal["node", "gateway", "planner", "flow", "zone-cache"] = "node"
     ttl_s: float = Field(default=3600.0, gt=0, le=7 * 86400, allow_inf_nan=False, description="Seconds until it expires.")
 
 
@@ -411,9 +411,17 @@ class JoinTokenAnswer(BaseModel):
     expires: float = Field(description="Seconds since the Unix epoch.")
 
 
+class NodeTenantsRequest(Request):
+    model_config = ConfigDict(extra="forbid", strict=True, json_schema_extra={"examples": [{"tenants": ["acme"]}]})
+
+    tenants: list[Annotated[str, Field(pattern=f"^{TENANT}", max_length=63)]] = Field(
+        max_length=1000, description="Whose functions and code the node may have; empty: everybody's."
+    )
+
+
 class NodeAnswer(BaseModel):
     """`state`: up, silent (no heartbeat since `silent_since`) or left. `epoch` grows each time it joins or what it holds is
-    declared void."""
+    declared void. `tenants`: whose functions and code a node may have, empty for everybody's."""
 
     name: str
     role: str
@@ -423,6 +431,7 @@ class NodeAnswer(BaseModel):
     epoch: int
     joined: float
     last_seen: float | None
+    tenants: list[str]
     silent_since: float | None = None
 
 

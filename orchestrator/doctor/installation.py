@@ -15,7 +15,7 @@ from prometheus_client.parser import text_string_to_metric_families
 import orchestrator
 from orchestrator.doctor import findings
 from orchestrator.doctor.findings import Finding, Level
-from orchestrator.ops.catalogue import PROCESSES
+from orchestrator.ops.catalogue import PROCESSES, ZONE_CACHE
 from orchestrator.preflight import PORTS, SOCKETS, noted_processes
 from orchestrator.settings import Settings
 from orchestrator.validity import validity
@@ -90,7 +90,7 @@ def certificates(settings: Settings, running: bool) -> Iterator[Finding]:
 
 
 def sockets(settings: Settings) -> Iterator[Finding]:
-    longest = max((settings.ops_socket(name) for name in PROCESSES), key=lambda path: len(str(path)))
+    longest = max((settings.ops_socket(name) for name in (*PROCESSES, ZONE_CACHE)), key=lambda path: len(str(path)))
     yield findings.socket_path(str(longest))
 
 
@@ -118,7 +118,7 @@ def leftovers(settings: Settings, running: bool) -> Finding:
     left = [
         f"{name} (process {pid}) of an earlier run" for name, pid in noted_processes(settings.state / "processes.json").items()
     ]
-    names = [*(f"{name}.sock" for name in SOCKETS), *(f"{name}-ops.sock" for name in PROCESSES)]
+    names = [*(f"{name}.sock" for name in SOCKETS), *(f"{name}-ops.sock" for name in (*PROCESSES, ZONE_CACHE))]
     left += [f"socket {name}" for name in names if _dead(settings.runtime_folder / name)]
     mounts = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
     below = [point for point in mounts if point.startswith(f"{settings.node_folder}/")]

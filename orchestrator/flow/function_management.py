@@ -1,6 +1,7 @@
 """Function management: checks and builds a version's code and dependencies, and says so in its condition `code`."""
 
 import time
+from collections.abc import Callable, Sequence
 
 import structlog
 
@@ -11,6 +12,9 @@ from orchestrator.catalog.store import Store
 from orchestrator.flow.building import Builder
 from orchestrator.flow.dependencies import BuildFailed, BuildInterrupted
 
+Fill = Callable[[str, Sequence[str]], str]
+"""Brings layers of a tenant into the zones (filling.Filling): which have them not, and why."""
+
 log = structlog.get_logger(__name__)
 
 
@@ -19,9 +23,10 @@ class FunctionManagement:
 
     module = Module.FUNCTION_MANAGEMENT
 
-    def __init__(self, store: Store, builder: Builder) -> None:
+    def __init__(self, store: Store, builder: Builder, fill: Fill = lambda tenant, layers: "") -> None:
         self._store = store
         self._builder = builder
+        self._fill = fill
 
     def apply(self, event: OpenEvent) -> None:
         """Raises what may pass (the index or the origin is away): the event is then tried again."""
@@ -52,7 +57,8 @@ class FunctionManagement:
         dependencies = self._builder.dependency_layer(package, version.runtime)
         size = code.size + (dependencies.size if dependencies else 0)
         functions.set_layers(function, number, code.digest, dependencies.digest if dependencies else "", size)
-        self._decide(function, number, ConditionStatus.TRUE, "")
+        layers = [layer.digest for layer in (code, dependencies) if layer is not None]
+        self._decide(function, number, ConditionStatus.TRUE, self._fill(version.tenant, layers))
 
     def _decide(self, function: FunctionId, number: int, status: ConditionStatus, reason: str) -> None:
         self._store.functions.set_condition(function, number, ConditionName.CODE, status, reason, time.time())

@@ -28,6 +28,7 @@ from orchestrator.flow.app import add_module, build_app
 from orchestrator.flow.building import BUILDS, Builder
 from orchestrator.flow.collecting import Collector
 from orchestrator.flow.dependencies import Busy
+from orchestrator.flow.filling import FILLS, Filling
 from orchestrator.flow.function_management import FunctionManagement
 from orchestrator.flow.links import Place
 from orchestrator.flow.metadata_sync import MetadataSync
@@ -41,14 +42,15 @@ from orchestrator.membership import Self
 from orchestrator.ops.listener import Operations, OperationsThread
 from orchestrator.renewal import keep_certified
 from orchestrator.settings import Settings, rpc_secret
+from orchestrator.zones import caches_by_zone
 from workers.code.origin import Origin
 from workers.drivers.process.interpreter import find_interpreter
 from workers.rpc.messages import Hello
 from workers.rpc.transport import Peer, parse_address
 from workers.sealing import load_key
 
-CONCURRENCY = BUILDS + STARTS + 2
-"""Threads: whatever builds and starts, two are left for the routes."""
+CONCURRENCY = BUILDS + FILLS + STARTS + 2
+"""Threads: whatever builds, fills and starts, two are left for the routes."""
 
 BUSY_S = 0.1
 SCHEMA_POLL_S = 0.1
@@ -95,11 +97,22 @@ def guarded(module: FlowModule, store: Store, nudge: Nudge) -> Callable[[int], N
     return apply
 
 
-def _node_places(settings: Settings, store: Store) -> list[Place]:
-    """What settings name, and the members that are up, each to be met under its own name and certificate."""
+def _node_places(settings: Settings, store: Store, tenant: str | None) -> list[Place]:
+    """What settings name, and the members that are up, each to be met under its own name and certificate; for a tenant those that
+    may host it."""
     members = [one.route for one in store.nodes.published() if one.route is not None]
-    there = [(parse_address(one.address), one.peer) for one in members if one.role == "node" and one.up]
+    there = [
+        (parse_address(one.address), one.peer)
+        for one in members
+        if one.role == "node" and one.up and (tenant is None or one.hosts(tenant))
+    ]
     return [*((address, Peer("node", "")) for address in settings.node_addresses), *there]
+
+
+def _zones(settings: Settings, store: Store) -> dict[str, list[str]]:
+    """The caches that settings name, in the zone of this process, and those that joined."""
+    members = [one.route for one in store.nodes.published() if one.route is not None]
+    return caches_by_zone(members, settings.zone, [str(one) for one in settings.zone_cache_addresses])
 
 
 class _Worker(WorkController):  # type: ignore[misc]  # celery has no types
@@ -160,9 +173,10 @@ def _serve(settings: Settings, store: Store, workers: "list[_Worker]", threads: 
     own = Self(settings, "flow", f"flow{LOCAL}{socket.gethostname()}")
     hello = Hello("flow", own.name, rpc_secret(cluster_key))
     starter = Starter(partial(_node_places, settings, store), hello, _told_to_stop, own.identity)
+    filling = Filling(origin, partial(_zones, settings, store), _told_to_stop, own.identity)
     modules: list[FlowModule] = [
         NetworkDeployment(store),
-        FunctionManagement(store, builder),
+        FunctionManagement(store, builder, filling),
         Scheduling(store, starter),
         MetadataSync(store, publisher),
     ]
@@ -196,7 +210,7 @@ def _serve(settings: Settings, store: Store, workers: "list[_Worker]", threads: 
             ending.join(RELAY_STOP_S)
         with contextlib.suppress(OSError):
             app.close()
-        for closing in (publisher, nudge):
+        for closing in (filling, publisher, nudge):
             closing.close()
     if worker.exitcode:
         raise SystemExit(worker.exitcode)

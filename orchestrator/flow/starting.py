@@ -46,11 +46,12 @@ class StartInterrupted(Exception):
 
 
 class Starter:
-    """`places` are asked for anew each time: nodes come and go. `stopping`: the process was told to end."""
+    """`places(tenant)` are asked for anew each time: nodes come and go; those that may host it, or all for None. `stopping`: the
+    process was told to end."""
 
     def __init__(
         self,
-        places: Callable[[], Sequence[Place]],
+        places: Callable[[str | None], Sequence[Place]],
         hello: Hello,
         stopping: Callable[[], bool],
         identity: Identity | None = None,
@@ -74,7 +75,7 @@ class Starter:
 
     async def _start(self, spec: VersionSpec, count: int, progress: Callable[[int], None]) -> None:
         changed = asyncio.Event()
-        async with linked(self._places(), self._hello, changed, self._identity) as (links, away):
+        async with linked(self._places(spec.tenant), self._hello, changed, self._identity) as (links, away):
             if not links:
                 raise StartInterrupted("no node is reachable: " + "; ".join(away))
             left_over = any(link.idle(spec.version) > link.ready(spec.version) for link in links)
@@ -98,7 +99,7 @@ class Starter:
                 await _either(changed, min(left, LOOK_S))
 
     async def _drain(self, versions: Sequence[str]) -> None:
-        async with linked(self._places(), self._hello, asyncio.Event(), self._identity) as (links, _):
+        async with linked(self._places(None), self._hello, asyncio.Event(), self._identity) as (links, _):
             for link in links:
                 for version in versions:
                     link.send(Rpc.DRAIN, Drain(version))

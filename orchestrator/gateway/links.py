@@ -1,7 +1,7 @@
 """The gateway's side of each node: one connection, its streams in flight, and what the node last said of itself."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import structlog
@@ -46,6 +46,7 @@ class NodeLink:
         self._identity = identity
         self._expected = expected
         self._epoch = epoch
+        self._tenants: Collection[str] = ()
         self._alone = True
         self._pulse = Pulse()
 
@@ -60,6 +61,13 @@ class NodeLink:
 
     def idle(self, version: str) -> int:
         return self._idle.get(version, 0)
+
+    def hosts(self, tenant: str) -> bool:
+        return not self._tenants or tenant in self._tenants
+
+    def set_tenants(self, tenants: Collection[str]) -> None:
+        """From now on; what runs there of others ends by itself."""
+        self._tenants = frozenset(tenants)
 
     def set_alone(self, alone: bool) -> None:
         """With several nodes the link asks for every inventory, which placement goes by; alone, for the heartbeat only."""

@@ -130,9 +130,9 @@ class Runs:
     async def _place(self, run: Run, body: bytes, since: float) -> Answer:
         """Tries nodes until one takes it. Only an answer that promises that no byte reached an instance is tried again."""
         while True:
-            up = [link for link in self.links if link.up]
+            up = [link for link in self.links if link.up and link.hosts(run.tenant)]
             if not up and run.deadline <= time.monotonic():
-                detail = ErrorDetail("Timeout", "the deadline passed while no node was reachable")
+                detail = ErrorDetail("Timeout", "the deadline passed while no node that may run it was reachable")
                 return InvokeResult("timeout", error=detail), b""
             for link in up if len(up) < 2 else place(run.spec.version, run.spec.memory_mb, up):
                 if not link.up:
@@ -156,7 +156,12 @@ class Runs:
                 if result.status not in RETRIABLE:
                     waited = (time.monotonic() - since) * 1000 - result.timings.start_ms - result.timings.run
                     return _with_wait(result, waited), answer
-            await self._waiting.wait(since, run.deadline, reserved=bool(run.parent_id))
+            try:
+                await self._waiting.wait(since, run.deadline, reserved=bool(run.parent_id))
+            except Overload as error:
+                if up or not any(link.up for link in self.links):
+                    raise
+                raise Overload(f"no node that may host tenant {run.tenant} is up", error.reason) from None
 
     def _record(self, run: Run, result: InvokeResult, began: float) -> None:
         timings = result.timings

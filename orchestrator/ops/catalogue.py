@@ -13,7 +13,9 @@ from prometheus_client.metrics_core import Metric
 from workers.tallies import Histogram
 
 GATEWAY, PLANNER, NODE, FLOW, CONTROL, PAGE = "gateway", "planner", "node", "flow", "control", "page"
+ZONE_CACHE = "zone-cache"
 PROCESSES = (CONTROL, GATEWAY, PLANNER, NODE, FLOW, PAGE)
+"""What every machine that runs all of it has; a zone cache is where somebody put one."""
 
 
 class Family(msgspec.Struct, frozen=True):
@@ -32,7 +34,7 @@ FAMILIES: Mapping[str, Family] = {
         Family(
             "foreglow_build",
             "gauge",
-            PROCESSES,
+            (*PROCESSES, ZONE_CACHE),
             "1; the release and the protocol it speaks in the labels.",
             ("version", "protocol"),
         ),
@@ -153,6 +155,27 @@ FAMILIES: Mapping[str, Family] = {
         ),
         Family(
             "foreglow_isolation", "gauge", (NODE,), "1; the driver and the isolation in force in the labels.", ("driver", "tier")
+        ),
+        # -- zone caches
+        Family(
+            "foreglow_zone_requests",
+            "counter",
+            (ZONE_CACHE,),
+            "Objects (chunks, manifests) asked of tier 2: held, read through, in no layer, refused, not to be had.",
+            ("result",),
+        ),
+        Family("foreglow_zone_served_bytes", "counter", (ZONE_CACHE,), "Bytes of objects sent to nodes."),
+        Family("foreglow_zone_fetched_bytes", "counter", (ZONE_CACHE,), "Bytes of objects fetched from the origin."),
+        Family("foreglow_zone_bytes", "gauge", (ZONE_CACHE,), "Bytes of objects on its disk."),
+        Family("foreglow_zone_evictions", "counter", (ZONE_CACHE,), "Objects that made room for others."),
+        Family(
+            "foreglow_zone_not_kept", "counter", (ZONE_CACHE,), "Objects served without being kept: the disk did not take them."
+        ),
+        Family(
+            "foreglow_zone_damaged", "counter", (ZONE_CACHE,), "Objects found damaged on the disk, dropped and brought again."
+        ),
+        Family(
+            "foreglow_zone_fill_seconds", "histogram", (ZONE_CACHE,), "One step of filling a layer, about a second each at most."
         ),
         # -- control flow
         Family(

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
 from graph.ids import FunctionId, TenantId, VersionId, tenant_of
+from orchestrator.placement import allowed
 from orchestrator.planner.peers import Fleet, NodePeer
 from workers.rpc.messages import VersionCount
 from workers.versions import VersionSpec
@@ -105,7 +106,8 @@ class Homes:
 
     def _of(self, tenant: TenantId, specs: Sequence[VersionSpec], nodes: Sequence[NodePeer]) -> list[NodePeer]:
         homes = self._homes.get(tenant, set())
-        found = [node for node in nodes if node.name in homes]
+        may = allowed(specs[0].version, nodes) if specs else []
+        found = [node for node in may if node.name in homes]
         if not found and specs and (first := self._fleet.choose(specs[0])) is not None:
             self._homes.setdefault(tenant, set()).add(first.name)
             found = [first]

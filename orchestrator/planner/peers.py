@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, Protocol
 
 import msgspec
@@ -27,6 +27,7 @@ from workers.rpc.messages import (
     Stale,
     Triggers,
     VersionCount,
+    ZoneCaches,
 )
 from workers.rpc.transport import Address, Identity, label
 from workers.rpc.transport import Peer as Whom
@@ -64,6 +65,7 @@ class Peer:
         self._identity = identity
         self._expected = expected
         self._epoch = epoch
+        self._tenants: Collection[str] = ()
         self._lost = asyncio.Event()
 
     def set_epoch(self, epoch: int) -> None:
@@ -71,6 +73,13 @@ class Peer:
         self._epoch = epoch
         if self.connection is not None and self._stale(self.connection):
             self.connection.close()
+
+    def set_tenants(self, tenants: Collection[str]) -> None:
+        """From now on; what is there of others ends by itself."""
+        self._tenants = frozenset(tenants)
+
+    def hosts(self, tenant: str) -> bool:
+        return not self._tenants or tenant in self._tenants
 
     def set_whom(self, whom: Whom) -> None:
         """It is renewing its certificate: these count from now on, where it is dialled anew."""
@@ -227,6 +236,15 @@ class NodePeer(Peer):
                 self.counts[count.version] = count
             self._listener.on_counts(self, message.versions)
 
+    @property
+    def member(self) -> str:
+        """Its name in the routes; empty for one that settings name."""
+        return self._expected.name if self._expected is not None else ""
+
+    def tell_caches(self, zone: str, addresses: list[str]) -> None:
+        if self.connection is not None:
+            self.connection.send(Rpc.CACHES, 0, ZoneCaches(zone, addresses))
+
     def define(self, spec: VersionSpec) -> None:
         connection = self.connection
         if connection is not None and spec.version not in connection.defined:
@@ -281,8 +299,7 @@ class Fleet:
         return sum(node.idle(version) for node in self.nodes)
 
     def choose(self, spec: VersionSpec) -> NodePeer | None:
-        nodes = self.up()
-        return place(spec.version, spec.memory_mb, nodes)[0] if nodes else None
+        return next(iter(place(spec.version, spec.memory_mb, self.up())), None)
 
     def forget_idle(self, functions: set[str]) -> None:
         """Their idle instances were just given up: do not count on them until the next inventory says what there is."""

@@ -31,6 +31,7 @@ from orchestrator.membership import Self
 from orchestrator.ops.listener import Operations
 from orchestrator.ops.routes import RouteMetrics
 from orchestrator.planner.activity import Activity
+from orchestrator.planner.caches import CacheNews
 from orchestrator.planner.homes import Homes
 from orchestrator.planner.insight import Insight
 from orchestrator.planner.leadership import Leadership
@@ -70,6 +71,7 @@ class Planner:
         stored = load(self.path)
         self.graph = _restore(stored.graph, self.path) if stored is not None else CallGraph()
         self.table = RouteTable(self._route_changed, self._version_gone, self._tenant_changed, self._member_changed)
+        self.caches = CacheNews(self.table.nodes, settings.zone)
         self.decisions = DecisionLog(stored.decisions if stored is not None else None)
         self.runs = RunBook(stored.runs if stored is not None else None)
         self.learner = Learner(self.graph, self.runs)
@@ -131,6 +133,7 @@ class Planner:
     def _member_changed(self, name: str, route: NodeRoute | None) -> None:
         self.nodes.on_node(name, route)
         self.gateways.on_node(name, route)
+        self.caches.on_member(name, route, self.fleet.nodes)
 
     # -- what peers and routes tell
 
@@ -156,6 +159,8 @@ class Planner:
             # in the next turn: until then the node still counts as up
             asyncio.get_running_loop().call_soon(self.loop.decide_again, lost, node.name)
             return
+        if self.table.loaded.is_set():  # else it would hear that there are none
+            self.caches.tell(node)
         for lease, epoch in self.leadership.held() if self.leadership is not None else ():
             node.fence(lease, epoch)
         for tenant in self.table.tenants.values():

@@ -35,6 +35,7 @@ OPERATOR_ONLY = {
     ("POST", "/v1/join-tokens"): "who may join the cluster is for whoever runs it",
     ("GET", "/v1/nodes"): "names hosts and their addresses",
     ("DELETE", "/v1/nodes/{name}"): "takes capacity from everybody",
+    ("PUT", "/v1/nodes/{name}/tenants"): "takes capacity from all others",
     ("GET", "/metrics"): "counts of the whole platform, for whoever watches over it",
 }
 PUBLIC = {

@@ -164,5 +164,5 @@ def recorded(bench: Bench) -> Iterator[Bench]:
 
 
 def settings(**more: str) -> dict[str, str]:
-    """For Running: instances idle out between two cold workflows."""
-    return {"FOREGLOW_IDLE_S": str(IDLE_S), "FOREGLOW_STANDBYS": "1", **more}
+    """For Running: instances idle out between two cold workflows; all processes there are run."""
+    return {"FOREGLOW_IDLE_S": str(IDLE_S), "FOREGLOW_STANDBYS": "1", "FOREGLOW_ZONE_CACHE": "1", **more}

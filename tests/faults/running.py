@@ -19,7 +19,7 @@ import httpx
 from orchestrator.settings import Settings
 
 READY_S = 90.0
-PROCESSES = ("control", "flow", "gateway", "planner", "node", "valkey", "page")
+PROCESSES = ("control", "flow", "gateway", "planner", "node", "valkey", "page", "zone-cache")
 UP = [
     sys.executable,
     "-P",

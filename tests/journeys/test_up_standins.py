@@ -327,8 +327,10 @@ def test_a_full_disk_is_one_clear_line(tmp_path: Path) -> None:
 
 
 def test_each_process_is_started_by_this_interpreter() -> None:
-    commands = process_commands()
-    assert set(commands) == {"control", "flow", "gateway", "planner", "node", "page"}
+    usual = process_commands(Settings())
+    assert set(usual) == {"control", "flow", "gateway", "planner", "node", "page"}
+    commands = process_commands(Settings(zone_cache=True))
+    assert set(commands) == {*usual, "zone-cache"}
     for name, line in commands.items():
         helped = subprocess.run([*line, "--help"], capture_output=True, text=True, timeout=WAIT_S, check=True)
         assert f"foreglow {name}" in helped.stdout

@@ -16,7 +16,7 @@ import httpx
 import pytest
 
 from orchestrator import valkey
-from orchestrator.ops.catalogue import PROCESSES
+from orchestrator.ops.catalogue import PROCESSES, ZONE_CACHE
 from orchestrator.settings import Settings
 
 pytestmark = pytest.mark.system
@@ -50,7 +50,7 @@ def test_systemd_finds_nothing_wrong_with_them(tmp_path: Path) -> None:
         if path.suffix != ".env":
             (tmp_path / path.name).write_text(path.read_text().replace(INSTALLED, HERE))
     names = sorted(str(path) for path in tmp_path.iterdir())
-    assert len(names) == 8
+    assert len(names) == 9
     done = subprocess.run(
         ["systemd-analyze", "verify", "--man=no", *names], capture_output=True, text=True, timeout=60, check=False
     )
@@ -59,7 +59,7 @@ def test_systemd_finds_nothing_wrong_with_them(tmp_path: Path) -> None:
 
 
 def test_there_is_one_for_each_process_and_they_belong_together() -> None:
-    for name in PROCESSES:
+    for name in (*PROCESSES, ZONE_CACHE):
         settings = unit(f"foreglow-{name}.service")
         assert settings["ExecStart"] == [f"{INSTALLED} {name}"]
         assert settings["Type"] == ["notify"]
@@ -157,7 +157,7 @@ def test_the_units_of_each_process_find_each_other(network: str, folder: Path) -
     units: dict[str, Started] = {}
     codes: dict[str, int] = {}
     try:
-        for name in ("node", "planner", "gateway", "flow", "control", "page"):
+        for name in ("node", "planner", "gateway", "flow", "control", "page", ZONE_CACHE):
             units[name] = Started(
                 f"foreglow-{name}.service",
                 folder,

@@ -458,3 +458,13 @@ def test_events_are_retried_by_number_or_all(api: Api, foreglow: Any) -> None:
     for wrong in (("events", "retry"), ("events", "retry", "7", "--all")):
         code, _, err = foreglow(*wrong)
         assert (code, err) == (1, "foreglow: name one event, or --all; `foreglow events --parked` lists them\n")
+
+
+def test_a_node_is_bound_to_tenants_and_freed_again(api: Api, foreglow: Any) -> None:
+    api.on("PUT", "/v1/nodes/n1/tenants", None, 204)
+    assert foreglow("nodes", "allow", "n1", "acme", "globex")[1] == "n1 hosts acme, globex\n"
+    assert foreglow("nodes", "allow", "n1")[1] == "n1 hosts all tenants\n"
+    assert [json.loads(body) for *_, body, _ in api.asked] == [{"tenants": ["acme", "globex"]}, {"tenants": []}]
+    one = {"name": "n1", "role": "node", "address": "10.0.0.2:8703", "zone": "default", "state": "up", "epoch": 1}
+    api.on("GET", "/v1/nodes", {"nodes": [{**one, "joined": 1.0, "last_seen": None, "tenants": ["acme"]}]})
+    assert "acme" in foreglow("nodes")[1]

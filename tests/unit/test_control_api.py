@@ -512,3 +512,24 @@ def test_events_are_listed_and_parked_ones_retried_by_their_tenant_only(api: Api
     problem(api.client.post("/v1/events/0/retry"), 400, "event")
     problem(api.client.get("/v1/events", params={"limit": 0}), 400, "limit")
     api.client.delete("/v1/functions/poison")
+
+
+def test_an_operator_binds_a_node_to_tenants(api: Api) -> None:
+    token = api.store.nodes.make_token("node", 60, time.time())
+    api.store.nodes.join(token, "node", "n1", "10.0.0.2:8703", "", lambda: ("pem", "print"), time.time())
+
+    def shown() -> tuple[str, list[str]]:
+        (one,) = api.client.get("/v1/nodes").json()["nodes"]
+        return one["zone"], one["tenants"]
+
+    assert shown() == ("default", [])
+    path = "/v1/nodes/n1/tenants"
+    assert api.client.put(path, json={"tenants": ["rival"]}).status_code == 204
+    assert shown() == ("default", ["rival"])
+    assert api.client.put(path, json={"tenants": ["rival"]}, headers=api.rival).status_code == 403
+    for body, field in (({"tenants": ["nobody"]}, "tenants"), ({"tenants": ["No Name"]}, "tenants"), ({}, "tenants")):
+        refused = api.client.put(path, json=body)
+        assert (refused.status_code, field in refused.text) == (400, True), refused.text
+    assert api.client.put("/v1/nodes/n2/tenants", json={"tenants": []}).status_code == 404
+    assert api.client.put(path, json={"tenants": []}).status_code == 204
+    assert shown() == ("default", [])

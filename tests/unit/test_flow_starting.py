@@ -36,7 +36,7 @@ class Started:
 
 
 def starter(*paths: Path, stopping: bool = False) -> Starter:
-    return Starter(lambda: [(path, Peer("node", "")) for path in paths], HELLO, lambda: stopping)
+    return Starter(lambda tenant: [(path, Peer("node", "")) for path in paths], HELLO, lambda: stopping)
 
 
 @contextlib.asynccontextmanager
@@ -239,6 +239,9 @@ class View:
 
     def idle(self, version: str) -> int:
         return self._held
+
+    def hosts(self, tenant: str) -> bool:
+        return True
 
 
 def test_the_node_with_the_fewest_comes_first_then_the_freest() -> None:

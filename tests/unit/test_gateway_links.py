@@ -149,11 +149,14 @@ async def test_a_link_to_several_nodes_knows_what_is_idle_where(tmp_path: Path) 
 
 
 class View:
-    def __init__(self, free_mb: int, idle: int) -> None:
-        self.free_mb, self._idle = free_mb, idle
+    def __init__(self, free_mb: int, idle: int, tenant: str = "") -> None:
+        self.free_mb, self._idle, self._tenant = free_mb, idle, tenant
 
     def idle(self, _version: str) -> int:
         return self._idle
+
+    def hosts(self, tenant: str) -> bool:
+        return tenant == self._tenant if self._tenant else True
 
 
 views = st.lists(st.builds(View, st.sampled_from([0, 64, 128, 500, 4000]), st.integers(0, 3)), max_size=8)

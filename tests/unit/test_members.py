@@ -2,9 +2,11 @@
 
 import asyncio
 import itertools
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, cast
 
+import msgspec
 import pytest
 from doubles.gateways import running_gateway
 from doubles.loop import in_loop, until
@@ -29,6 +31,9 @@ class Followed:
 
     def set_epoch(self, epoch: int) -> None:
         self.epochs.append(epoch)
+
+    def set_tenants(self, tenants: Collection[str]) -> None:
+        self.tenants = tuple(tenants)
 
     def set_whom(self, whom: Peer) -> None:
         self.whom = whom
@@ -57,7 +62,10 @@ async def test_the_set_follows_the_table() -> None:
     await asyncio.sleep(0)
     table.change("node", "n1", route("n1", epoch=2))
     assert (members.peers[1], n1.epochs) == (n1, [1, 2])
-    table.change("node", "n1", route("n1", epoch=3, address="10.0.0.9:8703"))
+    table.change("node", "n1", msgspec.structs.replace(route("n1", epoch=2), tenants=("acme",)))
+    assert (members.peers[1], n1.tenants) == (n1, ("acme",))
+    table.change("node", "n1", msgspec.structs.replace(route("n1", epoch=3, address="10.0.0.9:8703"), tenants=("other",)))
+    assert members.peers[1].tenants == ("other",)
     await until(lambda: n1.ended)
     assert str(members.peers[1].address) == "10.0.0.9:8703"
     table.change("node", "n2", route("n2", address="nonsense"))

@@ -43,6 +43,9 @@ class FakeNode:
     def idle(self, version: str) -> int:
         return self.have[version]
 
+    def hosts(self, tenant: str) -> bool:
+        return True
+
     def define(self, one: VersionSpec) -> None:
         self.defined.append(one.version)
 

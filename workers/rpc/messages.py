@@ -43,6 +43,8 @@ class Rpc(IntEnum):
     ASK = 41  # Ask; the answer comes as ANSWER or REFUSED with the same id
     ANSWER = 42  # body: JSON
     REFUSED = 43  # Refusal
+    # to a node, its first room being full
+    CACHES = 50  # ZoneCaches: tier 2 of its zone, from planners
     CALLERS = 51  # Callers: to a node, from control only
 
 
@@ -186,6 +188,13 @@ class Hosted(msgspec.Struct, array_like=True, frozen=True):
     lease: str = ""
 
 
+class ZoneCaches(msgspec.Struct, array_like=True, frozen=True):
+    """All caches that joined in the node's zone, as `host:port`."""
+
+    zone: str
+    addresses: list[str]
+
+
 class DecisionUpdate(msgspec.Struct, array_like=True, frozen=True):
     """`outcome` as in graph.plans.Outcome. `start_s` (with `ready`): how long preparing took. `invocation_id` with hit and late.
     `detail`: the steps in ms, or why it was cancelled."""
@@ -267,6 +276,7 @@ MESSAGES: dict[int, type[msgspec.Struct]] = {
     Rpc.CALLERS: Callers,
     Rpc.RETIRE: Retire,
     Rpc.HOSTED: Hosted,
+    Rpc.CACHES: ZoneCaches,
     Rpc.RESULT: InvokeResult,
     Rpc.CALL: ChildCall,
     Rpc.OUTCOMES: Outcomes,

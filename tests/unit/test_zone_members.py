@@ -1,0 +1,232 @@
+"""Zone caches between hosts: over mutual TLS only current members are served, and a node only what it may hold."""
+
+import asyncio
+import contextlib
+import ssl
+import threading
+from collections.abc import AsyncIterator, Callable
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import httpx
+import msgspec
+import pytest
+from doubles.cluster import identity, port_of
+from doubles.loop import in_loop, until
+from doubles.zones import publish, read_all
+
+from orchestrator.authority import Authority
+from orchestrator.catalog.routes import NodeRoute
+from orchestrator.catalog.watch import RouteTable
+from orchestrator.zone_cache.admission import judge
+from orchestrator.zone_cache.app import ZoneApp
+from orchestrator.zone_cache.disk import ZoneDisk
+from orchestrator.zone_cache.holding import Holding
+from orchestrator.zone_cache.listener import MemberListener
+from workers.code.manifest import Manifest
+from workers.code.origin import Origin, OriginError
+from workers.code.zone import ZoneClient
+from workers.rpc.transport import HostPort, Identity
+
+
+class Cluster:
+    """An authority, members in a route table, and a cache that listens on a port and a socket."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.authority = Authority(folder / "authority")
+        self.table = RouteTable()
+        self.origin = Origin((folder / "origin").as_uri())
+        self.holding = Holding(ZoneDisk(folder / "zone", 1 << 30), self.origin)
+        self.listener = MemberListener(ZoneApp(self.holding, judge(self.table.nodes), self.table.loaded.is_set).app)
+        self.clients: list[ZoneClient] = []
+
+    @property
+    def socket(self) -> Path:
+        return self.folder / "z.sock"
+
+    @property
+    def address(self) -> HostPort:
+        return port_of(self.listener.servers[0])
+
+    def join(self, name: str, role: str = "node", *tenants: str) -> Identity:
+        made = identity(self.authority, self.folder, role, name)
+        fingerprint = sha256(made.certificate).hexdigest()
+        self.table.change("node", name, NodeRoute(name, 1, role, "", "", fingerprint, True, 1, tenants=tenants))
+        return made
+
+    def client(self, who: Identity) -> ZoneClient:
+        self.clients.append(ZoneClient("default", who, [self.address]))
+        return self.clients[-1]
+
+
+@contextlib.asynccontextmanager
+async def cluster(folder: Path, role: str = "zone-cache") -> AsyncIterator[Cluster]:
+    made = Cluster(folder)
+    made.table.loaded.set()
+    await made.listener.start([HostPort("127.0.0.1", 0), made.socket], identity(made.authority, folder, role, "z1"))
+    try:
+        yield made
+    finally:
+        for client in made.clients:
+            client.close()
+        await made.listener.close()
+        made.holding.close()
+
+
+async def said(call: Callable[..., Any], *arguments: Any) -> str:
+    """Why not; empty when it worked."""
+    try:
+        await asyncio.to_thread(call, *arguments)
+    except OriginError as error:
+        return str(error)
+    return ""
+
+
+def layer(made: Cluster, tenant: str = "acme") -> Manifest:
+    return publish(made.origin, tenant, {"a.py": b"print(1)\n"})
+
+
+@in_loop
+async def test_members_read_and_flow_fills(tmp_path: Path) -> None:
+    async with cluster(tmp_path) as made:
+        one = layer(made)
+        node, flow = made.client(made.join("n1")), made.client(made.join("f1", "flow"))
+        names = [chunk.name for chunk in one.chunks]
+        assert await asyncio.to_thread(flow.fill, "acme", one.digest, names, 10) == ""
+        assert await asyncio.to_thread(read_all, node, "acme", one) == b"print(1)\n"
+        assert "a node has nothing to ask" in await asyncio.to_thread(node.fill, "acme", one.digest, names, 10)
+
+
+@in_loop
+async def test_a_node_gets_nothing_of_tenants_it_may_not_hold(tmp_path: Path) -> None:
+    async with cluster(tmp_path) as made:
+        acme, globex = layer(made), layer(made, "globex")
+        node = made.client(made.join("n1", "node", "acme"))
+        assert await said(read_all, node, "acme", acme) == ""
+        why = await said(read_all, node, "globex", globex)
+        assert "may not hold code of tenant globex" in why
+        assert await said(node.chunk, "globex", globex.digest, globex.chunks[0].name) == why
+        assert made.holding.tally.refused == 2
+        made.table.change("node", "n1", msgspec.structs.replace(made.table.nodes["n1"], tenants=()))
+        assert await said(read_all, node, "globex", globex) == "", "the operator lifted it"
+
+
+@in_loop
+async def test_who_has_left_is_refused_on_the_connection_he_still_has(tmp_path: Path) -> None:
+    async with cluster(tmp_path) as made:
+        one = layer(made)
+        node = made.client(made.join("n1"))
+        assert await said(read_all, node, "acme", one) == ""
+        made.table.change("node", "n1", None)
+        assert "no member of this cluster" in await said(read_all, node, "acme", one)
+
+
+@in_loop
+async def test_gateways_and_strangers_are_refused(tmp_path: Path) -> None:
+    async with cluster(tmp_path) as made:
+        one = layer(made)
+        assert "a gateway has nothing to ask" in await said(read_all, made.client(made.join("g1", "gateway")), "acme", one)
+        (tmp_path / "other").mkdir()
+        stranger = identity(Authority(tmp_path / "other" / "authority"), tmp_path / "other", "node", "n1")
+        assert "no cache answers" in await said(read_all, made.client(stranger), "acme", one)
+        plain = httpx.AsyncClient(verify=False, timeout=5)  # no certificate at all
+        async with plain:
+            with pytest.raises((httpx.HTTPError, ssl.SSLError)):
+                await plain.get(f"https://{made.address}/v1/layers/acme/{one.digest[7:]}/manifest")
+        assert made.holding.tally.hits + made.holding.tally.misses == 0
+
+
+@in_loop
+async def test_before_the_members_are_known_nobody_from_outside_is_served(tmp_path: Path) -> None:
+    async with cluster(tmp_path) as made:
+        one = layer(made)
+        made.table.loaded.clear()
+        node = made.client(made.join("n1"))
+        assert "does not know the members yet" in await said(read_all, node, "acme", one)
+        beside = ZoneClient("default", None, [made.socket])
+        made.clients.append(beside)
+        assert await said(read_all, beside, "acme", one) == "", "who runs on this host as this user is"
+
+
+@in_loop
+async def test_another_member_that_stands_in_for_a_cache_is_not_believed(tmp_path: Path) -> None:
+    async with cluster(tmp_path, role="gateway") as made:
+        one = layer(made)
+        assert "a gateway is no zone cache" in await said(read_all, made.client(made.join("n1")), "acme", one)
+
+
+@in_loop
+async def test_a_removed_tenant_leaves_nothing_behind(tmp_path: Path) -> None:
+    async with cluster(tmp_path) as made:
+        acme, globex = layer(made), layer(made, "globex")
+        node = made.client(made.join("n1"))
+        for tenant, one in (("acme", acme), ("globex", globex)):
+            assert await said(read_all, node, tenant, one) == ""
+        await made.holding.forget("acme")
+        assert not (tmp_path / "zone" / "acme").exists()
+        assert "was removed" in await said(read_all, node, "acme", acme)
+        assert await said(read_all, node, "globex", globex) == ""
+
+
+class Slow:
+    """An origin that answers when it is told to."""
+
+    name = "origin"
+
+    def __init__(self, origin: Origin) -> None:
+        self._origin = origin
+        self.turn = threading.Event()
+        self.asked = 0
+
+    def manifest(self, tenant: str, digest: str) -> Manifest:
+        return self._origin.manifest(tenant, digest)
+
+    def chunk(self, tenant: str, digest: str, name: str) -> bytes:
+        self.asked += 1
+        assert self.turn.wait(15)
+        return self._origin.chunk(tenant, digest, name)
+
+
+@in_loop
+async def test_a_fill_says_how_far_it_is_while_the_origin_is_slow_and_each_chunk_is_fetched_once(tmp_path: Path) -> None:
+    async with cluster(tmp_path) as made:
+        one = publish(made.origin, "acme", {f"{number}.bin": bytes([number]) * 300_000 for number in range(4)})
+        slow = Slow(made.origin)
+        holding = Holding(ZoneDisk(tmp_path / "other", 1 << 30), slow)
+        names = [chunk.name for chunk in one.chunks]
+        filled = await holding.fill("acme", one.digest, names, 0.05)
+        assert (filled.missing, filled.reason) == (4, "")
+        assert slow.asked == 4
+        slow.turn.set()
+        await until(lambda: holding.disk.holds(("acme", "chunks", names[-1])) and not holding._flights)
+        assert (await holding.fill("acme", one.digest, names, 5)).missing == 0
+        assert slow.asked == 4
+        holding.close()
+
+
+@in_loop
+async def test_a_renewed_certificate_is_shown_from_then_on(tmp_path: Path) -> None:
+    async with cluster(tmp_path) as made:
+        one = layer(made)
+        who = made.join("n1")
+        node = made.client(who)
+        assert await said(read_all, node, "acme", one) == ""
+        before = sha256(who.certificate).hexdigest()
+        renewed = made.join("n1")  # in the same files
+        assert sha256(renewed.certificate).hexdigest() != before
+        assert "no member of this cluster" in await said(read_all, node, "acme", one)
+        who.reload()
+        assert await said(read_all, node, "acme", one) == ""
+
+
+@in_loop
+async def test_a_cache_that_started_again_is_asked_on_new_connections(tmp_path: Path) -> None:
+    async with cluster(tmp_path) as made:
+        one = layer(made)
+        node, where = made.client(made.join("n1")), made.address
+        assert await said(read_all, node, "acme", one) == ""
+        await made.listener.close()
+        await made.listener.start([where], identity(made.authority, tmp_path, "zone-cache", "z1"))
+        assert await said(read_all, node, "acme", one) == "", "nobody notices"
