@@ -9,6 +9,7 @@ import structlog
 
 from orchestrator.settings import Settings, rpc_secret
 from workers.drivers.process.isolation import enter_user_namespace
+from workers.mounts import enter_private_mounts
 from workers.sealing import load_key
 
 log = structlog.get_logger(__name__)
@@ -19,8 +20,10 @@ if TYPE_CHECKING:
 
 def run(settings: Settings) -> None:
     """Blocks until SIGTERM. Must be the first thing its process does: an ordinary user's node moves into a user namespace,
-    which only a process with one thread may do. Raises NotJoined, and JoinFailed for a node that was told to leave."""
-    enter_user_namespace()
+    which only a process with one thread may do, and root's into a mount namespace. Raises NotJoined, and JoinFailed for a node
+    that was told to leave."""
+    if not enter_user_namespace():
+        enter_private_mounts()
     from orchestrator.joining import JoinFailed, rejoin
     from orchestrator.members import LOCAL
     from orchestrator.membership import Self, load_callers, save_callers
@@ -76,6 +79,7 @@ def run(settings: Settings) -> None:
             identity=own.identity,
             epoch=member.epoch if member is not None else 0,
             rejoin=again if member is not None else None,
+            lazy_from_bytes=settings.lazy_from_bytes,
             zone=settings.zone,
             zone_caches=settings.zone_cache_addresses,
             code_bounds=Bounds(settings.node_code_bytes, settings.node_code_tenant_bytes),

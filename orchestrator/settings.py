@@ -76,6 +76,7 @@ class Settings(BaseSettings):
     node_memory_mb: int = Field(default=0, ge=0)  # 0: 80 % of what the machine has
     node_code_bytes: int = Field(default=10 << 30, ge=0, le=2**63 - 1)  # of code on a node's disk, all tenants
     node_code_tenant_bytes: int = Field(default=5 << 30, ge=0, le=2**63 - 1)  # of one tenant
+    lazy_from_bytes: int = Field(default=8 << 20, ge=0)  # of a layer; a larger one starts before it is whole; 0: none does
     standbys: int = Field(default=2, ge=0, le=500)  # per tenant and memory shape that has been used
     idle_s: float = Field(default=600.0, gt=0, allow_inf_nan=False)
 

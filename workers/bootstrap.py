@@ -12,6 +12,7 @@ import uvloop
 
 from workers.admission import machine_memory_mb
 from workers.callers import CallerList
+from workers.code.lazy.starting import FROM_BYTES, lazy_starts
 from workers.code.origin import Origin
 from workers.code.room import Bounds
 from workers.code.tier1 import Tier1
@@ -31,7 +32,8 @@ log = structlog.get_logger(__name__)
 class NodeConfig(msgspec.Struct, frozen=True):
     """`memory_mb` 0 means 80 % of what the machine has free; `python` empty means found. `rejoin` and `epoch` of a node that has
     joined; it listens on `sockets`, on TCP with `identity`. `callers`: who may dial it there, as far as is known (None: nothing);
-    `on_callers` hears whenever control tells. `zone_caches`: tier 2 as settings name it; planners tell of more."""
+    `on_callers` hears whenever control tells. `zone_caches`: tier 2 as settings name it; planners tell of more.
+    `lazy_from_bytes` 0: no lazy starts."""
 
     name: str
     folder: Path
@@ -52,6 +54,7 @@ class NodeConfig(msgspec.Struct, frozen=True):
     code_bounds: Bounds = Bounds()
     callers: Sequence[Caller] | None = None
     on_callers: Callable[[Sequence[Caller]], None] = lambda callers: None
+    lazy_from_bytes: int = FROM_BYTES
 
 
 Beside = Callable[[Node, Tier1], Coroutine[None, None, None]]
@@ -67,8 +70,10 @@ async def serve(config: NodeConfig, beside: Beside | None = None) -> None:
     driver = ProcessDriver(config.folder / "process", config.python, config.allow_no_isolation)
     report = await driver.start()
     log.info("node.isolation", tier=report.tier, limits=dict(report.limits), missing=list(report.missing))
-    zone = ZoneClient(config.zone, config.identity, config.zone_caches)
-    tier = Tier1(config.folder / "code", [zone, Origin(config.origin_url)], config.key, config.code_bounds)
+    zone, origin = ZoneClient(config.zone, config.identity, config.zone_caches), Origin(config.origin_url)
+    # without isolation a function sees the mount itself, and would miss it when the plain tree takes over
+    lazy = await lazy_starts(config.folder / "code", origin, config.lazy_from_bytes if report.isolated else 0)
+    tier = Tier1(config.folder / "code", [zone, origin], config.key, config.code_bounds, lazy)
     node = Node(
         config.name,
         driver,
@@ -99,7 +104,7 @@ async def serve(config: NodeConfig, beside: Beside | None = None) -> None:
         await asyncio.gather(*running, stopping, return_exceptions=True)
         zone.close()
         await driver.stop()
-        tier.close()
+        await tier.stop()
 
 
 def run(config: NodeConfig, beside: Beside | None = None) -> None:

@@ -82,6 +82,17 @@ def builds(tier: str, why: str) -> Finding:
     return ok("source builds", f"tier {tier}")
 
 
+def lazy_starts(why_not: str) -> Finding:
+    """`why_not`: empty when a layer was really mounted and read."""
+    if why_not:
+        return warn(
+            "lazy starts",
+            f"not possible here: {why_not}; a large package is fetched whole before its function starts",
+            "nothing to do without large packages; else run the node as root, or let its user read and write /dev/fuse",
+        )
+    return ok("lazy starts", "a function of a large package starts before all of the package is here")
+
+
 def open_files(soft: int, hard: int) -> Finding:
     """The node raises its soft limit to the hard one. -1 is no limit."""
     if hard != -1 and hard < NOFILE_NEEDED:

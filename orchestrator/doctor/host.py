@@ -38,6 +38,7 @@ def look(state: Path, python: str) -> Iterator[Finding]:
     yield _runtime(python)
     yield isolation(python, root)
     yield builds(python)
+    yield lazy_starts()
     yield findings.open_files(*resource.getrlimit(resource.RLIMIT_NOFILE))
     yield findings.processes(resource.getrlimit(resource.RLIMIT_NPROC)[0])
     yield findings.namespaces(_allowed_namespaces(), root)
@@ -55,6 +56,22 @@ def builds(python: str) -> Finding:
     except (NoInterpreter, OSError) as error:
         return findings.builds("", str(error)[:300])
     return findings.builds(tier.name if tier else "", why[:300])
+
+
+def lazy_starts() -> Finding:
+    """By mounting and reading a layer, in a process of its own and a folder that is gone after."""
+    folder = tempfile.mkdtemp(prefix="foreglow-doctor-")
+    command = [sys.executable, "-P", "-m", "orchestrator.doctor.lazy", folder]
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=ISOLATION_TIMEOUT_S, check=False, stdin=subprocess.DEVNULL
+        )
+        words = (done.stderr if done.returncode else done.stdout).strip().splitlines()
+        return findings.lazy_starts(words[-1][:300] if words else "" if not done.returncode else "no output")
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return findings.lazy_starts(str(error)[:300])
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def isolation(python: str, root: bool) -> Finding:

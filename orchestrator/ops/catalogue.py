@@ -142,6 +142,8 @@ FAMILIES: Mapping[str, Family] = {
         ),
         Family("foreglow_code_bytes", "gauge", (NODE,), "Bytes of layers held in the first tier, in whole blocks."),
         Family("foreglow_code_layers", "gauge", (NODE,), "Layers held in the first tier."),
+        Family("foreglow_code_lazy_starts", "counter", (NODE,), "Layers that a start could use before they were whole."),
+        Family("foreglow_code_lazy_mounts", "gauge", (NODE,), "Mounts of those, as long as an instance uses one."),
         Family("foreglow_code_evictions", "counter", (NODE,), "Layers that went to make room.", ("reason",)),
         Family("foreglow_code_evicted_bytes", "counter", (NODE,), "Bytes of those."),
         Family(

@@ -56,6 +56,9 @@ class NodeMetrics(Collector):
         yield family("foreglow_code_faults", [((name, kind), of[name]) for kind, of in faults for name in fetcher.names])
         yield one("foreglow_code_bytes", self._tier.bytes_held)
         yield one("foreglow_code_layers", self._tier.layers_held)
+        lazy = self._tier.lazy
+        yield one("foreglow_code_lazy_starts", lazy.started if lazy is not None else 0)
+        yield one("foreglow_code_lazy_mounts", lazy.mounts.mounted if lazy is not None else 0)
         yield family("foreglow_code_evictions", [((why,), tally.evictions[why]) for why in REASONS])
         yield one("foreglow_code_evicted_bytes", tally.evicted_bytes)
         yield family("foreglow_function_code_requests", tally.by_function.items())

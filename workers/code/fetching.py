@@ -168,7 +168,7 @@ class Fetcher:
                     reasons.append(f"{lane.source.name}: left alone, it did not answer")
                 continue
             for _ in range(2):
-                self._check(errand)
+                self.check(errand)
                 try:
                     answer = lane.wait(pending or lane.submit(ask), errand.deadline - time.monotonic())
                 except OldLayer:
@@ -189,7 +189,8 @@ class Fetcher:
                 pending = None
         raise OriginError("; ".join(dict.fromkeys(reasons)))
 
-    def _check(self, errand: Errand) -> None:
+    def check(self, errand: Errand) -> None:
+        """Raises OriginError when it was given up, or takes too long."""
         if errand.ended:
             raise Ended("given up: nobody may have it any more")
         if time.monotonic() > errand.deadline:

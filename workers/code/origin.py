@@ -2,6 +2,7 @@
 
 chunks/<tenant>/<first two digits>/<name>    a chunk, as workers.code.chunks packs it
 layers/<tenant>/<hex>.manifest               a layer; written last, so that one with a manifest is whole
+layers/<tenant>/<hex>.order                  in which order its first start touched its chunks; a hint, by a node
 packages/<tenant>/<hex>                      what a user uploaded (tar.zst)
 packages/<tenant>/<hex>.listing              what it holds; written last
 turns/<tenant>/<kind>-<random>               somebody publishes, or sweeps
@@ -15,6 +16,8 @@ from pathlib import Path
 from typing import BinaryIO
 from urllib.parse import urlsplit
 
+import msgspec
+
 from graph.ids import TENANT_PATTERN
 from workers.code.archive import Listing, decode_listing, encode_listing
 from workers.code.manifest import LayerError, Manifest, check_name, decode_manifest, encode_manifest, hex_of
@@ -22,6 +25,10 @@ from workers.code.objects import Objects, Stored, Trouble
 
 OWNER = "owner"
 KINDS = ("layers", "packages", "chunks", "turns")
+
+MAX_ORDER_BYTES = 1 << 20
+encode_order = msgspec.json.Encoder().encode
+decode_order = msgspec.json.Decoder(list[int]).decode
 
 
 class OriginError(Exception):
@@ -89,7 +96,24 @@ class Origin:
     def remove_layer(self, tenant: str, digest: str) -> None:
         """Its chunks stay: others may share them. Once more does no harm."""
         with _told(f"deleting layer {digest[:19]} of tenant {tenant}"):
-            self._objects.delete(_manifest(tenant, digest), _old(tenant, digest))
+            self._objects.delete(_manifest(tenant, digest), _order(tenant, digest), _old(tenant, digest))
+
+    def order(self, tenant: str, digest: str) -> Sequence[int]:
+        """Numbers of the layer's chunks as a start touched them: whatever a node wrote, unchecked. Empty when none is kept."""
+        with _told(f"order of layer {digest[:19]} of tenant {tenant}"):
+            try:
+                stored = self._objects.get(_order(tenant, digest))
+            except FileNotFoundError:
+                return ()
+            if len(stored) > MAX_ORDER_BYTES:
+                raise ValueError(f"over {MAX_ORDER_BYTES} bytes")
+            return decode_order(stored)
+
+    def put_order(self, tenant: str, digest: str, order: Sequence[int]) -> None:
+        """Of a layer that is there."""
+        with _told(f"writing the order of layer {digest[:19]} of tenant {tenant}"):
+            if self._objects.look(_manifest(tenant, digest)) is not None:
+                self._objects.put(_order(tenant, digest), encode_order(order))
 
     def holds_old(self, tenant: str, digest: str) -> bool:
         """True when the layer is there in the form of an earlier release."""
@@ -212,6 +236,10 @@ def _told(what: str) -> Iterator[None]:
 
 def _manifest(tenant: str, digest: str) -> str:
     return f"layers/{_check_tenant(tenant)}/{hex_of(digest)}.manifest"
+
+
+def _order(tenant: str, digest: str) -> str:
+    return f"layers/{_check_tenant(tenant)}/{hex_of(digest)}.order"
 
 
 def _old(tenant: str, digest: str) -> str:

@@ -13,7 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import structlog
 
@@ -23,6 +23,7 @@ from workers.code.chunks import chunk_key
 from workers.code.fetching import Errand, Fetcher
 from workers.code.hosting import Hosting
 from workers.code.layers import LARGEST, verify
+from workers.code.lazy.starting import LazyStarts
 from workers.code.manifest import LayerError, Manifest
 from workers.code.origin import OldLayer, Origin, OriginError
 from workers.code.room import Bounds, NoRoom, Room, mib
@@ -49,13 +50,26 @@ log = structlog.get_logger(__name__)
 class _Coming:
     errand: Errand
     task: "asyncio.Task[int]"  # the rank of the farthest source that something came from
+    mounted: "asyncio.Future[None]"  # it can be used before it is whole
+    large: bool = False  # it would be started lazily when somebody waited for it
 
 
 class Tier1:
-    """Lives in one event loop. `sources` are asked in their order; `close` when done."""
+    """Lives in one event loop. `sources` are asked in their order; `close` when done, or `stop`.
 
-    def __init__(self, folder: Path, sources: Sequence[ChunkSource], cluster_key: bytes, bounds: Bounds | None = None) -> None:
+    `lazy`: a large layer that somebody waits for is used before it is whole. Without it none is.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        sources: Sequence[ChunkSource],
+        cluster_key: bytes,
+        bounds: Bounds | None = None,
+        lazy: LazyStarts | None = None,
+    ) -> None:
         self._cluster_key = cluster_key
+        self.lazy = lazy
         self._origin = next((source for source in sources if isinstance(source, Origin)), None)
         self.fetcher = Fetcher(sources, cluster_key)
         self.tally = CodeTally()
@@ -88,15 +102,15 @@ class Tier1:
                 with self.pinned(spec):  # what is here must not make room for what is missing
                     ranks = await asyncio.gather(*(self._bring(key, _function(spec)) for key in missing))
                 source = self.fetcher.names[max(ranks)] if max(ranks) >= 0 else TIER1
-                if not self.held(spec):
-                    raise CodeUnavailable(f"tenant {spec.tenant} is gone, and its code with it")
+            folders = [self._folder_of(key) for key in keys]
         except CodeUnavailable:
             self.tally.asked(_function(spec), FAILED, time.perf_counter() - began)
             raise
         for key in keys:
-            self._room.use(key)
+            if self._here(key):
+                self._room.use(key)
         self.tally.asked(_function(spec), source, time.perf_counter() - began)
-        return Fetched(tuple(self._paths[key] for key in keys), source)
+        return Fetched(tuple(folders), source)
 
     def bring(self, tenant: str, specs: Sequence[VersionSpec]) -> None:
         """The tenant is hosted here: these versions, the most wanted first, come in the background while there is room for them.
@@ -139,6 +153,8 @@ class Tier1:
         coming = [one for key, one in self._coming.items() if key[0] == tenant]
         for one in coming:
             self.fetcher.end(one.errand)
+        if self.lazy is not None:
+            await self.lazy.mounts.forget(tenant)
         await asyncio.gather(*(one.task for one in coming), return_exceptions=True)
         for key in self._room.keys_of(tenant):
             self._drop(key)
@@ -167,6 +183,15 @@ class Tier1:
         """What lies here, or is on its way, of one tenant."""
         return self._room.bytes_of(tenant)
 
+    async def stop(self) -> None:
+        """`close`, and every mount is gone."""
+        self.hosting.close()
+        for one in self._coming.values():
+            self.fetcher.end(one.errand)
+        if self.lazy is not None:
+            await self.lazy.close()
+        self.close()
+
     def close(self) -> None:
         """What is on its way is given up, and waited for; what is asked after it is refused."""
         self.hosting.close()
@@ -182,17 +207,38 @@ class Tier1:
     def _here(self, key: Key) -> bool:
         return key in self._paths and key not in self._doubtful
 
+    def _folder_of(self, key: Key) -> Path:
+        if self._here(key):
+            return self._paths[key]
+        layer = self.lazy.mounts.get(*key) if self.lazy is not None else None
+        if layer is None:
+            raise CodeUnavailable(f"layer {key[1][:19]} of tenant {key[0]}: it is gone again, as its tenant may be")
+        return layer.path
+
     async def _bring(self, key: Key, function: str) -> int:
+        """Until it is here, or mounted. Who gives up waiting does not end it for the others."""
         coming = self._coming.get(key)
+        if coming is not None and coming.large and not coming.errand.urgent:  # it comes whole, and somebody waits now
+            self.fetcher.end(coming.errand)
+            await asyncio.wait({coming.task})
+            coming = self._coming.get(key)
+        if self._here(key):
+            return -1
         if coming is None:
             coming = self._begin(key, function, urgent=True)
         else:
             self.fetcher.hurry(coming.errand)
-        return await asyncio.shield(coming.task)  # who gives up waiting does not end it for the others
+        first: set[asyncio.Future[Any]] = {coming.task, coming.mounted}
+        await asyncio.wait(first, return_when=asyncio.FIRST_COMPLETED)
+        if not coming.task.done() and self.lazy is not None and await self.lazy.up(*key):
+            return coming.errand.rank
+        return await asyncio.shield(coming.task)
 
     def _begin(self, key: Key, function: str, urgent: bool) -> _Coming:
         errand = Errand(*key, urgent)
-        coming = self._coming[key] = _Coming(errand, asyncio.create_task(self._bring_once(key, function, errand)))
+        mounted = asyncio.get_running_loop().create_future()
+        task = asyncio.create_task(self._bring_once(key, function, errand))
+        coming = self._coming[key] = _Coming(errand, task, mounted)
         coming.task.add_done_callback(partial(self._came, key))
         return coming
 
@@ -209,7 +255,11 @@ class Tier1:
                 raise OriginError("its tenant is gone")
             if key in self._doubtful and await self._still_whole(key, pool):
                 return -1
-            size = await self._bring_new(key, errand, pool)
+            try:
+                size = await self._bring_new(key, errand, pool)
+            finally:
+                if self.lazy is not None:
+                    self.lazy.hand_over(*key)
         except NoRoom:
             raise
         except (OriginError, LayerError, OSError, RuntimeError) as error:
@@ -242,6 +292,11 @@ class Tier1:
             size = footprint(file.size for file in manifest.files)
             write = partial(self._write_new, errand, manifest)
         with self._room.reserved(key, size, errand.urgent):
+            if size and self.lazy is not None and self.lazy.wants(manifest):
+                coming = self._coming[key]
+                coming.large = True
+                if errand.urgent:  # mounted at once, and whole when this returns
+                    write = await self.lazy.bring(errand, manifest, self.fetcher, coming.mounted) or write
             path = await self._place(key, size, write, errand, pool)
         if key[0] in self._gone:  # told while it was on its last bytes; `forget` waits for this, and sweeps the folder then
             raise OriginError("its tenant is gone")
