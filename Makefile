@@ -2,13 +2,14 @@
 SHELL := /bin/sh
 BIN := .venv/bin
 PYTEST_ARGS ?=
+TEST_WORKERS ?= 2
 export PYTHON
 
 .PHONY: help demo check test soak bench picture system environment lock clean
 
 help:
 	@echo "make demo       the story in the terminal: deploy, invoke cold, learn, prewarm, show why (DEMO_ARGS=--keep leaves it running)"
-	@echo "make test       everything; PYTEST_ARGS selects"
+	@echo "make test       everything; PYTEST_ARGS selects, TEST_WORKERS=0: one after the other"
 	@echo "make check      ruff, mypy, import rules"
 	@echo "make bench      all benchmarks; make bench-warm, bench-cold, bench-chain, bench-page: one topic"
 	@echo "make picture    the README's picture of the page"
@@ -25,7 +26,7 @@ check: .venv/.made-dev
 	$(BIN)/lint-imports
 
 test: system .venv/.made-dev
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadgroup $(PYTEST_ARGS)
 
 soak: system .venv/.made-dev
 	FULL=1 $(BIN)/python -m pytest $(PYTEST_ARGS)

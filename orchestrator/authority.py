@@ -19,6 +19,7 @@ from workers.rpc.transport import SCHEME
 AUTHORITY_DAYS = 3650
 CERTIFICATE_DAYS = 365
 SKEW = datetime.timedelta(hours=1)  # a host whose clock is behind must not find its certificate not yet valid
+SKEW_SHARE = 20  # ... but no more than this part of a short life
 NAME_PATTERN = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 MAX_REQUEST = 8192
 
@@ -66,15 +67,15 @@ class Authority:
             raise BadRequest("that is no certificate request") from error
         if not signed or not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP256R1):
             raise BadRequest("the certificate request must be signed by a P-256 key")
-        began = datetime.datetime.fromtimestamp(now, datetime.UTC)
+        began, life = datetime.datetime.fromtimestamp(now, datetime.UTC), datetime.timedelta(days=days)
         certificate = (
             x509.CertificateBuilder()
             .subject_name(_name(f"{role} {name}"))
             .issuer_name(self._certificate.subject)
             .public_key(key)
             .serial_number(x509.random_serial_number())
-            .not_valid_before(began - SKEW)
-            .not_valid_after(began + datetime.timedelta(days=days))
+            .not_valid_before(began - min(SKEW, life / SKEW_SHARE))
+            .not_valid_after(began + life)
             .add_extension(
                 x509.SubjectAlternativeName([x509.UniformResourceIdentifier(f"{SCHEME}{role}/{name}")]), critical=False
             )
@@ -98,11 +99,6 @@ def make_request(key_file: Path) -> str:
         raise ValueError(f"{key_file} holds another kind of key")
     builder = x509.CertificateSigningRequestBuilder().subject_name(_name("foreglow"))
     return builder.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM).decode()
-
-
-def expires(certificate_pem: str) -> float:
-    """When a certificate ends, in seconds since the epoch."""
-    return x509.load_pem_x509_certificate(certificate_pem.encode()).not_valid_after_utc.timestamp()
 
 
 def keep(path: Path, content: bytes, first: bool = False) -> None:

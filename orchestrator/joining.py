@@ -1,4 +1,4 @@
-"""How a process joins the cluster, and joins again: one JSON line each way over TLS to control's join listener.
+"""How a process joins the cluster, joins again, and renews its certificate: JSON lines over TLS to control's join listener.
 
 A token is a secret and the SHA-256 of the authority's certificate. The joiner asks for that certificate first, compares, and
 then speaks only to who proves to be control under it: the secret is never shown to anybody else.
@@ -11,13 +11,15 @@ import json
 import os
 import socket
 import ssl
+import time
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from orchestrator.authority import keep, make_request
-from orchestrator.membership import Member, load_member, save_member
+from orchestrator.membership import Member, certificate_file, load_member, over, save_member
+from orchestrator.validity import validity
 from workers.rpc.transport import HostPort, NotTrusted, certified, parse_address
 
 PREFIX = "fgj_"
@@ -54,7 +56,7 @@ def join(state: Path, control: str, token: str, role: str, name: str, listen: st
     """Makes this state folder a member and keeps its identity there (0600). Raises JoinFailed; nothing is kept then but the
     key that was made for it."""
     known = load_member(state)
-    if known is not None:
+    if known is not None and not _over(state):
         raise JoinFailed(f"{state} has joined already, as {known.role} {known.name}: use another --state", refused=True)
     where = _host_port(control)
     secret, authority = read_token(token)
@@ -71,7 +73,7 @@ def join(state: Path, control: str, token: str, role: str, name: str, listen: st
     answer = _ask(where, _trusting(pem), request)
     try:
         keep(state / "ca.pem", pem.encode())
-        keep(state / "member.pem", str(answer["certificate"]).encode())
+        keep(certificate_file(state), str(answer["certificate"]).encode())
         keep(state / "cluster.key", str(answer["key"]).encode())
         urls = {one: str(answer.get(one, "")) for one in ("origin_url", "redis_url", "database_url")}
         member = Member(role, name, listen, zone, str(where), authority, int(answer["epoch"]), **urls)
@@ -83,16 +85,46 @@ def join(state: Path, control: str, token: str, role: str, name: str, listen: st
 
 def rejoin(state: Path, member: Member) -> Member:
     """The member with its new epoch, over its certificate. Raises JoinFailed, OSError."""
-    where = _host_port(member.control)
-    context = _trusting((state / "ca.pem").read_text())
-    context.load_cert_chain(state / "member.pem", state / "member.key")
-    answer = _ask(where, context, {"what": "rejoin"})
+    answer = _ask_as_member(state, member, {"what": "rejoin"})
     try:
-        renewed = msgspec.structs.replace(member, epoch=int(answer["epoch"]))
+        again = msgspec.structs.replace(member, epoch=int(answer["epoch"]))
     except (KeyError, TypeError, ValueError) as error:
-        raise JoinFailed(f"control at {where} answered what this release does not understand: {error!r}") from error
-    save_member(state, renewed)
-    return renewed
+        raise JoinFailed(f"control at {member.control} answered what this release does not understand: {error!r}") from error
+    save_member(state, again)
+    return again
+
+
+def renew(state: Path, member: Member) -> str:
+    """A certificate (PEM) that follows the member's own, for the same key; nothing is kept here. Both count from now on, until
+    `confirm`. Raises JoinFailed, OSError, ValueError."""
+    answer = _ask_as_member(state, member, {"what": "renew", "csr": make_request(state / "member.key")})
+    pem = str(answer.get("certificate", ""))
+    try:
+        validity(pem)
+    except ValueError as error:
+        raise JoinFailed(f"control at {member.control} answered what this release does not understand") from error
+    return pem
+
+
+def confirm(state: Path, member: Member) -> None:
+    """Shows the certificate that is kept now: the one before it ends to count. Raises JoinFailed, OSError, ValueError."""
+    _ask_as_member(state, member, {"what": "confirm"})
+
+
+def _ask_as_member(state: Path, member: Member, request: dict[str, Any]) -> dict[str, Any]:
+    held = validity(certificate_file(state).read_text())
+    if held.ended(time.time()):  # TLS would say so too, in words that help nobody
+        raise JoinFailed(over(member, held, state), refused=True)
+    context = _trusting((state / "ca.pem").read_text())
+    context.load_cert_chain(certificate_file(state), state / "member.key")
+    return _ask(_host_port(member.control), context, request)
+
+
+def _over(state: Path) -> bool:
+    try:
+        return validity(certificate_file(state).read_text()).ended(time.time())
+    except (OSError, ValueError):
+        return False
 
 
 def _host_port(text: str) -> HostPort:

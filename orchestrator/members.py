@@ -22,6 +22,9 @@ class Followed(Protocol):
     def set_epoch(self, epoch: int) -> None:
         """The member counts from this epoch on: an older one is told so and dropped."""
 
+    def set_whom(self, whom: Peer) -> None:
+        """It is renewing its certificate: from now on these are expected. The connection that stands is left alone."""
+
     async def run(self) -> None: ...
 
 
@@ -66,6 +69,7 @@ class Members(Generic[One]):
             route = None
         if known is not None and route is not None and _same_place(known[0], route):
             self._known[name] = (route, known[1])
+            known[1].set_whom(route.peer)
             known[1].set_epoch(route.epoch)
             return
         if known is not None:
@@ -73,7 +77,7 @@ class Members(Generic[One]):
             self._end(known[1])
         if route is not None:
             try:
-                peer = self._make(parse_address(route.address), Peer(route.role, route.name, route.fingerprint), route.epoch)
+                peer = self._make(parse_address(route.address), route.peer, route.epoch)
             except ValueError as error:
                 log.error("member.unreadable", member=name, reason=str(error))
             else:
@@ -100,7 +104,8 @@ class Members(Generic[One]):
 
 
 def _same_place(old: NodeRoute, new: NodeRoute) -> bool:
-    return (old.address, old.fingerprint) == (new.address, new.fingerprint)
+    """And the same member: its epoch changes when it joins anew, its certificates overlap while it renews them."""
+    return old.address == new.address and (old.epoch == new.epoch or new.peer.counts(old.fingerprint))
 
 
 def admit(roles: Iterable[str], table: Mapping[str, NodeRoute]) -> Callable[[Peer], str]:
@@ -114,7 +119,7 @@ def admit(roles: Iterable[str], table: Mapping[str, NodeRoute]) -> Callable[[Pee
         if not peer.fingerprint or LOCAL in peer.name:
             return ""
         known = table.get(peer.name)
-        if known is None or (known.role, known.fingerprint) != (peer.role, peer.fingerprint):
+        if known is None or known.role != peer.role or not known.peer.counts(peer.fingerprint):
             return f"{peer.name[:63]} is no member of this cluster (any more)"
         return ""
 

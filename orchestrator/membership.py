@@ -5,11 +5,10 @@ from pathlib import Path
 
 import msgspec
 
-from orchestrator.authority import Authority, expires, keep, make_request
+from orchestrator.authority import Authority, keep, make_request
 from orchestrator.settings import Settings
+from orchestrator.validity import Validity, validity
 from workers.rpc.transport import Address, Identity, Peer, parse_address
-
-RENEW_BEFORE_S = 30 * 86400.0
 
 
 class NotJoined(Exception):
@@ -50,19 +49,41 @@ def save_member(state: Path, member: Member) -> None:
     keep(member_file(state), msgspec.json.encode(member))
 
 
+def certificate_file(state: Path) -> Path:
+    """A member's."""
+    return state / "member.pem"
+
+
+def over(member: Member, held: Validity, state: Path) -> str:
+    """What somebody is told whose certificate has ended: nobody in the cluster speaks to it, control neither."""
+    return (
+        f"the certificate of {member.role} {member.name} ended on {held.end()}, by the clock of this host: "
+        f"`foreglow nodes remove {member.name}` and `foreglow node-token --role {member.role}` beside control, "
+        f"then `foreglow join {member.control} TOKEN --role {member.role} --name {member.name} ... --state {state}` here"
+    )
+
+
 class Self:
-    """One process: its name, its certificate, and where it listens besides its unix socket. Raises NotJoined, OSError."""
+    """One process: its name, its certificate, and where it listens besides its unix socket. Raises NotJoined, also when its
+    certificate has ended, and OSError."""
 
     def __init__(self, settings: Settings, role: str, local_name: str) -> None:
         self.role = role
+        self.state = settings.state
+        self._days = settings.certificate_days
         self.member = load_member(settings.state)
         if self.member is not None and self.member.role != role:
             raise NotJoined(f"{settings.state} joined as a {self.member.role}, not as a {role}: use another --state")
         self.name = self.member.name if self.member is not None else local_name
         try:
-            self.identity = _own(settings.state) if self.member is not None else _beside(settings.state, role, self.name)
+            if self.member is None and not _good(self.certificate, role, self.name):
+                self.sign()
+            held = self.validity()
+            self.identity = Identity(*self._files())
         except (OSError, ValueError) as error:
             raise NotJoined(f"the certificate of this {role} in {settings.state} cannot be used ({error})") from error
+        if self.member is not None and held.ended(time.time()):
+            raise NotJoined(over(self.member, held, settings.state))
 
     def listens(self, socket: Path) -> list[Address]:
         """Its unix socket, and what it told the cluster when it joined."""
@@ -72,6 +93,29 @@ class Self:
     @property
     def peer(self) -> Peer:
         return Peer(self.role, self.name)
+
+    @property
+    def certificate(self) -> Path:
+        return self._files()[1]
+
+    def validity(self) -> Validity:
+        """Of the certificate that is kept now. Raises OSError, ValueError."""
+        return validity(self.certificate.read_text())
+
+    def sign(self) -> None:
+        """Beside control: the authority is here, whoever may read its key may be anybody in the cluster. Raises OSError,
+        ValueError."""
+        key, certificate, _ = self._files()
+        authority = Authority(certificate.parent)
+        signed, _ = authority.sign(make_request(key), self.role, self.name, time.time(), self._days)
+        keep(certificate, signed.encode())
+
+    def _files(self) -> tuple[Path, Path, Path]:
+        """Key, certificate, authority."""
+        if self.member is not None:
+            return self.state / "member.key", certificate_file(self.state), self.state / "ca.pem"
+        folder = self.state / "authority"
+        return folder / f"{self.role}.key", folder / f"{self.role}.pem", folder / "ca.pem"
 
 
 def with_member(settings: Settings) -> Settings:
@@ -87,21 +131,6 @@ def with_member(settings: Settings) -> Settings:
     return settings.model_copy(update=told | alone)
 
 
-def _own(state: Path) -> Identity:
-    return Identity(state / "member.key", state / "member.pem", state / "ca.pem")
-
-
-def _beside(state: Path, role: str, name: str) -> Identity:
-    """The authority is here: whoever may read its key may be anybody in the cluster."""
-    folder = state / "authority"
-    authority = Authority(folder)
-    certificate = folder / f"{role}.pem"
-    if not _good(certificate, role, name):
-        signed, _ = authority.sign(make_request(folder / f"{role}.key"), role, name, time.time())
-        keep(certificate, signed.encode())
-    return Identity(folder / f"{role}.key", certificate, authority.certificate_file)
-
-
 def _good(certificate: Path, role: str, name: str) -> bool:
     from cryptography import x509
 
@@ -110,4 +139,4 @@ def _good(certificate: Path, role: str, name: str) -> bool:
     pem = certificate.read_text()
     names = x509.load_pem_x509_certificate(pem.encode()).extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     here = names.get_values_for_type(x509.UniformResourceIdentifier) == [f"foreglow://{role}/{name}"]
-    return here and expires(pem) > time.time() + RENEW_BEFORE_S
+    return here and time.time() < validity(pem).renew_at()

@@ -43,12 +43,15 @@ def run(settings: Settings) -> None:
     async def beside(node: "Node", tier: "Tier1") -> None:
         from orchestrator.ops.listener import Operations
         from orchestrator.ops.node import NodeMetrics, node_checks
+        from orchestrator.renewal import keep_certified
 
         operations = Operations("node", lambda: node.serving, lambda: node_checks(node), NodeMetrics(node, tier))
+        done = keep_certified(own)
         try:
             await operations.start(settings)
             await asyncio.Event().wait()
         finally:
+            done()
             await operations.stop()
 
     key = load_key(settings.key_file)

@@ -40,6 +40,7 @@ class Settings(BaseSettings):
 
     join_port: int = Field(default=0, ge=0, le=65535)  # control's join listener; 0: none
     join_host: str = ""  # empty: `host`
+    certificate_days: float = Field(default=365.0, ge=0.0001, le=3650)  # how long those live that control's authority signs
 
     redis_url: str = ""  # empty: the embedded Valkey of this state folder
     database_url: str = ""  # empty: SQLite in the state folder

@@ -14,13 +14,15 @@ from doubles.servers import Postgres, RedisServer
 
 profiles.load()
 
+FIRST = ("faults", "system", "journeys", "input", "browser", "contracts", "unit")
 IN_CI = os.environ.get("CI") == "true"
 
 
-@pytest.hookimpl(trylast=True)  # after the order that session fixtures bring
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    # playwright keeps an event loop running in this thread to its end: no other test may come after those in a browser
-    items.sort(key=lambda item: "browser" in item.path.parts)
+    # whole files go to a worker, those with real platforms first: what they wait for, the small ones use
+    items.sort(key=lambda item: FIRST.index(place) if (place := item.path.parent.name) in FIRST else len(FIRST))
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group(str(item.path)))
     foreign, why = ("needs_user", "must run as an ordinary user") if os.geteuid() == 0 else ("needs_root", "needs root")
     others = [item for item in items if item.get_closest_marker(foreign)]
     if IN_CI and others:

@@ -57,7 +57,7 @@ async def serve(config: NodeConfig, beside: Beside | None = None) -> None:
     driver = ProcessDriver(config.folder / "process", config.python, config.allow_no_isolation)
     report = await driver.start()
     log.info("node.isolation", tier=report.tier, limits=dict(report.limits), missing=list(report.missing))
-    tier = Tier1(config.folder / "code", Origin(config.origin_url))
+    tier = Tier1(config.folder / "code", Origin(config.origin_url), config.key)
     node = Node(
         config.name,
         driver,

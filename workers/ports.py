@@ -6,6 +6,7 @@ from typing import Protocol
 
 import msgspec
 
+from workers.code.manifest import Manifest
 from workers.framing import Frame
 from workers.versions import Kind, VersionSpec
 
@@ -159,6 +160,22 @@ class CodeTier(Protocol):
 
     async def forget(self, tenant: str) -> None:
         """The tenant is gone for good: nothing of its code stays."""
+
+
+class ChunkSource(Protocol):
+    """Where layers come from, chunk by chunk: the origin, or tier 2. Blocking, called from many threads at once.
+
+    Both methods raise workers.code.origin.OriginError when the source is away, or does not hold what was asked for.
+    """
+
+    name: str
+    """`origin` or `tier2`."""
+
+    def manifest(self, tenant: str, digest: str) -> Manifest:
+        """The layer's manifest, checked against its digest."""
+
+    def chunk(self, tenant: str, digest: str, name: str) -> bytes:
+        """A chunk of the layer `digest` as it is stored (workers.code.chunks); the caller unpacks, and so checks, it."""
 
 
 class CodeUnavailable(Exception):

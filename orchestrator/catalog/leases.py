@@ -7,11 +7,11 @@ What a lease is at a moment is a pure function of its row: `taken`, `renewed`, `
 import hashlib
 
 import msgspec
-from sqlalchemy import text
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from orchestrator.catalog.database import Database, retried
+from orchestrator.catalog.epochs import database_now, next_epoch
 from orchestrator.catalog.model import Lease
 
 TTL_S = 3.0
@@ -31,7 +31,7 @@ def taken(row: LeaseRow | None, holder: str, address: str, now: float, ttl_s: fl
     take it at once: it is the same process, begun anew."""
     if row is not None and row.expires > now and row.holder != holder:
         return None
-    return LeaseRow(holder, address, row.epoch + 1 if row is not None else 1, now + ttl_s)
+    return LeaseRow(holder, address, next_epoch(row.epoch if row is not None else 0, now), now + ttl_s)
 
 
 def renewed(row: LeaseRow | None, holder: str, epoch: int, now: float, ttl_s: float = TTL_S) -> LeaseRow | None:
@@ -101,9 +101,7 @@ class Leases:
 def _look(session: Session, name: str) -> tuple[Lease | None, float]:
     """The row, locked, and then the time: a wait for the lock must not make the time old."""
     row = session.get(Lease, name, with_for_update=True)
-    sqlite = session.get_bind().dialect.name == "sqlite"
-    clock = "SELECT (julianday('now') - 2440587.5) * 86400.0" if sqlite else "SELECT extract(epoch FROM clock_timestamp())"
-    return row, float(session.execute(text(clock)).scalar_one())
+    return row, database_now(session)
 
 
 def _seen(row: Lease | None) -> LeaseRow | None:

@@ -137,8 +137,9 @@ class Node(Schema):
     """A process of a host that joined; `role`: node | gateway | planner | flow. `epoch` grows each time it joins or is declared
     silent: orders and answers of an older one are void.
 
-    `address`: `host:port`, empty for what only dials. `fingerprint`: SHA-256 of its certificate, hex. What runs beside control
-    on its host is not here: the cluster key lets it in.
+    `address`: `host:port`, empty for what only dials. `fingerprint`: SHA-256 of its certificate, hex; `fingerprint_before`: of
+    the one that it renews, which counts until the member has shown the new one. What runs beside control on its host is not here:
+    the cluster key lets it in.
     """
 
     __tablename__ = "nodes"
@@ -148,6 +149,7 @@ class Node(Schema):
     address: Mapped[str]
     zone: Mapped[str] = mapped_column(String(63), default="")
     fingerprint: Mapped[str] = mapped_column(String(64), default="")
+    fingerprint_before: Mapped[str] = mapped_column(String(64), default="")
     state: Mapped[str] = mapped_column(String(16))
     epoch: Mapped[int] = mapped_column(BigInteger)
     generation: Mapped[int] = mapped_column(BigInteger)

@@ -10,10 +10,12 @@ from sqlalchemy import delete, func, or_, select, update
 from sqlalchemy.orm import Session
 
 from orchestrator.catalog.database import Database, retried
+from orchestrator.catalog.epochs import database_now, next_epoch
 from orchestrator.catalog.errors import NotFound, Refused
 from orchestrator.catalog.model import EventKind, JoinToken, Node, NodeState
 from orchestrator.catalog.outbox import add_event
 from orchestrator.catalog.routes import NodeRoute
+from workers.rpc.transport import Peer
 
 NODE_NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?\Z")
 ROLES = ("node", "gateway", "planner", "flow")
@@ -91,7 +93,8 @@ class Nodes:
             if node is None:
                 node = Node(name=name, epoch=0, generation=0, role=role, joined=now)
                 session.add(node)
-            node.role, node.address, node.zone, node.fingerprint = role, address, zone, fingerprint
+            node.role, node.address, node.zone = role, address, zone
+            node.fingerprint, node.fingerprint_before = fingerprint, ""
             node.joined, node.last_seen = now, None
             _changed(session, node, NodeState.UP, now)
             return Joined(certificate, node.epoch)
@@ -100,11 +103,29 @@ class Nodes:
     def rejoin(self, role: str, name: str, fingerprint: str, now: float) -> int:
         """The new epoch of a member that came with its certificate. Raises Refused when that does not count (any more)."""
         with self._database.write() as session:
-            node = session.get(Node, name, with_for_update=True)
-            if node is None or node.state == NodeState.LEFT or (node.role, node.fingerprint) != (role, fingerprint):
-                raise Refused(f"{name} is no member of this cluster any more: join again with a new token", "name")
+            node = _member(session, role, name, fingerprint)
+            _shown(node, fingerprint)
             _changed(session, node, NodeState.UP, now)
             return node.epoch
+
+    @retried
+    def renew(self, role: str, name: str, fingerprint: str, sign: Sign, now: float) -> str:
+        """A new certificate for a member that came with one that counts: from now on both do. Raises Refused, and what `sign`
+        raises."""
+        with self._database.write() as session:
+            node = _member(session, role, name, fingerprint)
+            certificate, node.fingerprint = sign()
+            node.fingerprint_before = fingerprint  # the one it has: an answer that never came may be asked for again
+            _told(session, node, now)
+            return certificate
+
+    @retried
+    def confirm(self, role: str, name: str, fingerprint: str, now: float) -> None:
+        """The member has shown this certificate: the one before it does not count any more. Raises Refused."""
+        with self._database.write() as session:
+            node = _member(session, role, name, fingerprint)
+            if _shown(node, fingerprint):
+                _told(session, node, now)
 
     @retried
     def declare_silent(self, name: str, epoch: int, now: float) -> bool:
@@ -166,10 +187,36 @@ def _check_token(known: JoinToken | None, role: str, now: float) -> None:
         raise Refused(f"this join token is for a {known.role}, not for a {role[:63]}", "role")
 
 
+def _member(session: Session, role: str, name: str, fingerprint: str) -> Node:
+    """The row, locked. Raises Refused unless it is this role's and the certificate counts."""
+    node = session.get(Node, name, with_for_update=True)
+    if node is None or node.state == NodeState.LEFT or node.role != role or not _peer(node).counts(fingerprint):
+        raise Refused(f"{name} is no member of this cluster any more: join again with a new token", "name")
+    return node
+
+
+def _peer(node: Node) -> Peer:
+    return Peer(node.role, node.name, node.fingerprint, node.fingerprint_before)
+
+
+def _shown(node: Node, fingerprint: str) -> bool:
+    """True when this ends the life of the certificate before."""
+    if fingerprint != node.fingerprint or not node.fingerprint_before:
+        return False
+    node.fingerprint_before = ""
+    return True
+
+
 def _changed(session: Session, node: Node, state: NodeState, now: float) -> None:
+    """What it held is void."""
     node.state = state
+    node.epoch = next_epoch(node.epoch, database_now(session))
+    _told(session, node, now)
+
+
+def _told(session: Session, node: Node, now: float) -> None:
+    """Gateways, planners and nodes hear of it."""
     node.generation += 1
-    node.epoch += 1
     add_event(session, EventKind.NODE, node.name, node.generation, {}, now)
 
 
@@ -177,6 +224,14 @@ def _published(node: Node) -> PublishedNode:
     if node.state == NodeState.LEFT:
         return PublishedNode(node.name, node.generation, None)
     route = NodeRoute(
-        node.name, node.generation, node.role, node.address, node.zone, node.fingerprint, node.state == NodeState.UP, node.epoch
+        node.name,
+        node.generation,
+        node.role,
+        node.address,
+        node.zone,
+        node.fingerprint,
+        node.state == NodeState.UP,
+        node.epoch,
+        node.fingerprint_before,
     )
     return PublishedNode(node.name, node.generation, route)

@@ -12,6 +12,7 @@ import msgspec
 
 from graph.ids import FunctionId
 from orchestrator.quotas import OwnQuotas
+from workers.rpc.transport import Peer
 from workers.versions import VersionSpec
 
 FUNCTIONS_KEY = "foreglow:routes:functions"  # hash: function id -> Route
@@ -53,6 +54,12 @@ class NodeRoute(msgspec.Struct, frozen=True, array_like=True):
     fingerprint: str
     up: bool
     epoch: int
+    fingerprint_before: str = ""
+
+    @property
+    def peer(self) -> Peer:
+        """Whom to expect at its address, and under which certificates."""
+        return Peer(self.role, self.name, self.fingerprint, self.fingerprint_before)
 
 
 class TenantRoute(msgspec.Struct, frozen=True, array_like=True):

@@ -38,6 +38,7 @@ from orchestrator.members import LOCAL
 from orchestrator.membership import Self
 from orchestrator.ops.listener import Operations
 from orchestrator.ops.machine import gather
+from orchestrator.renewal import keep_certified
 from orchestrator.settings import Settings, rpc_secret
 from workers.code.origin import Origin
 from workers.rpc.messages import Hello
@@ -94,7 +95,9 @@ def build(settings: Settings) -> FastAPI:  # noqa: PLR0915 (one list of what the
     planner = Planner(store.leases, settings.planner_shards, settings.socket("planner"), peer)
     local = [peer(_node_name(index), at, Whom("node", "")) for index, at in enumerate(settings.node_addresses)]
     roster = Roster(local, store.nodes, peer)
-    joining = JoinListener(store.nodes, authority, own.identity, lambda role: _told(settings, key, role), nudge.give)
+    joining = JoinListener(
+        store.nodes, authority, own.identity, lambda role: _told(settings, key, role), nudge.give, settings.certificate_days
+    )
     stopping = Stopping()
     counts: Counter[int] = Counter()
     sessions = Sessions()
@@ -107,7 +110,9 @@ def build(settings: Settings) -> FastAPI:  # noqa: PLR0915 (one list of what the
         ended = threading.Event()
         threading.Thread(target=keys.keep_use_until, args=(ended, store, gateways), name="keys", daemon=True).start()
         listener = await joining.start(settings.join_host or settings.host, settings.join_port) if settings.join_port else None
+        done = keep_certified(own)
         yield
+        done()
         stopping.asked = True
         ended.set()
         if listener is not None:

@@ -63,13 +63,13 @@ def router(store: Store, origin: Origin, sealer: Sealer, nudge: Nudge) -> APIRou
             with tempfile.SpooledTemporaryFile(IN_MEMORY) as spooled:
                 archive: BinaryIO = spooled  # type: ignore[assignment]  # it is one, the stubs do not say so
                 package = build_package(body, archive)
-                _make_room(store, origin, tenant, package.digest, package.manifest.size)
-                if not origin.holds(tenant, package.digest):
+                _make_room(store, origin, tenant, package.digest, package.listing.size)
+                if not origin.holds_package(tenant, package.digest):
                     archive.seek(0)
-                    origin.put_layer(tenant, package.manifest, archive)
+                    origin.put_package(tenant, package.listing, archive)
         finally:
             builds.release()
-        files, size = len(package.manifest.files), package.manifest.size
+        files, size = len(package.listing.files), package.listing.size
         digest = requirements_digest(package.requirements)
         store.packages.register(tenant, package.digest, files, size, package.requirements, digest, time.time())
         return PackageAnswer(digest=package.digest, files=files, bytes=size, requirements=bool(package.requirements))
@@ -147,8 +147,9 @@ def _make_room(store: Store, origin: Origin, tenant: str, digest: str, size: int
         store.packages.check_room(tenant, digest, size)
     except OverQuota:
         unused = store.packages.release(tenant, time.time())
-        for layer in unused:
-            origin.remove_layer(tenant, layer)
+        for digest_unused in unused:
+            origin.remove_layer(tenant, digest_unused)
+            origin.remove_package(tenant, digest_unused)
         if not unused:
             raise
         store.packages.check_room(tenant, digest, size)
@@ -160,5 +161,5 @@ def _check_handler(store: Store, origin: Origin, tenant: str, wanted: FunctionRe
     if package is None or package.requirements:
         return
     module = wanted.handler.partition(":")[0]
-    if not origin.manifest(tenant, wanted.package).holds_module(module):
+    if not origin.listing(tenant, wanted.package).holds_module(module):
         raise Problem(400, f"handler: the package holds no module {module!r}", "handler")

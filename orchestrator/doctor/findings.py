@@ -5,6 +5,7 @@ from enum import StrEnum
 
 import msgspec
 
+from orchestrator.validity import Validity
 from workers.ports import IsolationReport
 
 MIN_PYTHON = (3, 11)
@@ -18,6 +19,10 @@ SKEW_WARN_S, SKEW_FAIL_S = 1.0, 30.0
 DRIFT_WARN = 0.01
 MAX_SOCKET_PATH = 107  # sun_path holds 108 bytes with its end
 SLOW_MS = 50.0
+NEW_CERTIFICATE = (
+    "`foreglow nodes remove NAME` and `foreglow node-token` beside control, then `foreglow join` here again; beside control "
+    "restart the process; for an authority, remove its folder and join every host anew"
+)
 
 
 class Level(StrEnum):
@@ -233,6 +238,16 @@ def mode(what: str, found: int, allowed: int, ours: bool) -> Finding:
     if found & ~allowed:
         return fail("files", f"{what} has mode {found:04o}: others may read what is secret", f"chmod {allowed:o} {what}")
     return ok("files", f"{what} {found:04o}")
+
+
+def certificate(what: str, held: Validity, now: float) -> Finding:
+    """Renewing begins at two thirds of its life: what ends soon was not renewed."""
+    if held.ended(now):
+        return fail("certificates", f"{what} ended on {held.end()}", NEW_CERTIFICATE)
+    if held.ends_soon(now):
+        advice = f"see `certificate.not_renewed` in the log of its process; when it has ended: {NEW_CERTIFICATE}"
+        return warn("certificates", f"{what} ends on {held.end()}", advice)
+    return ok("certificates", f"{what} until {held.end()}")
 
 
 def socket_path(path: str) -> Finding:

@@ -5,6 +5,7 @@ import json
 import os
 import socket
 import stat
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from orchestrator.doctor.findings import Finding, Level
 from orchestrator.ops.catalogue import PROCESSES
 from orchestrator.preflight import PORTS, SOCKETS, noted_processes
 from orchestrator.settings import Settings
+from orchestrator.validity import validity
 from workers.rpc.messages import PROTOCOL
 
 ANSWER_S = 6.0
@@ -25,6 +27,7 @@ ANSWER_S = 6.0
 def look(settings: Settings) -> Iterator[Finding]:
     running = is_running(settings)
     yield from files(settings)
+    yield from certificates(settings, running)
     yield from sockets(settings)
     yield from ports(settings, running)
     yield leftovers(settings, running)
@@ -64,6 +67,26 @@ def files(settings: Settings) -> Iterator[Finding]:
     yield from wrong
     if not wrong:
         yield findings.ok("files", f"{len(judged)} looked at" if judged else f"nothing in {settings.state} yet")
+
+
+def certificates(settings: Settings, running: bool) -> Iterator[Finding]:
+    """What this host shows to others. Those beside control are made anew at each start: old ones matter only while it runs."""
+    own = settings.state / "authority"
+    looked = [settings.state / "member.pem", settings.state / "ca.pem", own / "ca.pem"]
+    judged = []
+    for path in [*looked, *(sorted(own.glob("*.pem")) if running else [])]:
+        try:
+            held = validity(path.read_text())
+        except FileNotFoundError:
+            continue
+        except (OSError, ValueError) as error:
+            yield findings.fail("certificates", f"{path} cannot be read: {error}", findings.NEW_CERTIFICATE)
+            return
+        judged.append(findings.certificate(str(path), held, time.time()))
+    wrong = [one for one in judged if one.level is not Level.OK]
+    yield from wrong
+    if not wrong:
+        yield findings.ok("certificates", f"{len(judged)} looked at" if judged else "none: no other host has to do with this one")
 
 
 def sockets(settings: Settings) -> Iterator[Finding]:

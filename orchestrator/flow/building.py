@@ -14,9 +14,12 @@ from orchestrator.catalog.packages import LayerView, Packages, PackageView
 from orchestrator.flow.bounded import Bounds, TimedOut, run_bounded
 from orchestrator.flow.dependencies import BuildFailed, Busy, folder_size, install
 from workers.code import bytecode
-from workers.code.layers import Limits, tree, unpack_layer, write_layer
+from workers.code.archive import unpack_archive
+from workers.code.chunks import chunk_key
+from workers.code.layers import Limits, tree
 from workers.code.manifest import LayerError
 from workers.code.origin import Origin
+from workers.code.publishing import publish_layer
 
 DEPENDENCY_LIMITS = Limits(size=512 << 20, files=50_000)
 CODE_LIMITS = Limits(size=512 << 20, files=40_001)  # the package's, and as much again for its bytecode
@@ -37,9 +40,10 @@ class Builder:
     not hold the threads that carry everybody's routes.
     """
 
-    def __init__(self, packages: Packages, origin: Origin, python: str, folder: Path) -> None:
+    def __init__(self, packages: Packages, origin: Origin, cluster_key: bytes, python: str, folder: Path) -> None:
         self._packages = packages
         self._origin = origin
+        self._cluster_key = cluster_key
         self._python = python
         self._folder = folder
         self._locks = [threading.Lock() for _ in range(LOCKS)]
@@ -54,8 +58,7 @@ class Builder:
         """The package's files with their bytecode. Raises Busy, and BuildFailed without a handler's module that compiles."""
         module = handler.partition(":")[0]
         layer = self._once(package.tenant, LayerRole.CODE, package.digest, runtime, lambda: self._compile_package(package))
-        manifest = self._origin.manifest(package.tenant, layer.digest)
-        if not manifest.holds_module(module) and not package.requirements:
+        if not package.requirements and not self._origin.listing(package.tenant, package.digest).holds_module(module):
             raise BuildFailed(f"handler: the package holds no module {module!r}")
         stem = module.replace(".", "/")
         for path in (f"{stem}.py", f"{stem}/__init__.py"):
@@ -80,8 +83,8 @@ class Builder:
 
     def _compile_package(self, package: PackageView) -> LayerView:
         with self._scratch() as scratch:
-            with self._origin.get_layer(package.tenant, package.digest) as archive:
-                unpack_layer(archive, scratch / "tree", CODE_LIMITS)
+            with self._origin.package(package.tenant, package.digest) as archive:
+                unpack_archive(archive, scratch / "tree", CODE_LIMITS)
             failures = self._compile(scratch / "tree")
             return self._store(package.tenant, scratch, CODE_LIMITS, failures)
 
@@ -92,13 +95,11 @@ class Builder:
             return self._store(package.tenant, scratch, DEPENDENCY_LIMITS, {})
 
     def _store(self, tenant: str, scratch: Path, limits: Limits, failures: dict[str, str]) -> LayerView:
-        archive = scratch / "layer.tar.zst"
+        key = chunk_key(self._cluster_key, tenant)
         try:
-            with archive.open("wb") as out:
-                manifest = write_layer(tree(scratch / "tree", limits), out)
+            manifest = publish_layer(self._origin, tenant, key, tree(scratch / "tree", limits))
         except LayerError as error:
             raise BuildFailed(f"package: {error}") from error
-        self._origin.put_layer(tenant, manifest, archive)
         return LayerView(manifest.digest, manifest.size, failures)
 
     def _compile(self, folder: Path) -> dict[str, str]:

@@ -38,6 +38,7 @@ from orchestrator.flow.starting import Starter
 from orchestrator.members import LOCAL
 from orchestrator.membership import Self
 from orchestrator.ops.listener import Operations, OperationsThread
+from orchestrator.renewal import keep_certified
 from orchestrator.settings import Settings, rpc_secret
 from workers.code.origin import Origin
 from workers.drivers.process.interpreter import find_interpreter
@@ -96,11 +97,7 @@ def guarded(module: FlowModule, store: Store, nudge: Nudge) -> Callable[[int], N
 def _node_places(settings: Settings, store: Store) -> list[Place]:
     """What settings name, and the members that are up, each to be met under its own name and certificate."""
     members = [one.route for one in store.nodes.published() if one.route is not None]
-    there = [
-        (parse_address(one.address), Peer(one.role, one.name, one.fingerprint))
-        for one in members
-        if one.role == "node" and one.up
-    ]
+    there = [(parse_address(one.address), one.peer) for one in members if one.role == "node" and one.up]
     return [*((address, Peer("node", "")) for address in settings.node_addresses), *there]
 
 
@@ -154,10 +151,11 @@ def _serve(settings: Settings, store: Store, workers: "list[_Worker]", threads: 
     python = find_interpreter(settings.python).executable
     publisher = Publisher(settings.effective_redis_url)
     nudge = Nudge(settings.effective_redis_url)
-    builder = Builder(store.packages, Origin(settings.effective_origin_url), python, settings.state / "flow")
+    cluster_key = load_key(settings.key_file)
+    builder = Builder(store.packages, Origin(settings.effective_origin_url), cluster_key, python, settings.state / "flow")
     app = build_app(settings.effective_redis_url)
     own = Self(settings, "flow", f"flow{LOCAL}{socket.gethostname()}")
-    hello = Hello("flow", own.name, rpc_secret(load_key(settings.key_file)))
+    hello = Hello("flow", own.name, rpc_secret(cluster_key))
     starter = Starter(partial(_node_places, settings, store), hello, _told_to_stop, own.identity)
     modules: list[FlowModule] = [
         NetworkDeployment(store),
@@ -171,6 +169,7 @@ def _serve(settings: Settings, store: Store, workers: "list[_Worker]", threads: 
     thread = threading.Thread(target=relay.run, name="relay", daemon=True)
     thread.start()
     threads.append(thread)
+    done = keep_certified(own)
     try:
         worker = _Worker(
             app=app,
@@ -184,6 +183,7 @@ def _serve(settings: Settings, store: Store, workers: "list[_Worker]", threads: 
         workers.append(worker)
         worker.start()  # blocks
     finally:
+        done()
         relay.stop()
         thread.join(RELAY_STOP_S)
         with contextlib.suppress(OSError):

@@ -74,6 +74,10 @@ class NodeLink:
         if self.connection is not None and self._stale(self.connection):
             self.connection.close()
 
+    def set_whom(self, whom: Peer) -> None:
+        """It is renewing its certificate: these count from now on, where it is dialled anew."""
+        self._expected = whom
+
     async def run(self) -> None:
         """Dials for ever. A node that goes silent is dropped: what is in flight on it fails then."""
         delay = RETRY_S[0]

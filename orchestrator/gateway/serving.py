@@ -24,6 +24,7 @@ from orchestrator.members import LOCAL, Members, admit
 from orchestrator.membership import Self
 from orchestrator.ops.listener import Operations
 from orchestrator.ops.routes import RouteMetrics
+from orchestrator.renewal import keep_certified
 from orchestrator.settings import Settings, rpc_secret
 from workers.rpc.connection import Listening, listen
 from workers.rpc.messages import Hello
@@ -94,10 +95,12 @@ async def serve(settings: Settings) -> None:
         GatewayMetrics(runs, reports),
         RouteMetrics(table),
     )
+    done = keep_certified(own)
     try:
         await operations.start(settings)
         await http.serve()
     finally:
+        done()
         reports.flush()
         await operations.stop()
         for server in servers:

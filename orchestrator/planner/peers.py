@@ -70,6 +70,10 @@ class Peer:
         if self.connection is not None and self._stale(self.connection):
             self.connection.close()
 
+    def set_whom(self, whom: Whom) -> None:
+        """It is renewing its certificate: these count from now on, where it is dialled anew."""
+        self._expected = whom
+
     async def run(self) -> None:
         delay = RETRY_S[0]
         while True:

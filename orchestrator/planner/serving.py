@@ -40,6 +40,7 @@ from orchestrator.planner.peers import Fleet, GatewayPeer, NodePeer
 from orchestrator.planner.runs import RunBook
 from orchestrator.planner.state import FORMAT, PlannerState, load, lock, save, set_aside
 from orchestrator.planner.vigil import SEEN_EVERY_S, overdue
+from orchestrator.renewal import keep_certified
 from orchestrator.settings import Settings, rpc_secret
 from tracing.assembly import Assembler
 from tracing.export import Exporter
@@ -333,10 +334,12 @@ async def _serve(settings: Settings, secret: str, own: Self) -> None:
     operations = Operations(
         "planner", lambda: http.started, lambda: planner_checks(planner), PlannerMetrics(planner), RouteMetrics(planner.table)
     )
+    done = keep_certified(own)
     try:
         await operations.start(settings)
         await http.serve()
     finally:
+        done()
         await operations.stop()
         for server in servers:
             server.close()

@@ -77,7 +77,7 @@ class Shop:
         return found
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # to its end playwright keeps an event loop in this thread
 def chromium() -> Iterator[Browser]:
     if program() is None:
         pytest.skip("chromium is not installed (Debian: apt-get install chromium)")
@@ -85,7 +85,7 @@ def chromium() -> Iterator[Browser]:
         yield browser
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def empty_shop(chromium: Browser) -> Iterator[Shop]:
     folder = Path(tempfile.mkdtemp(prefix="fg-browser-"))
     made = Shop(folder)
@@ -97,7 +97,7 @@ def empty_shop(chromium: Browser) -> Iterator[Shop]:
         shutil.rmtree(folder)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def shop(empty_shop: Shop) -> Shop:
     """Orders were placed: some cold, one that took the other branch, one function that fails."""
     shop = empty_shop

@@ -453,6 +453,6 @@ def test_a_removed_tenant_is_gone_from_everywhere_and_the_other_stays(world: Cro
     assert world.alpha.control.get("/v1/functions").status_code == 401
     eventually(lambda: world.alpha.invoke("shared").status_code == 401, "the gateway knows the key no more")
     eventually(lambda: not (world.state / "node" / "code" / "alpha").exists(), "the code is gone")
-    assert not [one for one in (world.state / "origin" / "layers").rglob("*") if one.is_file() and "alpha" in one.parts]
+    assert not [one for one in (world.state / "origin").rglob("*") if one.is_file() and "alpha" in one.parts]
     assert world.beta.invoke("shared").json()["mark"] == OTHER
     assert world.beta.get("/v1/runs")["runs"]

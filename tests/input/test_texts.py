@@ -15,7 +15,8 @@ from orchestrator.cli.manifest import FIELDS, ManifestError, read_manifest
 from tracing import propagation
 from tracing.assembly import traces_of
 from tracing.formats import FormatError, trainticket
-from workers.code.layers import Limits, unpack_layer, verify
+from workers.code.archive import unpack_archive, verify_old_layer
+from workers.code.layers import Limits
 from workers.code.manifest import check_path
 from workers.code.package import PackageError, build_package
 from workers.code.requirements import RequirementsError, parse_requirements
@@ -134,14 +135,14 @@ def test_any_zip_is_refused_or_becomes_a_layer_that_stays_inside(tmp_path_factor
     except PackageError as error:
         assert 0 < len(str(error)) < 1000
         return
-    assert all(check_path(file.path) for file in package.manifest.files)
-    assert package.manifest.size <= TINY.size
+    assert all(check_path(file.path) for file in package.listing.files)
+    assert package.listing.size <= TINY.size
     above = tmp_path_factory.mktemp("layer")
     folder = above / "inside"
     folder.mkdir()
     layer.seek(0)
-    assert unpack_layer(layer, folder, TINY).digest == package.digest
-    assert verify(folder, package.digest, TINY)
+    assert unpack_archive(layer, folder, TINY).digest == package.digest
+    assert verify_old_layer(folder, package.digest, TINY)
     assert list(above.iterdir()) == [folder]
     assert not any(path.is_symlink() for path in folder.rglob("*"))
 

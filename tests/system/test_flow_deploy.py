@@ -34,6 +34,8 @@ from orchestrator.catalog.routes import FUNCTIONS_KEY, KEYS_KEY, SEQUENCE_KEY, R
 from orchestrator.catalog.store import Store
 from orchestrator.catalog.views import FunctionView
 from orchestrator.settings import Settings, rpc_secret
+from workers.code.chunks import chunk_key, unpack
+from workers.code.layers import assemble
 from workers.code.origin import Origin
 from workers.code.package import build_package
 from workers.code.requirements import requirements_digest
@@ -119,9 +121,9 @@ class Platform:
                 archive.writestr(name, content)
         package = build_package(body, out)
         out.seek(0)
-        self.origin.put_layer("acme", package.manifest, out)
+        self.origin.put_package("acme", package.listing, out)
         digest = requirements_digest(package.requirements)
-        size = package.manifest.size
+        size = package.listing.size
         self.store.packages.register("acme", package.digest, len(files), size, package.requirements, digest, time.time())
         return package.digest
 
@@ -166,11 +168,10 @@ class Platform:
         return ThreadNode(self.settings.runtime_folder, rpc_secret(load_key(self.settings.key_file)))
 
     def layer(self, digest: str, into: Path) -> Path:
-        from workers.code.layers import Limits, unpack_layer
-
+        key = chunk_key(load_key(self.settings.key_file), "acme")
         into.mkdir()
-        with self.origin.get_layer("acme", digest) as archive:
-            unpack_layer(archive, into, Limits())
+        manifest = self.origin.manifest("acme", digest)
+        assemble(manifest, lambda chunk: unpack(key, chunk.name, self.origin.chunk("acme", digest, chunk.name)), into)
         return into
 
     def add_wheel(self, name: str, files: dict[str, str], version: str = "1.0") -> None:

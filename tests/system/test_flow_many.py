@@ -48,9 +48,9 @@ def upload(store: Store, origin: Origin, number: int) -> str:
         archive.writestr("handler.py", f"def f(event, context):\n    return {number}\n")
     package = build_package(body, out)
     out.seek(0)
-    origin.put_layer("acme", package.manifest, out)
+    origin.put_package("acme", package.listing, out)
     digest = requirements_digest(package.requirements)
-    store.packages.register("acme", package.digest, 1, package.manifest.size, package.requirements, digest, time.time())
+    store.packages.register("acme", package.digest, 1, package.listing.size, package.requirements, digest, time.time())
     return package.digest
 
 

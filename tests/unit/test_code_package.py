@@ -11,7 +11,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from workers.code.layers import Limits, unpack_layer, verify
+from workers.code.archive import unpack_archive, verify_old_layer
+from workers.code.layers import Limits
 from workers.code.manifest import check_path
 from workers.code.package import Package, PackageError, build_package
 
@@ -72,12 +73,12 @@ def test_the_executable_bit_counts_and_other_bits_do_not() -> None:
 
 def test_what_is_unpacked_is_what_was_packed(tmp_path: Path) -> None:
     package, archive = build(zipped({"pkg/__init__.py": b"", "pkg/ü.txt": "ä".encode(), "handler.py": b"x" * 3000}))
-    manifest = unpack_layer(archive, tmp_path, TINY)
-    assert manifest == package.manifest
+    listing = unpack_archive(archive, tmp_path, TINY)
+    assert listing == package.listing
     assert (tmp_path / "pkg" / "ü.txt").read_bytes() == "ä".encode()
-    assert verify(tmp_path, package.digest, TINY)
+    assert verify_old_layer(tmp_path, package.digest, TINY)
     (tmp_path / "handler.py").write_bytes(b"y")
-    assert not verify(tmp_path, package.digest, TINY)
+    assert not verify_old_layer(tmp_path, package.digest, TINY)
 
 
 @pytest.mark.parametrize(
@@ -118,12 +119,12 @@ def test_a_file_that_is_also_a_folder_is_refused() -> None:
 
 def test_folders_named_explicitly_are_fine() -> None:
     package, _ = build(zipped({"pkg/": b"", "pkg/sub/": b"", "pkg/sub/m.py": b"1"}))
-    assert [file.path for file in package.manifest.files] == ["pkg/sub/m.py"]
+    assert [file.path for file in package.listing.files] == ["pkg/sub/m.py"]
 
 
 def test_a_link_to_a_file_of_the_zip_becomes_a_copy(tmp_path: Path) -> None:
     _, archive = build(with_entry("pkg/link.py", b"../handler.py", stat.S_IFLNK | 0o777))
-    unpack_layer(archive, tmp_path, TINY)
+    unpack_archive(archive, tmp_path, TINY)
     assert not (tmp_path / "pkg" / "link.py").is_symlink()
     assert (tmp_path / "pkg" / "link.py").read_bytes() == (tmp_path / "handler.py").read_bytes()
 
@@ -218,10 +219,10 @@ def test_any_zip_is_refused_or_becomes_a_layer_of_safe_paths(files: dict[str, by
         package, _ = build(zipped(files))
     except PackageError:
         return
-    for file in package.manifest.files:
+    for file in package.listing.files:
         assert check_path(file.path) == file.path
         assert file.mode in (0o644, 0o755)
-    assert {file.path for file in package.manifest.files} <= {name.removesuffix("/") for name in files}
+    assert {file.path for file in package.listing.files} <= {name.removesuffix("/") for name in files}
 
 
 @settings(max_examples=300, deadline=None)

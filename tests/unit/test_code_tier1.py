@@ -8,23 +8,27 @@ import subprocess
 import sys
 import tarfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import BinaryIO
 
 import pytest
 import zstandard
 
-from workers.code.layers import Limits, Source, write_layer
+from workers.code.archive import encode_listing, write_archive
+from workers.code.chunks import chunk_key
+from workers.code.layers import Source
 from workers.code.manifest import Manifest, hex_of
 from workers.code.origin import Origin, OriginError
+from workers.code.publishing import publish_layer
 from workers.code.tier1 import Tier1
 from workers.ports import CodeTier, CodeUnavailable
 from workers.versions import CodePackage, Kind, VersionSpec
 
+CLUSTER_KEY = b"the cluster's key"
+
 
 class CountingOrigin(Origin):
-    """The real origin; counts downloads and can be made to hold them back."""
+    """The real origin; counts the layers fetched and can be made to hold them back."""
 
     def __init__(self, url: str) -> None:
         super().__init__(url)
@@ -32,10 +36,10 @@ class CountingOrigin(Origin):
         self.gate = threading.Event()
         self.gate.set()
 
-    def get_layer(self, tenant: str, digest: str) -> BinaryIO:
+    def manifest(self, tenant: str, digest: str) -> Manifest:
         self.downloads += 1
         assert self.gate.wait(10)
-        return super().get_layer(tenant, digest)
+        return super().manifest(tenant, digest)
 
 
 @pytest.fixture
@@ -48,7 +52,7 @@ def make_tier(tmp_path: Path, origin: Origin) -> Iterator["type[Tier1]"]:
     made: list[Tier1] = []
 
     def make(max_bytes: int = 1 << 30) -> Tier1:
-        tier = Tier1(tmp_path / "code", origin, max_bytes)
+        tier = Tier1(tmp_path / "code", origin, CLUSTER_KEY, max_bytes)
         made.append(tier)
         return tier
 
@@ -59,11 +63,7 @@ def make_tier(tmp_path: Path, origin: Origin) -> Iterator["type[Tier1]"]:
 
 def put(origin: Origin, files: dict[str, bytes], tenant: str = "acme") -> str:
     sources = [Source(path, False, len(content), lambda content=content: io.BytesIO(content)) for path, content in files.items()]
-    out = io.BytesIO()
-    manifest = write_layer(sources, out)
-    out.seek(0)
-    origin.put_layer(tenant, manifest, out)
-    return manifest.digest
+    return publish_layer(origin, tenant, chunk_key(CLUSTER_KEY, tenant), sources).digest
 
 
 def spec(*layers: str, tenant: str = "acme") -> VersionSpec:
@@ -149,10 +149,50 @@ def test_after_another_boot_a_damaged_layer_is_fetched_again(
 def test_a_layer_that_is_not_what_its_name_says_never_appears(tmp_path: Path, origin: Origin, make_tier: "type[Tier1]") -> None:
     good, bad = put(origin, {"handler.py": b"good"}), put(origin, {"handler.py": b"bad"})
     layers = tmp_path / "origin" / "layers" / "acme"
-    (layers / hex_of(good)).write_bytes((layers / hex_of(bad)).read_bytes())
+    (layers / f"{hex_of(good)}.manifest").write_bytes((layers / f"{hex_of(bad)}.manifest").read_bytes())
     with pytest.raises(CodeUnavailable, match="digest"):
         fetch(make_tier(), spec(good))
     assert list((tmp_path / "code" / "acme").iterdir()) == []
+
+
+@pytest.mark.parametrize("damage", [lambda _: b"", lambda old: old[:-1], lambda old: bytes([old[0] ^ 1]) + old[1:]])
+def test_a_damaged_chunk_never_appears(
+    tmp_path: Path, origin: Origin, make_tier: "type[Tier1]", damage: Callable[[bytes], bytes]
+) -> None:
+    digest = put(origin, {"handler.py": b"good"})
+    (chunk,) = (path for path in (tmp_path / "origin" / "chunks").rglob("*") if path.is_file())
+    chunk.write_bytes(damage(chunk.read_bytes()))
+    with pytest.raises(CodeUnavailable, match="checksum"):
+        fetch(make_tier(), spec(digest))
+    assert list((tmp_path / "code" / "acme").iterdir()) == []
+
+
+def test_a_layer_of_an_earlier_release_is_served_and_survives_another_boot(
+    tmp_path: Path, origin: CountingOrigin, make_tier: "type[Tier1]"
+) -> None:
+    digest = put_old(origin, tmp_path / "origin", {"pkg/handler.py": b"old"})
+    assert origin.holds("acme", digest)
+    (path,) = fetch(make_tier(), spec(digest))[0]
+    assert (path / "pkg" / "handler.py").read_bytes() == b"old"
+    (tmp_path / "code" / ".boot").write_text("another")
+    fetch(make_tier(), spec(digest))
+    assert origin.downloads == 1
+    (path / "pkg" / "handler.py").write_bytes(b"odd")
+    (tmp_path / "code" / ".boot").write_text("a third")
+    (path,) = fetch(make_tier(), spec(digest))[0]
+    assert (path / "pkg" / "handler.py").read_bytes() == b"old"
+
+
+def put_old(origin: Origin, folder: Path, files: dict[str, bytes]) -> str:
+    """A layer as the release before chunks left it: tar.zst, and its listing under the name of a manifest."""
+    out = io.BytesIO()
+    sources = [Source(path, False, len(content), lambda content=content: io.BytesIO(content)) for path, content in files.items()]
+    listing = write_archive(sources, out)
+    layers = folder / "layers" / "acme"
+    layers.mkdir(parents=True, exist_ok=True)
+    (layers / hex_of(listing.digest)).write_bytes(out.getvalue())
+    (layers / f"{hex_of(listing.digest)}.manifest").write_bytes(encode_listing(listing))
+    return listing.digest
 
 
 def hostile(entry: tarfile.TarInfo, content: bytes = b"") -> bytes:
@@ -187,7 +227,7 @@ def entry(name: str, kind: bytes = tarfile.REGTYPE, mode: int = 0o644, target: s
 def test_a_hostile_origin_writes_nothing_outside_and_leaves_nothing(
     tmp_path: Path, origin: Origin, make_tier: "type[Tier1]", archive: bytes
 ) -> None:
-    digest = put(origin, {"handler.py": b"1"})
+    digest = put_old(origin, tmp_path / "origin", {"handler.py": b"1"})
     (tmp_path / "origin" / "layers" / "acme" / hex_of(digest)).write_bytes(archive)
     before = {path for path in tmp_path.rglob("*") if "code" not in path.parts}
     with pytest.raises(CodeUnavailable):
@@ -262,7 +302,7 @@ from pathlib import Path
 from workers.code.origin import Origin
 from workers.code.tier1 import Tier1
 from workers.versions import CodePackage, Kind, VersionSpec
-tier = Tier1(Path({str(tmp_path / "code")!r}), Origin({(tmp_path / "origin").as_uri()!r}))
+tier = Tier1(Path({str(tmp_path / "code")!r}), Origin({(tmp_path / "origin").as_uri()!r}), {CLUSTER_KEY!r})
 print("go", flush=True)
 asyncio.run(tier.fetch(VersionSpec("acme/f:1", "acme", "h:f", Kind.EVENT, "python3.11", 128, 30.0, 1, CodePackage({digest!r}))))
 """
@@ -292,26 +332,3 @@ def test_the_origin_tells_what_it_holds(origin: Origin) -> None:
 def test_an_origin_that_cannot_be_is_refused_by_name(url: str) -> None:
     with pytest.raises(OriginError, match="origin_url"):
         Origin(url)
-
-
-@pytest.mark.parametrize("promised", [2, 4])
-def test_a_source_that_is_not_as_long_as_promised_is_refused(promised: int) -> None:
-    from workers.code.manifest import LayerError
-
-    with pytest.raises(LayerError, match="than declared"):
-        write_layer([Source("grows", False, promised, lambda: io.BytesIO(b"abc"))], io.BytesIO())
-
-
-def test_limits_hold_while_unpacking(tmp_path: Path) -> None:
-    from workers.code.layers import unpack_layer
-    from workers.code.manifest import LayerError
-
-    sources = [Source(f"f{number}", False, 100, lambda: io.BytesIO(b"x" * 100)) for number in range(10)]
-    for limits in (Limits(size=500), Limits(files=5)):
-        out = io.BytesIO()
-        write_layer(sources, out)
-        out.seek(0)
-        folder = tmp_path / str(limits.files)
-        folder.mkdir()
-        with pytest.raises(LayerError, match="over"):
-            unpack_layer(out, folder, limits)

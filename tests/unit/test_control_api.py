@@ -414,7 +414,7 @@ def test_an_operator_makes_a_tenant_its_key_and_its_end(api: Api) -> None:
     problem(api.upload({"handler.py": "x = 1"}, headers=theirs), 429, "package_bytes")
     assert "newcomer" in [one["name"] for one in api.client.get("/v1/tenants").json()["tenants"]]
     assert "functions (one)" in problem(api.client.delete("/v1/tenants/newcomer"), 409)
-    folder = api.settings.origin_folder / "layers" / "newcomer"
+    folder = api.settings.origin_folder / "packages" / "newcomer"
     assert list(folder.iterdir())
     for _ in range(2):
         assert api.client.delete("/v1/tenants/newcomer?functions=true").status_code == 204
@@ -473,8 +473,8 @@ def test_what_is_not_used_any_more_makes_room_for_what_is_new(api: Api) -> None:
     second = api.upload({"b.py": "y" * 20}, headers=theirs)
     assert second.status_code == 201
     origin = Origin(api.settings.effective_origin_url)
-    assert not origin.holds("hoarder", first)
-    assert origin.holds("hoarder", second.json()["digest"])
+    assert not origin.holds_package("hoarder", first)
+    assert origin.holds_package("hoarder", second.json()["digest"])
     assert api.client.get("/v1/tenant", headers=theirs).json()["use"]["package_bytes"] == 20
 
 

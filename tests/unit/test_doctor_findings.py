@@ -6,8 +6,10 @@ import pytest
 
 from orchestrator.doctor import findings
 from orchestrator.doctor.findings import Finding, Level
+from orchestrator.validity import Validity
 from workers.ports import IsolationReport
 
+DAY = 86400.0
 LIMITS = {"memory": "cgroup-v2", "pids": "cgroup-v2", "cpu": "cgroup-v2"}
 
 
@@ -70,6 +72,11 @@ def report(tier: str, *missing: str) -> IsolationReport:
         ("ok", findings.mode("/s/key", 0o400, 0o600, True)),
         ("fail", findings.mode("/s/key", 0o640, 0o600, True)),
         ("fail", findings.mode("/s/key", 0o600, 0o600, False)),
+        ("ok", findings.certificate("m.pem", Validity(0.0, 365 * DAY), 334 * DAY)),
+        ("warn", findings.certificate("m.pem", Validity(0.0, 365 * DAY), 336 * DAY)),
+        ("fail", findings.certificate("m.pem", Validity(0.0, 365 * DAY), 365 * DAY)),
+        ("ok", findings.certificate("m.pem", Validity(0.0, 6 * DAY), 4.9 * DAY)),
+        ("warn", findings.certificate("m.pem", Validity(0.0, 6 * DAY), 5.1 * DAY)),
         ("ok", findings.socket_path("/run/x.sock")),
         ("fail", findings.socket_path("/run/" + "x" * 110)),
         ("ok", findings.port("functions", 8700, False, False, "")),

@@ -31,6 +31,7 @@ from workers.code.origin import Origin
 from workers.code.package import build_package
 
 F = FunctionId("acme/f")
+CLUSTER_KEY = b"the cluster's key"
 
 
 @pytest.fixture
@@ -56,7 +57,7 @@ def nudge(tmp_path: Path) -> Iterator[Nudge]:
 
 @pytest.fixture
 def builder(store: Store, origin: Origin, tmp_path: Path) -> Builder:
-    return Builder(store.packages, origin, sys.executable, tmp_path / "flow")
+    return Builder(store.packages, origin, CLUSTER_KEY, sys.executable, tmp_path / "flow")
 
 
 def upload(store: Store, origin: Origin, **files: str) -> PackageView:
@@ -66,8 +67,8 @@ def upload(store: Store, origin: Origin, **files: str) -> PackageView:
             archive.writestr(f"{name}.py", content)
     package = build_package(body, out)
     out.seek(0)
-    origin.put_layer("acme", package.manifest, out)
-    store.packages.register("acme", package.digest, len(files), package.manifest.size, (), "", 1)
+    origin.put_package("acme", package.listing, out)
+    store.packages.register("acme", package.digest, len(files), package.listing.size, (), "", 1)
     found = store.packages.find("acme", package.digest)
     assert found is not None
     return found
@@ -245,10 +246,10 @@ def test_what_a_dead_build_left_is_swept_and_a_huge_cache_starts_empty(
     (folder / "build-dead" / "tree").mkdir(parents=True)
     (folder / "cache").mkdir()
     (folder / "cache" / "wheel").write_bytes(b"x" * 100)
-    Builder(store.packages, origin, sys.executable, folder)
+    Builder(store.packages, origin, CLUSTER_KEY, sys.executable, folder)
     assert [path.name for path in folder.iterdir()] == ["cache"]
     monkeypatch.setattr("orchestrator.flow.building.CACHE_BYTES", 50)
-    Builder(store.packages, origin, sys.executable, folder)
+    Builder(store.packages, origin, CLUSTER_KEY, sys.executable, folder)
     assert list(folder.iterdir()) == []
 
 

@@ -6,64 +6,25 @@ import json
 import ssl
 import stat
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from doubles.cluster import LOOPBACK, identity, port_of
+from doubles.cluster import identity
+from doubles.joining import AT, TOLD, Control
 from doubles.loop import in_loop
 
 from orchestrator import joining
 from orchestrator.authority import Authority, BadRequest, make_request
 from orchestrator.catalog.errors import NotFound, Refused
 from orchestrator.catalog.nodes import MAX_TTL_S
-from orchestrator.catalog.store import Store
+from orchestrator.control import attempts
 from orchestrator.control import joining as listening
-from orchestrator.control.joining import JoinListener
 from orchestrator.joining import JoinFailed, join, read_token, rejoin, write_token
 from orchestrator.membership import NotJoined, Self, load_member, with_member
 from orchestrator.settings import Settings
-from workers.rpc.transport import HostPort, Identity
-
-AT = "10.0.0.2:8703"
-TOLD = {"key": "the-sealing-key", "origin_url": "s3://code", "redis_url": "redis://cache"}
-
-
-class Control:
-    """The join listener with its database."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        folder.mkdir(exist_ok=True)
-        self.store = Store(f"sqlite:///{folder / 'db'}")
-        self.store.migrate()
-        self.authority = Authority(folder / "authority")
-        self.changes = 0
-        self.at = ""
-
-    @contextlib.asynccontextmanager
-    async def listening(self, who: Identity | None = None) -> AsyncIterator[str]:
-        own = who or identity(self.authority, self.folder, "control", "control@a")
-        listener = JoinListener(self.store.nodes, self.authority, own, lambda role: TOLD, self._changed)
-        server = await listener.start(LOOPBACK, 0)
-        self.at = str(port_of(server))
-        try:
-            yield self.at
-        finally:
-            server.close()
-
-    def _changed(self) -> None:
-        self.changes += 1
-
-    def token(self, role: str = "node", ttl_s: float = 60.0) -> str:
-        return write_token(self.store.nodes.make_token(role, ttl_s, time.time()), self.authority.digest)
-
-    async def join(self, token: str, name: str = "n1", role: str = "node", address: str = AT) -> Path:
-        state = self.folder / f"state-{name}-{role}"
-        state.mkdir(exist_ok=True)
-        await asyncio.to_thread(join, state, self.at, token, role, name, address, "zone-a")
-        return state
+from workers.rpc.transport import HostPort
 
 
 @pytest.fixture
@@ -79,7 +40,7 @@ async def test_a_process_with_a_token_becomes_a_member_and_keeps_its_identity_to
         state = await control.join(control.token())
     member = load_member(state)
     assert member is not None
-    assert (member.role, member.name, member.listen, member.zone, member.epoch) == ("node", "n1", AT, "zone-a", 1)
+    assert (member.role, member.name, member.listen, member.zone) == ("node", "n1", AT, "zone-a")
     for kept in ("member.key", "member.pem", "ca.pem", "cluster.key", "member.json"):
         assert stat.S_IMODE((state / kept).stat().st_mode) == 0o600
     assert (state / "cluster.key").read_text() == TOLD["key"]
@@ -92,7 +53,7 @@ async def test_a_process_with_a_token_becomes_a_member_and_keeps_its_identity_to
         Self(settings, "gateway", "unused")
     (node,) = control.store.nodes.published()
     assert node.route is not None
-    assert (node.route.name, node.route.address, node.route.epoch, node.route.up) == ("n1", AT, 1, True)
+    assert (node.route.name, node.route.address, node.route.epoch, node.route.up) == ("n1", AT, member.epoch, True)
     assert control.changes == 1
 
 
@@ -181,10 +142,12 @@ async def test_a_member_joins_again_over_its_certificate_until_it_is_removed(con
         state = await control.join(control.token())
         member = load_member(state)
         assert member is not None
-        assert control.store.nodes.declare_silent("n1", 1, time.time())
-        assert not control.store.nodes.declare_silent("n1", 1, time.time()), "once"
+        assert control.store.nodes.declare_silent("n1", member.epoch, time.time())
+        assert not control.store.nodes.declare_silent("n1", member.epoch, time.time()), "once"
+        silent = control.store.nodes.list()[0].epoch
         again = await asyncio.to_thread(rejoin, state, member)
-        assert (again.epoch, load_member(state)) == (3, again)
+        assert load_member(state) == again
+        assert member.epoch < silent < again.epoch
         control.store.nodes.remove("n1", time.time())
         with pytest.raises(JoinFailed, match="no member of this cluster any more") as refused:
             await asyncio.to_thread(rejoin, state, member)
@@ -192,7 +155,7 @@ async def test_a_member_joins_again_over_its_certificate_until_it_is_removed(con
         fresh = control.folder / "fresh"
         fresh.mkdir()
         joined = await asyncio.to_thread(join, fresh, control.at, control.token(), "node", "n1", AT, "")
-        assert joined.epoch == 5, "the name may come again, its epochs go on"
+        assert joined.epoch > again.epoch + 1, "the name may come again, its epochs go on"
         with pytest.raises(JoinFailed, match="no member"):  # with the certificate from before
             await asyncio.to_thread(rejoin, state, member)
     with pytest.raises(NotFound):
@@ -209,12 +172,12 @@ async def test_who_has_no_certificate_cannot_join_again(control: Control) -> Non
             await _ask(control.at, b'{"what": "rejoin"}\n', foreign.client)
 
 
-async def _ask(at: str, line: bytes, context: ssl.SSLContext | None = None) -> dict[str, object]:
+async def _ask(at: str, line: bytes, context: ssl.SSLContext | None = None, source: str = "127.0.0.1") -> dict[str, object]:
     if context is None:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     host, _, port = at.rpartition(":")
-    reader, writer = await asyncio.open_connection(host, int(port), ssl=context)
+    reader, writer = await asyncio.open_connection(host, int(port), ssl=context, local_addr=(source, 0))
     try:
         writer.write(line)
         return dict(json.loads(await asyncio.wait_for(reader.readuntil(b"\n"), 5)))
@@ -252,8 +215,34 @@ async def test_strangers_are_bounded(control: Control, monkeypatch: pytest.Monke
         with contextlib.suppress(ConnectionError):
             assert await asyncio.wait_for(reader.read(), 5) == b""
         writer.close()
-        answers = [await _ask(control.at, b"{}\n") for _ in range(listening.PER_SECOND + 1)]
-    assert all("error" in one for one in answers)
+
+
+@in_loop
+async def test_strangers_keep_neither_members_nor_strangers_from_elsewhere_waiting(
+    control: Control, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attempts, "WINDOW_S", 3600.0)
+    monkeypatch.setattr(listening, "STRANGERS", attempts.Limits(per_second=6, at_once=6, each_per_second=3, each_at_once=3))
+    monkeypatch.setattr(listening, "MEMBERS", attempts.Limits(per_second=9, at_once=9, each_per_second=5, each_at_once=3))
+    async with control.listening():
+        state = await control.join(control.token())  # two connections: the authority, and joining
+        member = load_member(state)
+        assert member is not None
+        assert "authority" in await _ask(control.at, b'{"what": "authority"}\n')
+        for _ in range(3):
+            refused = await _ask(control.at, b'{"what": "authority"}\n')
+            assert refused == {"error": "too many are joining at once; try again in a second", "again": True}
+        for host in ("127.0.0.2", "127.0.0.3"):
+            assert "authority" in await _ask(control.at, b'{"what": "authority"}\n', source=host)
+        await asyncio.to_thread(rejoin, state, member)
+        assert "authority" in await _ask(control.at, b'{"what": "authority"}\n', source="127.0.0.4")
+        assert "again" in await _ask(control.at, b'{"what": "authority"}\n', source="127.0.0.5"), "all strangers together"
+        await asyncio.to_thread(rejoin, state, member)
+        for _ in range(3):
+            await asyncio.to_thread(rejoin, state, member)
+        with pytest.raises(JoinFailed, match="too many") as failed:  # a member gone mad costs itself
+            await asyncio.to_thread(rejoin, state, member)
+        assert not failed.value.refused, "it may try again"
 
 
 def test_requests_for_other_keys_are_not_signed(tmp_path: Path) -> None:

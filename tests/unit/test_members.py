@@ -29,6 +29,9 @@ class Followed:
     def set_epoch(self, epoch: int) -> None:
         self.epochs.append(epoch)
 
+    def set_whom(self, whom: Peer) -> None:
+        self.whom = whom
+
     async def run(self) -> None:
         try:
             await asyncio.Event().wait()
@@ -62,6 +65,25 @@ async def test_the_set_follows_the_table() -> None:
     assert members.peers == [local]
     await members.stop()
     assert local.ended
+
+
+@in_loop
+async def test_a_member_that_renews_keeps_its_connection_and_one_that_joined_anew_does_not() -> None:
+    members: Members[Followed] = Members("node", Followed, lambda peers: None, lambda task: None)
+    members.start([])
+    members.on_node("n1", route("n1", 7, fingerprint="f1"))
+    await asyncio.sleep(0)  # it dials
+    for step, fingerprint, before in ((2, "f2", "f1"), (3, "f2", ""), (4, "f9", "")):  # 4: one was missed
+        members.on_node("n1", NodeRoute("n1", step, "node", "10.0.0.2:8703", "", fingerprint, True, 7, before))
+    (peer,) = members.peers
+    assert (peer.whom.fingerprint, peer.whom.before, peer.ended) == ("f9", "", False)
+    assert peer.whom.counts("f9")
+    assert not peer.whom.counts("f2")
+    assert not peer.whom.counts("")
+    members.on_node("n1", route("n1", 8))
+    await until(lambda: peer.ended)
+    assert members.peers != [peer]
+    await members.stop()
 
 
 def test_who_may_dial_a_gateway() -> None:

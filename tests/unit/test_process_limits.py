@@ -1,6 +1,8 @@
 """Where control groups are, read from every layout a host may have, and what a cell does with its files."""
 
 import os
+import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -148,6 +150,21 @@ def test_sweep_takes_groups_of_the_dead_and_leaves_those_of_the_living(
     assert limits.sweep(Layout({"memory": str(tmp_path)}, ""), mine) == (5 if every else 3)
     kept = {alive, mine, "foreglow-y", "foreglow-a-b"} | (set() if every else {elsewhere})
     assert {path.name for path in tmp_path.iterdir()} == kept
+
+
+def test_sweep_knows_a_number_that_was_given_again_and_one_that_waits_to_be_asked_for(tmp_path: Path) -> None:
+    mine = limits.name_of(tmp_path, os.getpid())
+    with subprocess.Popen(["sleep", "60"]) as living, subprocess.Popen(["true"]) as ended:
+        os.waitid(os.P_PID, ended.pid, os.WEXITED | os.WNOWAIT)
+        groups = [tmp_path / limits.name_of(tmp_path, pid) for pid in (living.pid, ended.pid)]
+        for group in groups:
+            group.mkdir()
+        limits.sweep(Layout({"memory": str(tmp_path)}, ""), mine)
+        assert [group.exists() for group in groups] == [True, False]
+        os.utime(groups[0], times=(0, time.time() - 60))  # as old as what a predecessor with this number left
+        limits.sweep(Layout({"memory": str(tmp_path)}, ""), mine)
+        assert not groups[0].exists()
+        living.kill()
 
 
 # -- tiers

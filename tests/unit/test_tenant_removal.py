@@ -15,11 +15,14 @@ from doubles.stories import Story
 from graph.ids import TenantId
 from orchestrator.catalog.routes import TenantRoute
 from orchestrator.quotas import OwnQuotas
-from workers.code.layers import Source, write_layer
+from workers.code.chunks import chunk_key
+from workers.code.layers import Source
 from workers.code.origin import Origin
+from workers.code.publishing import publish_layer
 from workers.code.tier1 import Tier1
 from workers.versions import CodePackage, Kind, VersionSpec
 
+CLUSTER_KEY = b"the cluster's key"
 GONE = TenantRoute("acme", 9, OwnQuotas(), removed=True)
 CALLS = {"entry": ["a"]}
 
@@ -92,16 +95,14 @@ def test_tier_1_forgets_a_tenant_whole_and_no_other(tmp_path: Path) -> None:
     origin = Origin((tmp_path / "origin").as_uri())
 
     def layer_of(tenant: str) -> VersionSpec:
-        out = io.BytesIO()
-        manifest = write_layer([Source("handler.py", False, 1, lambda: io.BytesIO(b"1"))], out)
-        out.seek(0)
-        origin.put_layer(tenant, manifest, out)
+        source = Source("handler.py", False, 1, lambda: io.BytesIO(b"1"))
+        manifest = publish_layer(origin, tenant, chunk_key(CLUSTER_KEY, tenant), [source])
         return VersionSpec(
             f"{tenant}/f:1", tenant, "handler:f", Kind.EVENT, "python3.11", 128, 30.0, 1, CodePackage(manifest.digest)
         )
 
     async def story() -> None:
-        tier = Tier1(tmp_path / "code", origin)
+        tier = Tier1(tmp_path / "code", origin, CLUSTER_KEY)
         acme, other = layer_of("acme"), layer_of("other")
         for one in (acme, other):
             await tier.fetch(one)

@@ -1,23 +1,37 @@
-"""A layer: a tree of plain files, written and read as a deterministic tar.zst.
+"""A layer as a tree of plain files on a disk: cut into chunks on one side, put together again on the other.
 
 It holds regular files only, with mode 0644 or 0755: no link can lead out of it, because there is none.
 """
 
-import hashlib
 import os
-import tarfile
-from collections.abc import Callable, Iterable, Iterator
+import zlib
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Executor, Future
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
 import msgspec
-import zstandard
 
-from workers.code.manifest import LayerError, LayerFile, Manifest, check_path
+from workers.code.chunks import chunk_name
+from workers.code.manifest import (
+    CHUNK_BYTES,
+    MAX_FILES,
+    MAX_LAYER_BYTES,
+    Chunk,
+    LayerError,
+    LayerFile,
+    Manifest,
+    check_manifest,
+    check_path,
+)
 
-CHUNK = 1 << 20
-MAX_WINDOW = 128 << 20  # memory that reading a hostile frame may ask for
-COMPRESSION_LEVEL = 3
+LARGE = CHUNK_BYTES // 2
+"""A file from this size on has chunks of its own."""
+
+AHEAD = 8
+"""Chunks that may be under way while one is being written: this bounds the memory of a fetch to 4 MiB."""
 
 
 class Source(msgspec.Struct, frozen=True):
@@ -36,105 +50,172 @@ class Limits(msgspec.Struct, frozen=True):
     files: int = 20_000
 
 
-class _HashingReader:
-    """Reads a source once, counts and hashes it; holds it to its promised size."""
-
-    def __init__(self, source: Source, stream: BinaryIO) -> None:
-        self._source = source
-        self._stream = stream
-        self._hash = hashlib.sha256()
-        self._left = source.size
-
-    def read(self, size: int = -1) -> bytes:
-        """As much as asked for, whatever pieces it comes in."""
-        wanted = self._left if size < 0 else min(size, self._left)
-        chunk = self._stream.read(wanted) if wanted else b""
-        while len(chunk) < wanted:
-            more = self._stream.read(wanted - len(chunk))
-            if not more:
-                raise LayerError(f"{self._source.path!r}: shorter than declared")
-            chunk += more
-        self._left -= len(chunk)
-        self._hash.update(chunk)
-        return chunk
-
-    def finish(self) -> str:
-        if self._stream.read(1):
-            raise LayerError(f"{self._source.path!r}: longer than declared")
-        return self._hash.hexdigest()
+LARGEST = Limits(MAX_LAYER_BYTES, MAX_FILES)
 
 
-def write_layer(sources: Iterable[Source], out: BinaryIO) -> Manifest:
-    """Writes the sources to `out` as tar.zst, sorted by path, and returns what was written. Same sources, same bytes.
+# -- from files to chunks
 
-    Paths must have passed check_path and be unique. Raises LayerError and what opening or reading a source raises.
+
+def lay_out(sources: Iterable[Source]) -> tuple[Sequence[Source], tuple[LayerFile, ...], Sequence[int]]:
+    """The sources in their order, the files they become, and the sizes of the chunks that hold them.
+
+    Small files share chunks. Where one ends depends on the files' names too, so that after a changed file the same cuts come
+    again soon, and most chunks of the next version of a package are those of the one before.
     """
+    ordered = sorted(sources, key=lambda source: source.path)
     files: list[LayerFile] = []
-    size = 0
-    with zstandard.ZstdCompressor(level=COMPRESSION_LEVEL).stream_writer(out, closefd=False) as compressed:
-        # not closed when a source fails: an error must not leave an archive that looks whole
-        archive = tarfile.TarFile(fileobj=compressed, mode="w", format=tarfile.PAX_FORMAT)
-        for source in sorted(sources, key=lambda source: source.path):
-            entry = tarfile.TarInfo(source.path)
-            entry.size = source.size
-            entry.mode = 0o755 if source.executable else 0o644
-            with source.open() as stream:
-                reader = _HashingReader(source, stream)
-                archive.addfile(entry, reader)
-                files.append(LayerFile(source.path, entry.mode, reader.finish()))
-            size += source.size
-        archive.close()
-    return Manifest(tuple(files), size)
+    cuts: list[int] = []
+    offset = shared = 0
+    for source in ordered:
+        large = source.size >= LARGE
+        if shared and (large or shared + source.size > CHUNK_BYTES or (shared >= LARGE and _ends_a_chunk(source.path))):
+            cuts.append(shared)
+            shared = 0
+        files.append(LayerFile(source.path, 0o755 if source.executable else 0o644, source.size, offset))
+        offset += source.size
+        if large:
+            cuts.extend(min(CHUNK_BYTES, source.size - start) for start in range(0, source.size, CHUNK_BYTES))
+        else:
+            shared += source.size
+    if shared:
+        cuts.append(shared)
+    return ordered, tuple(files), cuts
 
 
-def unpack_layer(stream: BinaryIO, folder: Path, limits: Limits) -> Manifest:
-    """Unpacks a tar.zst into the empty `folder` and returns the manifest of what it really held.
+def _ends_a_chunk(path: str) -> bool:
+    return zlib.crc32(path.encode()) % 8 == 0
+
+
+def read_chunks(ordered: Iterable[Source], cuts: Iterable[int]) -> Iterator[bytes]:
+    """The content of each chunk, every source read once. Raises LayerError, and what opening or reading a source raises."""
+    sizes = iter(cuts)
+    wanted = next(sizes, 0)
+    content = bytearray()
+    for source in ordered:
+        with source.open() as stream:
+            left = source.size
+            while left:
+                part = stream.read(min(left, wanted - len(content)))
+                if not part:
+                    raise LayerError(f"{source.path!r}: shorter than declared")
+                left -= len(part)
+                content += part
+                if len(content) == wanted:
+                    yield bytes(content)
+                    content.clear()
+                    wanted = next(sizes, 0)
+            if stream.read(1):
+                raise LayerError(f"{source.path!r}: longer than declared")
+
+
+def manifest_of(sources: Iterable[Source], key: bytes) -> Manifest:
+    """What a layer of these sources is called; nothing is stored. Raises as read_chunks does."""
+    ordered, files, cuts = lay_out(sources)
+    return Manifest(files, tuple(Chunk(chunk_name(key, plain), len(plain)) for plain in read_chunks(ordered, cuts)))
+
+
+def verify(folder: Path, digest: str, key: bytes, limits: Limits = LARGEST) -> bool:
+    """True when the tree on disk still is the layer `digest`; reads every file."""
+    try:
+        return manifest_of(tree(folder, limits), key).digest == digest
+    except (OSError, LayerError):
+        return False
+
+
+# -- from chunks to files
+
+
+def assemble(
+    manifest: Manifest,
+    chunk_of: Callable[[Chunk], bytes],
+    folder: Path,
+    limits: Limits = LARGEST,
+    fetchers: Executor | None = None,
+) -> None:
+    """Writes the layer's files into the empty `folder`. `chunk_of` gives a chunk's content, verified; with `fetchers` it is
+    called in their threads, at most AHEAD chunks before they are needed.
 
     Every file is new (O_EXCL) and every folder made here, so nothing can be written through a link. Folders get 0755, files
-    their mode, whatever the umask. Raises LayerError on anything else than regular files, bad paths or a limit; OSError.
+    their mode, whatever the umask. Raises LayerError, OSError and what `chunk_of` raises; what is written by then stays.
     """
-    files: list[LayerFile] = []
+    check_manifest(manifest)
+    if manifest.size > limits.size or len(manifest.files) > limits.files:
+        raise LayerError(f"over {limits.size} bytes or {limits.files} files")
+    content = _Content(_in_order(manifest.chunks, chunk_of, fetchers))
     made = {""}
-    size = 0
     try:
-        reader = zstandard.ZstdDecompressor(max_window_size=MAX_WINDOW).stream_reader(stream, read_across_frames=True)
-        with tarfile.open(fileobj=reader, mode="r|") as archive:
-            for entry in archive:
-                path = check_path(entry.name)
-                size += entry.size
-                if not entry.isreg() or entry.mode not in (0o644, 0o755):
-                    raise LayerError(f"{path!r}: only plain files with mode 0644 or 0755 belong in a layer")
-                if size > limits.size or len(files) >= limits.files:
-                    raise LayerError(f"over {limits.size} bytes or {limits.files} files")
-                _make_folders(folder, path, made)
-                content = archive.extractfile(entry)
-                assert content is not None
-                files.append(LayerFile(path, entry.mode, _write_file(folder / path, entry.mode, content)))
-    except (tarfile.TarError, zstandard.ZstdError, EOFError, UnicodeError, FileExistsError, NotADirectoryError) as error:
-        raise LayerError(f"not a layer archive: {error}") from error
-    files.sort(key=lambda file: file.path)
-    return Manifest(tuple(files), size)
+        for file in manifest.files:
+            make_folders(folder, file.path, made)
+            with new_file(folder / file.path, file.mode) as write:
+                content.copy(file.size, write)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise LayerError(f"{error.filename}: a file and a folder of one name") from error
+    finally:
+        content.close()
 
 
-def _make_folders(folder: Path, path: str, made: set[str]) -> None:
+def _in_order(chunks: Sequence[Chunk], chunk_of: Callable[[Chunk], bytes], fetchers: Executor | None) -> Iterator[bytes]:
+    coming: deque[Future[bytes]] = deque()
+    try:
+        for index, chunk in enumerate(chunks):
+            if fetchers is None:
+                plain = chunk_of(chunk)
+            else:
+                while len(coming) < AHEAD and index + len(coming) < len(chunks):
+                    coming.append(fetchers.submit(chunk_of, chunks[index + len(coming)]))
+                plain = coming.popleft().result()
+            if len(plain) != chunk.size:
+                raise LayerError(f"chunk {chunk.name[:12]}: {len(plain)} bytes, the manifest says {chunk.size}")
+            yield plain
+    finally:
+        for future in coming:
+            future.cancel()
+
+
+class _Content:
+    """The chunks' content as one stream."""
+
+    def __init__(self, chunks: Iterator[bytes]) -> None:
+        self._chunks = chunks
+        self._rest = memoryview(b"")
+
+    def copy(self, size: int, write: Callable[[bytes | memoryview], object]) -> None:
+        while size:
+            if not self._rest:
+                self._rest = memoryview(next(self._chunks))  # there is one: the manifest was checked
+            part = self._rest[:size]
+            write(part)
+            self._rest = self._rest[len(part) :]
+            size -= len(part)
+
+    def close(self) -> None:
+        self._chunks.close()  # type: ignore[attr-defined]  # a generator: what it waits for is given up
+
+
+def make_folders(folder: Path, path: str, made: set[str]) -> None:
+    """The folders above `path`, those in `made` excepted, each 0755. Raises FileExistsError when something has the name."""
     parent = path.rpartition("/")[0]
     if parent in made:
         return
-    _make_folders(folder, parent, made)
+    make_folders(folder, parent, made)
     (folder / parent).mkdir()
     (folder / parent).chmod(0o755)
     made.add(parent)
 
 
-def _write_file(target: Path, mode: int, content: Iterable[bytes] | object) -> str:
-    digest = hashlib.sha256()
+@contextmanager
+def new_file(target: Path, mode: int) -> Iterator[Callable[[bytes | memoryview], object]]:
+    """Writes one file that was not there; its mode comes last."""
     descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     with os.fdopen(descriptor, "wb", buffering=0) as file:
-        while chunk := content.read(CHUNK):  # type: ignore[union-attr]
-            digest.update(chunk)
-            file.write(chunk)
+
+        def write(part: bytes | memoryview) -> None:
+            rest = memoryview(part)
+            while rest:  # a full disk may take a part, and says so at the next
+                rest = rest[file.write(rest) :]
+
+        yield write
         os.fchmod(file.fileno(), mode)
-    return digest.hexdigest()
 
 
 def tree(folder: Path, limits: Limits) -> Iterator[Source]:
@@ -164,18 +245,3 @@ def _opener(path: Path) -> Callable[[], BinaryIO]:
         return os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC), "rb")
 
     return opened
-
-
-def verify(folder: Path, digest: str, limits: Limits) -> bool:
-    """True when the tree on disk still is the layer `digest`; reads every file."""
-    files: list[LayerFile] = []
-    size = 0
-    try:
-        for source in tree(folder, limits):
-            with source.open() as stream:
-                content = hashlib.file_digest(stream, "sha256").hexdigest()  # type: ignore[arg-type]  # the stubs want readinto
-            files.append(LayerFile(source.path, 0o755 if source.executable else 0o644, content))
-            size += source.size
-    except (OSError, LayerError):
-        return False
-    return Manifest(tuple(sorted(files, key=lambda file: file.path)), size).digest == digest

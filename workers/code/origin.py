@@ -1,7 +1,14 @@
-"""The origin: where layers live for good. A folder on one machine, an object store by its URL on many."""
+"""The origin: where code lives for good. A folder on one machine, an object store by its URL on many.
+
+chunks/<tenant>/<first two digits>/<name>    a chunk, as workers.code.chunks packs it
+layers/<tenant>/<hex>.manifest               a layer; written last, so that one with a manifest is whole
+packages/<tenant>/<hex>                      what a user uploaded (tar.zst)
+packages/<tenant>/<hex>.listing              what it holds; written last
+"""
 
 import io
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 from urllib.parse import unquote, urlsplit
@@ -11,18 +18,23 @@ from obstore.exceptions import BaseError
 from obstore.store import LocalStore, from_url
 
 from graph.ids import TENANT_PATTERN
-from workers.code.manifest import LayerError, Manifest, decode_manifest, encode_manifest, hex_of
+from workers.code.archive import Listing, decode_listing, encode_listing
+from workers.code.manifest import LayerError, Manifest, check_name, decode_manifest, encode_manifest, hex_of
 
 
 class OriginError(Exception):
     """The origin could not be reached, or does not hold what was asked for."""
 
 
-class _ChunkReader(io.RawIOBase):
-    """The chunks of a download as a file."""
+class OldLayer(OriginError):
+    """The layer is there in the form of an earlier release: `old_layer` gives it."""
 
-    def __init__(self, chunks: Iterator[bytes]) -> None:
-        self._chunks = chunks
+
+class _DownloadReader(io.RawIOBase):
+    """The parts of a download as a file."""
+
+    def __init__(self, parts: Iterator[bytes]) -> None:
+        self._parts = parts
         self._rest = memoryview(b"")
 
     def readable(self) -> bool:
@@ -31,7 +43,7 @@ class _ChunkReader(io.RawIOBase):
     def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
         try:
             while not self._rest:
-                self._rest = memoryview(next(self._chunks))
+                self._rest = memoryview(next(self._parts))
         except StopIteration:
             return 0
         except (BaseError, OSError) as error:
@@ -45,9 +57,11 @@ class _ChunkReader(io.RawIOBase):
 class Origin:
     """`url`: file:///folder, s3://bucket/prefix, gs://, az://. Credentials come from the environment, never from the URL.
 
-    Blocking; call it from a thread. Objects: `layers/<tenant>/<hex>` (tar.zst) and the same name + `.manifest`. Raises
+    Blocking; call it from a thread. Holds no key: it stores chunks and does not know what is in them. Every method raises
     OriginError.
     """
+
+    name = "origin"
 
     def __init__(self, url: str) -> None:
         parts = urlsplit(url)
@@ -61,73 +75,151 @@ class Origin:
         except (BaseError, ValueError, OSError) as error:
             raise OriginError(f"origin_url {parts.scheme}://...: {error}") from error
 
-    def put_layer(self, tenant: str, manifest: Manifest, archive: BinaryIO | Path) -> None:
-        """Stores a layer under its digest; the manifest last, so that one with a manifest is whole."""
-        name = _name(tenant, manifest.digest)
-        try:
-            obstore.put(self._store, name, archive)
-            obstore.put(self._store, f"{name}.manifest", encode_manifest(manifest))
-        except (BaseError, OSError) as error:
-            raise OriginError(f"writing layer {manifest.digest[:19]} to the origin: {error}") from error
-
-    def get_layer(self, tenant: str, digest: str) -> BinaryIO:
-        """The layer's tar.zst, streamed."""
-        try:
-            result = obstore.get(self._store, _name(tenant, digest))
-            return io.BufferedReader(_ChunkReader(bytes(chunk) for chunk in result.stream()), 1 << 18)
-        except (BaseError, OSError) as error:
-            raise OriginError(f"layer {digest[:19]} of tenant {tenant}: {_first_line(error)}") from error
+    # -- layers
 
     def manifest(self, tenant: str, digest: str) -> Manifest:
-        try:
-            return decode_manifest(bytes(obstore.get(self._store, f"{_name(tenant, digest)}.manifest").bytes()))
-        except (BaseError, OSError, ValueError) as error:
-            raise OriginError(f"layer {digest[:19]} of tenant {tenant}: {_first_line(error)}") from error
+        """The layer's manifest, checked against its digest. Raises OldLayer too."""
+        with _told(f"layer {digest[:19]} of tenant {tenant}"):
+            try:
+                stored = bytes(obstore.get(self._store, _manifest(tenant, digest)).bytes())
+                return decode_manifest(stored, digest)
+            except LayerError:
+                if self._holds(_old(tenant, digest)):
+                    raise OldLayer(f"layer {digest[:19]} of tenant {tenant} is in the form of an earlier release") from None
+                raise
+
+    def chunk(self, tenant: str, digest: str, name: str) -> bytes:
+        """One chunk of the layer `digest` as it is stored; not checked."""
+        with _told(f"chunk {name[:12]} of layer {digest[:19]} of tenant {tenant}"):
+            return bytes(obstore.get(self._store, _chunk(tenant, name)).bytes())
+
+    def holds_chunk(self, tenant: str, name: str) -> bool:
+        with _told(f"chunk {name[:12]} of tenant {tenant}"):
+            return self._holds(_chunk(tenant, name))
+
+    def put_chunk(self, tenant: str, name: str, stored: bytes) -> None:
+        with _told(f"writing chunk {name[:12]} of tenant {tenant}"):
+            obstore.put(self._store, _chunk(tenant, name), stored, use_multipart=False)
+
+    def put_manifest(self, tenant: str, manifest: Manifest) -> None:
+        """The layer is whole from here on: its chunks must be."""
+        with _told(f"writing layer {manifest.digest[:19]} of tenant {tenant}"):
+            obstore.put(self._store, _manifest(tenant, manifest.digest), encode_manifest(manifest), use_multipart=False)
 
     def holds(self, tenant: str, digest: str) -> bool:
-        """True when the whole layer is there."""
-        try:
-            obstore.head(self._store, f"{_name(tenant, digest)}.manifest")
-        except FileNotFoundError:
-            return False
-        except (BaseError, OSError) as error:
-            raise OriginError(f"layer {digest[:19]} of tenant {tenant}: {_first_line(error)}") from error
-        return True
+        """True when the whole layer is there, in whatever form."""
+        with _told(f"layer {digest[:19]} of tenant {tenant}"):
+            return self._holds(_manifest(tenant, digest))
 
     def remove_layer(self, tenant: str, digest: str) -> None:
-        """The manifest first, so that one with a manifest is whole. Once more does no harm."""
-        name = _name(tenant, digest)
-        for part in (f"{name}.manifest", name):
+        """Its chunks stay: others may share them. Once more does no harm."""
+        with _told(f"deleting layer {digest[:19]} of tenant {tenant}"):
+            self._delete(_manifest(tenant, digest), _old(tenant, digest))
+
+    def old_layer(self, tenant: str, digest: str) -> BinaryIO:
+        """The tar.zst of a layer that an earlier release built, streamed."""
+        with _told(f"layer {digest[:19]} of tenant {tenant}"):
+            return self._stream(_old(tenant, digest))
+
+    # -- packages
+
+    def put_package(self, tenant: str, listing: Listing, archive: BinaryIO | Path) -> None:
+        """Stores an uploaded package under its digest."""
+        name = _package(tenant, listing.digest)
+        with _told(f"writing package {listing.digest[:19]} of tenant {tenant}"):
+            obstore.put(self._store, name, archive)
+            obstore.put(self._store, f"{name}.listing", encode_listing(listing))
+
+    def holds_package(self, tenant: str, digest: str) -> bool:
+        """True when the whole package is there."""
+        with _told(f"package {digest[:19]} of tenant {tenant}"):
+            return self._holds(f"{_package(tenant, digest)}.listing") or self._holds(_old(tenant, digest))
+
+    def listing(self, tenant: str, digest: str) -> Listing:
+        """What the package holds."""
+        with _told(f"package {digest[:19]} of tenant {tenant}"):
             try:
-                obstore.delete(self._store, part)
-            except FileNotFoundError:
-                continue
-            except (BaseError, OSError) as error:
-                raise OriginError(f"deleting layer {digest[:19]} of tenant {tenant}: {_first_line(error)}") from error
+                found = obstore.get(self._store, f"{_package(tenant, digest)}.listing")
+            except FileNotFoundError:  # uploaded to an earlier release
+                found = obstore.get(self._store, _manifest(tenant, digest))
+            return decode_listing(bytes(found.bytes()))
+
+    def package(self, tenant: str, digest: str) -> BinaryIO:
+        """The package's tar.zst, streamed."""
+        with _told(f"package {digest[:19]} of tenant {tenant}"):
+            try:
+                return self._stream(_package(tenant, digest))
+            except FileNotFoundError:  # uploaded to an earlier release
+                return self._stream(_old(tenant, digest))
+
+    def remove_package(self, tenant: str, digest: str) -> None:
+        """The listing first, so that one with a listing is whole. Once more does no harm."""
+        name = _package(tenant, digest)
+        with _told(f"deleting package {digest[:19]} of tenant {tenant}"):
+            self._delete(f"{name}.listing", name)
+
+    # -- all of a tenant's
 
     def forget_tenant(self, tenant: str) -> None:
-        """Deletes every layer of the tenant. Once more does no harm."""
-        if not TENANT_PATTERN.match(tenant):
-            raise OriginError(f"not a tenant: {tenant[:80]!r}")
+        """Deletes all code of the tenant. Once more does no harm."""
+        _check_tenant(tenant)
+        with _told(f"deleting the code of tenant {tenant}"):
+            for kind in ("layers", "packages", "chunks"):
+                try:
+                    for found in obstore.list(self._store, prefix=f"{kind}/{tenant}"):
+                        obstore.delete(self._store, [one["path"] for one in found])
+                except FileNotFoundError:
+                    continue
+
+    # -- objects
+
+    def _holds(self, name: str) -> bool:
         try:
-            for found in obstore.list(self._store, prefix=f"layers/{tenant}"):
-                obstore.delete(self._store, [one["path"] for one in found])
+            obstore.head(self._store, name)
         except FileNotFoundError:
-            return
-        except (BaseError, OSError) as error:
-            raise OriginError(f"deleting the layers of tenant {tenant}: {_first_line(error)}") from error
+            return False
+        return True
+
+    def _delete(self, *names: str) -> None:
+        for name in names:
+            try:
+                obstore.delete(self._store, name)
+            except FileNotFoundError:
+                continue
+
+    def _stream(self, name: str) -> BinaryIO:
+        result = obstore.get(self._store, name)
+        return io.BufferedReader(_DownloadReader(bytes(part) for part in result.stream()), 1 << 18)
 
 
-def _name(tenant: str, digest: str) -> str:
+@contextmanager
+def _told(what: str) -> Iterator[None]:
+    """Whatever goes wrong becomes an OriginError that says with what."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise OriginError(f"{what}: not in the origin") from error
+    except (BaseError, OSError, ValueError) as error:
+        raise OriginError(f"{what}: {(str(error).splitlines() or [type(error).__name__])[0][:200]}") from error
+
+
+def _manifest(tenant: str, digest: str) -> str:
+    return f"layers/{_check_tenant(tenant)}/{hex_of(digest)}.manifest"
+
+
+def _old(tenant: str, digest: str) -> str:
+    return f"layers/{_check_tenant(tenant)}/{hex_of(digest)}"
+
+
+def _package(tenant: str, digest: str) -> str:
+    return f"packages/{_check_tenant(tenant)}/{hex_of(digest)}"
+
+
+def _chunk(tenant: str, name: str) -> str:
+    return f"chunks/{_check_tenant(tenant)}/{check_name(name)[:2]}/{name}"
+
+
+def _check_tenant(tenant: str) -> str:
     if not TENANT_PATTERN.match(tenant):
         raise OriginError(f"not a tenant: {tenant[:80]!r}")
-    try:
-        return f"layers/{tenant}/{hex_of(digest)}"
-    except LayerError as error:
-        raise OriginError(str(error)) from error
-
-
-def _first_line(error: Exception) -> str:
-    if isinstance(error, FileNotFoundError):
-        return "not in the origin"
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]
+    return tenant

@@ -1,6 +1,6 @@
-"""The user's zip becomes a layer: every rule is checked before a byte is kept, every size counted as it is read.
+"""The user's zip becomes a package: every rule is checked before a byte is kept, every size counted as it is read.
 
-Nothing is unpacked to disk on the way: files go from the archive into the layer's tar in sorted order. A symbolic link is
+Nothing is unpacked to disk on the way: files go from the zip into the package's tar in sorted order. A symbolic link is
 accepted only when it names a plain file of the same zip, and becomes a copy of it.
 """
 
@@ -16,8 +16,9 @@ from typing import BinaryIO, cast
 
 import msgspec
 
-from workers.code.layers import Limits, Source, write_layer
-from workers.code.manifest import LayerError, Manifest, check_path
+from workers.code.archive import Listing, write_archive
+from workers.code.layers import Limits, Source
+from workers.code.manifest import LayerError, check_path
 from workers.code.requirements import REQUIREMENTS_FILE, RequirementsError, parse_requirements
 
 MAX_ZIP_BYTES = 50 << 20
@@ -44,23 +45,23 @@ class PackageError(ValueError):
 class Package(msgspec.Struct, frozen=True):
     """`requirements`: the accepted lines of requirements.txt, empty when there are none."""
 
-    manifest: Manifest
+    listing: Listing
     requirements: tuple[str, ...]
 
     @property
     def digest(self) -> str:
-        return self.manifest.digest
+        return self.listing.digest
 
 
 def build_package(archive: BinaryIO, out: BinaryIO, limits: Limits | None = None) -> Package:
-    """Checks the zip in `archive` (seekable) and writes its layer to `out`. Raises PackageError."""
+    """Checks the zip in `archive` (seekable) and writes its tar.zst to `out`. Raises PackageError."""
     limits = limits or Limits()
     try:
         _check_size(archive)
         with zipfile.ZipFile(archive) as opened:
             sources = _sources(opened, limits)
             requirements = _requirements(opened, sources)
-            manifest = write_layer(sources, out)
+            listing = write_archive(sources, out)
     except PackageError:
         raise
     except LayerError as error:
@@ -73,7 +74,7 @@ def build_package(archive: BinaryIO, out: BinaryIO, limits: Limits | None = None
         if error.errno != errno.EINVAL:  # a place before the file's beginning; anything else is trouble of our own
             raise
         raise PackageError("not a readable zip: an entry lies outside of it") from error
-    return Package(manifest, requirements)
+    return Package(listing, requirements)
 
 
 def _check_size(archive: BinaryIO) -> None:

@@ -22,13 +22,14 @@ from pathlib import Path
 
 import structlog
 
-from workers.code.layers import Limits, unpack_layer, verify
+from workers.code.archive import unpack_old_layer, verify_old_layer
+from workers.code.chunks import chunk_key, unpack
+from workers.code.layers import LARGEST, assemble, verify
 from workers.code.manifest import LayerError, hex_of
-from workers.code.origin import Origin, OriginError
+from workers.code.origin import OldLayer, Origin, OriginError
 from workers.ports import CodeUnavailable
 from workers.versions import VersionSpec
 
-LAYER_LIMITS = Limits(size=512 << 20, files=50_000)
 DEFAULT_BYTES = 10 << 30
 THREADS = 2
 """Unpacking at once: it holds a CPU each, and the node has requests to serve."""
@@ -56,9 +57,10 @@ class Tier1:
     layer is verified before its first use.
     """
 
-    def __init__(self, folder: Path, origin: Origin, max_bytes: int = DEFAULT_BYTES) -> None:
+    def __init__(self, folder: Path, origin: Origin, cluster_key: bytes, max_bytes: int = DEFAULT_BYTES) -> None:
         self._folder = folder
         self._origin = origin
+        self._cluster_key = cluster_key
         self._max_bytes = max_bytes
         self._ready: OrderedDict[Key, tuple[Path, int]] = OrderedDict()  # least recently used first; path and bytes
         self._doubtful: set[Key] = set()
@@ -171,24 +173,31 @@ class Tier1:
         tenant, digest = key
         path = self._path(key)
         if doubtful:
-            if verify(path, digest, LAYER_LIMITS):
+            if verify(path, digest, chunk_key(self._cluster_key, tenant)) or verify_old_layer(path, digest, LARGEST):
                 return path, _size(path)
             self._remove(path)
         temporary = path.with_name(f"{path.name}.tmp-{secrets.token_hex(4)}")
         self._make_tenant(path.parent)
         temporary.mkdir(mode=0o700)
         try:
-            with self._origin.get_layer(tenant, digest) as archive:
-                manifest = unpack_layer(archive, temporary, LAYER_LIMITS)
-            if manifest.digest != digest:
-                raise LayerError(f"the origin's layer has the digest {manifest.digest[:19]}")
+            size = self._bring_into(temporary, tenant, digest)
             temporary.chmod(0o755)
             with self._lock:
                 temporary.rename(path)
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
-        return path, manifest.size
+        return path, size
+
+    def _bring_into(self, folder: Path, tenant: str, digest: str) -> int:
+        key = chunk_key(self._cluster_key, tenant)
+        try:
+            manifest = self._origin.manifest(tenant, digest)
+        except OldLayer:
+            with self._origin.old_layer(tenant, digest) as archive:
+                return unpack_old_layer(archive, folder, digest, LARGEST)
+        assemble(manifest, lambda chunk: unpack(key, chunk.name, self._origin.chunk(tenant, digest, chunk.name)), folder)
+        return manifest.size
 
     def _remove(self, path: Path) -> None:
         """Out of the way by a rename first: a layer is whole or not there."""

@@ -127,7 +127,7 @@ class Connection(asyncio.Protocol):
             return
         if found.role != wanted.role or (wanted.name and found.name != wanted.name):
             raise NotTrusted(f"the peer is {found.role} {found.name}, not {wanted.role} {wanted.name}".rstrip())
-        if wanted.fingerprint and found.fingerprint != wanted.fingerprint:
+        if not wanted.counts(found.fingerprint):
             raise NotTrusted(f"{found.role} {found.name} shows a certificate that does not count any more")
 
     def connection_lost(self, exc: Exception | None) -> None:

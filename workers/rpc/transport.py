@@ -38,11 +38,17 @@ Make = Callable[[], asyncio.Protocol]
 
 
 class Peer(msgspec.Struct, frozen=True):
-    """Who a process is. `fingerprint`: SHA-256 of its certificate, hex; empty on a unix socket, or where any will do."""
+    """Who a process is. `fingerprint`: SHA-256 of its certificate, hex; empty on a unix socket, or where any will do. `before`:
+    of the one that this one renews, which counts until the member has shown the new one; empty when there is none."""
 
     role: str
     name: str
     fingerprint: str = ""
+    before: str = ""
+
+    def counts(self, fingerprint: str) -> bool:
+        """Whether who shows this certificate may be it."""
+        return not self.fingerprint or (fingerprint != "" and fingerprint in (self.fingerprint, self.before))
 
 
 class NotTrusted(Exception):
@@ -74,9 +80,19 @@ class Identity:
     ValueError when the files do not hold them."""
 
     def __init__(self, key: Path, certificate: Path, authority: Path) -> None:
+        self._files = key, certificate, authority
         self.certificate = ssl.PEM_cert_to_DER_cert(certificate.read_text())
         self.server = _context(ssl.PROTOCOL_TLS_SERVER, key, certificate, authority)
         self.client = _context(ssl.PROTOCOL_TLS_CLIENT, key, certificate, authority)
+
+    def reload(self) -> None:
+        """The certificate was renewed, for the same key: connections show it from now on, those that stand are left alone. Must
+        run in the thread that serves with this identity, between two handshakes. Raises as the constructor does."""
+        key, certificate, authority = self._files
+        fresh = ssl.PEM_cert_to_DER_cert(certificate.read_text())
+        client = _context(ssl.PROTOCOL_TLS_CLIENT, key, certificate, authority)
+        self.server.load_cert_chain(certificate, key)  # listeners hold this very context
+        self.client, self.certificate = client, fresh
 
 
 def _context(protocol: int, key: Path, certificate: Path, authority: Path) -> ssl.SSLContext:

@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import os
+import time
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ GROUP_SHARES, GROUP_WEIGHT = 64 * 1024, 6400
 """Our group stands for many sandboxes beside processes that each weigh 1024 (v1) or groups that weigh 100 (v2): with the default
 weight all sandboxes together would get what one busy process gets."""
 HOST_PIDS = "pid:[4026531836]"  # the first process namespace of a host has this number
+START_SLACK_S = 0.1  # when a process started is known to a hundredth of a second
 MAX_SPARE = 8  # cells of a shape kept for the next sandbox: making one costs more than the rest of a clone
 
 
@@ -220,7 +222,19 @@ def sweep(layout: Layout, name: str) -> int:
     for own in {*layout.v1.values(), *([layout.v2] if layout.v2 else [])}:
         for root in Path(own).glob("foreglow-*-*" if every else f"foreglow-{digest}-*"):
             pid = root.name.split("-")[2]
-            if pid.isdigit() and int(pid) != os.getpid() and not os.path.exists(f"/proc/{pid}"):
+            if pid.isdigit() and int(pid) != os.getpid() and not _made_by(pid, root):
                 for folder, _, _ in os.walk(root, topdown=False):
                     swept += remove(folder)
     return swept
+
+
+def _made_by(pid: str, group: Path) -> bool:
+    """Whether the process that has this number now made `group`: one that has ended and that nobody has asked for yet did
+    not (any more), nor did one that started after the group was last changed: it got the number later."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        changed = group.stat().st_mtime
+    except OSError:
+        return False
+    age_s = time.clock_gettime(time.CLOCK_BOOTTIME) - int(fields[19]) / os.sysconf("SC_CLK_TCK")
+    return fields[0] not in ("Z", "X") and time.time() - age_s <= changed + START_SLACK_S

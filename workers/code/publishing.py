@@ -1,0 +1,46 @@
+"""Writing a layer into the origin, chunk by chunk: what is there already is not sent again, the manifest comes last."""
+
+from collections import deque
+from collections.abc import Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+
+from workers.code.chunks import chunk_name, pack
+from workers.code.layers import Source, lay_out, read_chunks
+from workers.code.manifest import Chunk, Manifest, check_manifest
+from workers.code.origin import Origin
+
+THREADS = 4
+AHEAD = 2 * THREADS
+"""Chunks read and not stored yet: this bounds the memory of a publish."""
+
+
+def publish_layer(origin: Origin, tenant: str, key: bytes, sources: Iterable[Source]) -> Manifest:
+    """Stores the sources as a layer of the tenant; `key` is its chunk_key. However often, whoever else: the outcome is the same.
+
+    Killed at any step it leaves chunks that nothing refers to, and no manifest. Raises LayerError, OriginError and what opening
+    or reading a source raises.
+    """
+    ordered, files, cuts = lay_out(sources)
+
+    def store(plain: bytes) -> Chunk:
+        name = chunk_name(key, plain)
+        if not origin.holds_chunk(tenant, name):
+            origin.put_chunk(tenant, name, pack(plain))
+        return Chunk(name, len(plain))
+
+    chunks: list[Chunk] = []
+    storing: deque[Future[Chunk]] = deque()
+    with ThreadPoolExecutor(THREADS, thread_name_prefix="publish") as threads:
+        try:
+            for plain in read_chunks(ordered, cuts):
+                if len(storing) >= AHEAD:
+                    chunks.append(storing.popleft().result())
+                storing.append(threads.submit(store, plain))
+            chunks.extend(future.result() for future in storing)
+        except BaseException:
+            threads.shutdown(wait=True, cancel_futures=True)
+            raise
+    manifest = Manifest(files, tuple(chunks))
+    check_manifest(manifest)
+    origin.put_manifest(tenant, manifest)
+    return manifest
