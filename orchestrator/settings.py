@@ -67,6 +67,8 @@ class Settings(BaseSettings):
     python: str = ""  # the interpreter of the runtime; empty: found by workers.drivers.process.interpreter
     node_memory_mb: int = Field(default=0, ge=0)  # 0: 80 % of what the machine has
     standbys: int = Field(default=2, ge=0, le=500)  # per tenant and memory shape that has been used
+    template_init_ms: float = Field(default=50.0, ge=0, allow_inf_nan=False)  # init that earns a function template; 0: none
+    template_memory_mb: int = Field(default=0, ge=0)  # what they may hold on a node; 0: a tenth of its memory
     idle_s: float = Field(default=600.0, gt=0, allow_inf_nan=False)
 
     max_payload_bytes: int = Field(default=6 << 20, gt=0, le=16 << 20)

@@ -14,6 +14,7 @@ from workers.admission import machine_memory_mb
 from workers.code.origin import Origin
 from workers.code.tier1 import Tier1
 from workers.drivers.process.driver import ProcessDriver
+from workers.function_templates import Rules
 from workers.node import Node
 from workers.rpc.transport import Address, Identity
 from workers.sealing import Sealer
@@ -25,8 +26,9 @@ log = structlog.get_logger(__name__)
 
 
 class NodeConfig(msgspec.Struct, frozen=True):
-    """`memory_mb` 0 means 80 % of what the machine has free; `python` empty means found. `rejoin` and `epoch` of a node that has
-    joined; it listens on `sockets`, on TCP with `identity`."""
+    """`memory_mb` 0 means 80 % of what the machine has free; `python` empty means found. `template_init_ms`: init from which on
+    a version gets a function template, 0: never; `template_memory_mb`: what they may hold, 0: a tenth of the memory. `rejoin`
+    and `epoch` of a node that has joined; it listens on `sockets`, on TCP with `identity`."""
 
     name: str
     folder: Path
@@ -39,6 +41,8 @@ class NodeConfig(msgspec.Struct, frozen=True):
     standbys: int
     idle_s: float
     allow_no_isolation: bool
+    template_init_ms: float = 0.0
+    template_memory_mb: int = 0
     identity: Identity | None = None
     epoch: int = 0
     rejoin: Rejoin | None = None
@@ -58,16 +62,18 @@ async def serve(config: NodeConfig, beside: Beside | None = None) -> None:
     report = await driver.start()
     log.info("node.isolation", tier=report.tier, limits=dict(report.limits), missing=list(report.missing))
     tier = Tier1(config.folder / "code", Origin(config.origin_url), config.key)
+    memory_mb = config.memory_mb or int(machine_memory_mb() * MEMORY_SHARE)
     node = Node(
         config.name,
         driver,
         tier,
         Sealer(config.key),
         report,
-        config.memory_mb or int(machine_memory_mb() * MEMORY_SHARE),
+        memory_mb,
         os.cpu_count() or 1,
         config.standbys,
         config.idle_s,
+        Rules(config.template_init_ms, config.template_memory_mb or memory_mb // 10),
     )
     if config.rejoin is not None:
         node.standing.joined(config.epoch, config.rejoin)

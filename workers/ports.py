@@ -16,7 +16,13 @@ class DriverError(Exception):
 
 
 class TemplateRefused(DriverError):
-    """This version cannot have a function template; the message says why, in words for its author. Trying again is in vain."""
+    """This version cannot have a function template; the message says why, in words for its author. Trying again is in vain.
+
+    `kind`: isolation | environment | process | thread | shared-memory | files | socket | descriptor."""
+
+    def __init__(self, kind: str, message: str) -> None:
+        super().__init__(message)
+        self.kind = kind
 
 
 class InitFailed(DriverError):

@@ -190,7 +190,7 @@ class ProcessDriver:
         if self._templates is None:
             raise DriverError("the driver has not been started")
         if self._layers is None:
-            raise TemplateRefused("without isolation an instance would share everything with its template")
+            raise TemplateRefused("isolation", "without isolation an instance would share everything with its template")
         template = await self._templates.get(tenant)
         keeper = await start_keeper(template, self._number(), self._layers, work.layers)
         try:

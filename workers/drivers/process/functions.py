@@ -102,12 +102,13 @@ async def make_function_template(
         report = await original.specialise(msgspec.structs.replace(work, environment={}), timeout_s)
         if report.asked:
             raise TemplateRefused(
+                "environment",
                 f"while it is imported it asks for environment values ({', '.join(report.asked)}), which only an instance has: "
-                "read them in the handler, or in a function given to foreglow.on_restore"
+                "read them in the handler, or in a function given to foreglow.on_restore",
             )
         refused = await keeper.inspect(number())
-        if refused:
-            raise TemplateRefused(f"after the import {refused[:500]}")
+        if refused is not None:
+            raise TemplateRefused(refused[0], f"after the import {refused[1][:500]}")
         memory_mb = await asyncio.get_running_loop().run_in_executor(None, _tightened, original, work.memory_mb)
     except BaseException:
         await original.kill("no function template came of it")

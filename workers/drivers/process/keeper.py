@@ -2,9 +2,9 @@
 namespace in which one version's original lives.
 
 It makes the original (original.py) and, for each instance, a shell: a process that holds namespaces, /tmp, /proc and network of
-that instance and waits for its end. The original is only let in. Messages to the node as in template.py:
-{id, original} makes the original and is answered by its pidfd; {id, inspect} by {id, refused}; {id} by the pidfds of a shell
-and the instance in it.
+that instance and waits for its end. The original is only let in. Messages to the node as in template.py: {id, original} makes
+the original and is answered by its pidfd; {id, inspect} by {id, refused: [kind, why]}; {id} by the pidfds of a shell and the
+instance in it.
 """
 
 import contextlib
@@ -150,10 +150,12 @@ class Keeper:
         ready, made = socket.socketpair()
         born, enter = os.pipe()
         passed: list[int] = []
+
+        def become() -> None:
+            self._become_shell(request, descriptors, made, born)
+
         try:
-            pid, pidfd = self._clone(
-                isolation.NAMESPACES, request, descriptors, lambda: self._become_shell(request, descriptors, made, born)
-            )
+            pid, pidfd = self._clone(isolation.NAMESPACES, request, descriptors, become)
             groups = self._joins(request, descriptors[3:])
             passed = groups if request["into_cgroup"] else []
             self._shells[pidfd] = pid

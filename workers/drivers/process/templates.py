@@ -108,8 +108,8 @@ class Template:
         async with self._turn:
             return await self._clone(request, descriptors, on_exit)
 
-    async def inspect(self, ident: int) -> str:
-        """Of a keeper: why its original cannot be cloned; empty when it can. Raises DriverError."""
+    async def inspect(self, ident: int) -> tuple[str, str] | None:
+        """Of a keeper: (kind, why) its original cannot be cloned; None when it can. Raises DriverError."""
         future: asyncio.Future[Answer] = self._loop.create_future()
         self._asked[ident] = future
         try:
@@ -119,7 +119,7 @@ class Template:
             raise DriverError(f"the keeper does not answer: {error or 'timed out'}") from error
         finally:
             self._asked.pop(ident, None)
-        return str(answer["refused"])
+        return tuple(answer["refused"]) if answer["refused"] else None
 
     async def _clone(self, request: CloneRequest, descriptors: list[int], on_exit: Callable[[str], None]) -> Answer:
         if self.gone:
