@@ -29,7 +29,7 @@ class Standing(StrEnum):
     REFUSED = "refused"  # for good: it would be refused again
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Candidate:
     """What is known of one version. `memory_mb` counts while it is being made (its shape) and held (what it takes)."""
 

@@ -100,6 +100,7 @@ class FunctionTemplates:
     def broke(self, spec: VersionSpec, template: FunctionTemplate, reason: str) -> None:
         """A clone of it could not be had."""
         if self._held.get(spec.version) is template:
+            log.warning("function_template.broke", version=spec.version, reason=reason[:500])
             self._lost(spec.version, template, reason)
 
     # -- the end of one
@@ -252,6 +253,9 @@ class FunctionTemplates:
             kind, why = "init", f"its import took over {INIT_TIMEOUT_S:.0f} s"
         except (DriverError, CodeUnavailable, SealError, OSError) as error:
             kind, why = "driver", str(error) or type(error).__name__
+        except Exception as error:  # else no other version would get one any more
+            log.exception("function_template.making_broke", version=one.version)
+            kind, why = "driver", f"{type(error).__name__}: {error}"
         finally:
             if template is None:
                 self._memory.give_back(reserved_mb)

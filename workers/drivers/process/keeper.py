@@ -83,7 +83,10 @@ class Keeper:
         request = json.loads(message)
         try:
             if request.get("inspect"):
-                self._say({"id": request["id"], "refused": residue.found(self._original, original.OWN_DESCRIPTORS)})
+                refused = residue.found(self._original, original.OWN_DESCRIPTORS)
+                if refused is None and self._link is not None:
+                    self._link.send(b"{}")
+                self._say({"id": request["id"], "refused": refused})
             elif request.get("original"):
                 self._make_original(request, descriptors)
             else:

@@ -5,8 +5,9 @@ an instance, but that it may enter namespaces the keeper (keeper.py, which runs 
 CAP_SYS_ADMIN in the user namespace that holds nothing but this version, and setns. What follows here in an honest version
 is done by all its clones; a hostile one that does otherwise stays within these walls.
 
+    keeper -> original   {} once it has been found fit to be cloned
     keeper -> original   {id} and descriptors [channel, out, err, ready, born, groups...]; `ready` brings the shell's namespaces
-    original             forks a crossing, which enters the shell's namespaces and forks the instance there, and ends
+    original             sends a crossing over, a fork of it: that enters the shell's namespaces, forks the instance, and ends
     original -> keeper   {id, pid} (of the instance, as the keeper sees it) or {id, error}
 """
 
@@ -46,6 +47,7 @@ class Original:
         self._channel = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, 0, CHANNEL)
         self._keeper = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, KEEPER)
         self._instance: runtime.Instance | None = None
+        self._next: tuple[int, socket.socket]  # the crossing that waits, and the way to it
 
     def run(self) -> None:
         self._instance = runtime.become(self._channel, self._enter)
@@ -55,30 +57,47 @@ class Original:
             message, descriptors, _, _ = socket.recv_fds(self._keeper, LISTEN_LIMIT, 16)
             if not message:
                 os._exit(0)  # the keeper has gone
-            self._branch(json.loads(message), descriptors)
+            request = json.loads(message)
+            if "id" in request:
+                self._keeper.send(json.dumps({"id": request["id"], **self._send(message, descriptors)}).encode())
+            self._make_crossing()
 
     def _enter(self, meta: dict[str, Any], _descriptors: list[int]) -> None:
         os.chdir(meta["paths"][0])
 
-    def _branch(self, request: dict[str, Any], descriptors: list[int]) -> None:
-        told, tell = os.pipe()
-        crossing = _fork()
-        if crossing == 0:
-            os.close(told)
-            self._cross(request, descriptors, tell)
-        for descriptor in (*descriptors, tell):
-            os.close(descriptor)
-        os.waitpid(crossing, 0)
-        with open(told, "rb") as file:
-            words = file.read(4096)
-        answer = {"pid": int(words)} if words.isdigit() else {"error": words.decode("utf-8", "replace") or "it ended"}
-        self._keeper.send(json.dumps({"id": request["id"], **answer}).encode())
+    def _make_crossing(self) -> None:
+        """The next one, ahead: of the two forks an instance takes, one is done before it is asked for."""
+        here, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        pid = _fork()
+        if pid == 0:
+            syscalls.die_with_parent()
+            here.close()
+            self._cross(there)
+        there.close()
+        self._next = (pid, here)
 
-    def _cross(self, request: dict[str, Any], descriptors: list[int], tell: int) -> None:
+    def _send(self, message: bytes, descriptors: list[int]) -> dict[str, Any]:
+        """Sends the crossing over; what is to be told the keeper."""
+        pid, link = self._next
+        with link:
+            try:
+                socket.send_fds(link, [message], descriptors)
+                words = link.recv(4096)
+            except OSError as error:
+                words = str(error).encode()
+        for descriptor in descriptors:
+            os.close(descriptor)
+        os.waitpid(pid, 0)
+        return {"pid": int(words)} if words.isdigit() else {"error": words.decode("utf-8", "replace") or "it ended"}
+
+    def _cross(self, original: socket.socket) -> None:
         """In a process of its own: into the shell's namespaces; only its child will be in the process namespace too."""
-        channel, out, err, ready, born, *groups = descriptors
         said = b""
         try:
+            message, descriptors, _, _ = socket.recv_fds(original, LISTEN_LIMIT, 16)
+            if not message:
+                os._exit(0)
+            channel, out, err, ready, born, *groups = descriptors
             here = os.getcwd()
             with socket.socket(fileno=ready) as shell:
                 _, namespaces, _, _ = socket.recv_fds(shell, 1, len(ENTERED))
@@ -88,14 +107,15 @@ class Original:
                 syscalls.setns(namespace, kind)
             pid = _fork()
             if pid == 0:
-                os.close(tell)
-                self._instance_of(request, (channel, out, err), groups, (born, *namespaces), here)
+                original.close()
+                self._instance_of(json.loads(message), (channel, out, err), groups, (born, *namespaces), here)
             os.write(born, b"1")
             said = str(pid).encode()
         except BaseException as error:
             said = f"{type(error).__name__}: {error}"[:4096].encode()
         finally:
-            os.write(tell, said)
+            with contextlib.suppress(OSError):
+                original.send(said)
             os._exit(0)
 
     def _instance_of(
