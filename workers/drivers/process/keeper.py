@@ -14,6 +14,7 @@ import json
 import os
 import select
 import socket
+import time
 import traceback
 from collections.abc import Callable
 from typing import Any
@@ -23,7 +24,7 @@ from workers.drivers.process import isolation, lockdown, original, residue, secc
 NODE, SAFE = 3, 600
 KEEPER_TMP_MB = 1
 ORIGINAL_PROCESSES = 512  # of the whole version, where no control group counts
-READY_TIMEOUT_MS = 5000
+CROSSING_ENDS, CROSSING_ENDS_S = 1000, 0.001  # looked so often, so long apart
 QUIET_MS = 3
 LISTEN_LIMIT = 65536
 ENTRY_PID = 2  # of an instance in its own process namespace, after its shell
@@ -230,12 +231,14 @@ class Keeper:
     # -- ends
 
     def _ended(self, pidfd: int) -> None:
-        try:
-            result = os.waitid(os.P_PIDFD, pidfd, os.WEXITED | os.WNOHANG)
-        except ChildProcessError:
-            os._exit(1)  # not what we were told: no child of ours, so whoever said so lies
-        if result is None:
-            return
+        for _ in range(CROSSING_ENDS):
+            with contextlib.suppress(ChildProcessError):  # its crossing, whose child it is until that has ended, is about to end
+                result = os.waitid(os.P_PIDFD, pidfd, os.WEXITED)
+                break
+            time.sleep(CROSSING_ENDS_S)
+        else:
+            os._exit(1)  # no child of ours: whoever said so lies
+        assert result is not None
         self._poll.unregister(pidfd)
         os.close(pidfd)
         ident = self._ends.pop(pidfd)

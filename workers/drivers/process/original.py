@@ -59,7 +59,9 @@ class Original:
                 os._exit(0)  # the keeper has gone
             request = json.loads(message)
             if "id" in request:
-                self._keeper.send(json.dumps({"id": request["id"], **self._send(message, descriptors)}).encode())
+                crossing, answer = self._send(message, descriptors)
+                self._keeper.send(json.dumps({"id": request["id"], **answer}).encode())
+                os.waitpid(crossing, 0)
             self._make_crossing()
 
     def _enter(self, meta: dict[str, Any], _descriptors: list[int]) -> None:
@@ -76,8 +78,8 @@ class Original:
         there.close()
         self._next = (pid, here)
 
-    def _send(self, message: bytes, descriptors: list[int]) -> dict[str, Any]:
-        """Sends the crossing over; what is to be told the keeper."""
+    def _send(self, message: bytes, descriptors: list[int]) -> tuple[int, dict[str, Any]]:
+        """Sends the crossing over; its pid, and what is to be told the keeper."""
         pid, link = self._next
         with link:
             try:
@@ -87,8 +89,9 @@ class Original:
                 words = str(error).encode()
         for descriptor in descriptors:
             os.close(descriptor)
-        os.waitpid(pid, 0)
-        return {"pid": int(words)} if words.isdigit() else {"error": words.decode("utf-8", "replace") or "it ended"}
+        if words.isdigit():
+            return pid, {"pid": int(words)}
+        return pid, {"error": words.decode("utf-8", "replace") or "it ended"}
 
     def _cross(self, original: socket.socket) -> None:
         """In a process of its own: into the shell's namespaces; only its child will be in the process namespace too."""
