@@ -48,9 +48,10 @@ def describe(
 
     with Client(state_folder(state)) as client:
         one = client.get(f"/v1/functions/{name}")
-    if json:
-        show.as_json(one)
-        return
+        if json:
+            show.as_json(one)
+            return
+        templates = [found for found in client.get("/v1/instances").get("templates", ()) if found["function"] == one["name"]]
     out = show.console()
     serves = f"version {one['latest']} serves" if one["latest"] else "no version serves yet"
     out.print(f"[bold]{one['name']}[/]  {one['kind']}, {serves}")
@@ -81,6 +82,21 @@ def describe(
         for part in conditions_of(version)
     ]
     out.print(show.table("", ("version>", "condition", "status", "since", "why"), rows))
+    if templates:
+        rows = [
+            (
+                found["version"],
+                found["node"],
+                found["standing"],
+                f"{found['init_ms']:.0f} ms",
+                f"{found['memory_mb']} MB" if found["memory_mb"] else "",
+                found["clones"],
+                show.plain(found["reason"]),
+            )
+            for found in sorted(templates, key=lambda found: (-int(found["version"]), found["node"]))
+        ]
+        columns = ("version>", "node", "function template", "init>", "memory>", "clones>", "why not")
+        out.print(show.table("", columns, rows))
 
 
 def remove(

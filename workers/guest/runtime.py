@@ -376,9 +376,15 @@ class Withheld(dict):  # type: ignore[type-arg]
 
 
 def _withhold(names: Iterable[str]) -> Withheld:
-    environment: Any = os.environ
-    environment._data = withheld = Withheld(environment._data, names)
+    withheld = Withheld(os.environ._data, names)  # type: ignore[attr-defined]
+    _put_environment(withheld)
     return withheld
+
+
+def _put_environment(values: dict[Any, Any]) -> None:
+    views: Any = (os.environ, os.environb)
+    for view in views:
+        view._data = values
 
 
 def _note_unseeded() -> Callable[[], None]:
@@ -531,8 +537,7 @@ def resume(instance: Instance, sock: socket.socket, attach: Attach) -> None:
 
     def restore(_ready: dict[str, Any]) -> None:
         reseed(bytes.fromhex(meta.get("entropy", "")))
-        environment: Any = os.environ
-        environment._data = dict(environment._data)
+        _put_environment(dict(os.environ._data))  # type: ignore[attr-defined]
         os.environ.update(meta.get("environment", {}))
         _restored()
 

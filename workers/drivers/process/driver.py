@@ -83,6 +83,7 @@ class ProcessDriver:
         self._tier = Tier("none")
         self._templates: TenantTemplates | None = None
         self._clones: set[ProcessClone] = set()
+        self._keepers: set[Template] = set()
         self._numbers = 0
         self._background: set[asyncio.Future[None]] = set()
         self._watcher: asyncio.Task[None] | None = None
@@ -157,6 +158,9 @@ class ProcessDriver:
         if self._watcher is not None:
             self._watcher.cancel()
         await asyncio.gather(*(clone.kill("the node stops") for clone in list(self._clones)), return_exceptions=True)
+        for keeper in self._keepers:
+            keeper.end()
+        await asyncio.gather(*(keeper.wait() for keeper in list(self._keepers)), return_exceptions=True)
         if self._templates is not None:
             await self._templates.stop()
         while self._background:
@@ -192,7 +196,7 @@ class ProcessDriver:
         if self._layers is None:
             raise TemplateRefused("isolation", "without isolation an instance would share everything with its template")
         template = await self._templates.get(tenant)
-        keeper = await start_keeper(template, self._number(), self._layers, work.layers)
+        keeper = await start_keeper(template, self._number(), self._layers, work.layers, self._keepers)
         try:
             return await make_function_template(keeper, self._clone, self._number, work, timeout_s)
         except BaseException:

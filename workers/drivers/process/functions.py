@@ -67,13 +67,16 @@ class ProcessFunctionTemplate:
             self.on_gone(reason)
 
 
-async def start_keeper(template: Template, number: int, source: LayerSource, layers: Sequence[Path]) -> Template:
-    """Raises DriverError."""
+async def start_keeper(
+    template: Template, number: int, source: LayerSource, layers: Sequence[Path], keepers: set[Template]
+) -> Template:
+    """A keeper with `layers` at their places; one of `keepers` until it has gone. Raises DriverError."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     ours.setblocking(False)
     trees: list[int] = []
 
-    def gone(_keeper: Template) -> None:
+    def gone(keeper: Template) -> None:
+        keepers.discard(keeper)
         template.clone_gone()
 
     try:
@@ -90,7 +93,9 @@ async def start_keeper(template: Template, number: int, source: LayerSource, lay
     finally:
         for tree in trees:
             os.close(tree)
-    return Template((watch.pid_of(pidfds[0]), pidfds[0]), None, ours, template.uid, gone)
+    keeper = Template((watch.pid_of(pidfds[0]), pidfds[0]), None, ours, template.uid, gone)
+    keepers.add(keeper)
+    return keeper
 
 
 async def make_function_template(
