@@ -83,7 +83,7 @@ def describe(
     ]
     out.print(show.table("", ("version>", "condition", "status", "since", "why"), rows))
     if templates:
-        rows = [
+        held: list[tuple[object, ...]] = [
             (
                 found["version"],
                 found["node"],
@@ -95,8 +95,8 @@ def describe(
             )
             for found in sorted(templates, key=lambda found: (-int(found["version"]), found["node"]))
         ]
-        columns = ("version>", "node", "function template", "init>", "memory>", "clones>", "why not")
-        out.print(show.table("", columns, rows))
+        named = ("version>", "node", "function template", "init>", "memory>", "clones>", "why not")
+        out.print(show.table("", named, held))
 
 
 def remove(

@@ -197,12 +197,14 @@ class ProcessClone:
     def usage(self) -> Usage | None:
         if self._dead:
             return None
+        shells = 1 if self.worker != self.pid else 0  # it holds the namespaces, and is none of the function's
         with contextlib.suppress(OSError, ValueError):
             if self.cell is not None:
                 memory, processes = self.cell.memory_bytes(), self.cell.processes()
                 if memory is not None and processes is not None:
-                    return Usage(memory, processes)
-            return Usage(*watch.used(self.pid, self._members(), self._sandboxed, 0))
+                    return Usage(memory, processes - shells)
+            memory, processes = watch.used(self.pid, self._members(), self._sandboxed, 0)
+            return Usage(memory, processes - shells)
         return None
 
     def enforce_memory(self) -> None:

@@ -13,8 +13,8 @@ import gc
 import json
 import os
 import select
+import signal
 import socket
-import time
 import traceback
 from collections.abc import Callable
 from typing import Any
@@ -24,7 +24,6 @@ from workers.drivers.process import isolation, lockdown, original, residue, secc
 NODE, SAFE = 3, 600
 KEEPER_TMP_MB = 1
 ORIGINAL_PROCESSES = 512  # of the whole version, where no control group counts
-CROSSING_ENDS, CROSSING_ENDS_S = 1000, 0.001  # looked so often, so long apart
 QUIET_MS = 3
 LISTEN_LIMIT = 65536
 ENTRY_PID = 2  # of an instance in its own process namespace, after its shell
@@ -37,11 +36,11 @@ class Keeper:
         self._node = node
         self._tid_address = tid_address
         self._poll = select.poll()
-        self._ends: dict[int, int] = {}  # pidfd of the original or an instance -> id of its request
-        self._shells: dict[int, int] = {}  # pidfd of a shell -> its pid; to be reaped
+        self._ends: dict[int, int] = {}  # pid of the original or an instance -> id of its request
         self._asked: dict[int, tuple[int, int]] = {}  # id -> (pidfd, pid) of the shell that waits for its instance
         self._link: socket.socket | None = None
         self._original = 0
+        self._waker: socket.socket
         self._network_fresh = True
         self._lockdown = lockdown.Lockdown(seccomp.assemble(seccomp.ORIGINAL_ALLOWED))
         self._final = seccomp.assemble()
@@ -49,6 +48,12 @@ class Keeper:
 
     def serve(self) -> None:
         self._poll.register(self._node, select.POLLIN)
+        awake, self._waker = socket.socketpair()
+        for one in (awake, self._waker):
+            one.setblocking(False)
+        signal.signal(signal.SIGCHLD, lambda _number, _frame: None)
+        signal.set_wakeup_fd(self._waker.fileno())
+        self._poll.register(awake, select.POLLIN)
         while True:
             ready = self._poll.poll(None if self._network_fresh else QUIET_MS)
             if not ready:
@@ -58,10 +63,9 @@ class Keeper:
                     self._request()
                 elif self._link is not None and descriptor == self._link.fileno():
                     self._born()
-                elif descriptor in self._shells:
-                    self._shell_ended(descriptor)
-                elif descriptor in self._ends:  # else it was closed on the way, by what came before it
-                    self._ended(descriptor)
+                elif descriptor == awake.fileno():
+                    awake.recv(LISTEN_LIMIT)
+                    self._reap()
 
     def _refresh_network(self) -> None:
         if not self._network_fresh:
@@ -104,6 +108,9 @@ class Keeper:
         pid, pidfd = syscalls.clone3(flags, self._tid_address, group)
         if pid == 0:
             with contextlib.suppress(BaseException):
+                signal.set_wakeup_fd(-1)
+                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+                self._waker.close()
                 syscalls.die_with_parent()
                 become()
             os._exit(1)
@@ -118,10 +125,10 @@ class Keeper:
         with theirs:
             pid, pidfd = self._clone(flags, request, descriptors, lambda: self._become_original(request, descriptors, theirs))
         self._original, self._link = pid, link
-        self._ends[pidfd] = request["id"]
-        self._poll.register(pidfd, select.POLLIN)
+        self._ends[pid] = request["id"]
         self._poll.register(link, select.POLLIN)
         self._say({"id": request["id"], "pid": pid}, (pidfd,))
+        os.close(pidfd)
 
     def _become_original(self, request: dict[str, Any], descriptors: list[int], keeper: socket.socket) -> None:
         channel, out, err, *groups = descriptors
@@ -162,8 +169,6 @@ class Keeper:
             pid, pidfd = self._clone(isolation.NAMESPACES, request, descriptors, become)
             groups = self._joins(request, descriptors[3:])
             passed = groups if request["into_cgroup"] else []
-            self._shells[pidfd] = pid
-            self._poll.register(pidfd, select.POLLIN)
             self._asked[request["id"]] = (pidfd, pid)
             kept = {key: request[key] for key in ("id", "tmp_mb", "address_space_mb")}
             socket.send_fds(self._link, [json.dumps(kept).encode()], [*descriptors[:3], ready.fileno(), enter, *groups])
@@ -215,43 +220,39 @@ class Keeper:
             self._lost_original()
             return
         answer = json.loads(message)
-        pidfd, pid = self._asked.pop(answer["id"])
+        shell, pid = self._asked.pop(answer["id"])
+        inside = -1
         try:
-            inside = os.pidfd_open(int(answer["pid"])) if "pid" in answer else -1
+            if "pid" not in answer:
+                raise OSError(str(answer.get("error"))[:1000])
+            if answer["pid"] in self._ends:
+                raise OSError("that process is another")
+            inside = os.pidfd_open(int(answer["pid"]))
         except OSError as error:
-            answer, inside = {"error": f"the instance has gone ({error})"}, -1
-        if inside < 0:
-            syscalls.pidfd_send_signal(pidfd, syscalls.SIGKILL)
-            self._say({"id": answer.get("id", 0), "error": str(answer.get("error"))[:1000]})
-            return
-        self._ends[inside] = answer["id"]
-        self._poll.register(inside, select.POLLIN)
-        self._say({"id": answer["id"], "pid": pid}, (pidfd, inside))
+            syscalls.pidfd_send_signal(shell, syscalls.SIGKILL)
+            self._say({"id": answer["id"], "error": f"no instance came of it: {error}"})
+        else:
+            self._ends[int(answer["pid"])] = answer["id"]
+            self._say({"id": answer["id"], "pid": pid}, (shell, inside))
+            os.close(inside)
+        os.close(shell)
 
     # -- ends
 
-    def _ended(self, pidfd: int) -> None:
-        for _ in range(CROSSING_ENDS):
-            with contextlib.suppress(ChildProcessError):  # its crossing, whose child it is until that has ended, is about to end
-                result = os.waitid(os.P_PIDFD, pidfd, os.WEXITED)
-                break
-            time.sleep(CROSSING_ENDS_S)
-        else:
-            os._exit(1)  # no child of ours: whoever said so lies
-        assert result is not None
-        self._poll.unregister(pidfd)
-        os.close(pidfd)
-        ident = self._ends.pop(pidfd)
-        if result.si_pid == self._original:
-            self._lost_original()
-        key = "code" if result.si_code == os.CLD_EXITED else "signal"
-        self._say({"exit": ident, key: result.si_status})
-
-    def _shell_ended(self, pidfd: int) -> None:
-        os.waitid(os.P_PIDFD, pidfd, os.WEXITED)
-        self._poll.unregister(pidfd)
-        os.close(pidfd)
-        del self._shells[pidfd]
+    def _reap(self) -> None:
+        """Whoever has ended, and what came to us because its parent has: until that is done, the process namespace it was in
+        cannot end."""
+        with contextlib.suppress(ChildProcessError):
+            while True:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+                if pid == 0:
+                    return
+                ident = self._ends.pop(pid, None)
+                if pid == self._original:
+                    self._lost_original()
+                if ident is not None:
+                    code = os.waitstatus_to_exitcode(status)
+                    self._say({"exit": ident, "code": code} if code >= 0 else {"exit": ident, "signal": -code})
 
     def _lost_original(self) -> None:
         """No more instances; those there are live on. Whoever waits is told."""
@@ -261,8 +262,9 @@ class Keeper:
             self._link.close()
             self._link = None
         while self._asked:
-            ident, (pidfd, _) = self._asked.popitem()
-            syscalls.pidfd_send_signal(pidfd, syscalls.SIGKILL)
+            ident, (shell, _) = self._asked.popitem()
+            syscalls.pidfd_send_signal(shell, syscalls.SIGKILL)
+            os.close(shell)
             self._say({"id": ident, "error": "the original has gone"})
 
 

@@ -54,6 +54,7 @@ class Lockdown:
         temporary = os.open("/tmp", os.O_PATH | os.O_CLOEXEC)  # noqa: S108
         for access, folder in (*self._rules, (self._handled, temporary)):
             syscalls.landlock_allow(self._ruleset, access, folder)
+        os.close(temporary)
 
     def keep_at(self, target: int, safe: int) -> int:
         """Moves the ruleset's descriptor to `target` (by way of one above `safe`); how many descriptors that takes."""
