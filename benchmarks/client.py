@@ -35,9 +35,10 @@ class Answer:
         """Server-Timing."""
         steps = {}
         for part in self.headers.get("server-timing", "").split(","):
-            name, _, duration = part.strip().partition(";dur=")
-            if duration:
-                steps[name] = float(duration)
+            name, _, rest = part.strip().partition(";")
+            for parameter in rest.split(";"):
+                if parameter.startswith("dur="):
+                    steps[name] = float(parameter[4:])
         return steps
 
 

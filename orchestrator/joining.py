@@ -18,12 +18,13 @@ from typing import Any
 import msgspec
 
 from orchestrator.authority import keep, make_request
-from orchestrator.membership import Member, certificate_file, load_member, over, save_member
+from orchestrator.membership import Member, certificate_file, load_member, over, save_callers, save_member
 from orchestrator.validity import validity
+from workers.rpc.messages import Caller
 from workers.rpc.transport import HostPort, NotTrusted, certified, parse_address
 
 PREFIX = "fgj_"
-MAX_LINE = 64 << 10
+MAX_LINE = 1 << 20  # thousands of callers
 TIMEOUT_S = 10.0
 
 
@@ -84,13 +85,17 @@ def join(state: Path, control: str, token: str, role: str, name: str, listen: st
 
 
 def rejoin(state: Path, member: Member) -> Member:
-    """The member with its new epoch, over its certificate. Raises JoinFailed, OSError."""
+    """The member with its new epoch, over its certificate. A node is told who may speak to it, too; that is kept. Raises
+    JoinFailed, OSError."""
     answer = _ask_as_member(state, member, {"what": "rejoin"})
     try:
         again = msgspec.structs.replace(member, epoch=int(answer["epoch"]))
+        callers = msgspec.convert(answer.get("callers", []), list[Caller])
     except (KeyError, TypeError, ValueError) as error:
         raise JoinFailed(f"control at {member.control} answered what this release does not understand: {error!r}") from error
     save_member(state, again)
+    if "callers" in answer:
+        save_callers(state, callers)
     return again
 
 

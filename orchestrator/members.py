@@ -7,12 +7,13 @@ from typing import Generic, Protocol, TypeVar
 import structlog
 
 from orchestrator.catalog.routes import NodeRoute
-from workers.rpc.transport import Address, Peer, parse_address
+from workers.callers import ROLES
+from workers.rpc.messages import Caller
+from workers.rpc.transport import LOCAL, Address, Peer, parse_address
+
+__all__ = ["LOCAL", "Followed", "Members", "admit", "callers_of"]
 
 STOP_S = 2.0
-LOCAL = "@"
-"""In the names of what runs beside control, and in no member's: they are in no table, the authority's own folder made them."""
-
 log = structlog.get_logger(__name__)
 
 
@@ -106,6 +107,11 @@ class Members(Generic[One]):
 def _same_place(old: NodeRoute, new: NodeRoute) -> bool:
     """And the same member: its epoch changes when it joins anew, its certificates overlap while it renews them."""
     return old.address == new.address and (old.epoch == new.epoch or new.peer.counts(old.fingerprint))
+
+
+def callers_of(routes: Iterable[NodeRoute]) -> list[Caller]:
+    """Those who may speak to nodes."""
+    return [Caller(one.role, one.name, one.fingerprint, one.fingerprint_before, one.epoch) for one in routes if one.role in ROLES]
 
 
 def admit(roles: Iterable[str], table: Mapping[str, NodeRoute]) -> Callable[[Peer], str]:

@@ -1,14 +1,19 @@
 """Who this process is in the cluster: what joining left in the state folder, or, beside control, a certificate made here."""
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
+import structlog
 
 from orchestrator.authority import Authority, keep, make_request
 from orchestrator.settings import Settings
 from orchestrator.validity import Validity, validity
+from workers.rpc.messages import Caller
 from workers.rpc.transport import Address, Identity, Peer, parse_address
+
+log = structlog.get_logger(__name__)
 
 
 class NotJoined(Exception):
@@ -47,6 +52,32 @@ def load_member(state: Path) -> Member | None:
 def save_member(state: Path, member: Member) -> None:
     """Raises OSError."""
     keep(member_file(state), msgspec.json.encode(member))
+
+
+def callers_file(state: Path) -> Path:
+    return state / "callers.json"
+
+
+def save_callers(state: Path, callers: Sequence[Caller]) -> None:
+    """Whom control counts, for a node that begins while control is away. Short and rare, so it may hold up an event loop; a disk
+    that takes nothing is logged."""
+    path, content = callers_file(state), msgspec.json.encode(callers)
+    try:
+        if not path.exists() or path.read_bytes() != content:
+            keep(path, content)
+    except OSError as error:
+        log.warning("callers.not_kept", file=str(path), reason=str(error))
+
+
+def load_callers(state: Path) -> list[Caller] | None:
+    """None: nothing was told yet. What cannot be read is as good as nothing: control tells again when it is there."""
+    try:
+        return msgspec.json.decode(callers_file(state).read_bytes(), type=list[Caller])
+    except FileNotFoundError:
+        return None
+    except (OSError, msgspec.DecodeError) as error:
+        log.warning("callers.unreadable", file=str(callers_file(state)), reason=str(error))
+        return None
 
 
 def certificate_file(state: Path) -> Path:

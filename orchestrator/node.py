@@ -2,6 +2,7 @@
 
 import asyncio
 import socket
+from functools import partial
 from typing import TYPE_CHECKING
 
 import structlog
@@ -21,9 +22,10 @@ def run(settings: Settings) -> None:
     which only a process with one thread may do. Raises NotJoined, and JoinFailed for a node that was told to leave."""
     enter_user_namespace()
     from orchestrator.joining import JoinFailed, rejoin
-    from orchestrator.membership import Self
+    from orchestrator.membership import Self, load_callers, save_callers
     from workers.bootstrap import NodeConfig
     from workers.bootstrap import run as run_node
+    from workers.code.room import Bounds
 
     own = Self(settings, "node", socket.gethostname())
     member = own.member
@@ -45,7 +47,9 @@ def run(settings: Settings) -> None:
         from orchestrator.ops.node import NodeMetrics, node_checks
         from orchestrator.renewal import keep_certified
 
-        operations = Operations("node", lambda: node.serving, lambda: node_checks(node), NodeMetrics(node, tier))
+        operations = Operations(
+            "node", lambda: node.serving, lambda: node_checks(node), NodeMetrics(node, tier, settings.metrics_functions)
+        )
         done = keep_certified(own)
         try:
             await operations.start(settings)
@@ -73,6 +77,9 @@ def run(settings: Settings) -> None:
             identity=own.identity,
             epoch=member.epoch if member is not None else 0,
             rejoin=again if member is not None else None,
+            callers=load_callers(settings.state) if member is not None else None,
+            on_callers=partial(save_callers, settings.state) if member is not None else lambda callers: None,
+            code_bounds=Bounds(settings.node_code_bytes, settings.node_code_tenant_bytes),
         ),
         beside,
     )

@@ -53,7 +53,7 @@ def check_database(settings: Settings) -> None:
     except sqlite3.DatabaseError as error:
         raise NotPossible(f"{path} is damaged ({error}): {way_out}") from error
     if found != ["ok"]:
-        raise NotPossible(f"{path} is damaged ({' '.join(found)[:200]}): {way_out}")
+        raise NotPossible(f"{path} is damaged ({' '.join(' '.join(found).split())[:200]}): {way_out}")
 
 
 def _read(path: Path) -> bytes | None:

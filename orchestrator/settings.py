@@ -66,6 +66,8 @@ class Settings(BaseSettings):
     allow_no_isolation: bool = False
     python: str = ""  # the interpreter of the runtime; empty: found by workers.drivers.process.interpreter
     node_memory_mb: int = Field(default=0, ge=0)  # 0: 80 % of what the machine has
+    node_code_bytes: int = Field(default=10 << 30, ge=0, le=2**63 - 1)  # of code on a node's disk, all tenants
+    node_code_tenant_bytes: int = Field(default=5 << 30, ge=0, le=2**63 - 1)  # of one tenant
     standbys: int = Field(default=2, ge=0, le=500)  # per tenant and memory shape that has been used
     template_init_ms: float = Field(default=50.0, ge=0, allow_inf_nan=False)  # init that earns a function template; 0: none
     template_memory_mb: int = Field(default=0, ge=0)  # what they may hold on a node; 0: a tenth of its memory
@@ -147,7 +149,7 @@ class Settings(BaseSettings):
         base = Path(os.environ.get("XDG_RUNTIME_DIR", "")) if os.environ.get("XDG_RUNTIME_DIR") else Path("/tmp")  # noqa: S108
         if os.geteuid() == 0:
             base = Path("/run")
-        digest = hashlib.sha256(str(self.state).encode()).hexdigest()[:10]
+        digest = hashlib.sha256(os.fsencode(self.state)).hexdigest()[:10]
         return base / f"foreglow-{os.geteuid()}-{digest}"
 
     def socket(self, name: str) -> Path:

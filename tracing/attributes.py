@@ -22,4 +22,5 @@ WAIT_MS: Final = "foreglow.wait_ms"  # waited for an instance; offsets are freed
 STATUS: Final = "foreglow.status"  # ok, error, timeout, killed, refused, cancelled
 NODE: Final = "foreglow.node"
 DECISION_ID: Final = "foreglow.decision_id"
-STEP_MS: Final = "foreglow.step.{}_ms"  # one for each of tracing.records.Timings that happened
+STEP_MS: Final = "foreglow.step.{}_ms"  # one for each of tracing.records.STEPS that happened
+CODE_FROM: Final = "foreglow.code_from"  # tier1, tier2 or origin

@@ -17,7 +17,7 @@ from opentelemetry.trace import Link, SpanContext, SpanKind, Status, StatusCode,
 from graph.calls import StartKind
 from tracing import attributes
 from tracing.propagation import parse
-from tracing.records import InvocationRecord
+from tracing.records import STEPS, InvocationRecord
 
 _STARTED_COLD = (StartKind.COLD, StartKind.STANDBY)
 _SAMPLED = TraceFlags(TraceFlags.SAMPLED)
@@ -63,7 +63,7 @@ def _attributes(record: InvocationRecord, name: str) -> dict[str, str | bool | f
         attributes.WAIT_MS: record.timings.start_ms,
         attributes.STATUS: record.status,
     }
-    for step in record.timings.__struct_fields__:
+    for step in STEPS:
         took = getattr(record.timings, step)
         if took:
             told[attributes.STEP_MS.format(step)] = took
@@ -71,6 +71,7 @@ def _attributes(record: InvocationRecord, name: str) -> dict[str, str | bool | f
         attributes.NODE: record.node,
         attributes.DECISION_ID: record.decision_id,
         attributes.ERROR_TYPE: record.error_type,
+        attributes.CODE_FROM: record.timings.code_from,
     }
     told.update({attribute: value for attribute, value in optional.items() if value})
     return told

@@ -7,9 +7,12 @@ import msgspec
 
 from graph.calls import StartKind
 
+STEPS = ("queue", "place", "clone", "code", "net", "init", "run")
+
 
 class Timings(msgspec.Struct, frozen=True, array_like=True):
-    """Milliseconds per step, in the order they happen. A step that did not happen is 0."""
+    """Milliseconds per step, in the order they happen. A step that did not happen is 0. `code_from`: tier1, tier2 or origin;
+    empty when no code was fetched for it."""
 
     queue: float = 0.0  # waited for capacity, at the gateway and on the node
     place: float = 0.0  # resolve and choose a node
@@ -18,6 +21,7 @@ class Timings(msgspec.Struct, frozen=True, array_like=True):
     net: float = 0.0  # attach the tunnel
     init: float = 0.0  # import the handler's module
     run: float = 0.0  # the handler
+    code_from: str = ""
 
     @property
     def start_ms(self) -> float:

@@ -11,11 +11,14 @@ import structlog
 import uvloop
 
 from workers.admission import machine_memory_mb
+from workers.callers import CallerList
 from workers.code.origin import Origin
+from workers.code.room import Bounds
 from workers.code.tier1 import Tier1
 from workers.drivers.process.driver import ProcessDriver
 from workers.function_templates import Rules
 from workers.node import Node
+from workers.rpc.messages import Caller
 from workers.rpc.transport import Address, Identity
 from workers.sealing import Sealer
 from workers.standing import Rejoin
@@ -28,7 +31,8 @@ log = structlog.get_logger(__name__)
 class NodeConfig(msgspec.Struct, frozen=True):
     """`memory_mb` 0 means 80 % of what the machine has free; `python` empty means found. `template_init_ms`: init from which on
     a version gets a function template, 0: never; `template_memory_mb`: what they may hold, 0: a tenth of the memory. `rejoin`
-    and `epoch` of a node that has joined; it listens on `sockets`, on TCP with `identity`."""
+    and `epoch` of a node that has joined; it listens on `sockets`, on TCP with `identity`. `callers`: who may dial it there, as
+    far as is known (None: nothing); `on_callers` hears whenever control tells."""
 
     name: str
     folder: Path
@@ -46,6 +50,9 @@ class NodeConfig(msgspec.Struct, frozen=True):
     identity: Identity | None = None
     epoch: int = 0
     rejoin: Rejoin | None = None
+    callers: Sequence[Caller] | None = None
+    on_callers: Callable[[Sequence[Caller]], None] = lambda callers: None
+    code_bounds: Bounds = Bounds()
 
 
 Beside = Callable[[Node, Tier1], Coroutine[None, None, None]]
@@ -61,7 +68,7 @@ async def serve(config: NodeConfig, beside: Beside | None = None) -> None:
     driver = ProcessDriver(config.folder / "process", config.python, config.allow_no_isolation)
     report = await driver.start()
     log.info("node.isolation", tier=report.tier, limits=dict(report.limits), missing=list(report.missing))
-    tier = Tier1(config.folder / "code", Origin(config.origin_url), config.key)
+    tier = Tier1(config.folder / "code", [Origin(config.origin_url)], config.key, config.code_bounds)
     memory_mb = config.memory_mb or int(machine_memory_mb() * MEMORY_SHARE)
     node = Node(
         config.name,
@@ -77,6 +84,7 @@ async def serve(config: NodeConfig, beside: Beside | None = None) -> None:
     )
     if config.rejoin is not None:
         node.standing.joined(config.epoch, config.rejoin)
+    node.callers, node.on_callers = CallerList(config.callers), config.on_callers
     serving = asyncio.create_task(node.serve(config.sockets, config.secret, config.identity))
     running = [serving] if beside is None else [serving, asyncio.create_task(beside(node, tier))]
     stopping = asyncio.create_task(stop.wait())
@@ -91,6 +99,7 @@ async def serve(config: NodeConfig, beside: Beside | None = None) -> None:
             task.cancel()
         await asyncio.gather(*running, stopping, return_exceptions=True)
         await driver.stop()
+        tier.close()
 
 
 def run(config: NodeConfig, beside: Beside | None = None) -> None:

@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections import OrderedDict
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,9 @@ import msgspec
 import structlog
 
 from graph.ids import function_id
+from graph.plans import Outcome
 from workers.admission import CoreGate, MemoryLedger
+from workers.callers import CallerList
 from workers.decisions import DecisionBook
 from workers.execution import START_BUSY_S, Execution
 from workers.function_templates import Rules
@@ -21,8 +23,10 @@ from workers.ports import CodeTier, CodeUnavailable, Driver, IsolationReport
 from workers.preparation import Preparer
 from workers.rpc.connection import Connection, Listening, listen
 from workers.rpc.messages import (
+    Caller,
     DecisionUpdate,
     Drain,
+    Hosted,
     InvokeRequest,
     InvokeResult,
     Outcomes,
@@ -32,7 +36,7 @@ from workers.rpc.messages import (
     Rpc,
 )
 from workers.rpc.messages import Inventory as InventoryMessage
-from workers.rpc.transport import Address, Identity, Peer
+from workers.rpc.transport import Address, Identity
 from workers.sealing import Sealer
 from workers.standbys import StandbyPool
 from workers.standing import Standing
@@ -45,7 +49,7 @@ HEARTBEAT_S = 1.0
 PREFETCHES = 2
 ONCE_A_SECOND = 1  # the id of a SUBSCRIBE whose sender wants no more than the heartbeat
 NO_TEMPLATES = Rules(0, 0)
-CALLERS = ("gateway", "planner", "control", "flow")
+ENDS = (Outcome.HIT, Outcome.LATE, Outcome.WASTED, Outcome.CANCELLED)
 
 log = structlog.get_logger(__name__)
 
@@ -87,11 +91,22 @@ class Node:
         self._updates: list[DecisionUpdate] = []
         self._tell_handle: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
+        self._planned: dict[str, VersionSpec] = {}  # by open decision: code that a plan keeps
         self._prefetching = asyncio.Semaphore(PREFETCHES)
         self.standing = Standing(self._void)
+        self.callers = CallerList()
+        self.on_callers: Callable[[Sequence[Caller]], None] = lambda callers: None  # whenever control told them
         self._serving = False
         self._retired: set[str] = set()  # tenants; a name is never given again, so this is for good
         self._loop = asyncio.get_running_loop()
+        self._orders: dict[int, Callable[[Connection, Any], None]] = {
+            Rpc.DEFINE: lambda _, message: self._define(message),
+            Rpc.PREPARE: self._prepare,
+            Rpc.REVOKE: self._revoke,
+            Rpc.HOSTED: self._host,
+            Rpc.DRAIN: lambda _, message: self._drain(message),
+            Rpc.RETIRE: lambda _, message: self._keep(self._retire(message.tenant)),
+        }
         self._answers = {
             "logs": self._answer_logs,
             "isolation": self._answer_isolation,
@@ -99,6 +114,7 @@ class Node:
             "cool": self._answer_cool,
             "counts": self._answer_counts,
             "templates": self._answer_templates,
+            "code": self._answer_code,
         }
 
     @property
@@ -123,7 +139,7 @@ class Node:
         addresses = [where] if isinstance(where, Path) else where
         self._standbys.start()
         self.templates.start()
-        told = Listening(self.name, "node", lambda: self.standing.epoch, _admits)
+        told = Listening(self.name, "node", lambda: self.standing.epoch, self.callers.admits)
         servers = [await listen(one, self, secret, told, self._answers, identity) for one in addresses]
         self._serving = True
         try:
@@ -140,6 +156,9 @@ class Node:
             await self._standbys.stop()
             await self.templates.stop()
             await self.execution.stop()
+            for spec in self._planned.values():
+                self._code.unpin(spec)
+            self._planned.clear()
             for connection in list(self._connections):
                 connection.close()
             for address in addresses:
@@ -170,18 +189,10 @@ class Node:
             self._invoke(connection, ident, message, body)
         elif kind == Rpc.CALL_RESULT:
             self.execution.call_result(connection, ident, message, body)
-        elif kind == Rpc.DEFINE:
-            self._define(message)
-        elif kind == Rpc.PREPARE:
-            self._prepare(connection, message)
-        elif kind == Rpc.REVOKE:
-            self._revoke(connection, message)
         elif kind == Rpc.CANCEL:
             self.execution.cancel(connection, ident)
-        elif kind == Rpc.DRAIN:
-            self._drain(message)
-        elif kind == Rpc.RETIRE:
-            self._keep(self._retire(message.tenant))
+        elif (order := self._orders.get(kind)) is not None:
+            order(connection, message)
         elif kind == Rpc.SUBSCRIBE:
             wanted, other = self._subscribers, self._watchers
             if ident == ONCE_A_SECOND:
@@ -191,8 +202,19 @@ class Node:
             self._tell_whole()
         elif kind == Rpc.STALE:
             self.standing.told_stale(message.epoch)
+        elif kind == Rpc.CALLERS and connection.peer.role == "control":
+            self._take_callers(message.callers)
 
     # -- messages
+
+    def _take_callers(self, callers: Sequence[Caller]) -> None:
+        connected = {one: one.certified for one in self._connections if one.certified is not None}
+        gone = set(self.callers.tell(callers, connected.values()))
+        for connection, peer in connected.items():
+            if peer in gone:
+                log.warning("peer.gone", role=peer.role, peer=peer.name)
+                connection.drop("it is no member of this cluster any more")
+        self.on_callers(callers)
 
     def _define(self, spec: VersionSpec) -> None:
         if spec.tenant in self._retired:
@@ -225,10 +247,11 @@ class Node:
                 self._tell_decision(DecisionUpdate(item.decision_id, "cancelled", time.time(), detail="older epoch"))
             elif item.level == "code":
                 self._fetch_only(item)
-            elif item.decision_id in self.decisions:
-                continue  # the same order again: it stands, and ends once
-            elif not self.decisions.accept(item, self._begin_decision):
-                self._tell_decision(DecisionUpdate(item.decision_id, "cancelled", time.time(), detail="too many open decisions"))
+            elif item.decision_id not in self.decisions:  # the same order again: it stands, and ends once
+                self._expect_code(item)
+                if not self.decisions.accept(item, self._begin_decision):
+                    why = "too many open decisions"
+                    self._tell_decision(DecisionUpdate(item.decision_id, "cancelled", time.time(), detail=why))
 
     def _begin_decision(self, item: PrepareItem) -> None:
         spec = self._specs.get(item.version)
@@ -236,6 +259,22 @@ class Node:
             self.decisions.lost(item.decision_id, "the node does not know this version" if spec is None else "draining")
         elif self.execution.begin(spec, time.monotonic() + item.needed_in_s, item.decision_id) is None:
             self.decisions.lost(item.decision_id, "no memory left on the node")
+
+    def _expect_code(self, item: PrepareItem) -> None:
+        """What a plan wants keeps its place in tier 1 until the plan is over, and comes now when the instance is for later."""
+        spec = self._specs.get(item.version)
+        if spec is None:
+            return
+        self._planned[item.decision_id] = spec
+        self._code.pin(spec)
+        if item.delay_s > 0 and not self._code.held(spec):
+            self._keep(self._fetch(spec))
+
+    def _host(self, connection: Connection, message: Hosted) -> None:
+        if message.tenant in self._retired or not self._obeys(connection, message.lease, message.epoch):
+            return
+        known = [spec for version in message.versions if (spec := self._specs.get(version)) is not None]
+        self._code.bring(message.tenant, [spec for spec in known if spec.tenant == message.tenant])
 
     def _fetch_only(self, item: PrepareItem) -> None:
         spec = self._specs.get(item.version)
@@ -247,7 +286,7 @@ class Node:
         """A few at a time: a planner that connects asks for everything at once. No turn at the cores: that is for starts."""
         try:
             async with self._prefetching:
-                await self._code.fetch(spec)
+                await self._code.bring_ahead(spec)
         except CodeUnavailable as error:
             log.warning("code.prefetch_failed", version=spec.version, error=str(error))
 
@@ -298,6 +337,8 @@ class Node:
             self._tell_handle = self._loop.call_later(TELL_EVERY_S, self._tell)
 
     def _tell_decision(self, update: DecisionUpdate) -> None:
+        if update.outcome in ENDS and (spec := self._planned.pop(update.decision_id, None)) is not None:
+            self._code.unpin(spec)  # its instance, if there is one, has a pin of its own
         self._updates.append(update)
         del self._updates[:-SPECS]
         self._counts_moved()
@@ -356,6 +397,9 @@ class Node:
             for one in self.templates.of(args["tenant"])
         ]
 
+    async def _answer_code(self, args: Mapping[str, Any]) -> object:
+        return {name: msgspec.to_builtins(one) for name, one in self._code.report_of(str(args["tenant"])).items()}
+
     async def _answer_cool(self, args: Mapping[str, Any]) -> object:
         functions = {str(function_id(args["tenant"], name)) for name in args["names"]}
         return {"cooled": self.execution.cool(functions)}
@@ -369,8 +413,5 @@ class Node:
             "standbys": len(self._standbys),
             "memory_mb": {"total": memory.total_mb, "promised": memory.used_mb},
             "open_decisions": len(self.decisions),
+            "code": msgspec.to_builtins(self._code.report()),
         }
-
-
-def _admits(peer: Peer) -> str:
-    return "" if peer.role in CALLERS else f"a {peer.role[:63]} has nothing to ask a node"

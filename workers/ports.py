@@ -150,14 +150,37 @@ class Driver(Protocol):
         """Kills every clone and template; nothing is left."""
 
 
+class Fetched(msgspec.Struct, frozen=True):
+    """`folders` on this node, code first; directories or mount points. `source`: tier1 when all was here, else the farthest that
+    something came from, tier2 or origin."""
+
+    folders: tuple[Path, ...]
+    source: str
+
+
+class CodeReport(msgspec.Struct, frozen=True):
+    """`requests` and `ms` (their sum) by tier: tier1, tier2, origin, failed. `bytes` on the disk, in whole blocks."""
+
+    bytes: int
+    requests: Mapping[str, int]
+    ms: Mapping[str, float]
+    evictions: int
+
+
 class CodeTier(Protocol):
     """Brings layers of code onto this node. Tier 1 is the node's own disk."""
 
-    async def fetch(self, spec: VersionSpec) -> Sequence[Path]:
-        """The folders of the version's layers, code first; from tier 1 when there. Raises CodeUnavailable."""
+    async def fetch(self, spec: VersionSpec) -> Fetched:
+        """Where the version's layers are; they are brought when they are not here. Raises CodeUnavailable."""
+
+    def bring(self, tenant: str, specs: Sequence[VersionSpec]) -> None:
+        """Brings these versions of a tenant that is hosted here in the background, in their order, instead of those before."""
+
+    async def bring_ahead(self, spec: VersionSpec) -> None:
+        """Brings a version that nobody waits for, behind all that somebody does. Raises CodeUnavailable."""
 
     def pin(self, spec: VersionSpec) -> None:
-        """Keeps the version's layers until as many `unpin`: a version has instances here."""
+        """Keeps the version's layers until as many `unpin`: a version has instances here, or a plan wants some."""
 
     def unpin(self, spec: VersionSpec) -> None: ...
 
@@ -166,6 +189,12 @@ class CodeTier(Protocol):
 
     async def forget(self, tenant: str) -> None:
         """The tenant is gone for good: nothing of its code stays."""
+
+    def report(self) -> CodeReport:
+        """What is held and what was asked, all tenants."""
+
+    def report_of(self, tenant: str) -> Mapping[str, CodeReport]:
+        """What was asked for each of the tenant's functions, by FunctionId; `bytes` are those brought for it."""
 
 
 class ChunkSource(Protocol):
@@ -176,6 +205,10 @@ class ChunkSource(Protocol):
 
     name: str
     """`origin` or `tier2`."""
+
+    @property
+    def there(self) -> bool:
+        """False: it is not asked, there is nobody to ask. A zone without caches."""
 
     def manifest(self, tenant: str, digest: str) -> Manifest:
         """The layer's manifest, checked against its digest."""

@@ -10,13 +10,16 @@ from tracing.records import Timings
 from workers.admission import ON_DEMAND, CoreGate
 from workers.init_order import InitOrder
 from workers.instances import Instance, State
-from workers.ports import Clone, CodeTier, Driver, DriverError, FunctionTemplate, InitFailed, InitReport, Specialisation
+from workers.ports import Clone, CodeTier, Driver, DriverError, Fetched, FunctionTemplate, InitFailed, InitReport, Specialisation
 from workers.sealing import Sealer
 from workers.standbys import StandbyPool
 from workers.templating import FunctionTemplates
 from workers.versions import VersionSpec
 
 INIT_TIMEOUT_S = 60.0
+NO_CODE = Fetched((), "tier1")  # a function template has it
+FETCHES = 16
+"""Versions whose code is brought at once, those that requests wait for first."""
 
 
 class GivenUp(DriverError):
@@ -41,6 +44,7 @@ class Preparer:
         self._order = order
         self._standbys = standbys
         self._gate = gate
+        self._fetches = CoreGate(FETCHES)
         self._code = code
         self._sealer = sealer
         self.templates = templates
@@ -70,7 +74,7 @@ class Preparer:
         began = time.perf_counter()
         spec = instance.spec
         fetching = None
-        if template is None and not self._code.held(spec):
+        if template is None and not self._code.held(spec):  # it comes while the clone is made
             fetching = asyncio.ensure_future(self._fetch(instance, priority))
             fetching.add_done_callback(_seen)
         clone: Clone | None = None
@@ -78,9 +82,9 @@ class Preparer:
             clone = await self._clone(instance, priority, template)
             instance.clone = clone
             cloned = time.perf_counter()
-            layers: Sequence[Path] = ()
+            code = NO_CODE
             if template is None:
-                layers = await fetching if fetching is not None else await self._code.fetch(spec)
+                code = await fetching if fetching is not None else await self._code.fetch(spec)
             fetched = time.perf_counter()
             _check_wanted(instance)
             if instance.decision_id and not instance.adopted:
@@ -88,7 +92,7 @@ class Preparer:
                 _check_wanted(instance)
                 clone.speculative(not instance.adopted)
             turned = time.perf_counter()
-            report = await self._init(clone, instance, layers)
+            report = await self._init(clone, instance, code.folders)
         except BaseException:
             if fetching is not None:
                 fetching.cancel()
@@ -102,10 +106,11 @@ class Preparer:
             clone=(cloned - began) * 1000,
             code=(fetched - cloned) * 1000 + report.attach_ms,
             init=report.init_ms,
+            code_from=code.source,
         )
 
     def keep_code(self, spec: VersionSpec) -> None:
-        """An instance of it is about to be here; as often as that, `release_code` follows."""
+        """An instance of it is about to be here, or a plan wants one; as often as that, `release_code` follows."""
         self._code.pin(spec)
 
     def release_code(self, spec: VersionSpec) -> None:
@@ -114,6 +119,7 @@ class Preparer:
     def hurry(self, instance: Instance) -> None:
         """A request waits for it now, or nobody wants it any more: what it is queued for comes at once."""
         self._gate.hurry(instance)
+        self._fetches.hurry(instance)
         self._order.hurry(instance)
 
     async def _init(self, clone: Clone, instance: Instance, layers: Sequence[Path]) -> InitReport:
@@ -137,7 +143,7 @@ class Preparer:
         spec = instance.spec
         if template is not None:
             instance.made_by = StartKind.COLD
-            await self._enter(instance, priority)
+            await self._enter(self._gate, instance, priority)
             try:
                 return await template.clone(instance.memory_mb)
             finally:
@@ -147,25 +153,26 @@ class Preparer:
             instance.made_by = StartKind.STANDBY
             return standby
         instance.made_by = StartKind.COLD
-        await self._enter(instance, priority)
+        await self._enter(self._gate, instance, priority)
         try:
             return await self._driver.clone(spec.tenant, instance.memory_mb)
         finally:
             self._gate.leave()
 
-    async def _fetch(self, instance: Instance, priority: float) -> Sequence[Path]:
-        """Unpacking holds a core; while the code is only on its way nobody's slot is taken, but the two are one call here."""
-        await self._enter(instance, priority)
+    async def _fetch(self, instance: Instance, priority: float) -> Fetched:
+        """Holds no core: most of it is waiting, and while the origin stands still whose code is here must get on. The code tier
+        itself sees to it that no more chunks are unpacked at once than there are cores."""
+        await self._enter(self._fetches, instance, priority)
         try:
             return await self._code.fetch(instance.spec)
         finally:
-            self._gate.leave()
+            self._fetches.leave()
 
-    async def _enter(self, instance: Instance, priority: float) -> None:
+    async def _enter(self, gate: CoreGate, instance: Instance, priority: float) -> None:
         """A request may have adopted the instance before this step came to the gate, and nobody may want it after."""
-        await self._gate.enter(ON_DEMAND if instance.adopted else priority, instance)
+        await gate.enter(ON_DEMAND if instance.adopted else priority, instance)
         if instance.state is State.GONE:
-            self._gate.leave()
+            gate.leave()
             raise GivenUp("given up before its turn")
 
 
@@ -174,7 +181,7 @@ def _check_wanted(instance: Instance) -> None:
         raise GivenUp("given up while it was being prepared")
 
 
-def _seen(fetching: "asyncio.Future[Sequence[Path]]") -> None:
+def _seen(fetching: "asyncio.Future[Fetched]") -> None:
     """When the clone fails as well, its error is the one that is told."""
     if not fetching.cancelled():
         fetching.exception()

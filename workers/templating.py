@@ -265,11 +265,9 @@ class FunctionTemplates:
         return template, why, kind != "driver"
 
     async def _init(self, one: Candidate, spec: VersionSpec) -> FunctionTemplate:
-        layers = await self._code.fetch(spec)
+        layers = (await self._code.fetch(spec)).folders
         names = tuple(self._sealer.open(spec.environment))
-        work = Specialisation(
-            spec.version, spec.handler, spec.kind, spec.concurrency, spec.memory_mb, tuple(layers), {}, withheld=names
-        )
+        work = Specialisation(spec.version, spec.handler, spec.kind, spec.concurrency, spec.memory_mb, layers, {}, withheld=names)
         await self._order.turn(one, float("inf"))
         self._order.began(one, _unread)
         try:

@@ -17,7 +17,7 @@ class Kind(StrEnum):
 class CodePackage(msgspec.Struct, frozen=True, array_like=True):
     """Content-addressed code: the user's files, and the resolved dependencies when there are any.
 
-    A digest is `sha256:` + hex over the sorted manifest (path, mode, file digest) of a layer; see workers.code.package.
+    A digest is `sha256:` + hex over the sorted manifest of a layer; see workers.code.manifest.
     """
 
     code: str

@@ -3,7 +3,7 @@
 import hashlib
 import re
 import secrets
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping
 
 import msgspec
 from sqlalchemy import delete, func, or_, select, update
@@ -132,9 +132,21 @@ class Nodes:
         """What it holds is void from now on. False when it has joined again since, or has left."""
         with self._database.write() as session:
             node = session.get(Node, name, with_for_update=True)
-            if node is None or node.state != NodeState.UP or node.epoch != epoch:
+            if node is None or node.state == NodeState.LEFT or node.epoch != epoch:
                 return False
             _changed(session, node, NodeState.SILENT, now)
+            return True
+
+    @retried
+    def unheard(self, name: str, epoch: int, now: float) -> bool:
+        """It is silent, and what it holds stays good: perhaps only who watches is cut off. False when that is known, or it has
+        joined again since."""
+        with self._database.write() as session:
+            node = session.get(Node, name, with_for_update=True)
+            if node is None or node.state != NodeState.UP or node.epoch != epoch:
+                return False
+            node.state = NodeState.SILENT
+            _told(session, node, now)
             return True
 
     @retried
@@ -148,11 +160,18 @@ class Nodes:
                 _changed(session, node, NodeState.LEFT, now)
 
     @retried
-    def seen(self, names: Iterable[str], now: float) -> None:
-        """No event: nobody decides by it."""
+    def seen(self, heard: Mapping[str, int], now: float) -> bool:
+        """Name and epoch of members that are heard. True when one was silent, and nothing it holds was voided since: it is up
+        again. Otherwise no event: nobody decides by when it was seen."""
         with self._database.write() as session:
             later = or_(Node.last_seen.is_(None), Node.last_seen < now)
-            session.execute(update(Node).where(Node.name.in_(list(names)), later).values(last_seen=now))
+            session.execute(update(Node).where(Node.name.in_(list(heard)), later).values(last_seen=now))
+            silent = select(Node).where(Node.name.in_(list(heard)), Node.state == NodeState.SILENT).with_for_update()
+            back = [node for node in session.scalars(silent) if heard[node.name] >= node.epoch]
+            for node in back:
+                node.state = NodeState.UP
+                _told(session, node, now)
+            return bool(back)
 
     def published(self) -> list[PublishedNode]:
         with self._database.read() as session:

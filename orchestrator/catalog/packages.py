@@ -7,7 +7,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from orchestrator.catalog.database import Database, retried
-from orchestrator.catalog.model import Layer, LayerRole, Package, Version
+from orchestrator.catalog.model import Layer, LayerRole, Package, Tenant, Version
 from orchestrator.catalog.tenants import check_quota, living
 from orchestrator.quotas import Quotas
 
@@ -46,32 +46,36 @@ class Packages:
                 check_quota(session, tenant, "package_bytes", size, self._quotas)
 
     @retried
-    def release(self, tenant: str, now: float) -> list[str]:
-        """Forgets packages that no version uses and that lay for UNUSED_S, to make room. Returns the digests of layers that
-        nothing refers to any more, for the origin to delete."""
+    def release(self, tenant: str, now: float, unused_s: float = UNUSED_S) -> int:
+        """Forgets packages that no version uses and that lay for `unused_s`, and what was built from them. Returns how many
+        packages. Their bytes go when the origin is swept. Raises NotFound."""
+        old = now - unused_s
         with self._database.write() as session:
             living(session, tenant, lock=True)
             used = select(Version.package).where(Version.tenant == tenant)
-            unused = select(Package).where(
-                Package.tenant == tenant, Package.created <= now - UNUSED_S, Package.digest.not_in(used)
-            )
-            gone: set[str] = set()
-            for package in session.scalars(unused).all():
-                built = select(Layer).where(Layer.tenant == tenant, Layer.role == LayerRole.CODE, Layer.source == package.digest)
-                for layer in session.scalars(built).all():
-                    gone.add(layer.digest)
-                    session.delete(layer)
-                gone.add(package.digest)
+            unused = select(Package).where(Package.tenant == tenant, Package.created <= old, Package.digest.not_in(used))
+            forgotten = session.scalars(unused).all()
+            for package in forgotten:
                 session.delete(package)
             session.flush()
-            for kept in (
-                select(Layer.digest).where(Layer.tenant == tenant),
-                select(Package.digest).where(Package.tenant == tenant),
-                select(Version.code_layer).where(Version.tenant == tenant),
-                select(Version.dependency_layer).where(Version.tenant == tenant),
-            ):
-                gone -= set(session.scalars(kept))
-            return sorted(gone)
+            sources = set(session.scalars(select(Package.digest).where(Package.tenant == tenant)))
+            sources.update(session.scalars(select(Package.requirements_digest).where(Package.tenant == tenant)))
+            for layer in session.scalars(select(Layer).where(Layer.tenant == tenant, Layer.created <= old)).all():
+                # what a source is called may say before the digest how it was built
+                if not {layer.source, layer.source.rpartition(":")[2]} & sources:
+                    session.delete(layer)
+            return len(forgotten)
+
+    def kept(self, tenant: str) -> set[str] | None:
+        """Digests of all packages and layers that something refers to: an upload, or a version that serves or may serve. What
+        routes, aliases and plans name are such versions. Nothing of a removed tenant's. None: no such tenant ever was."""
+        with self._database.read() as session:
+            if session.get(Tenant, tenant) is None:
+                return None
+            digests: set[str] = set()
+            for column in (Package.digest, Layer.digest, Version.code_layer, Version.dependency_layer):
+                digests.update(session.scalars(select(column).where(column.class_.tenant == tenant).distinct()))
+            return digests - {""}
 
     @retried
     def register(
@@ -113,6 +117,17 @@ class Packages:
             built.failures, built.created = layer.failures, now
             session.add(built)
             return layer
+
+    @retried
+    def replace_layer(self, tenant: str, role: LayerRole, source: str, runtime: str, digest: str, layer: LayerView) -> LayerView:
+        """`layer` instead of the one named `digest`, for versions to come; those that are keep theirs. The layer that counts."""
+        with self._database.write() as session:
+            known = session.get(Layer, (tenant, role, source, runtime))
+            if known is None:  # its package went meanwhile
+                return layer
+            if known.digest == digest:
+                known.digest, known.size = layer.digest, layer.size
+            return LayerView(known.digest, known.size, known.failures)
 
 
 def view_package(session: Session, tenant: str, digest: str) -> PackageView | None:

@@ -74,7 +74,7 @@ class Client:
     def events(self, path: str, **parameters: Any) -> Iterator[dict[str, Any]]:
         """Server-sent events until the server ends them."""
         timeout = httpx.Timeout(TIMEOUT_S, read=MAX_FOLLOW_SILENCE_S)
-        url = self._addresses["control"] + path
+        url = self._url("control", path)
         try:
             with self._http.stream("GET", url, params=parameters, timeout=timeout) as answer:
                 if answer.is_error:
@@ -97,7 +97,7 @@ class Client:
         headers = {"Content-Type": content_type} if body or method == "POST" else {}
         if trace:
             headers["traceparent"] = trace
-        url = f"{self._addresses['functions']}/function/{quote(name, safe=':$')}{quote(path)}"
+        url = self._url("functions", f"/function/{segment(name)}{quote(path, errors='replace')}")
         try:
             answer = self._http.request(method, url, content=body, headers=headers, timeout=INVOKE_TIMEOUT_S)
         except httpx.HTTPError as error:
@@ -115,13 +115,21 @@ class Client:
     # -- failures
 
     def _send(self, listener: str, method: str, path: str, **arguments: Any) -> httpx.Response:
+        url = self._url(listener, path)
         try:
-            answer = self._http.request(method, self._addresses[listener] + path, **arguments)
+            answer = self._http.request(method, url, **arguments)
         except httpx.HTTPError as error:
             raise self._unreachable(listener, error) from error
         if answer.is_error:
             raise _failure(answer)
         return answer
+
+    def _url(self, listener: str, path: str) -> httpx.URL:
+        try:
+            return httpx.URL(self._addresses[listener] + path)
+        except (httpx.InvalidURL, ValueError) as error:
+            reason = f"{type(error).__name__}: {error}"[:120]
+            raise Failure(f"cannot ask for {path[:80]!r} at {self._addresses[listener][:80]!r}: {reason}") from error
 
     def _unreachable(self, listener: str, error: httpx.HTTPError) -> Failure:
         address = self._addresses[listener]
@@ -129,6 +137,11 @@ class Client:
             return Failure(f"nothing answers at {address}: is `foreglow up` running on {self._state}?")
         what = "no answer in time" if isinstance(error, httpx.TimeoutException) else str(error) or type(error).__name__
         return Failure(f"{address}: {what}")
+
+
+def segment(name: str) -> str:
+    """A name as one part of a path, whatever it holds."""
+    return quote(name, safe=":$", errors="replace")
 
 
 def _given(parameters: Mapping[str, Any]) -> dict[str, Any]:
@@ -192,9 +205,14 @@ def _addresses(state: Path) -> dict[str, str]:
 
 def _key(state: Path) -> str:
     key = os.environ.get("FOREGLOW_KEY", "")
-    if key:
-        return key
-    try:
-        return (state / "key").read_text().strip()
-    except OSError as error:
-        raise Failure(f"cannot read the key {state / 'key'}: {error.strerror}; set FOREGLOW_KEY or --state") from error
+    if not key:
+        try:
+            key = (state / "key").read_text().strip()
+        except (OSError, UnicodeDecodeError) as error:
+            reason = getattr(error, "strerror", None) or "it is no text"
+            raise Failure(f"cannot read the key {state / 'key'}: {reason}; set FOREGLOW_KEY or --state") from error
+    if not (key.isascii() and key.isprintable()):
+        raise Failure(
+            "the key is none of ours: it holds other characters than letters, digits, - and _ (FOREGLOW_KEY, or the file key)"
+        )
+    return key

@@ -109,6 +109,7 @@ def deploy_entries(
     `step(what, done)` hears of progress. Returns the version descriptions by name. Raises Failure.
     """
     from orchestrator.cli.archive import ArchiveError, pack
+    from orchestrator.cli.client import segment
 
     digests: dict[tuple[Path, Path | None], str] = {}
     for entry in entries:
@@ -125,7 +126,7 @@ def deploy_entries(
     for entry in entries:
         document = {"package": digests[entry.folder, entry.requirements], "handler": entry.handler, **entry.settings}
         try:
-            described = client.put(f"/v1/functions/{entry.name}", document)
+            described = client.put(f"/v1/functions/{segment(entry.name)}", document)
         except Failure as error:
             raise Failure(f"functions.{entry.name}: {error}", error.more) from error
         versions[entry.name] = max(described["versions"], key=lambda one: int(one["number"]))
@@ -138,7 +139,7 @@ def deploy_entries(
             )
         time.sleep(POLL_S)
         for name in waiting:
-            versions[name] = client.get(f"/v1/functions/{name}/versions/{versions[name]['number']}")
+            versions[name] = client.get(f"/v1/functions/{segment(name)}/versions/{versions[name]['number']}")
     step("done", len(versions))
     return versions
 

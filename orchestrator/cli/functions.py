@@ -44,10 +44,10 @@ def describe(
 ) -> None:
     """Show one function: its versions, what each waits for, its declared calls."""
     from orchestrator.cli import show
-    from orchestrator.cli.client import Client
+    from orchestrator.cli.client import Client, segment
 
     with Client(state_folder(state)) as client:
-        one = client.get(f"/v1/functions/{name}")
+        one = client.get(f"/v1/functions/{segment(name)}")
         if json:
             show.as_json(one)
             return
@@ -104,11 +104,11 @@ def remove(
     state: State = None,
 ) -> None:
     """Remove functions with all their versions."""
-    from orchestrator.cli.client import Client
+    from orchestrator.cli.client import Client, segment
 
     with Client(state_folder(state)) as client:
         for name in names:
-            client.delete(f"/v1/functions/{name}")
+            client.delete(f"/v1/functions/{segment(name)}")
             print(f"removed {name}")
 
 

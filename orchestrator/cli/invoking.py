@@ -96,10 +96,10 @@ def warm(
 ) -> None:
     """Prepare a function and its whole path now."""
     from orchestrator.cli import show
-    from orchestrator.cli.client import Client
+    from orchestrator.cli.client import Client, segment
 
     with Client(state_folder(state)) as client:
-        plan = client.post(f"/v1/functions/{name}/warm", {"count": count})
+        plan = client.post(f"/v1/functions/{segment(name)}/warm", {"count": count})
     if json:
         show.as_json(plan)
         return
@@ -117,11 +117,11 @@ def logs(
 ) -> None:
     """Show what a function printed, per invocation."""
     from orchestrator.cli import show
-    from orchestrator.cli.client import Client
+    from orchestrator.cli.client import Client, segment
     from orchestrator.cli.functions import rows_of
 
     with Client(state_folder(state)) as client:
-        answer = client.get(f"/v1/functions/{name}/logs", invocation=invocation, limit=limit)
+        answer = client.get(f"/v1/functions/{segment(name)}/logs", invocation=invocation, limit=limit)
     if json:
         show.as_json(answer)
         return

@@ -1,5 +1,6 @@
 """The cluster: tokens, joining, who is there."""
 
+import time
 from typing import Annotated, Any
 
 import typer
@@ -77,12 +78,11 @@ def list_nodes(context: typer.Context, state: State = None, json: Json = False) 
 @nodes.command("remove")
 def remove(name: Annotated[str, typer.Argument(metavar="NAME")], state: State = None) -> None:
     """Let a member go: its certificate does not count any more."""
-    from urllib.parse import quote
 
-    from orchestrator.cli.client import Client
+    from orchestrator.cli.client import Client, segment
 
     with Client(state_folder(state)) as client:
-        client.delete(f"/v1/nodes/{quote(name, safe='')}")
+        client.delete(f"/v1/nodes/{segment(name)}")
     print(f"removed {name}")
 
 
@@ -91,4 +91,6 @@ def _row(one: dict[str, Any]) -> tuple[object, ...]:
 
     color = {"up": "green", "silent": "red"}.get(one["state"], "dim")
     seen = show.ago(one["last_seen"])
-    return (one["name"], one["role"], one["address"], one["zone"], f"[{color}]{one['state']}[/]", one["epoch"], seen)
+    since = one.get("silent_since")
+    state = f"silent since {time.strftime('%m-%d %H:%M', time.localtime(since))}" if since else one["state"]
+    return (one["name"], one["role"], one["address"], one["zone"], f"[{color}]{state}[/]", one["epoch"], seen)

@@ -59,6 +59,9 @@ app.command("node")(processes.node)
 app.command("page")(processes.page)
 
 
+MAX_NAME = 200  # of a file that is told of
+
+
 def main() -> None:
     """Entry point of the console script."""
     try:
@@ -67,6 +70,11 @@ def main() -> None:
         print(f"foreglow: {failure}", file=sys.stderr)
         if failure.more:
             print(failure.more.rstrip("\n"), file=sys.stderr)
+        sys.exit(1)
+    except OSError as error:
+        if error.filename is None:
+            raise
+        print(f"foreglow: {str(error.filename)[:MAX_NAME]!r}: {error.strerror}", file=sys.stderr)
         sys.exit(1)
 
 

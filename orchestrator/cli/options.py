@@ -12,8 +12,10 @@ if TYPE_CHECKING:
     from orchestrator.settings import Settings
 
 State = Annotated[
-    Path | None, typer.Option("--state", help="State folder of the platform (else FOREGLOW_HOME, else the user's).")
+    Path | None, typer.Option("--state", help="State folder of the platform (else FOREGLOW_STATE, FOREGLOW_HOME, the user's).")
 ]
+MAX_REASON = 240  # of what a setting is told that is wrong
+
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 
 
@@ -38,4 +40,7 @@ def settings_with(**chosen: Any) -> "Settings":
     except ValidationError as error:
         first = error.errors()[0]
         field = str(first["loc"][0]) if first["loc"] else "settings"
-        raise Failure(f"{field}: {first['msg']} (option --{field.replace('_', '-')} or FOREGLOW_{field.upper()})") from error
+        places = f"option --{field.replace('_', '-')}, FOREGLOW_{field.upper()}"
+        if field == "state":
+            places += ", FOREGLOW_HOME or XDG_STATE_HOME"
+        raise Failure(f"{field}: {first['msg'][:MAX_REASON]} ({places})") from error

@@ -91,7 +91,7 @@ def quotas(
 ) -> None:
     """Show the quotas of a tenant, or change those that are given; `default` takes one back."""
     from orchestrator.cli import show
-    from orchestrator.cli.client import Client
+    from orchestrator.cli.client import Client, segment
 
     given = _read(functions, concurrency, package_bytes, invocations_per_s, prewarm_instances)
     with Client(state_folder(state)) as client:
@@ -103,7 +103,7 @@ def quotas(
             found = [one for one in rows_of(client.get("/v1/tenants"), "tenants") if one["name"] == name]
             if not found:
                 raise Failure(f"no tenant {name!r}; foreglow tenants list shows them")
-            one = client.put(f"/v1/tenants/{name}/quotas", {**found[0]["own"], **given}) if given else found[0]
+            one = client.put(f"/v1/tenants/{segment(name)}/quotas", {**found[0]["own"], **given}) if given else found[0]
     if json:
         show.as_json(one)
         return
@@ -126,10 +126,10 @@ def remove(
     state: State = None,
 ) -> None:
     """Remove a tenant for good: its keys die at once, its code and what was learned of it go. Its name is never given again."""
-    from orchestrator.cli.client import Client
+    from orchestrator.cli.client import Client, segment
 
     with Client(state_folder(state)) as client:
-        client.delete(f"/v1/tenants/{name}", functions=functions or None)
+        client.delete(f"/v1/tenants/{segment(name)}", functions=functions or None)
     print(f"removed tenant {name}")
 
 
@@ -189,10 +189,10 @@ def revoke(
     state: State = None,
 ) -> None:
     """Revoke a key: it opens nothing any more."""
-    from orchestrator.cli.client import Client
+    from orchestrator.cli.client import Client, segment
 
     with Client(state_folder(state)) as client:
-        client.delete(f"/v1/keys/{key_id}", tenant=tenant)
+        client.delete(f"/v1/keys/{segment(key_id)}", tenant=tenant)
     print(f"revoked {key_id}")
 
 

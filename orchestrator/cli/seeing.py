@@ -58,10 +58,10 @@ def graph_table(edges: Sequence[Mapping[str, Any]], title: str = "") -> "Table":
 def plan(name: Annotated[str, typer.Argument(metavar="NAME")], state: State = None, json: Json = False) -> None:
     """Show what would be prepared if NAME were invoked now, and why."""
     from orchestrator.cli import show
-    from orchestrator.cli.client import Client
+    from orchestrator.cli.client import Client, segment
 
     with Client(state_folder(state)) as client:
-        document = client.get(f"/v1/plans/{name}")
+        document = client.get(f"/v1/plans/{segment(name)}")
     if json:
         show.as_json(document)
     else:
@@ -165,10 +165,10 @@ def runs(
 ) -> None:
     """List runs, or show one as a tree with start kinds and milliseconds."""
     from orchestrator.cli import show
-    from orchestrator.cli.client import Client
+    from orchestrator.cli.client import Client, segment
 
     with Client(state_folder(state)) as client:
-        document = client.get(f"/v1/runs/{run}") if run else client.get("/v1/runs", limit=limit)
+        document = client.get(f"/v1/runs/{segment(run)}") if run else client.get("/v1/runs", limit=limit)
     if json:
         show.as_json(document)
         return

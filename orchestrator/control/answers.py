@@ -84,7 +84,7 @@ class DecisionEvidence(BaseModel):
 
 
 class StepsMs(BaseModel):
-    """Milliseconds per step of a start; 0 where a step did not happen."""
+    """Milliseconds per step of a start; 0 where a step did not happen. `code_from`: tier1, tier2, origin, or empty."""
 
     queue: float
     place: float
@@ -93,6 +93,7 @@ class StepsMs(BaseModel):
     net: float
     init: float
     run: float
+    code_from: str = ""
 
 
 class DecisionAnswer(BaseModel):
@@ -268,6 +269,22 @@ class FunctionTemplateAnswer(BaseModel):
     init_ms: float = Field(description="What its init took without a template.")
     memory_mb: int
     clones: int = Field(description="Instances cloned from the one held.")
+
+
+class FunctionCodeAnswer(BaseModel):
+    """Since each node started. By tier: tier1 (was on the node), tier2 (the zone), origin, failed."""
+
+    function: str
+    node: str
+    requests: dict[str, int] = Field(description="Starts that asked for its code.")
+    ms: dict[str, float] = Field(description="How long they waited for it, all together.")
+    bytes: int = Field(ge=0, description="Brought to the node, on its disk.")
+    evictions: int = Field(ge=0, description="Layers brought for it that went to make room.")
+
+
+class CodeAnswer(BaseModel):
+    functions: list[FunctionCodeAnswer]
+    away: list[str] = Field(description="Nodes that did not answer.")
 
 
 class InstancesAnswer(BaseModel):

@@ -1,5 +1,6 @@
 """The control process: the API and what it stands on, put together."""
 
+import asyncio
 import contextlib
 import ipaddress
 import signal
@@ -14,7 +15,7 @@ from typing import Any
 import redis
 import structlog
 import uvicorn
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI
 from fastapi.openapi.utils import get_openapi
 
 import orchestrator
@@ -30,10 +31,11 @@ from orchestrator.control.forward import MAX_FROM_BROWSER, PREFIX, Forward
 from orchestrator.control.guard import OPEN_PATHS, Guard
 from orchestrator.control.joining import JoinListener
 from orchestrator.control.peers import Peer, Planner, Roster
-from orchestrator.control.problems import MEDIA_TYPE, add_handlers
+from orchestrator.control.problems import MEDIA_TYPE, add_handlers, given_once
 from orchestrator.control.schemas import ProblemAnswer
 from orchestrator.control.sessions import Sessions
 from orchestrator.control.stream import DecisionStream
+from orchestrator.control.telling import Telling
 from orchestrator.members import LOCAL
 from orchestrator.membership import Self
 from orchestrator.ops.listener import Operations
@@ -92,7 +94,7 @@ def build(settings: Settings) -> FastAPI:  # noqa: PLR0915 (one list of what the
     def peer(name: str, address: Address, whom: Whom) -> Peer:
         return Peer(name, address, hello, own.identity, whom)
 
-    planner = Planner(store.leases, settings.planner_shards, settings.socket("planner"), peer)
+    planner = Planner(store.leases, store.nodes, settings.planner_shards, settings.socket("planner"), peer)
     local = [peer(_node_name(index), at, Whom("node", "")) for index, at in enumerate(settings.node_addresses)]
     roster = Roster(local, store.nodes, peer)
     joining = JoinListener(
@@ -111,8 +113,10 @@ def build(settings: Settings) -> FastAPI:  # noqa: PLR0915 (one list of what the
         threading.Thread(target=keys.keep_use_until, args=(ended, store, gateways), name="keys", daemon=True).start()
         listener = await joining.start(settings.join_host or settings.host, settings.join_port) if settings.join_port else None
         done = keep_certified(own)
+        telling = asyncio.create_task(Telling(roster).run())
         yield
         done()
+        telling.cancel()
         stopping.asked = True
         ended.set()
         if listener is not None:
@@ -132,6 +136,7 @@ def build(settings: Settings) -> FastAPI:  # noqa: PLR0915 (one list of what the
         redoc_url=None,
         redirect_slashes=False,  # a path is right or it is not: a redirect hides which
         responses=ERRORS,
+        dependencies=[Depends(given_once)],
     )
     app.state.stopping = stopping
     app.state.checks = partial(metrics.control_checks, store, publisher)

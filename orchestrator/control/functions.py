@@ -63,8 +63,10 @@ def router(store: Store, origin: Origin, sealer: Sealer, nudge: Nudge) -> APIRou
             with tempfile.SpooledTemporaryFile(IN_MEMORY) as spooled:
                 archive: BinaryIO = spooled  # type: ignore[assignment]  # it is one, the stubs do not say so
                 package = build_package(body, archive)
-                _make_room(store, origin, tenant, package.digest, package.listing.size)
-                if not origin.holds_package(tenant, package.digest):
+                _make_room(store, tenant, package.digest, package.listing.size)
+                known = store.packages.find(tenant, package.digest) is not None
+                # one that nothing refers to may be about to be swept: it is put again, and is young again
+                if not (known and origin.holds_package(tenant, package.digest)):
                     archive.seek(0)
                     origin.put_package(tenant, package.listing, archive)
         finally:
@@ -141,16 +143,12 @@ def router(store: Store, origin: Origin, sealer: Sealer, nudge: Nudge) -> APIRou
     return routes
 
 
-def _make_room(store: Store, origin: Origin, tenant: str, digest: str, size: int) -> None:
-    """Over the quota, packages that nothing uses go first. Raises OverQuota, OriginError."""
+def _make_room(store: Store, tenant: str, digest: str, size: int) -> None:
+    """Over the quota, packages that nothing uses go first. Raises OverQuota."""
     try:
         store.packages.check_room(tenant, digest, size)
     except OverQuota:
-        unused = store.packages.release(tenant, time.time())
-        for digest_unused in unused:
-            origin.remove_layer(tenant, digest_unused)
-            origin.remove_package(tenant, digest_unused)
-        if not unused:
+        if not store.packages.release(tenant, time.time()):
             raise
         store.packages.check_room(tenant, digest, size)
 

@@ -7,8 +7,8 @@ from typing import Any
 
 from fastapi import APIRouter, Request
 
-from graph.ids import VersionId, function_of, name_of, number_of
-from orchestrator.control.answers import InstancesAnswer
+from graph.ids import FunctionId, VersionId, function_of, name_of, number_of
+from orchestrator.control.answers import CodeAnswer, InstancesAnswer
 from orchestrator.control.functions import tenant_of
 from orchestrator.control.peers import Roster
 from orchestrator.control.problems import Problem
@@ -24,23 +24,43 @@ def router(roster: Roster) -> APIRouter:
     async def instances(request: Request) -> Document:
         """Instances of the tenant's versions by state, per node, and function templates with why there is none where one was
         thought of; `away` names nodes that did not answer."""
-        nodes = await roster.peers()
-        asked = [node.ask(what, tenant=tenant_of(request)) for node in nodes for what in ("counts", "templates")]
-        answers = await asyncio.gather(*asked, return_exceptions=True)
-        found: list[Document] = []
-        templates: list[Document] = []
-        away: dict[str, None] = {}
-        for node, counts, held in zip(nodes, answers[::2], answers[1::2], strict=True):
-            for answer, row, rows in ((counts, _counted, found), (held, _template, templates)):
-                if isinstance(answer, bytes):
-                    rows += [row(node.name, one) for one in json.loads(answer)]
-                elif isinstance(answer, Problem):
-                    away[node.name] = None
-                else:
-                    raise answer
-        return {"instances": found, "templates": templates, "away": list(away)}
+        tenant = tenant_of(request)
+        answers, away = await _ask_all(roster, "counts", tenant)
+        held, silent = await _ask_all(roster, "templates", tenant)
+        return {
+            "instances": [_counted(node, one) for node, answer in answers for one in answer],
+            "templates": [_template(node, one) for node, answer in held for one in answer],
+            "away": sorted({*away, *silent}),
+        }
+
+    @routes.get("/v1/code", response_model=CodeAnswer)
+    async def code(request: Request) -> Document:
+        """Where the code of the tenant's functions came from when they started, per node."""
+        answers, away = await _ask_all(roster, "code", tenant_of(request))
+        found = [
+            {"function": name_of(FunctionId(name)), "node": node, **one}
+            for node, answer in answers
+            for name, one in answer.items()
+        ]
+        return {"functions": found, "away": away}
 
     return routes
+
+
+async def _ask_all(roster: Roster, what: str, tenant: str) -> tuple[list[tuple[str, Any]], list[str]]:
+    """Each node's name and answer, and the names of those that are away."""
+    nodes = await roster.peers()
+    answers = await asyncio.gather(*(node.ask(what, tenant=tenant) for node in nodes), return_exceptions=True)
+    found: list[tuple[str, Any]] = []
+    away: list[str] = []
+    for node, answer in zip(nodes, answers, strict=True):
+        if isinstance(answer, bytes):
+            found.append((node.name, json.loads(answer)))
+        elif isinstance(answer, Problem):
+            away.append(node.name)
+        else:
+            raise answer
+    return found, away
 
 
 def _counted(node: str, count: Mapping[str, Any]) -> Document:

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import msgspec
 import structlog
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.concurrency import run_in_threadpool
@@ -20,6 +21,7 @@ from orchestrator.authority import CERTIFICATE_DAYS, Authority, BadRequest
 from orchestrator.catalog.errors import CatalogError, Refused
 from orchestrator.catalog.nodes import Nodes
 from orchestrator.control.attempts import MEMBERS, STRANGERS, Attempts, source
+from orchestrator.members import callers_of
 from workers.rpc.transport import HostPort, Identity, NotTrusted, Peer, certified, parse_address
 
 MAX_LINE = 16 << 10
@@ -131,7 +133,10 @@ class JoinListener:
         epoch = self._nodes.rejoin(who.role, who.name, who.fingerprint, time.time())
         self._changed()
         log.info("member.rejoined", role=who.role, member=who.name, epoch=epoch)
-        return {"epoch": epoch}
+        if who.role != "node":
+            return {"epoch": epoch}
+        callers = callers_of(one.route for one in self._nodes.published() if one.route is not None)
+        return {"epoch": epoch, "callers": msgspec.to_builtins(callers)}
 
     def _renew(self, request: Mapping[str, Any], who: Peer) -> dict[str, Any]:
         now = time.time()

@@ -6,6 +6,7 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Path, Response
 
 from orchestrator.authority import Authority
+from orchestrator.catalog.model import NodeState
 from orchestrator.catalog.nudge import Nudge
 from orchestrator.catalog.store import Store
 from orchestrator.control.guard import operator_only
@@ -42,6 +43,7 @@ def router(store: Store, authority: Authority, nudge: Nudge) -> APIRouter:
                     epoch=one.epoch,
                     joined=one.joined,
                     last_seen=one.last_seen,
+                    silent_since=(one.last_seen or one.joined) if one.state == NodeState.SILENT else None,
                 )
                 for one in store.nodes.list()
             ]

@@ -10,11 +10,13 @@ from sqlalchemy.exc import SQLAlchemyError
 from starlette.concurrency import run_in_threadpool
 
 from orchestrator.catalog.leases import Leases, planner_lease, shard_of
-from orchestrator.catalog.nodes import Nodes, NodeView
+from orchestrator.catalog.nodes import Nodes
+from orchestrator.catalog.routes import NodeRoute
 from orchestrator.control.problems import Problem
+from orchestrator.members import callers_of
 from workers.rpc.connection import Connection, RpcError, dial
-from workers.rpc.messages import Hello
-from workers.rpc.transport import Address, Identity, parse_address
+from workers.rpc.messages import Caller, Hello
+from workers.rpc.transport import LOCAL, Address, Identity, parse_address
 from workers.rpc.transport import Peer as Whom
 
 ASK_TIMEOUT_S = 5.0
@@ -41,7 +43,7 @@ class Peer:
     async def ask(self, what: str, timeout_s: float = ASK_TIMEOUT_S, **args: Any) -> bytes:
         """The answer as JSON bytes. Problem 503 when the peer is away or silent, its own status when it refuses."""
         try:
-            connection = await self._connected()
+            connection = await self.connected()
             return await connection.ask_raw(what, timeout_s, **args)
         except RpcError as error:
             if error.status >= 500:
@@ -54,7 +56,12 @@ class Peer:
         if self._connection is not None:
             self._connection.close()
 
-    async def _connected(self) -> Connection:
+    def set_whom(self, whom: Whom) -> None:
+        """It renews its certificate: these count from now on, where it is dialled anew."""
+        self._whom = whom
+
+    async def connected(self) -> Connection:
+        """Raises RpcError: it is away, or shows a certificate that does not count."""
         async with self._dialling:
             if self._connection is None or self._connection.closed:
                 self._connection = await dial(
@@ -83,23 +90,28 @@ class Planner:
 
     name = "planner"
 
-    def __init__(self, leases: Leases, shards: int, local: Address, make: Make) -> None:
+    def __init__(self, leases: Leases, nodes: Nodes, shards: int, local: Address, make: Make) -> None:
         self._leases = leases
+        self._nodes = nodes
         self._shards = shards
-        self._local = local
+        self._here = (local, Whom("planner", ""))
         self._make = make
-        self._peers: dict[str, Peer] = {}
-        self._known: dict[str, tuple[float, Address]] = {}
+        self._peers: dict[str, tuple[Address, str, Peer]] = {}
+        self._known: dict[str, tuple[float, tuple[Address, Whom]]] = {}
 
     async def ask(self, what: str, timeout_s: float = ASK_TIMEOUT_S, **args: Any) -> bytes:
         """As Peer.ask. A planner that is away is looked up anew the next time."""
         lease = planner_lease(shard_of(str(args.get("tenant", "")), self._shards))
-        address = await self._where(lease)
-        peer = self._peers.get(lease)
-        if peer is None or peer.address != address:
-            if peer is not None:
-                peer.close()
-            peer = self._peers[lease] = self._make(self.name, address, Whom("planner", ""))
+        address, whom = await self._where(lease)
+        known = self._peers.get(lease)
+        if known is not None and known[:2] == (address, whom.name):
+            peer = known[2]
+            peer.set_whom(whom)
+        else:
+            if known is not None:
+                known[2].close()
+            peer = self._make(self.name, address, whom)
+            self._peers[lease] = (address, whom.name, peer)
         try:
             return await peer.ask(what, timeout_s, **args)
         except Problem as error:
@@ -108,50 +120,78 @@ class Planner:
             raise
 
     def close(self) -> None:
-        for peer in self._peers.values():
+        for _, _, peer in self._peers.values():
             peer.close()
 
-    async def _where(self, lease: str) -> Address:
-        at, address = self._known.get(lease, (float("-inf"), self._local))
+    async def _where(self, lease: str) -> tuple[Address, Whom]:
+        at, place = self._known.get(lease, (float("-inf"), self._here))
         if time.monotonic() - at > KNOWN_S:
             try:
-                row = await run_in_threadpool(self._leases.read, lease)
-                address = parse_address(row.address) if row is not None else self._local
+                place = await run_in_threadpool(self._look_up, lease)
             except (SQLAlchemyError, ValueError) as error:
                 log.info("planner.unknown", reason=str(error)[:200])  # the last one known, then
-            self._known[lease] = (time.monotonic(), address)
-        return address
+            self._known[lease] = (time.monotonic(), place)
+        return place
+
+    def _look_up(self, lease: str) -> tuple[Address, Whom]:
+        """A holder that joined is met under its own certificate; Problem 503 when it was removed since."""
+        row = self._leases.read(lease)
+        if row is None:
+            return self._here
+        name = row.holder.partition(" ")[0]
+        if LOCAL in name:
+            return parse_address(row.address), Whom("planner", name)
+        member = self._nodes.published_one(name)
+        if member is None or member.route is None or member.route.role != "planner":
+            raise Problem(503, f"planner {name} was removed; another takes its place in seconds", headers={"Retry-After": "1"})
+        return parse_address(row.address), member.route.peer
 
 
 class Roster:
-    """The nodes there are: those that settings name, and the members."""
+    """The nodes there are: those that settings name, and the members, each met under the certificate that counts now."""
 
     def __init__(self, local: Sequence[Peer], nodes: Nodes, make: Make) -> None:
         self._local = list(local)
         self._nodes = nodes
         self._make = make
         self._members: dict[tuple[str, str, int], Peer] = {}
+        self._callers: list[Caller] | None = None
         self._known_at = float("-inf")
 
     async def peers(self) -> list[Peer]:
         """With the database away: those known last."""
-        if time.monotonic() - self._known_at > KNOWN_S:
-            try:
-                members = await run_in_threadpool(self._nodes.list)
-            except SQLAlchemyError as error:
-                log.info("nodes.unknown", reason=str(error)[:200])
-            else:
-                self._follow([one for one in members if one.role == "node" and one.state != "left"])
-                self._known_at = time.monotonic()
+        await self._look()
         return [*self._local, *self._members.values()]
+
+    async def members(self) -> tuple[list[Peer], list[Caller] | None]:
+        """The nodes that joined, and who may speak to them; None before the database ever told."""
+        await self._look()
+        return list(self._members.values()), self._callers
 
     def close(self) -> None:
         for peer in (*self._local, *self._members.values()):
             peer.close()
 
-    def _follow(self, members: Sequence[NodeView]) -> None:
-        wanted = {(one.name, one.address, one.epoch) for one in members}
-        for gone in self._members.keys() - wanted:
+    async def _look(self) -> None:
+        if time.monotonic() - self._known_at <= KNOWN_S:
+            return
+        try:
+            published = await run_in_threadpool(self._nodes.published)
+        except SQLAlchemyError as error:
+            log.info("nodes.unknown", reason=str(error)[:200])
+        else:
+            routes = [one.route for one in published if one.route is not None]
+            self._follow([one for one in routes if one.role == "node"])
+            self._callers = callers_of(routes)
+            self._known_at = time.monotonic()
+
+    def _follow(self, members: Sequence[NodeRoute]) -> None:
+        wanted = {(one.name, one.address, one.epoch): one.peer for one in members}
+        for gone in self._members.keys() - wanted.keys():
             self._members.pop(gone).close()
-        for name, address, epoch in wanted - self._members.keys():
-            self._members[name, address, epoch] = self._make(name, parse_address(address), Whom("node", name))
+        for place, whom in wanted.items():
+            if place in self._members:
+                self._members[place].set_whom(whom)
+            else:
+                name, address, _ = place
+                self._members[place] = self._make(name, parse_address(address), whom)

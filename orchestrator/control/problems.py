@@ -1,5 +1,6 @@
 """Every error of the API is one application/problem+json document: {type, title, status, detail, field?}."""
 
+from collections import Counter
 from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any
@@ -61,6 +62,14 @@ def _http(request: Request, error: Exception) -> ProblemResponse:
     if error.status_code == 405:
         headers["Allow"] = ", ".join(sorted(_methods(request)))
     return problem_response(error.status_code, str(error.detail), getattr(error, "field", ""), headers)
+
+
+async def given_once(request: Request) -> None:
+    """For every operation: none takes a list, and of two values one would be ignored. Raises Problem."""
+    counts = Counter(name for name, _ in request.query_params.multi_items())
+    for name, count in counts.items():
+        if count > 1:
+            raise Problem(400, f"{name[:80]}: given {count} times; give it once", name[:80])
 
 
 def _methods(request: Request) -> set[str]:

@@ -412,7 +412,8 @@ class JoinTokenAnswer(BaseModel):
 
 
 class NodeAnswer(BaseModel):
-    """`state`: up, silent (no heartbeat) or left. `epoch` grows each time it joins or is declared silent."""
+    """`state`: up, silent (no heartbeat since `silent_since`) or left. `epoch` grows each time it joins or what it holds is
+    declared void."""
 
     name: str
     role: str
@@ -422,6 +423,7 @@ class NodeAnswer(BaseModel):
     epoch: int
     joined: float
     last_seen: float | None
+    silent_since: float | None = None
 
 
 class NodesAnswer(BaseModel):

@@ -6,12 +6,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-import obstore
 import redis
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from obstore.exceptions import BaseError
-from obstore.store import from_url
 from sqlalchemy import create_engine, text
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -19,6 +16,7 @@ from orchestrator.catalog.database import configuration
 from orchestrator.doctor import findings
 from orchestrator.doctor.findings import Finding
 from orchestrator.settings import Settings
+from workers.code import objects
 
 TIMEOUT_S = 5
 
@@ -98,11 +96,8 @@ def of_origin(settings: Settings) -> Finding:
         error = "" if folder.is_dir() or not settings.origin_url else f"{folder} is no folder"
         return findings.reachable("origin", error, 0.0, advice)
     try:
-        store = from_url(
-            settings.effective_origin_url, client_options={"timeout": f"{TIMEOUT_S}s"}, retry_config={"max_retries": 1}
-        )
-        next(iter(obstore.list(store, "layers/", chunk_size=1)), None)
-    except (BaseError, ValueError, OSError) as error:
+        objects.reach(settings.effective_origin_url, TIMEOUT_S)
+    except (*objects.Trouble, ValueError) as error:
         return findings.reachable("origin", f"{parts.scheme}://{parts.hostname} does not answer: {_reason(error)}", 0.0, advice)
     return findings.reachable("origin", "", (time.perf_counter() - began) * 1000, advice)
 

@@ -12,13 +12,13 @@ from pathlib import Path
 from orchestrator.catalog.model import LayerRole
 from orchestrator.catalog.packages import LayerView, Packages, PackageView
 from orchestrator.flow.bounded import Bounds, TimedOut, run_bounded
-from orchestrator.flow.dependencies import BuildFailed, Busy, folder_size, install
+from orchestrator.flow.dependencies import BuildFailed, BuildInterrupted, Busy, folder_size, install
 from workers.code import bytecode
-from workers.code.archive import unpack_archive
+from workers.code.archive import unpack_archive, unpack_old_layer
 from workers.code.chunks import chunk_key
 from workers.code.layers import Limits, tree
 from workers.code.manifest import LayerError
-from workers.code.origin import Origin
+from workers.code.origin import Origin, OriginError
 from workers.code.publishing import publish_layer
 
 DEPENDENCY_LIMITS = Limits(size=512 << 20, files=50_000)
@@ -55,10 +55,11 @@ class Builder:
             shutil.rmtree(folder / "cache", ignore_errors=True)
 
     def code_layer(self, package: PackageView, runtime: str, handler: str) -> LayerView:
-        """The package's files with their bytecode. Raises Busy, and BuildFailed without a handler's module that compiles."""
+        """The package's files with their bytecode. Raises Busy, BuildInterrupted, and BuildFailed without a handler's module that
+        compiles."""
         module = handler.partition(":")[0]
         layer = self._once(package.tenant, LayerRole.CODE, package.digest, runtime, lambda: self._compile_package(package))
-        if not package.requirements and not self._origin.listing(package.tenant, package.digest).holds_module(module):
+        if not package.requirements and not self._holds_module(package, module):
             raise BuildFailed(f"handler: the package holds no module {module!r}")
         stem = module.replace(".", "/")
         for path in (f"{stem}.py", f"{stem}/__init__.py"):
@@ -73,13 +74,35 @@ class Builder:
         source = package.requirements_digest
         return self._once(package.tenant, LayerRole.DEPENDENCIES, source, runtime, lambda: self._install(package))
 
+    def _holds_module(self, package: PackageView, module: str) -> bool:
+        try:
+            return self._origin.listing(package.tenant, package.digest).holds_module(module)
+        except OriginError as error:
+            raise BuildInterrupted(f"the code store: {error}") from error
+
     def _once(self, tenant: str, role: LayerRole, source: str, runtime: str, build: Callable[[], LayerView]) -> LayerView:
+        try:
+            known = self._known(tenant, role, source, runtime)
+            if known is not None:
+                return known
+            with _held(self._locks[hash((tenant, role, source)) % LOCKS]), _held(self._slots):
+                known = self._known(tenant, role, source, runtime)
+                return known or self._packages.add_layer(tenant, role, source, runtime, build(), time.time())
+        except OriginError as error:
+            raise BuildInterrupted(f"the code store: {error}") from error
+        except OSError as error:
+            raise BuildInterrupted(f"building: {error.strerror or error}") from error
+
+    def _known(self, tenant: str, role: LayerRole, source: str, runtime: str) -> LayerView | None:
+        """What was built already; what an earlier release built is put into today's form first."""
         known = self._packages.find_layer(tenant, role, source, runtime)
-        if known is not None:
+        if known is None or not self._origin.holds_old(tenant, known.digest):
             return known
-        with _held(self._locks[hash((tenant, role, source)) % LOCKS]), _held(self._slots):
-            known = self._packages.find_layer(tenant, role, source, runtime)
-            return known or self._packages.add_layer(tenant, role, source, runtime, build(), time.time())
+        with _held(self._slots), self._scratch() as scratch:
+            with self._origin.old_layer(tenant, known.digest) as archive:
+                unpack_old_layer(archive, scratch / "tree", known.digest, CODE_LIMITS)
+            made = self._store(tenant, scratch, CODE_LIMITS, known.failures)
+        return self._packages.replace_layer(tenant, role, source, runtime, known.digest, made)
 
     def _compile_package(self, package: PackageView) -> LayerView:
         with self._scratch() as scratch:

@@ -21,14 +21,28 @@ from orchestrator.settings import Settings
 log = structlog.get_logger(__name__)
 
 
+class Swept:
+    """Since the process started: objects and bytes taken out of the origin by kind, and sweeps of a tenant by how they ended."""
+
+    def __init__(self) -> None:
+        self.objects: dict[str, int] = dict.fromkeys(("layers", "packages", "chunks"), 0)
+        self.bytes: dict[str, int] = dict.fromkeys(("layers", "packages", "chunks"), 0)
+        self.sweeps: dict[str, int] = dict.fromkeys(("done", "busy", "failed"), 0)
+
+
 class FlowMetrics(Collector):
-    def __init__(self, store: Store, tasks: Tasks) -> None:
+    def __init__(self, store: Store, tasks: Tasks, swept: Swept) -> None:
         self._store = store
         self._tasks = tasks
+        self._swept = swept
 
     def collect(self) -> Iterable[Metric]:
         yield from self._events()
         yield from self._queues()
+        swept = self._swept
+        yield family("foreglow_origin_sweeps", [((result,), count) for result, count in swept.sweeps.items()])
+        yield family("foreglow_origin_freed_objects", [((kind,), count) for kind, count in swept.objects.items()])
+        yield family("foreglow_origin_freed_bytes", [((kind,), count) for kind, count in swept.bytes.items()])
 
     def _events(self) -> Iterable[Metric]:
         depths: dict[Module, EventDepth] = {}

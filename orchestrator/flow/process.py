@@ -26,11 +26,12 @@ from orchestrator.catalog.publish import Publisher
 from orchestrator.catalog.store import Store
 from orchestrator.flow.app import add_module, build_app
 from orchestrator.flow.building import BUILDS, Builder
+from orchestrator.flow.collecting import Collector
 from orchestrator.flow.dependencies import Busy
 from orchestrator.flow.function_management import FunctionManagement
 from orchestrator.flow.links import Place
 from orchestrator.flow.metadata_sync import MetadataSync
-from orchestrator.flow.metrics import FlowMetrics, flow_checks, flow_tasks
+from orchestrator.flow.metrics import FlowMetrics, Swept, flow_checks, flow_tasks
 from orchestrator.flow.network_deployment import NetworkDeployment
 from orchestrator.flow.relay import Relay
 from orchestrator.flow.scheduling import STARTS, Scheduling
@@ -121,6 +122,7 @@ def run(settings: Settings) -> None:
     store = Store(settings.effective_database_url)
     workers: list[_Worker] = []
     threads: list[threading.Thread] = []
+    swept = Swept()
     tasks = flow_tasks(settings)
     operations = OperationsThread(
         lambda: Operations(
@@ -129,7 +131,7 @@ def run(settings: Settings) -> None:
             lambda: flow_checks(
                 store, tasks, lambda: any(thread.is_alive() for thread in threads), lambda: bool(workers) and workers[0].consuming
             ),
-            FlowMetrics(store, tasks),
+            FlowMetrics(store, tasks, swept),
             alive=lambda: "" if all(thread.is_alive() for thread in threads) else "the relay has ended",
             blocking=True,
         ),
@@ -137,14 +139,14 @@ def run(settings: Settings) -> None:
     )
     operations.start()
     try:
-        _serve(settings, store, workers, threads)
+        _serve(settings, store, workers, threads, swept)
     finally:
         operations.stop()
         for closing in (tasks, store):
             closing.close()
 
 
-def _serve(settings: Settings, store: Store, workers: "list[_Worker]", threads: list[threading.Thread]) -> None:
+def _serve(settings: Settings, store: Store, workers: "list[_Worker]", threads: list[threading.Thread], swept: Swept) -> None:
     if not _wait_for_schema(store):
         return
     _quiet_libraries()
@@ -152,7 +154,8 @@ def _serve(settings: Settings, store: Store, workers: "list[_Worker]", threads: 
     publisher = Publisher(settings.effective_redis_url)
     nudge = Nudge(settings.effective_redis_url)
     cluster_key = load_key(settings.key_file)
-    builder = Builder(store.packages, Origin(settings.effective_origin_url), cluster_key, python, settings.state / "flow")
+    origin = Origin(settings.effective_origin_url)
+    builder = Builder(store.packages, origin, cluster_key, python, settings.state / "flow")
     app = build_app(settings.effective_redis_url)
     own = Self(settings, "flow", f"flow{LOCAL}{socket.gethostname()}")
     hello = Hello("flow", own.name, rpc_secret(cluster_key))
@@ -166,9 +169,12 @@ def _serve(settings: Settings, store: Store, workers: "list[_Worker]", threads: 
     for module in modules:
         add_module(app, module.module, guarded(module, store, nudge))
     relay = Relay(app, store, publisher, nudge)
+    collector = Collector(store.packages, origin, swept)
     thread = threading.Thread(target=relay.run, name="relay", daemon=True)
     thread.start()
     threads.append(thread)
+    sweeping = threading.Thread(target=collector.run, args=(store, own.name), name="collector", daemon=True)
+    sweeping.start()
     done = keep_certified(own)
     try:
         worker = _Worker(
@@ -185,7 +191,9 @@ def _serve(settings: Settings, store: Store, workers: "list[_Worker]", threads: 
     finally:
         done()
         relay.stop()
-        thread.join(RELAY_STOP_S)
+        collector.stop()
+        for ending in (thread, sweeping):
+            ending.join(RELAY_STOP_S)
         with contextlib.suppress(OSError):
             app.close()
         for closing in (publisher, nudge):

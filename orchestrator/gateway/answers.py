@@ -4,7 +4,7 @@ import re
 
 import msgspec
 
-from tracing.records import Timings
+from tracing.records import STEPS, Timings
 from workers.rpc.messages import ErrorDetail, InvokeResult
 
 STATUS = {
@@ -33,12 +33,14 @@ Headers = list[tuple[bytes, bytes]]
 
 
 def server_timing(timings: Timings, place_ms: float = 0.0) -> bytes:
-    """Server-Timing with milliseconds per step; steps that did not happen are left out, run never is."""
-    steps = (
-        f"{name};dur={place_ms if name == 'place' else value:.2f}"
-        for name, value in zip(timings.__struct_fields__, msgspec.structs.astuple(timings), strict=True)
-        if value > 0.005 or name == "run" or (name == "place" and place_ms > 0.005)
-    )
+    """Server-Timing with milliseconds per step, and which tier the code came from; steps that did not happen are left out, run
+    never is."""
+    steps = []
+    for name in STEPS:
+        took = place_ms if name == "place" else getattr(timings, name)
+        if took > 0.005 or name == "run":
+            said = f";desc={timings.code_from}" if name == "code" and timings.code_from else ""
+            steps.append(f"{name}{said};dur={took:.2f}")
     return ", ".join(steps).encode()
 
 

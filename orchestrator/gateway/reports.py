@@ -97,6 +97,12 @@ class Reports:
             if self._record_timer is not None:
                 self._record_timer.cancel()
 
+    def on_member_gone(self, name: str) -> None:
+        """It hears nothing more."""
+        for connection in list(self._subscribers):
+            if connection.certified is not None and connection.certified.name == name:
+                connection.drop("it is no member of this cluster any more")
+
     def on_open(self, connection: Connection) -> None:
         log.info("planner.connected", peer=connection.peer.name)
 

@@ -6,6 +6,7 @@ import time
 from dataclasses import dataclass, field
 from functools import partial
 
+import msgspec
 import structlog
 
 from graph.calls import StartKind
@@ -171,7 +172,7 @@ class Runs:
                 time.time(),
                 result.start,
                 _recorded(result),
-                Timings(timings.queue, run.place_ms, timings.clone, timings.code, timings.net, timings.init, timings.run),
+                msgspec.structs.replace(timings, place=run.place_ms),
                 run.link_used.name if run.link_used is not None else "",
                 result.error.type if result.error is not None else "",
                 run.link,
@@ -275,7 +276,7 @@ def _with_wait(result: InvokeResult, waited_ms: float) -> InvokeResult:
     return InvokeResult(
         result.status,
         result.start,
-        Timings(queue, timings.place, timings.clone, timings.code, timings.net, timings.init, timings.run),
+        msgspec.structs.replace(timings, queue=queue),
         result.content_type,
         result.http_status,
         result.headers,

@@ -10,6 +10,7 @@ import structlog
 import uvicorn
 import uvloop
 
+from orchestrator.catalog.routes import NodeRoute
 from orchestrator.catalog.watch import RouteTable, RouteWatcher
 from orchestrator.gateway.allowances import Allowances
 from orchestrator.gateway.app import GatewayApp
@@ -44,7 +45,13 @@ async def serve(settings: Settings) -> None:
     own = Self(settings, "gateway", f"gateway{LOCAL}{socket.gethostname()}")
     name = own.name
     reports = Reports()
-    table = RouteTable(on_node=lambda name, route: members.on_node(name, route))  # noqa: PLW0108 (made below)
+
+    def member_changed(name: str, route: NodeRoute | None) -> None:
+        members.on_node(name, route)
+        if route is None:
+            reports.on_member_gone(name)
+
+    table = RouteTable(on_node=member_changed)
     allowances = Allowances(table, settings.quotas)
     runs = Runs(
         table,

@@ -8,6 +8,8 @@ from prometheus_client.registry import Collector
 
 from orchestrator.ops.catalogue import family, histogram, one
 from orchestrator.ops.health import Check
+from workers.code.room import REASONS
+from workers.code.tally import FAILED, TIER1
 from workers.code.tier1 import Tier1
 from workers.instances import State
 from workers.node import Node
@@ -18,12 +20,14 @@ MB = 1 << 20
 class NodeMetrics(Collector):
     """Reads the node in its own loop."""
 
-    def __init__(self, node: Node, tier: Tier1) -> None:
+    def __init__(self, node: Node, tier: Tier1, functions: int = 0) -> None:
+        """`functions`: so many get a label of their own."""
         self._node = node
         self._tier = tier
+        tier.tally.labels = functions
 
     def collect(self) -> Iterable[Metric]:
-        node, execution, tier = self._node, self._node.execution, self._tier.tally
+        node, execution = self._node, self._node.execution
         states = Counter({"idle": 0, "busy": 0, "preparing": 0})
         for instance in execution.table:
             states["preparing" if instance.state is State.PREPARING else "busy" if instance.live else "idle"] += 1
@@ -42,16 +46,25 @@ class NodeMetrics(Collector):
         yield histogram("foreglow_prepare_step_seconds", execution.prepared.steps.items())
         yield family("foreglow_prepare_failures", [((why,), count) for why, count in execution.not_prepared.items()])
         yield one("foreglow_decisions_open", len(node.decisions))
-        yield family(
-            "foreglow_code_requests",
-            [(("held",), tier.held), (("fetched",), tier.fetched), (("failed",), tier.failed)],
-        )
-        yield one("foreglow_code_fetched_bytes", tier.fetched_bytes)
-        yield one("foreglow_code_bytes", self._tier.bytes_held)
+        yield from self._code()
         yield family("foreglow_isolation", [((node.report.driver, node.report.tier), 1)])
         roles = Counter({"gateway": 0, "planner": 0, "control": 0})
         roles.update(node.peers)
         yield family("foreglow_connections", [((role,), count) for role, count in roles.items()])
+
+    def _code(self) -> Iterable[Metric]:
+        tally, fetcher = self._tier.tally, self._tier.fetcher
+        yield family("foreglow_code_requests", [((tier,), tally.requests[tier]) for tier in (TIER1, *fetcher.names, FAILED)])
+        yield histogram("foreglow_code_seconds", [((tier,), part) for tier, part in tally.seconds.items()])
+        yield one("foreglow_code_ahead", tally.ahead)
+        yield family("foreglow_code_fetched_bytes", [((name,), fetcher.brought[name]) for name in fetcher.names])
+        faults = (("damaged", fetcher.damaged), ("no-answer", fetcher.silent))
+        yield family("foreglow_code_faults", [((name, kind), of[name]) for kind, of in faults for name in fetcher.names])
+        yield one("foreglow_code_bytes", self._tier.bytes_held)
+        yield one("foreglow_code_layers", self._tier.layers_held)
+        yield family("foreglow_code_evictions", [((why,), tally.evictions[why]) for why in REASONS])
+        yield one("foreglow_code_evicted_bytes", tally.evicted_bytes)
+        yield family("foreglow_function_code_requests", tally.by_function.items())
 
 
 def node_checks(node: Node) -> Sequence[Check]:

@@ -1,5 +1,6 @@
 """Functions, nodes and the other processes, as tables say them. Pure."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,6 +14,7 @@ NODE_COLUMNS = [
     cells.column("Standbys", "number"),
     cells.column("Memory promised", "wide"),
     cells.column("Isolation", "wide"),
+    cells.column("Code", "wide"),
 ]
 PROCESS_COLUMNS = [cells.column("Part"), cells.column("State"), cells.column("What it says", "wide")]
 FUNCTION_COLUMNS = [
@@ -23,6 +25,7 @@ FUNCTION_COLUMNS = [
     cells.column("Invocations", "number"),
     cells.column("Errors", "number"),
     cells.column("Last error", "wide"),
+    cells.column("Code", "wide"),
 ]
 
 
@@ -37,7 +40,7 @@ def node_rows(status: Mapping[str, Any]) -> list[Row]:
 
 def _node(name: str, state: Any) -> Row:
     if not isinstance(state, dict):
-        return cells.row(name, [name, cells.mark("false", "away"), "", "", "", "it holds no instance that can be reached"])
+        return cells.row(name, [name, cells.mark("false", "away"), "", "", "", "it holds no instance that can be reached", ""])
     memory, isolation = state["memory_mb"], state["isolation"]
     share = memory["promised"] / memory["total"] if memory["total"] else 0.0
     missing = "; ".join(isolation["missing"])
@@ -53,6 +56,7 @@ def _node(name: str, state: Any) -> Row:
                 "text": f"{figures.megabytes(memory['promised'])} of {figures.megabytes(memory['total'])}",
             },
             {"text": f"{isolation['driver']}: {isolation['tier']}", "sub": f"not in force: {missing}" if missing else ""},
+            _code([state["code"]] if "code" in state else [], "held"),
         ],
     )
 
@@ -88,13 +92,20 @@ def function_rows(
     activity: Mapping[str, Mapping[str, Any]],
     wanted: str,
     limit: int,
+    code: Sequence[Mapping[str, Any]] = (),
 ) -> list[Row]:
-    """`functions` as GET /v1/functions lists them, `activity` by name; None of `instances`: no node could be asked."""
+    """`functions` as GET /v1/functions lists them, `activity` by name, `code` as GET /v1/code; None of `instances`: no node could
+    be asked."""
     found = [one for one in functions if wanted.lower() in one["name"].lower()]
-    return [_function(one, instances, activity.get(one["name"])) for one in found[:limit]]
+    return [_function(one, instances, activity.get(one["name"]), code) for one in found[:limit]]
 
 
-def _function(one: Mapping[str, Any], instances: Sequence[Mapping[str, Any]] | None, done: Mapping[str, Any] | None) -> Row:
+def _function(
+    one: Mapping[str, Any],
+    instances: Sequence[Mapping[str, Any]] | None,
+    done: Mapping[str, Any] | None,
+    code: Sequence[Mapping[str, Any]],
+) -> Row:
     own = [count for count in instances or () if count["function"] == one["name"]]
     counts = {state: sum(count[state] for count in own) for state in ("idle", "busy", "preparing")}
     state = "warm" if counts["idle"] or counts["busy"] else "preparing" if counts["preparing"] else "cold"
@@ -118,8 +129,26 @@ def _function(one: Mapping[str, Any], instances: Sequence[Mapping[str, Any]] | N
             {"text": f"{error['status']} {error['type']}".strip(), "at": error["at"], "choose": f"run {error['trace_id']}"}
             if error
             else "",
+            _code([at for at in code if at["function"] == one["name"]], "brought"),
         ],
     )
+
+
+def _code(told: Sequence[Mapping[str, Any]], bytes_are: str) -> cells.Cell:
+    """How many starts found their code on the node, of all that asked; below it where the others had it from, and bytes."""
+    requests: Counter[str] = Counter()
+    for one in told:
+        requests.update(one["requests"])
+    size = figures.megabytes(sum(one["bytes"] for one in told) / (1 << 20))
+    if not requests.total():
+        return {"text": "not asked yet", "sub": f"{size} {bytes_are}"} if told else ""
+    others = [f"{count:,} {_FROM[tier]}" for tier, count in requests.items() if count and tier in _FROM]
+    evicted = sum(one["evictions"] for one in told)
+    said = [*others, f"{size} {bytes_are}", *([figures.count(evicted, "layer") + " evicted"] if evicted else [])]
+    return {"text": f"{figures.percent(requests['tier1'] / requests.total())} at hand", "sub": ", ".join(said)}
+
+
+_FROM = {"tier2": "from the zone", "origin": "from the origin", "failed": "failed"}
 
 
 def _conditions(version: Mapping[str, Any] | None) -> cells.Cell:

@@ -50,6 +50,14 @@ class Activity:
         for function in [one for one in self._functions if one.startswith(f"{tenant}/")]:
             del self._functions[function]
 
+    def calls(self, now: float) -> Counter[str]:
+        """Invocations of these minutes by FunctionId, all tenants."""
+        oldest = int(now // BUCKET_S) - BUCKETS + 1
+        found: Counter[str] = Counter()
+        for function, held in self._functions.items():
+            found[function] = sum(counts.total() for minute, counts in held.minutes if minute >= oldest)
+        return found
+
     def of(self, tenant: str, now: float) -> dict[str, Any]:
         """{window_s, functions: [{name, invocations, errors, by_status, last_error}]}: those with any, by name."""
         oldest = int(now // BUCKET_S) - BUCKETS + 1

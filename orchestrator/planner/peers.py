@@ -17,6 +17,7 @@ from workers.rpc.messages import (
     DecisionUpdate,
     Drain,
     Hello,
+    Hosted,
     PrepareBatch,
     PrepareItem,
     Records,
@@ -43,6 +44,7 @@ class Listener(Protocol):
     def on_records(self, records: Records) -> None: ...
     def on_outcomes(self, node: str, updates: Sequence[DecisionUpdate]) -> None: ...
     def on_node(self, node: "NodePeer", up: bool) -> None: ...
+    def on_counts(self, node: "NodePeer", counts: Sequence[VersionCount]) -> None: ...
 
 
 class Peer:
@@ -181,8 +183,9 @@ class NodePeer(Peer):
     def sight(self) -> Sight:
         """How it looks now, for who declares members silent. One that was not reached since it joined is not ours to declare:
         others may reach it, and would lose what runs there each time it joins again."""
-        member = self._expected.name if self._expected is not None and self._heard_epoch >= self._epoch else ""
-        return Sight(member, self._epoch, self._down_since, self._silent)
+        member = self._expected.name if self._expected is not None else ""
+        reached = member if self._heard_epoch >= self._epoch else ""
+        return Sight(reached, self._epoch, self._down_since, self._silent, member)
 
     async def until_lost(self, connection: Connection) -> None:
         if await until_lost(self._lost, self._pulse):
@@ -222,12 +225,20 @@ class NodePeer(Peer):
                 self.counts.clear()
             for count in message.versions:
                 self.counts[count.version] = count
+            self._listener.on_counts(self, message.versions)
 
     def define(self, spec: VersionSpec) -> None:
         connection = self.connection
         if connection is not None and spec.version not in connection.defined:
             connection.defined.add(spec.version)
             connection.send(Rpc.DEFINE, 0, spec)
+
+    def host(self, tenant: str, specs: Sequence[VersionSpec], lease: str = "", epoch: int = 0) -> None:
+        """The tenant may start here: its template and standbys are made, its code comes in the order of `specs`."""
+        for spec in specs:
+            self.define(spec)
+        if self.connection is not None:
+            self.connection.send(Rpc.HOSTED, 0, Hosted(tenant, [spec.version for spec in specs], epoch, lease))
 
     def fence(self, lease: str, epoch: int) -> None:
         """An order of nothing: from now on the node obeys no older epoch of this lease."""
@@ -272,12 +283,6 @@ class Fleet:
     def choose(self, spec: VersionSpec) -> NodePeer | None:
         nodes = self.up()
         return place(spec.version, spec.memory_mb, nodes)[0] if nodes else None
-
-    def bring_code(self, spec: VersionSpec, node: NodePeer | None = None, lease: str = "", epoch: int = 0) -> None:
-        """Tells nodes of a version ahead of any start: its code into tier 1, its tenant's template and standbys made."""
-        for one in [node] if node is not None else self.up():
-            one.define(spec)
-            one.prepare([PrepareItem("", spec.version, level="code")], lease, epoch)
 
     def forget_idle(self, functions: set[str]) -> None:
         """Their idle instances were just given up: do not count on them until the next inventory says what there is."""

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import hashlib
+import os
 import socket
 import time
 from collections.abc import Sequence
@@ -30,6 +31,7 @@ from orchestrator.membership import Self
 from orchestrator.ops.listener import Operations
 from orchestrator.ops.routes import RouteMetrics
 from orchestrator.planner.activity import Activity
+from orchestrator.planner.homes import Homes
 from orchestrator.planner.insight import Insight
 from orchestrator.planner.leadership import Leadership
 from orchestrator.planner.learning import Learner
@@ -39,7 +41,7 @@ from orchestrator.planner.metrics import PlannerMetrics, planner_checks
 from orchestrator.planner.peers import Fleet, GatewayPeer, NodePeer
 from orchestrator.planner.runs import RunBook
 from orchestrator.planner.state import FORMAT, PlannerState, load, lock, save, set_aside
-from orchestrator.planner.vigil import SEEN_EVERY_S, overdue
+from orchestrator.planner.vigil import SEEN_EVERY_S, heard, overdue, unheard
 from orchestrator.renewal import keep_certified
 from orchestrator.settings import Settings, rpc_secret
 from tracing.assembly import Assembler
@@ -47,9 +49,10 @@ from tracing.export import Exporter
 from tracing.receiver import receiver_app
 from tracing.spans import Span
 from workers.rpc.connection import Connection, Listening, listen
-from workers.rpc.messages import DecisionUpdate, Hello, Records, Triggers
+from workers.rpc.messages import DecisionUpdate, Hello, Records, Triggers, VersionCount
 from workers.rpc.transport import Address, Identity, Peer
 from workers.sealing import load_key
+from workers.versions import VersionSpec
 
 AWAY_S = 1.0
 SAVE_EVERY_S = 5.0
@@ -83,6 +86,7 @@ class Planner:
             return GatewayPeer(address, hello, self, identity, whom)
 
         self.fleet = Fleet([])
+        self.homes = Homes(self.fleet, self._current, self.right, lambda: self.activity.calls(time.time()))
         self.nodes = Members("node", node, self._nodes_changed, partial(_died, self))
         self.gateways = Members("gateway", gateway, lambda peers: None, partial(_died, self))
         self._local_nodes = [node(at, Peer("node", ""), 0) for at in settings.node_addresses]
@@ -119,8 +123,7 @@ class Planner:
         """First every node hears of it, so that none obeys the one before any more; then it is ours to bring code."""
         for node in self.fleet.up():
             node.fence(lease, epoch)
-        for route in self.table.routes.values():
-            self._bring_code(route, None)
+        self.homes.took_over()
 
     def _nodes_changed(self, nodes: list[NodePeer]) -> None:
         self.fleet.nodes = nodes
@@ -158,10 +161,13 @@ class Planner:
         for tenant in self.table.tenants.values():
             if tenant.removed:
                 node.retire(tenant.tenant)
-        for route in self.table.routes.values():
-            self._bring_code(route, node)
+        self.homes.node_came(node)
+
+    def on_counts(self, node: NodePeer, counts: Sequence[VersionCount]) -> None:
+        self.homes.seen(node, counts)
 
     def _route_changed(self, function: FunctionId, route: Route | None) -> None:
+        self.homes.function_changed(function, route is not None)
         if route is None:
             self.graph.forget(function)
             return
@@ -169,7 +175,6 @@ class Planner:
         spec = self.table.version(route, "")
         callees = [FunctionId(f"{tenant}/{name}") for name in route.calls]
         self.graph.declare(function, callees, spec.memory_mb if spec is not None else 128, now)
-        self._bring_code(route, None)
 
     def _tenant_changed(self, name: str, route: TenantRoute | None) -> None:
         """A removed tenant stays in the routes, so that a planner that was away forgets it too."""
@@ -182,6 +187,7 @@ class Planner:
         self.decisions.forget_tenant(tenant)
         self.runs.forget_tenant(tenant)
         self.activity.forget_tenant(tenant)
+        self.homes.forget(tenant)
         self.loop.policies.pop(tenant, None)
         for node in self.fleet.up():
             node.retire(name)
@@ -190,11 +196,9 @@ class Planner:
         for node in self.fleet.up():
             node.drain(version)
 
-    def _bring_code(self, route: Route, node: NodePeer | None) -> None:
-        spec = self.table.version(route, "")
-        right = self.right(spec.tenant) if spec is not None else None
-        if spec is not None and right is not None:
-            self.fleet.bring_code(spec, node, *right)
+    def _current(self, function: FunctionId) -> VersionSpec | None:
+        route = self.table.routes.get(function)
+        return self.table.version(route, "") if route is not None else None
 
     # -- traces from outside
 
@@ -256,7 +260,7 @@ async def _ticking(planner: Planner) -> None:
 
 async def _watching(planner: Planner, store: Store, nudge: Nudge) -> None:
     """Tells the database which members are silent, and when the others were heard of. Its absence delays that, nothing else."""
-    seen_at = 0.0
+    seen_at, known, silent = 0.0, dict[str, int](), set[tuple[str, int]]()
     while True:
         await asyncio.sleep(TICK_S)
         if planner.leadership is None or planner_lease(0) not in {lease for lease, _ in planner.leadership.held()}:
@@ -268,11 +272,16 @@ async def _watching(planner: Planner, store: Store, nudge: Nudge) -> None:
                 if await asyncio.to_thread(store.nodes.declare_silent, name, epoch, time.time()):
                     log.warning("node.declared_silent", node=name, epoch=epoch)
                     await asyncio.to_thread(nudge.give)
-            if now - seen_at >= SEEN_EVERY_S:
-                seen_at = now
-                names = [one.name for one in sights if one.name and not one.down_since]
-                if names:
-                    await asyncio.to_thread(store.nodes.seen, names, time.time())
+            for name, epoch in unheard(sights, now) - silent:
+                if await asyncio.to_thread(store.nodes.unheard, name, epoch, time.time()):
+                    log.warning("node.unheard", node=name, epoch=epoch)
+                    await asyncio.to_thread(nudge.give)
+            silent = unheard(sights, now)
+            if now - seen_at >= SEEN_EVERY_S or heard(sights) != known:
+                seen_at, known = now, heard(sights)
+                back = bool(known) and await asyncio.to_thread(store.nodes.seen, known, time.time())
+                if back:
+                    await asyncio.to_thread(nudge.give)
         except SQLAlchemyError as error:
             log.info("planner.database_away", reason=str(error)[:200])
             await asyncio.sleep(AWAY_S)
@@ -291,7 +300,7 @@ async def _serve(settings: Settings, secret: str, own: Self) -> None:
     planner = Planner(settings, secret, name, own.identity)
     store, nudge = Store(settings.effective_database_url), Nudge(settings.effective_redis_url)
     addresses = own.listens(settings.socket("planner"))
-    holder = f"{name} {hashlib.sha256(str(settings.state).encode()).hexdigest()[:8]}"
+    holder = f"{name} {hashlib.sha256(os.fsencode(settings.state)).hexdigest()[:8]}"
     leadership = Leadership(store.leases, holder, str(addresses[-1]), settings.planner_shards, planner.took_over)
     planner.leadership = leadership
     insight = Insight(

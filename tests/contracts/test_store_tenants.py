@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 from sqlalchemy import create_engine, text
 
@@ -101,14 +102,35 @@ def test_packages_that_no_version_uses_make_room_after_an_hour(store: Store) -> 
     store.packages.add_layer("acme", LayerRole.CODE, DIGEST, "python3.11", LayerView(built, 1), 2)
     store.packages.add_layer("acme", LayerRole.CODE, OTHER_DIGEST, "python3.11", LayerView(shared, 1), 2)
     store.functions.put("acme", "f", SETTINGS, 2)
-    assert store.packages.release("acme", 3000) == []
-    assert store.packages.release("acme", 4000) == [OTHER_DIGEST, shared]
+    assert store.packages.release("acme", 3000) == 0
+    assert store.packages.release("acme", 4000) == 1
+    assert store.packages.kept("acme") == {DIGEST, built}
     assert store.packages.find("acme", DIGEST) is not None
     assert store.tenants.describe("acme").use.package_bytes == 60
     store.functions.remove("acme", "f", 4000)
-    assert store.packages.release("acme", 4000) == [DIGEST, built]
+    assert store.packages.release("acme", 4000, unused_s=5000) == 0
+    assert store.packages.release("acme", 4000) == 1
+    assert store.packages.kept("acme") == set()
     assert store.packages.find("rival", DIGEST) is not None
     assert store.tenants.describe("acme").use.package_bytes == 0
+
+
+def test_dependencies_stay_as_long_as_a_package_asks_for_them(store: Store) -> None:
+    wanted, built = "e" * 64, "sha256:" + "c" * 64
+    store.packages.register("acme", OTHER_DIGEST, 1, 40, ("six",), wanted, 2)
+    for source in (wanted, f"otherwise:{wanted}", "f" * 64):
+        store.packages.add_layer("acme", LayerRole.DEPENDENCIES, source, "python3.11", LayerView(built, 1), 2)
+    store.functions.put("acme", "f", msgspec.structs.replace(SETTINGS, package=OTHER_DIGEST), 2)
+
+    def known() -> list[bool]:
+        sources = (wanted, f"otherwise:{wanted}", "f" * 64)
+        return [store.packages.find_layer("acme", LayerRole.DEPENDENCIES, one, "python3.11") is not None for one in sources]
+
+    assert store.packages.release("acme", 4000) == 1
+    assert known() == [True, True, False]
+    store.functions.remove("acme", "f", 4000)
+    assert store.packages.release("acme", 4000) == 1
+    assert known() == [False, False, False]
 
 
 def test_a_removed_tenant_takes_its_keys_functions_and_packages_with_it(store: Store) -> None:

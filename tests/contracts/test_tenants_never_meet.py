@@ -194,6 +194,13 @@ def _(world: Crossing) -> None:
     assert found
 
 
+@crosses("GET", "/v1/code")
+def _(world: Crossing) -> None:
+    assert world.beta.invoke("shared").status_code == 200
+    found = world.clean(world.beta.control.get("/v1/code"))["functions"]
+    assert "shared" in {one["function"] for one in found} <= {"shared", "front", "doomed"}
+
+
 @crosses("POST", "/v1/page/links")
 def _(world: Crossing) -> None:
     """A link signs in as the bearer of the key that made it."""

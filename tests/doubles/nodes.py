@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from workers.rpc.messages import (
     Rpc,
     VersionCount,
 )
+from workers.rpc.transport import Address, Identity
 from workers.sealing import Sealer
 from workers.versions import CodePackage, Kind, VersionSpec
 
@@ -220,14 +221,16 @@ async def running_node(
     key: bytes = b"",
     secret: str = SECRET,
     templates: Rules = NO_TEMPLATES,
+    also: Sequence[Address] = (),
+    identity: Identity | None = None,
+    name: str = "node-1",
 ) -> AsyncIterator[Rig]:
-    """A node that serves until the block ends. Fails when a sandbox outlives it."""
+    """A node that serves until the block ends, on its socket and, with `identity`, on what is named also. Fails when a sandbox
+    outlives it."""
     driver, code = DoubleDriver(), DoubleCode()
-    node = Node(
-        "node-1", driver, code, Sealer(key or Fernet.generate_key()), REPORT, memory_mb, cores, standbys, idle_s, templates
-    )
+    node = Node(name, driver, code, Sealer(key or Fernet.generate_key()), REPORT, memory_mb, cores, standbys, idle_s, templates)
     path = folder / "node.sock"
-    serving = asyncio.create_task(node.serve(path, secret))
+    serving = asyncio.create_task(node.serve([path, *also], secret, identity))
     rig = Rig(node, driver, code, path, secret)
     try:
         await until(lambda: path.exists() or serving.done(), "the node listens")

@@ -5,14 +5,14 @@ They implement workers.ports and nothing of the process driver: real sandboxes h
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
 
 from workers.drivers.frames import FromGuest, ToGuest
 from workers.framing import Frame
-from workers.ports import DriverError, InitReport, IsolationReport, Specialisation, Usage
+from workers.ports import CodeReport, DriverError, Fetched, InitReport, IsolationReport, Specialisation, Usage
 from workers.versions import VersionSpec
 
 REPORT = IsolationReport("double", "none", {"memory": "none", "pids": "none"}, ("it is a double",))
@@ -244,11 +244,14 @@ class DoubleCode:
         self.error: Exception | None = None
         self.fetched: list[str] = []
         self.forgotten: list[str] = []
+        self.brought: dict[str, list[str]] = {}
         self.fetching = 0
         self.most_fetching = 0
         self.pins: Counter[str] = Counter()
 
-    async def fetch(self, spec: VersionSpec) -> Sequence[Path]:
+    async def fetch(self, spec: VersionSpec) -> Fetched:
+        if spec.version in self.fetched and self.error is None:
+            return self._fetched(spec)
         self.fetching += 1
         self.most_fetching = max(self.most_fetching, self.fetching)
         try:
@@ -258,7 +261,23 @@ class DoubleCode:
         if self.error is not None:
             raise self.error
         self.fetched.append(spec.version)
-        return [Path("/code") / spec.package.code]
+        return self._fetched(spec)
+
+    def _fetched(self, spec: VersionSpec) -> Fetched:
+        return Fetched((Path("/code") / spec.package.code,), "tier1" if self.everything_held else "origin")
+
+    async def bring_ahead(self, spec: VersionSpec) -> None:
+        await self.fetch(spec)
+
+    def report(self) -> CodeReport:
+        return CodeReport(0, {"tier1": len(self.fetched)}, {"tier1": 0.0}, 0)
+
+    def report_of(self, tenant: str) -> Mapping[str, CodeReport]:
+        counts = Counter(name.rpartition(":")[0] for name in self.fetched if name.startswith(f"{tenant}/"))
+        return {name: CodeReport(1 << 20, {"tier1": count}, {"tier1": 0.0}, 0) for name, count in counts.items()}
+
+    def bring(self, tenant: str, specs: Sequence[VersionSpec]) -> None:
+        self.brought[tenant] = [spec.version for spec in specs]
 
     def pin(self, spec: VersionSpec) -> None:
         self.pins[spec.version] += 1

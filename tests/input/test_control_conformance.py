@@ -33,6 +33,7 @@ STEPS = 8
 ATTEMPTS = 200
 BENT = 2  # of each request that was made; making one costs several times what sending it does
 SETTLE_S = 2.0
+SENT_AGAIN = 2
 AIMED = 0.5
 OWN_TENANT = "default"
 GROWTH_MB, GROWTH_DESCRIPTORS = 96.0, 64
@@ -130,11 +131,15 @@ class Explorer:
         """The same request, wrong on the wire. Whatever comes back is sound."""
         self.sent += 1
         wrong = bent(request, self._random)
-        try:
-            answer = self.session.send(wrong, timeout=CALL_S, allow_redirects=False)
-        except requests.RequestException as error:
-            self._note(label, f"no answer, bent: {type(error).__name__}", f"{error}\n{_wire(wrong)}")
-            return
+        for left in reversed(range(SENT_AGAIN + 1)):
+            try:
+                answer = self.session.send(wrong, timeout=CALL_S, allow_redirects=False)
+                break
+            except requests.RequestException as error:
+                # who closes before all was read resets, and a reset that is quicker than the reader takes the answer with it
+                if not left:
+                    self._note(label, f"no answer, bent: {type(error).__name__}", f"{error}\n{_wire(wrong)}")
+                    return
         problem = unsound(answer, str(wrong.method))
         if problem:
             self._note(label, problem, f"{answer.status_code} {answer.text[:300]!r}\n{_wire(wrong)}")

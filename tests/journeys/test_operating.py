@@ -202,6 +202,31 @@ def test_what_happens_is_counted(platform: Platform) -> None:
     assert now["foreglow_events", "module=metadata_sync", "process=flow", "state=open"] == 0
 
 
+def test_starts_say_where_code_came_from_and_need_no_origin_when_it_is_here(platform: Platform) -> None:
+    def asked(tier: str) -> float:
+        return told(platform).get(("foreglow_code_requests_total", "process=node", f"tier={tier}"), 0.0)
+
+    eventually(lambda: told(platform)["foreglow_code_layers", "process=node"] > 0)
+    cooled = platform.http.post(platform.addresses["control"] + "/v1/cool", json={})
+    assert cooled.status_code == 200, cooled.text
+    origin = platform.settings.origin_folder
+    away = origin.rename(origin.with_name("away"))
+    try:
+        before = asked("tier1")
+        answer = platform.invoke("front")
+        assert answer.status_code == 200, answer.text
+        if answer.headers["x-foreglow-start"] in ("cold", "standby"):
+            assert "code;desc=tier1;dur=" in answer.headers["server-timing"]
+        assert asked("tier1") > before
+        assert asked("failed") == 0
+    finally:
+        away.rename(origin)
+    functions = platform.control("/v1/code").json()["functions"]
+    (front,) = [one for one in functions if one["function"] == "front"]
+    assert front["requests"]["tier1"] >= 1
+    assert front["ms"]["tier1"] >= 0
+
+
 def test_metrics_need_a_key(platform: Platform) -> None:
     assert httpx.get(platform.addresses["control"] + "/metrics").status_code == 401
 

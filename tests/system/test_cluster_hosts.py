@@ -76,6 +76,14 @@ def test_a_node_that_is_cut_off_fails_at_once_leaves_comes_back_and_counts_again
     assert done.returncode == 0, done.stderr
     cluster.wait(lambda: cluster.served_by() == ["node-c"], "only one node is asked")
     assert cluster.invoke(0.0).result().status_code == 200
+    assert answered(), "the gateway on the other host too"
+
+    # a removed gateway still has its certificate, its routes and the cluster's key: nodes let it in no more
+    done = cluster.hosts.run("a", "nodes", "remove", "gateway-c", "--state", str(cluster.state))
+    assert done.returncode == 0, done.stderr
+    cluster.wait(lambda: "peer.gone" in cluster.log("node-c"), "the node has dropped it", 10)
+    assert not answered()
+    assert cluster.invoke(0.0).result().status_code == 200
 
 
 def test_a_planner_that_stands_still_or_dies_is_followed_by_the_next(cluster: Cluster) -> None:
@@ -122,3 +130,16 @@ def test_a_planner_that_stands_still_or_dies_is_followed_by_the_next(cluster: Cl
     took = cluster.wait(lambda: holder().startswith("planner@"), "the first takes over again", 15)
     assert took < 5.5
     cluster.wait(warms, "the first decides", 15)
+
+    # the only node falls silent: there is nowhere else, so nothing is void, but nobody reads that it is up
+    before = cluster.nodes()["node-b"]
+    cluster.hosts.cut("b")
+    cluster.wait(lambda: cluster.nodes()["node-b"]["state"] == "silent", "told as silent", 20)
+    silent = cluster.nodes()["node-b"]
+    assert silent["epoch"] == before["epoch"]
+    assert before["joined"] < silent["silent_since"] <= time.time() - 2.0
+    shown = cluster.hosts.run("a", "nodes", "--state", str(cluster.state)).stdout
+    assert "silent since" in " ".join(shown.split()), shown
+    cluster.hosts.mend("b")
+    cluster.wait(lambda: cluster.nodes()["node-b"]["state"] == "up", "heard again", 30)
+    assert cluster.nodes()["node-b"]["epoch"] == before["epoch"]

@@ -23,7 +23,6 @@ from orchestrator.control.admin import ensure_admin_key
 from orchestrator.control.app import server
 from orchestrator.control.schemas import MAX_ENVIRONMENT_BYTES
 from orchestrator.settings import Settings
-from workers.code.origin import Origin
 from workers.sealing import Sealer, load_key
 
 ZIP = {"Content-Type": "application/zip"}
@@ -340,6 +339,11 @@ def test_a_whole_number_may_be_written_with_a_point(api: Api) -> None:
     assert "memory_mb" in problem(api.put(memory_mb="256"), 400, "memory_mb")
 
 
+def test_a_parameter_given_twice_is_refused(api: Api) -> None:
+    answer = api.client.get("/v1/events?limit=1&limit=2")
+    assert (answer.status_code, answer.json()["field"]) == (400, "limit")
+
+
 def test_a_path_with_a_slash_too_many_is_not_another(api: Api) -> None:
     for path in ("/v1/functions/", "/v1/runs/", "/healthz/"):
         problem(api.client.get(path, follow_redirects=False), 404)
@@ -472,9 +476,7 @@ def test_what_is_not_used_any_more_makes_room_for_what_is_new(api: Api) -> None:
         session.get_one(Package, ("hoarder", first)).created -= 4000
     second = api.upload({"b.py": "y" * 20}, headers=theirs)
     assert second.status_code == 201
-    origin = Origin(api.settings.effective_origin_url)
-    assert not origin.holds_package("hoarder", first)
-    assert origin.holds_package("hoarder", second.json()["digest"])
+    assert api.store.packages.kept("hoarder") == {second.json()["digest"]}
     assert api.client.get("/v1/tenant", headers=theirs).json()["use"]["package_bytes"] == 20
 
 

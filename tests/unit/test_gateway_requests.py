@@ -58,7 +58,9 @@ async def test_an_event_function_answers_and_says_how_it_started_and_what_it_too
         first = await gate.post("echo", b'{"a":1}')
         assert (first.status_code, first.content) == (200, b'{"a":1}')
         assert first.headers["x-foreglow-start"] == "cold"
-        steps = dict(re.findall(r"(\w+);dur=([\d.]+)", first.headers["server-timing"]))
+        timing = first.headers["server-timing"]
+        assert re.search(r"\bcode;desc=tier1;dur=[\d.]+", timing)
+        steps = dict(re.findall(r"(\w+)(?:;desc=\w+)?;dur=([\d.]+)", timing))
         assert list(steps) == [name for name in ("queue", "place", "clone", "code", "init", "run") if name in steps]
         assert float(steps["init"]) == 3.0
         assert {"place", "code", "run"} <= set(steps)
@@ -311,6 +313,7 @@ async def test_a_module_that_cannot_be_imported_is_502_and_its_code_missing_503(
         answer = await gate.post("echo")
         assert (answer.status_code, answer.json()["error"]["type"]) == (502, "ImportError")
         rig.code.everything_held = False
+        rig.code.fetched.clear()
         rig.code.error = CodeUnavailable("the origin is away")
         answer = await gate.post("echo")
         assert (answer.status_code, answer.json()["detail"]) == (503, "the origin is away")

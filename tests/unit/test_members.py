@@ -12,11 +12,12 @@ from doubles.nodes import running_node, spec
 
 from orchestrator import heartbeat
 from orchestrator.catalog.routes import NodeRoute
+from orchestrator.catalog.store import Store
 from orchestrator.catalog.watch import RouteTable
 from orchestrator.heartbeat import TICK_S, Pulse
 from orchestrator.members import Members, admit
 from orchestrator.planner.peers import NodePeer
-from orchestrator.planner.vigil import AFTER_S, CRASHED_S, Sight, overdue
+from orchestrator.planner.vigil import AFTER_S, CRASHED_S, Sight, heard, overdue, unheard
 from workers import node as nodes
 from workers.rpc.messages import Hello, PrepareBatch, PrepareItem, Rpc, Stale
 from workers.rpc.transport import Address, Peer
@@ -105,14 +106,57 @@ def test_a_peer_is_silent_by_the_time_this_process_ran() -> None:
 
 
 def test_members_are_declared_silent_unless_it_is_rather_us() -> None:
-    heard = Sight("n1", 1, 0.0, False)
+    well = Sight("n1", 1, 0.0, False)
     quiet, crashed = Sight("n2", 4, 100.0, True), Sight("n3", 2, 100.0, False)
-    assert overdue([heard, quiet, crashed], 100.0) == []
-    assert overdue([heard, quiet, crashed], 100.0 + AFTER_S) == [("n2", 4)]
-    assert overdue([heard, quiet, crashed], 100.0 + CRASHED_S) == [("n2", 4), ("n3", 2)]
+    assert overdue([well, quiet, crashed], 100.0) == []
+    assert overdue([well, quiet, crashed], 100.0 + AFTER_S) == [("n2", 4)]
+    assert overdue([well, quiet, crashed], 100.0 + CRASHED_S) == [("n2", 4), ("n3", 2)]
     assert overdue([quiet, crashed], 1000.0) == [], "nobody is heard: we are cut off"
-    assert overdue([heard, Sight("", 0, 1.0, True)], 1000.0) == [], "what runs beside control is in no table"
+    assert overdue([well, Sight("", 0, 1.0, True)], 1000.0) == [], "what runs beside control is in no table"
     assert overdue([], 1000.0) == []
+
+
+def test_that_nothing_is_heard_is_told_also_of_a_lone_node_and_of_one_that_was_never_reached() -> None:
+    lone, fresh = Sight("n1", 4, 100.0, True, "n1"), Sight("", 2, 100.0, False, "n2")
+    beside, there = Sight("", 0, 100.0, True), Sight("n3", 5, 0.0, False, "n3")
+    assert unheard([lone, fresh, beside, there], 100.0) == set()
+    assert unheard([lone, fresh, beside, there], 100.0 + AFTER_S) == {("n1", 4)}
+    assert unheard([lone, fresh, beside, there], 100.0 + CRASHED_S) == {("n1", 4), ("n2", 2)}
+    assert unheard([lone], 1000.0) == {("n1", 4)}
+    assert heard([lone, fresh, beside, there]) == {"n3": 5}
+
+
+def test_a_lone_node_that_is_silent_is_up_again_when_it_is_heard_and_lost_nothing(database_url: str) -> None:
+    store = Store(database_url)
+    store.migrate()
+    nodes = store.nodes
+    joined = nodes.join(nodes.make_token("node", 60, 1.0), "node", "n1", "10.0.0.2:1", "", lambda: ("pem", "f" * 64), 2.0)
+
+    def now() -> tuple[str, int, bool]:
+        (view,), (route,) = nodes.list(), [one.route for one in nodes.published()]
+        assert route is not None
+        return view.state, view.epoch, route.up
+
+    assert not nodes.seen({"n1": joined.epoch}, 3.0), "it was up"
+    assert not nodes.unheard("n1", joined.epoch - 1, 4.0), "it has joined again since"
+    assert nodes.unheard("n1", joined.epoch, 4.0)
+    assert not nodes.unheard("n1", joined.epoch, 5.0), "once"
+    assert now() == ("silent", joined.epoch, False)
+    assert nodes.seen({"n1": joined.epoch}, 6.0)
+    assert now() == ("up", joined.epoch, True)
+    assert nodes.unheard("n1", joined.epoch, 7.0)
+    assert nodes.declare_silent("n1", joined.epoch, 8.0), "another node is heard: now it is void"
+    state, epoch, up = now()
+    assert (state, up) == ("silent", False)
+    assert epoch > joined.epoch
+    assert not nodes.seen({"n1": joined.epoch}, 9.0), "who hears it so has not heard of that"
+    assert nodes.rejoin("node", "n1", "f" * 64, 10.0) > epoch
+    assert now()[0] == "up"
+    assert nodes.renew("node", "n1", "f" * 64, lambda: ("pem", "e" * 64), 10.5) == "pem"
+    nodes.confirm("node", "n1", "e" * 64, 10.5)
+    nodes.remove("n1", 11.0)
+    assert not nodes.declare_silent("n1", nodes.list()[0].epoch, 12.0)
+    store.close()
 
 
 @in_loop
@@ -123,7 +167,7 @@ async def test_a_member_that_was_not_reached_since_it_joined_is_not_declared_sil
     peer._heard_epoch = 3
     assert peer.sight().name == "n1"
     peer.set_epoch(4)
-    assert peer.sight().name == ""
+    assert (peer.sight().name, peer.sight().member) == ("", "n1")
 
 
 @in_loop

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from workers import decisions
 from workers.ports import InitFailed
-from workers.rpc.messages import Drain, PrepareItem, Rpc
+from workers.rpc.messages import Drain, Hosted, PrepareItem, Retire, Rpc
 from workers.versions import VersionSpec
 
 ECHO = spec("echo")
@@ -301,6 +301,41 @@ async def test_a_prefetch_that_hangs_does_not_hold_up_a_start(tmp_path: Path) ->
         await until(lambda: rig.driver.clones, "the clone, which needs the only core")
         rig.code.fetch_turn.open()
         assert await running.status() == "ok"
+
+
+@in_loop
+async def test_what_a_plan_wants_is_pinned_before_it_comes_and_until_the_plan_is_over(tmp_path: Path) -> None:
+    async with running_node(tmp_path) as rig:
+        rig.code.everything_held = False
+        rig.code.fetch_turn.close()
+        told = await planner(rig, ECHO)
+        told.prepare(PrepareItem("later", ECHO.version, delay_s=60.0), PrepareItem("now", ECHO.version))
+        await until(lambda: rig.code.fetching == 2, "the code comes now, also for what is to be ready later")
+        assert rig.code.pins[ECHO.version] == 3, "two plans and an instance"
+        rig.code.fetch_turn.open()
+        await told.outcome("now", ["ready"])
+        told.revoke("later")
+        await told.outcome("later", ["cancelled"])
+        assert rig.code.pins[ECHO.version] == 2
+        assert (await told.invoke(ECHO))[0].status == "ok"
+        assert rig.code.pins[ECHO.version] == 1, "the instance keeps its code, the plan is over"
+
+
+@in_loop
+async def test_a_hosted_tenants_known_versions_are_brought_in_order_and_no_other_tenants(tmp_path: Path) -> None:
+    async with running_node(tmp_path) as rig:
+        often, seldom, theirs = spec("often"), spec("seldom"), spec("theirs", tenant="rival")
+        told = await planner(rig, seldom, often, theirs)
+        versions = [often.version, "acme/unknown:1", seldom.version, theirs.version]
+        told.connection.send(Rpc.HOSTED, 0, Hosted("acme", versions, epoch=7, lease="planner/0"))
+        await until(lambda: rig.code.brought == {"acme": [often.version, seldom.version]})
+        told.connection.send(Rpc.HOSTED, 0, Hosted("acme", [seldom.version], epoch=6, lease="planner/0"))
+        told.connection.send(Rpc.RETIRE, 0, Retire("rival"))
+        await until(lambda: rig.code.forgotten == ["rival"])
+        told.connection.send(Rpc.HOSTED, 0, Hosted("rival", [theirs.version], epoch=7, lease="planner/0"))
+        told.connection.send(Rpc.HOSTED, 0, Hosted("acme", [often.version], epoch=7, lease="planner/0"))
+        await until(lambda: rig.code.brought["acme"] == [often.version])
+        assert set(rig.code.brought) == {"acme"}
 
 
 # -- once only

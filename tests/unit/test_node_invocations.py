@@ -15,6 +15,7 @@ from workers import execution
 from workers.drivers.frames import FromGuest, ToGuest
 from workers.framing import MORE, Frame
 from workers.ports import CodeUnavailable, DriverError, InitFailed
+from workers.preparation import FETCHES
 from workers.rpc.messages import Drain, HttpRequest, PrepareItem, Rpc
 from workers.sealing import Sealer
 from workers.versions import Kind
@@ -123,7 +124,7 @@ async def test_an_adopted_step_goes_ahead_of_what_only_a_plan_wants(tmp_path: Pa
 
 @in_loop
 async def test_code_and_clone_are_brought_side_by_side(tmp_path: Path) -> None:
-    async with running_node(tmp_path, cores=2) as rig:
+    async with running_node(tmp_path, cores=1) as rig:
         rig.code.everything_held = False
         rig.code.fetch_turn.close()
         rig.driver.clone_turn.close()
@@ -136,6 +137,21 @@ async def test_code_and_clone_are_brought_side_by_side(tmp_path: Path) -> None:
         work = rig.driver.clones[0].work
         assert work is not None
         assert [str(layer) for layer in work.layers] == [f"/code/{ECHO.package.code}"]
+
+
+@in_loop
+async def test_while_code_does_not_come_those_whose_code_is_here_start(tmp_path: Path) -> None:
+    async with running_node(tmp_path, cores=1) as rig:
+        rig.code.everything_held = False
+        rig.code.fetch_turn.close()
+        caller = await rig.caller()
+        stuck = [caller.start(spec(f"stuck{number}")) for number in range(FETCHES + 3)]
+        await until(lambda: rig.code.fetch_turn.waiting == FETCHES)
+        rig.code.fetched.append(ECHO.version)
+        assert (await caller.invoke(ECHO))[0].status == "ok"
+        rig.code.fetch_turn.open()
+        assert {await one.status() for one in stuck} == {"ok"}
+        assert rig.code.most_fetching <= FETCHES + 1
 
 
 @in_loop

@@ -96,6 +96,9 @@ def test_the_document_lists_every_metric_as_it_is() -> None:
     assert as_markdown() in (ROOT / "docs" / "metrics.md").read_text(), "print it with python -m orchestrator.ops.catalogue"
 
 
-def test_no_label_names_a_tenant_and_one_metric_names_functions() -> None:
+def test_no_label_names_a_tenant_and_only_function_metrics_name_functions() -> None:
     assert [name for name, one in FAMILIES.items() if {"tenant", "version"} & set(one.labels)] == ["foreglow_build"]
-    assert [name for name, one in FAMILIES.items() if "function" in one.labels] == ["foreglow_function_invocations"]
+    assert [name for name, one in FAMILIES.items() if "function" in one.labels] == [
+        "foreglow_function_invocations",
+        "foreglow_function_code_requests",
+    ]

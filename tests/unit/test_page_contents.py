@@ -179,7 +179,8 @@ STATUS = {
     "version": "1", "redis": "ok", "events": {"open": 2, "parked": 1},
     "planner": {"nodes": [], "learned": {"observed": 3}},
     "node": {"name": "host", "isolation": {"driver": "process", "tier": "root", "limits": {}, "missing": ["no cgroups"]},
-             "instances": 4, "standbys": 2, "memory_mb": {"total": 4096, "promised": 1024}, "open_decisions": 0},
+             "instances": 4, "standbys": 2, "memory_mb": {"total": 4096, "promised": 1024}, "open_decisions": 0,
+             "code": {"bytes": 300 << 20, "requests": {"tier1": 98, "tier2": 1, "origin": 1}, "ms": {}, "evictions": 1}},
     "node-2": "away",
 }  # fmt: skip
 
@@ -188,8 +189,10 @@ def test_nodes_say_what_they_hold_and_which_isolation_is_not_in_force() -> None:
     here, away = overview.node_rows(STATUS)
     assert [cell["text"] if isinstance(cell, dict) else cell for cell in here["cells"]] == [
         "node", "up", "4", "2", "1.0 GB of 4.0 GB", "process: root",
+        "98 % at hand",
     ]  # fmt: skip
     assert here["cells"][5]["sub"] == "not in force: no cgroups"
+    assert here["cells"][6]["sub"] == "1 from the zone, 1 from the origin, 300 MB held, 1 layer evicted"
     assert away["cells"][1]["text"] == "away"
 
 
@@ -213,7 +216,10 @@ def test_functions_say_instances_conditions_and_errors() -> None:
     error = {"status": "error", "type": "ValueError", "at": 5.0, "trace_id": "t9"}
     done = {"pay": {"invocations": 1200, "errors": 3, "last_error": error}}
     held = [count("pay", idle=1, busy=2), count("pay", idle=1, node="b")]
-    pay, stock = overview.function_rows(functions, held, done, "", 10)
+    asked = [{"function": "pay", "node": node, "requests": {"tier1": many}, "ms": {}, "bytes": 1 << 20, "evictions": 0}
+             for node, many in (("a", 3), ("b", 0))]  # fmt: skip
+    pay, stock = overview.function_rows(functions, held, done, "", 10, asked)
+    assert (pay["cells"][7], stock["cells"][7]) == ({"text": "100 % at hand", "sub": "2 MB brought"}, "")
     assert pay["cells"][1]["text"] == "warm"
     assert (pay["cells"][2]["text"], pay["cells"][2]["sub"]) == ("2 idle, 2 busy", "on b, node")
     assert (pay["cells"][3]["text"], pay["cells"][3]["sub"]) == ("hold", "code")

@@ -10,6 +10,8 @@ from doubles.nodes import running_node, spec
 from doubles.planners import deploy, running_planner
 from doubles.stories import Story, path_of
 
+from orchestrator.heartbeat import Pulse
+from workers import node as nodes
 from workers.rpc.connection import RpcError
 
 NAMES = ("entry", "a", "b", "c")
@@ -141,6 +143,41 @@ async def test_a_lost_node_ends_its_decisions_and_a_new_one_is_told_everything(t
             connection._transport.abort()  # type: ignore[union-attr]
         await until(lambda: mind.outcomes() == {name: ["wasted"] for name in NAMES})
         await until(lambda: set(rig.node._specs) == {one.version for one in SPECS}, "it is told of every version again")
+
+
+@in_loop
+async def test_what_was_open_on_a_node_that_fell_silent_is_decided_again_on_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(nodes, "HEARTBEAT_S", 0.1)
+    monkeypatch.setattr(Pulse, "__init__", lambda self: setattr(self, "_quiet", 0.0) or setattr(self, "_silent_s", 1.0))
+    for name in ("n1", "n2"):
+        (tmp_path / name).mkdir()
+    async with (
+        running_node(tmp_path / "n1", name="n1", memory_mb=4096) as rig,
+        running_node(tmp_path / "n2", name="n2", memory_mb=8192) as freer,
+        running_gateway(rig) as gate,
+        running_planner(gate, tmp_path, rig, freer) as mind,
+    ):
+        deploy(gate, mind, *SPECS, calls=CALLS)
+        freer.driver.init_turn.close()
+        await mind.insight.warm({"tenant": "acme", "name": "entry", "count": 1})
+        await until(lambda: freer.driver.initialising)
+        freer.driver.init_turn.pass_one()  # one is ready, the others are on their way
+        await until(lambda: sorted(made[0] for made in mind.outcomes().values()) == ["pending", "pending", "pending", "ready"])
+        first = {one.decision_id: one for one in mind.planner.decisions.entries()}
+        assert {one.node for one in first.values()} == {"n2"}
+        freer.node._tell_whole = lambda: None  # type: ignore[method-assign]
+        await until(lambda: all(made[1:] == ["ready"] for made in mind.outcomes().values()), f"again: {mind.outcomes()}", 10)
+        again = [one for one in mind.planner.decisions.entries() if one.decision_id not in first]
+        assert {one.node for one in again} == {"n1"}
+        for one in again:
+            before = next(old for old in first.values() if old.function == one.function)
+            assert one.reason == f"again, n2 was lost: {before.reason}"
+            assert (one.trigger, one.entry, one.evidence) == (before.trigger, before.entry, before.evidence)
+        assert sorted(made[0] for made in mind.outcomes().values()) == ["cancelled", "cancelled", "cancelled", "wasted"]
+        assert sorted(path_of(clone) for clone in rig.driver.clones if clone.work) == sorted(NAMES), "each once, and no more"
+        freer.driver.init_turn.open()
 
 
 @in_loop

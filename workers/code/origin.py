@@ -4,22 +4,24 @@ chunks/<tenant>/<first two digits>/<name>    a chunk, as workers.code.chunks pac
 layers/<tenant>/<hex>.manifest               a layer; written last, so that one with a manifest is whole
 packages/<tenant>/<hex>                      what a user uploaded (tar.zst)
 packages/<tenant>/<hex>.listing              what it holds; written last
+turns/<tenant>/<kind>-<random>               somebody publishes, or sweeps
+owner                                        the installation that may sweep it
 """
 
-import io
-from collections.abc import Iterator
+import secrets
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
-from urllib.parse import unquote, urlsplit
-
-import obstore
-from obstore.exceptions import BaseError
-from obstore.store import LocalStore, from_url
+from urllib.parse import urlsplit
 
 from graph.ids import TENANT_PATTERN
 from workers.code.archive import Listing, decode_listing, encode_listing
 from workers.code.manifest import LayerError, Manifest, check_name, decode_manifest, encode_manifest, hex_of
+from workers.code.objects import Objects, Stored, Trouble
+
+OWNER = "owner"
+KINDS = ("layers", "packages", "chunks", "turns")
 
 
 class OriginError(Exception):
@@ -30,30 +32,6 @@ class OldLayer(OriginError):
     """The layer is there in the form of an earlier release: `old_layer` gives it."""
 
 
-class _DownloadReader(io.RawIOBase):
-    """The parts of a download as a file."""
-
-    def __init__(self, parts: Iterator[bytes]) -> None:
-        self._parts = parts
-        self._rest = memoryview(b"")
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
-        try:
-            while not self._rest:
-                self._rest = memoryview(next(self._parts))
-        except StopIteration:
-            return 0
-        except (BaseError, OSError) as error:
-            raise OriginError(f"reading the origin: {error}") from error
-        taken = min(len(buffer), len(self._rest))
-        buffer[:taken] = self._rest[:taken]
-        self._rest = self._rest[taken:]
-        return taken
-
-
 class Origin:
     """`url`: file:///folder, s3://bucket/prefix, gs://, az://. Credentials come from the environment, never from the URL.
 
@@ -62,18 +40,13 @@ class Origin:
     """
 
     name = "origin"
+    there = True
 
     def __init__(self, url: str) -> None:
-        parts = urlsplit(url)
         try:
-            if parts.scheme == "file":
-                folder = Path(unquote(parts.path))
-                folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-                self._store: obstore.store.ObjectStore = LocalStore(folder)
-            else:
-                self._store = from_url(url)
-        except (BaseError, ValueError, OSError) as error:
-            raise OriginError(f"origin_url {parts.scheme}://...: {error}") from error
+            self._objects = Objects(url)
+        except (*Trouble, ValueError) as error:
+            raise OriginError(f"origin_url {urlsplit(url).scheme}://...: {error}") from error
 
     # -- layers
 
@@ -81,45 +54,52 @@ class Origin:
         """The layer's manifest, checked against its digest. Raises OldLayer too."""
         with _told(f"layer {digest[:19]} of tenant {tenant}"):
             try:
-                stored = bytes(obstore.get(self._store, _manifest(tenant, digest)).bytes())
+                stored = self._objects.get(_manifest(tenant, digest))
                 return decode_manifest(stored, digest)
             except LayerError:
-                if self._holds(_old(tenant, digest)):
+                if self.holds_old(tenant, digest):
                     raise OldLayer(f"layer {digest[:19]} of tenant {tenant} is in the form of an earlier release") from None
                 raise
 
     def chunk(self, tenant: str, digest: str, name: str) -> bytes:
         """One chunk of the layer `digest` as it is stored; not checked."""
         with _told(f"chunk {name[:12]} of layer {digest[:19]} of tenant {tenant}"):
-            return bytes(obstore.get(self._store, _chunk(tenant, name)).bytes())
+            return self._objects.get(_chunk(tenant, name))
 
     def holds_chunk(self, tenant: str, name: str) -> bool:
         with _told(f"chunk {name[:12]} of tenant {tenant}"):
-            return self._holds(_chunk(tenant, name))
+            return self._objects.look(_chunk(tenant, name)) is not None
 
     def put_chunk(self, tenant: str, name: str, stored: bytes) -> None:
         with _told(f"writing chunk {name[:12]} of tenant {tenant}"):
-            obstore.put(self._store, _chunk(tenant, name), stored, use_multipart=False)
+            self._objects.put(_chunk(tenant, name), stored)
 
     def put_manifest(self, tenant: str, manifest: Manifest) -> None:
-        """The layer is whole from here on: its chunks must be."""
+        """The layer is whole from here on: its chunks must be. When this returns it is on the disk, and so are they."""
         with _told(f"writing layer {manifest.digest[:19]} of tenant {tenant}"):
-            obstore.put(self._store, _manifest(tenant, manifest.digest), encode_manifest(manifest), use_multipart=False)
+            self._objects.settle()
+            self._objects.put(_manifest(tenant, manifest.digest), encode_manifest(manifest))
+            self._objects.settle()
 
     def holds(self, tenant: str, digest: str) -> bool:
         """True when the whole layer is there, in whatever form."""
         with _told(f"layer {digest[:19]} of tenant {tenant}"):
-            return self._holds(_manifest(tenant, digest))
+            return self._objects.look(_manifest(tenant, digest)) is not None
 
     def remove_layer(self, tenant: str, digest: str) -> None:
         """Its chunks stay: others may share them. Once more does no harm."""
         with _told(f"deleting layer {digest[:19]} of tenant {tenant}"):
-            self._delete(_manifest(tenant, digest), _old(tenant, digest))
+            self._objects.delete(_manifest(tenant, digest), _old(tenant, digest))
+
+    def holds_old(self, tenant: str, digest: str) -> bool:
+        """True when the layer is there in the form of an earlier release."""
+        with _told(f"layer {digest[:19]} of tenant {tenant}"):
+            return self._objects.look(_old(tenant, digest)) is not None
 
     def old_layer(self, tenant: str, digest: str) -> BinaryIO:
         """The tar.zst of a layer that an earlier release built, streamed."""
         with _told(f"layer {digest[:19]} of tenant {tenant}"):
-            return self._stream(_old(tenant, digest))
+            return self._objects.stream(_old(tenant, digest))
 
     # -- packages
 
@@ -127,69 +107,96 @@ class Origin:
         """Stores an uploaded package under its digest."""
         name = _package(tenant, listing.digest)
         with _told(f"writing package {listing.digest[:19]} of tenant {tenant}"):
-            obstore.put(self._store, name, archive)
-            obstore.put(self._store, f"{name}.listing", encode_listing(listing))
+            self._objects.put(name, archive)
+            self._objects.put(f"{name}.listing", encode_listing(listing))
+            self._objects.settle()
 
     def holds_package(self, tenant: str, digest: str) -> bool:
         """True when the whole package is there."""
         with _told(f"package {digest[:19]} of tenant {tenant}"):
-            return self._holds(f"{_package(tenant, digest)}.listing") or self._holds(_old(tenant, digest))
+            names = (f"{_package(tenant, digest)}.listing", _old(tenant, digest))
+            return any(self._objects.look(name) is not None for name in names)
 
     def listing(self, tenant: str, digest: str) -> Listing:
         """What the package holds."""
         with _told(f"package {digest[:19]} of tenant {tenant}"):
             try:
-                found = obstore.get(self._store, f"{_package(tenant, digest)}.listing")
+                return decode_listing(self._objects.get(f"{_package(tenant, digest)}.listing"))
             except FileNotFoundError:  # uploaded to an earlier release
-                found = obstore.get(self._store, _manifest(tenant, digest))
-            return decode_listing(bytes(found.bytes()))
+                return decode_listing(self._objects.get(_manifest(tenant, digest)))
 
     def package(self, tenant: str, digest: str) -> BinaryIO:
         """The package's tar.zst, streamed."""
         with _told(f"package {digest[:19]} of tenant {tenant}"):
             try:
-                return self._stream(_package(tenant, digest))
+                return self._objects.stream(_package(tenant, digest))
             except FileNotFoundError:  # uploaded to an earlier release
-                return self._stream(_old(tenant, digest))
+                return self._objects.stream(_old(tenant, digest))
 
     def remove_package(self, tenant: str, digest: str) -> None:
         """The listing first, so that one with a listing is whole. Once more does no harm."""
         name = _package(tenant, digest)
         with _told(f"deleting package {digest[:19]} of tenant {tenant}"):
-            self._delete(f"{name}.listing", name)
+            self._objects.delete(f"{name}.listing", name)
+
+    # -- all of it
+
+    def owner(self, installation: str) -> str:
+        """Whose origin this is: the first that asked."""
+        with _told("asking whose origin this is"):
+            try:
+                return self._objects.get(OWNER).decode()
+            except FileNotFoundError:
+                self._objects.put(OWNER, installation.encode())
+                return installation
 
     # -- all of a tenant's
 
+    def tenants(self) -> set[str]:
+        """Who has anything here."""
+        with _told("listing the tenants"):
+            return {name for kind in KINDS for name in self._objects.folders(kind)}
+
+    def list(self, kind: str, tenant: str) -> Iterator[Sequence[Stored]]:
+        """All objects of the tenant of one of KINDS, up to 1000 at a time."""
+        with _told(f"listing the {kind} of tenant {tenant}"):
+            yield from self._objects.list(f"{kind}/{_check_tenant(tenant)}")
+
+    def delete(self, tenant: str, names: Sequence[str]) -> None:
+        """Deletes objects that `list` named, at most 1000."""
+        with _told(f"deleting code of tenant {tenant}"):
+            self._objects.delete_many(names)
+
+    def delete_staged(self, tenant: str, older_than_s: float) -> int:
+        """What killed writers left; returns the bytes."""
+        with _told(f"deleting what was left unfinished of tenant {tenant}"):
+            return sum(self._objects.delete_staged(f"{kind}/{_check_tenant(tenant)}", older_than_s) for kind in KINDS)
+
     def forget_tenant(self, tenant: str) -> None:
         """Deletes all code of the tenant. Once more does no harm."""
-        _check_tenant(tenant)
-        with _told(f"deleting the code of tenant {tenant}"):
-            for kind in ("layers", "packages", "chunks"):
-                try:
-                    for found in obstore.list(self._store, prefix=f"{kind}/{tenant}"):
-                        obstore.delete(self._store, [one["path"] for one in found])
-                except FileNotFoundError:
-                    continue
+        for kind in KINDS:
+            for found in self.list(kind, tenant):
+                self.delete(tenant, [one.name for one in found])
 
-    # -- objects
+    # -- whose turn it is, see workers.code.turns
 
-    def _holds(self, name: str) -> bool:
-        try:
-            obstore.head(self._store, name)
-        except FileNotFoundError:
-            return False
-        return True
+    def mark(self, tenant: str, kind: str) -> Stored:
+        """Says that something of this kind goes on, until `unmark`; when by the clock of the origin."""
+        name = f"turns/{_check_tenant(tenant)}/{kind}-{secrets.token_hex(8)}"
+        with _told(f"marking a turn of tenant {tenant}"):
+            self._objects.put(name, b"")
+            stored = self._objects.look(name)
+            if stored is None:
+                raise FileNotFoundError(name)
+            return stored
 
-    def _delete(self, *names: str) -> None:
-        for name in names:
-            try:
-                obstore.delete(self._store, name)
-            except FileNotFoundError:
-                continue
+    def marks(self, tenant: str) -> Sequence[tuple[str, Stored]]:
+        """What goes on of the tenant's, with the kind of each."""
+        return [(one.name.rpartition("/")[2].partition("-")[0], one) for found in self.list("turns", tenant) for one in found]
 
-    def _stream(self, name: str) -> BinaryIO:
-        result = obstore.get(self._store, name)
-        return io.BufferedReader(_DownloadReader(bytes(part) for part in result.stream()), 1 << 18)
+    def unmark(self, mark: Stored) -> None:
+        with _told("ending a turn"):
+            self._objects.delete(mark.name)
 
 
 @contextmanager
@@ -199,7 +206,7 @@ def _told(what: str) -> Iterator[None]:
         yield
     except FileNotFoundError as error:
         raise OriginError(f"{what}: not in the origin") from error
-    except (BaseError, OSError, ValueError) as error:
+    except (*Trouble, ValueError) as error:
         raise OriginError(f"{what}: {(str(error).splitlines() or [type(error).__name__])[0][:200]}") from error
 
 

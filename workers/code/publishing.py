@@ -7,7 +7,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from workers.code.chunks import chunk_name, pack
 from workers.code.layers import Source, lay_out, read_chunks
 from workers.code.manifest import Chunk, Manifest, check_manifest
-from workers.code.origin import Origin
+from workers.code.origin import Origin, OriginError
+from workers.code.turns import publishing
 
 THREADS = 4
 AHEAD = 2 * THREADS
@@ -21,7 +22,17 @@ def publish_layer(origin: Origin, tenant: str, key: bytes, sources: Iterable[Sou
     or reading a source raises.
     """
     ordered, files, cuts = lay_out(sources)
+    with publishing(origin, tenant) as turn:
+        manifest = Manifest(files, _store_all(origin, tenant, key, read_chunks(ordered, cuts)))
+        check_manifest(manifest)
+        if turn.over:
+            raise OriginError(f"writing a layer of tenant {tenant}: it took too long, chunks may have been swept")
+        # also when there is one: the layer is young again, and not swept before the catalog refers to it
+        origin.put_manifest(tenant, manifest)
+    return manifest
 
+
+def _store_all(origin: Origin, tenant: str, key: bytes, contents: Iterable[bytes]) -> tuple[Chunk, ...]:
     def store(plain: bytes) -> Chunk:
         name = chunk_name(key, plain)
         if not origin.holds_chunk(tenant, name):
@@ -32,7 +43,7 @@ def publish_layer(origin: Origin, tenant: str, key: bytes, sources: Iterable[Sou
     storing: deque[Future[Chunk]] = deque()
     with ThreadPoolExecutor(THREADS, thread_name_prefix="publish") as threads:
         try:
-            for plain in read_chunks(ordered, cuts):
+            for plain in contents:
                 if len(storing) >= AHEAD:
                     chunks.append(storing.popleft().result())
                 storing.append(threads.submit(store, plain))
@@ -40,7 +51,4 @@ def publish_layer(origin: Origin, tenant: str, key: bytes, sources: Iterable[Sou
         except BaseException:
             threads.shutdown(wait=True, cancel_futures=True)
             raise
-    manifest = Manifest(files, tuple(chunks))
-    check_manifest(manifest)
-    origin.put_manifest(tenant, manifest)
-    return manifest
+    return tuple(chunks)

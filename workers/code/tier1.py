@@ -1,113 +1,128 @@
-"""Tier 1: layers of code on the node's own disk, fetched from the origin once, verified, kept within a bound.
+"""Tier 1: layers of code on the node's own disk, brought from tier 2 or the origin once, verified, kept within bounds.
 
-    FOLDER/<tenant>/<hex>/          a whole, verified layer: it appears by a rename and is never written again
-    FOLDER/<tenant>/<hex>.tmp-*     being unpacked; swept at the next start
-    FOLDER/<tenant>/<hex>.gone-*    being removed; swept too
-
-Layers are readable by every user, because each sandbox runs as a user of its own. The folders above them are 0711: they can be
-passed through by who knows a digest and listed by nobody else, so one tenant's sandbox user learns no names of another's.
+A layer is one entry, its files on the disk as a start needs them. The way here is workers.code.fetching, the folder
+workers.code.shelf, bounds and pins workers.code.room, what goes first workers.code.eviction.
 """
 
 import asyncio
 import contextlib
-import os
-import secrets
-import shutil
-import threading
-from collections import Counter, OrderedDict
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+import errno
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import structlog
 
+from graph.ids import VersionId, function_of
 from workers.code.archive import unpack_old_layer, verify_old_layer
-from workers.code.chunks import chunk_key, unpack
-from workers.code.layers import LARGEST, assemble, verify
-from workers.code.manifest import LayerError, hex_of
+from workers.code.chunks import chunk_key
+from workers.code.fetching import Errand, Fetcher
+from workers.code.hosting import Hosting
+from workers.code.layers import LARGEST, verify
+from workers.code.manifest import LayerError, Manifest
 from workers.code.origin import OldLayer, Origin, OriginError
-from workers.ports import CodeUnavailable
+from workers.code.room import Bounds, NoRoom, Room, mib
+from workers.code.shelf import Key, Shelf, footprint, size_of
+from workers.code.tally import FAILED, TIER1, CodeTally
+from workers.ports import ChunkSource, CodeReport, CodeUnavailable, Fetched
 from workers.versions import VersionSpec
 
-DEFAULT_BYTES = 10 << 30
-THREADS = 2
-"""Unpacking at once: it holds a CPU each, and the node has requests to serve."""
+LAYERS_AT_ONCE = 16
+"""Layers being written that somebody waits for: most of the time they wait for chunks."""
 
-BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
-BOOT_FILE = ".boot"
+AHEAD_AT_ONCE = 2
+"""Those that nobody waits for."""
 
+SWEEP_S = 30.0
+"""How long a fetch on a full disk waits for what was evicted to be gone."""
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
+Answer = TypeVar("Answer")
 log = structlog.get_logger(__name__)
 
 
-class Tally:
-    """Since the process started: layers asked for that were here, fetched and not to be had, and the bytes fetched."""
-
-    held = fetched = failed = fetched_bytes = 0
-
-
-Key = tuple[str, str]
-"""Tenant and digest."""
+@dataclass(slots=True, eq=False)
+class _Coming:
+    errand: Errand
+    task: "asyncio.Task[int]"  # the rank of the farthest source that something came from
 
 
 class Tier1:
-    """`max_bytes` bounds what lies on disk when layers that are not pinned can go. Lives in one event loop.
+    """Lives in one event loop. `sources` are asked in their order; `close` when done."""
 
-    Nothing is synced to disk: a kill loses nothing that was renamed, and after a crash of the machine (another boot) each
-    layer is verified before its first use.
-    """
-
-    def __init__(self, folder: Path, origin: Origin, cluster_key: bytes, max_bytes: int = DEFAULT_BYTES) -> None:
-        self._folder = folder
-        self._origin = origin
+    def __init__(self, folder: Path, sources: Sequence[ChunkSource], cluster_key: bytes, bounds: Bounds | None = None) -> None:
         self._cluster_key = cluster_key
-        self._max_bytes = max_bytes
-        self._ready: OrderedDict[Key, tuple[Path, int]] = OrderedDict()  # least recently used first; path and bytes
-        self._doubtful: set[Key] = set()
-        self._pins: Counter[Key] = Counter()
-        self._fetching: dict[Key, asyncio.Task[None]] = {}
-        self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="tier1")
-        self._lock = threading.Lock()  # of the folder's contents: renames and removals
-        self._bytes = 0
-        self.tally = Tally()
-        self._start()
+        self._origin = next((source for source in sources if isinstance(source, Origin)), None)
+        self.fetcher = Fetcher(sources, cluster_key)
+        self.tally = CodeTally()
+        self._shelf = Shelf(folder)
+        self._room = Room(bounds or Bounds(), self._evicted)
+        self._paths: dict[Key, Path] = {}
+        self._owners: dict[Key, str] = {}  # the function that a layer came for; others may share it
+        self._doubtful: set[Key] = set()  # here, and to be verified before their first use
+        self._coming: dict[Key, _Coming] = {}
+        self._sweeping: set[Future[None]] = set()
+        self._gone: set[str] = set()  # tenants; a name is never given again
+        self._threads = ThreadPoolExecutor(LAYERS_AT_ONCE, thread_name_prefix="tier1")
+        self._behind = ThreadPoolExecutor(AHEAD_AT_ONCE, thread_name_prefix="tier1-ahead")
+        self._sweeper = ThreadPoolExecutor(1, thread_name_prefix="tier1-sweep")
+        self.hosting = Hosting(self.bring_ahead)
+        for found in self._shelf.open():
+            self._keep(found.key, found.path, found.size)
+            if found.doubtful:
+                self._doubtful.add(found.key)
 
     # -- asked by the node
 
-    async def fetch(self, spec: VersionSpec) -> Sequence[Path]:
-        """The folders of the version's layers, code first. At once when they are here; else each is fetched by one task,
-        however many ask. Raises CodeUnavailable."""
-        keys = _keys(spec)
-        self.tally.held += sum(key in self._ready for key in keys)
-        if not all(key in self._ready for key in keys):
-            with self.pinned(spec):  # what is here must not make room for what is missing
-                await asyncio.gather(*(self._bring(key) for key in keys if key not in self._ready))
-                return self._paths(keys)
-        return self._paths(keys)
+    async def fetch(self, spec: VersionSpec) -> Fetched:
+        """At once when all layers are here; else each is brought by one task, however many ask. Raises CodeUnavailable."""
+        began = time.perf_counter()
+        keys, source = _keys(spec), TIER1
+        missing = [key for key in keys if not self._here(key)]
+        try:
+            if missing:
+                with self.pinned(spec):  # what is here must not make room for what is missing
+                    ranks = await asyncio.gather(*(self._bring(key, _function(spec)) for key in missing))
+                source = self.fetcher.names[max(ranks)] if max(ranks) >= 0 else TIER1
+                if not self.held(spec):
+                    raise CodeUnavailable(f"tenant {spec.tenant} is gone, and its code with it")
+        except CodeUnavailable:
+            self.tally.asked(_function(spec), FAILED, time.perf_counter() - began)
+            raise
+        for key in keys:
+            self._room.use(key)
+        self.tally.asked(_function(spec), source, time.perf_counter() - began)
+        return Fetched(tuple(self._paths[key] for key in keys), source)
+
+    def bring(self, tenant: str, specs: Sequence[VersionSpec]) -> None:
+        """The tenant is hosted here: these versions, the most wanted first, come in the background while there is room for them.
+        Takes the place of what was asked for it before."""
+        if tenant not in self._gone:
+            self.hosting.want(tenant, [spec for spec in specs if not self.held(spec)])
+
+    async def bring_ahead(self, spec: VersionSpec) -> None:
+        """One version that nobody waits for. Raises CodeUnavailable, NoRoom among them."""
+        with self.pinned(spec):
+            for key in _keys(spec):
+                if not self._here(key):
+                    coming = self._coming.get(key) or self._begin(key, _function(spec), urgent=False)
+                    await asyncio.shield(coming.task)
+                    self.tally.ahead += 1
 
     def held(self, spec: VersionSpec) -> bool:
         """True when all layers are here and verified."""
-        return all(key in self._ready for key in _keys(spec))
+        return all(self._here(key) for key in _keys(spec))
 
     def pin(self, spec: VersionSpec) -> None:
         """Keeps the version's layers, here or yet to come, until as many `unpin`: pin a version while it may have instances."""
-        self._pins.update(_keys(spec))
+        self._room.pin(_keys(spec))
 
     def unpin(self, spec: VersionSpec) -> None:
-        for key in _keys(spec):
-            self._pins[key] -= 1
-            if self._pins[key] <= 0:
-                del self._pins[key]
-
-    async def forget(self, tenant: str) -> None:
-        """Every layer of the tenant goes, pinned or not, and its folder. What is being fetched for it is waited for first."""
-        fetching = [task for key, task in self._fetching.items() if key[0] == tenant]
-        await asyncio.gather(*fetching, return_exceptions=True)
-        for key in [key for key in self._ready if key[0] == tenant]:
-            self._bytes -= self._ready.pop(key)[1]
-        self._doubtful = {key for key in self._doubtful if key[0] != tenant}
-        folder = self._folder / tenant
-        await asyncio.get_running_loop().run_in_executor(self._threads, partial(shutil.rmtree, folder, ignore_errors=True))
+        self._room.unpin(_keys(spec))
 
     @contextlib.contextmanager
     def pinned(self, spec: VersionSpec) -> Iterator[None]:
@@ -117,137 +132,194 @@ class Tier1:
         finally:
             self.unpin(spec)
 
+    async def forget(self, tenant: str) -> None:
+        """Every layer of the tenant goes, pinned or not, and its folder; what is on its way is given up. For good."""
+        self._gone.add(tenant)
+        self.hosting.forget(tenant)
+        coming = [one for key, one in self._coming.items() if key[0] == tenant]
+        for one in coming:
+            self.fetcher.end(one.errand)
+        await asyncio.gather(*(one.task for one in coming), return_exceptions=True)
+        for key in self._room.keys_of(tenant):
+            self._drop(key)
+        self.tally.forget(tenant)
+        await self._run(self._sweeper, self._shelf.forget, tenant)
+
+    def report(self) -> CodeReport:
+        ms = {tier: times.total * 1000 for tier, times in self.tally.seconds.items()}
+        return CodeReport(self.bytes_held, self.tally.requests, ms, self.tally.evictions.total())
+
+    def report_of(self, tenant: str) -> Mapping[str, CodeReport]:
+        return {
+            name: CodeReport(one.brought, one.requests, {tier: s * 1000 for tier, s in one.seconds.items()}, one.evictions)
+            for name, one in self.tally.functions(tenant).items()
+        }
+
     @property
     def bytes_held(self) -> int:
-        return self._bytes
+        return self._room.bytes_held
+
+    @property
+    def layers_held(self) -> int:
+        return len(self._room)
+
+    def bytes_of(self, tenant: str) -> int:
+        """What lies here, or is on its way, of one tenant."""
+        return self._room.bytes_of(tenant)
 
     def close(self) -> None:
-        """Waits for what is being unpacked; what comes after it is refused."""
+        """What is on its way is given up, and waited for; what is asked after it is refused."""
+        self.hosting.close()
+        for one in self._coming.values():
+            self.fetcher.end(one.errand)
         self._threads.shutdown(wait=True, cancel_futures=True)
+        self._behind.shutdown(wait=True, cancel_futures=True)
+        self._sweeper.shutdown(wait=True)
+        self.fetcher.close()
 
     # -- bringing
 
-    def _paths(self, keys: Iterable[Key]) -> list[Path]:
-        paths = []
-        for key in keys:
-            self._ready.move_to_end(key)
-            paths.append(self._ready[key][0])
-        return paths
+    def _here(self, key: Key) -> bool:
+        return key in self._paths and key not in self._doubtful
 
-    async def _bring(self, key: Key) -> None:
-        task = self._fetching.get(key)
-        if task is None:
-            task = self._fetching[key] = asyncio.create_task(self._bring_once(key))
-            task.add_done_callback(lambda _: self._fetching.pop(key, None))
-        await asyncio.shield(task)  # who gives up waiting does not end it for the others
+    async def _bring(self, key: Key, function: str) -> int:
+        coming = self._coming.get(key)
+        if coming is None:
+            coming = self._begin(key, function, urgent=True)
+        else:
+            self.fetcher.hurry(coming.errand)
+        return await asyncio.shield(coming.task)  # who gives up waiting does not end it for the others
 
-    async def _bring_once(self, key: Key) -> None:
-        loop = asyncio.get_running_loop()
+    def _begin(self, key: Key, function: str, urgent: bool) -> _Coming:
+        errand = Errand(*key, urgent)
+        coming = self._coming[key] = _Coming(errand, asyncio.create_task(self._bring_once(key, function, errand)))
+        coming.task.add_done_callback(partial(self._came, key))
+        return coming
+
+    def _came(self, key: Key, task: "asyncio.Task[int]") -> None:
+        self._coming.pop(key, None)
+        if not task.cancelled():
+            task.exception()  # whoever waited was told; nobody may be left
+
+    async def _bring_once(self, key: Key, function: str, errand: Errand) -> int:
+        """The rank of the farthest source; -1 when it was here all along, and only in doubt."""
+        pool = self._threads if errand.urgent else self._behind
         try:
-            path, size = await loop.run_in_executor(self._threads, self._fetch, key, key in self._doubtful)
-        except (OriginError, LayerError, OSError, RuntimeError) as error:
-            self.tally.failed += 1
-            raise CodeUnavailable(f"layer {key[1][:19]} of tenant {key[0]}: {error}") from error
-        self._doubtful.discard(key)
-        self._ready[key] = (path, size)
-        self._bytes += size
-        self.tally.fetched += 1
-        self.tally.fetched_bytes += size
-        self._make_room(keep=key)
-
-    def _make_room(self, keep: Key) -> None:
-        for key in list(self._ready):
-            if self._bytes <= self._max_bytes:
-                return
-            if key == keep or self._pins[key]:
-                continue
-            path, size = self._ready.pop(key)
-            self._bytes -= size
-            self._threads.submit(self._remove, path)
-        if self._bytes > self._max_bytes:
-            log.warning("tier1.over_bound", held=self._bytes, bound=self._max_bytes)
-
-    # -- in a thread
-
-    def _fetch(self, key: Key, doubtful: bool) -> tuple[Path, int]:
-        tenant, digest = key
-        path = self._path(key)
-        if doubtful:
-            if verify(path, digest, chunk_key(self._cluster_key, tenant)) or verify_old_layer(path, digest, LARGEST):
-                return path, _size(path)
-            self._remove(path)
-        temporary = path.with_name(f"{path.name}.tmp-{secrets.token_hex(4)}")
-        self._make_tenant(path.parent)
-        temporary.mkdir(mode=0o700)
-        try:
-            size = self._bring_into(temporary, tenant, digest)
-            temporary.chmod(0o755)
-            with self._lock:
-                temporary.rename(path)
-        except BaseException:
-            shutil.rmtree(temporary, ignore_errors=True)
+            if key[0] in self._gone:
+                raise OriginError("its tenant is gone")
+            if key in self._doubtful and await self._still_whole(key, pool):
+                return -1
+            size = await self._bring_new(key, errand, pool)
+        except NoRoom:
             raise
-        return path, size
+        except (OriginError, LayerError, OSError, RuntimeError) as error:
+            raise CodeUnavailable(f"layer {key[1][:19]} of tenant {key[0]}: {error}") from error
+        self._owners[key] = function
+        self.tally.came(function, size)
+        return errand.rank
 
-    def _bring_into(self, folder: Path, tenant: str, digest: str) -> int:
-        key = chunk_key(self._cluster_key, tenant)
+    async def _still_whole(self, key: Key, pool: ThreadPoolExecutor) -> bool:
+        path = self._paths[key]
+        whole = await self._run(pool, self._verify, key, path)
+        if whole:
+            self._doubtful.discard(key)
+        elif key in self._paths:
+            log.warning("code.not_whole", tenant=key[0], layer=key[1][:19], reason="damaged when the machine went down")
+            self._drop(key)
+        return whole
+
+    def _verify(self, key: Key, path: Path) -> bool:
+        return verify(path, key[1], chunk_key(self._cluster_key, key[0])) or verify_old_layer(path, key[1], LARGEST)
+
+    async def _bring_new(self, key: Key, errand: Errand, pool: ThreadPoolExecutor) -> int:
+        """Its bytes on the disk."""
         try:
-            manifest = self._origin.manifest(tenant, digest)
+            manifest = await self._run(pool, self.fetcher.manifest, errand)
         except OldLayer:
-            with self._origin.old_layer(tenant, digest) as archive:
-                return unpack_old_layer(archive, folder, digest, LARGEST)
-        assemble(manifest, lambda chunk: unpack(key, chunk.name, self._origin.chunk(tenant, digest, chunk.name)), folder)
-        return manifest.size
+            size = 0  # nothing says it before it is here
+            write: Callable[[Path], None] = partial(self._write_old, key)
+        else:
+            size = footprint(file.size for file in manifest.files)
+            write = partial(self._write_new, errand, manifest)
+        with self._room.reserved(key, size, errand.urgent):
+            path = await self._place(key, size, write, errand, pool)
+        if key[0] in self._gone:  # told while it was on its last bytes; `forget` waits for this, and sweeps the folder then
+            raise OriginError("its tenant is gone")
+        size = size or await self._run(pool, size_of, path)
+        self._keep(key, path, size)
+        return size
 
-    def _remove(self, path: Path) -> None:
-        """Out of the way by a rename first: a layer is whole or not there."""
-        gone = path.with_name(f"{path.name}.gone-{secrets.token_hex(4)}")
-        with contextlib.suppress(FileNotFoundError), self._lock:
-            path.rename(gone)
-        shutil.rmtree(gone, ignore_errors=True)
+    async def _place(self, key: Key, size: int, write: Callable[[Path], None], errand: Errand, pool: ThreadPoolExecutor) -> Path:
+        """A full disk is tried a second time, when something could go. Raises NoRoom, and what writing raised."""
+        try:
+            return await self._run(pool, self._put, key, write)
+        except OSError as error:
+            if error.errno not in FULL:
+                raise
+            freed = self._room.free(size) if errand.urgent else 0
+            log.warning("code.disk_full", tenant=key[0], layer=key[1][:19], wanted=size, freed=freed, held=self.bytes_held)
+            if not freed:
+                raise self._no_space(size) from error
+        if sweeping := [asyncio.wrap_future(one) for one in list(self._sweeping)]:
+            await asyncio.wait(sweeping, timeout=SWEEP_S)
+        try:
+            return await self._run(pool, self._put, key, write)
+        except OSError as error:
+            raise (self._no_space(size) if error.errno in FULL else error) from error
 
-    def _make_tenant(self, folder: Path) -> None:
-        folder.mkdir(exist_ok=True)
-        folder.chmod(0o711)
+    def _put(self, key: Key, write: Callable[[Path], None]) -> Path:
+        temporary = self._shelf.begin(key)
+        try:
+            write(temporary)
+            return self._shelf.keep(temporary, key)
+        except BaseException:
+            self._shelf.sweep(temporary)
+            raise
 
-    # -- at the start
+    def _write_new(self, errand: Errand, manifest: Manifest, folder: Path) -> None:
+        self.fetcher.layer(errand, manifest, folder)
 
-    def _start(self) -> None:
-        self._folder.mkdir(parents=True, exist_ok=True)
-        self._folder.chmod(0o711)
-        same_boot = self._same_boot()
-        found: list[tuple[float, Key, Path]] = []
-        for tenant in self._folder.iterdir():
-            if not tenant.is_dir():
-                continue
-            for layer in tenant.iterdir():
-                if "." in layer.name:
-                    shutil.rmtree(layer, ignore_errors=True)
-                    continue
-                found.append((layer.stat().st_mtime, (tenant.name, f"sha256:{layer.name}"), layer))
-        for _, key, path in sorted(found):
-            if same_boot:
-                size = _size(path)
-                self._ready[key] = (path, size)
-                self._bytes += size
-            else:
-                self._doubtful.add(key)
+    def _write_old(self, key: Key, folder: Path) -> None:
+        """In the form of an earlier release, which only the origin has."""
+        if self._origin is None:
+            raise OriginError("it is in the form of an earlier release, and no origin is known here")
+        with self._origin.old_layer(*key) as archive:
+            unpack_old_layer(archive, folder, key[1], LARGEST)
 
-    def _same_boot(self) -> bool:
-        boot = BOOT_ID.read_text().strip()
-        known = self._folder / BOOT_FILE
-        same = known.exists() and known.read_text() == boot
-        if not same:
-            known.write_text(boot)
-        return same
+    def _no_space(self, size: int) -> NoRoom:
+        return NoRoom(
+            f"the node's disk is full: {mib(size)} of code do not fit, and of the {mib(self.bytes_held)} in tier 1 nothing more "
+            "may go; free space below FOREGLOW_STATE, or lower FOREGLOW_NODE_CODE_BYTES"
+        )
 
-    def _path(self, key: Key) -> Path:
-        return self._folder / key[0] / hex_of(key[1])
+    # -- coming and going
+
+    def _keep(self, key: Key, path: Path, size: int) -> None:
+        self._paths[key] = path
+        self._room.keep(key, size)
+
+    def _drop(self, key: Key) -> None:
+        self._room.drop(key)
+        self._sweep(key)
+
+    def _evicted(self, key: Key, size: int, why: str) -> None:
+        self.tally.evicted(self._owners.get(key, ""), why, size)
+        self._sweep(key)
+
+    def _sweep(self, key: Key) -> None:
+        self._doubtful.discard(key)
+        self._owners.pop(key, None)
+        sweeping = self._sweeper.submit(self._shelf.sweep, self._shelf.set_aside(self._paths.pop(key)))
+        self._sweeping.add(sweeping)
+        sweeping.add_done_callback(self._sweeping.discard)
+
+    async def _run(self, pool: ThreadPoolExecutor, work: Callable[..., Answer], *args: object) -> Answer:
+        return await asyncio.get_running_loop().run_in_executor(pool, partial(work, *args))
+
+
+def _function(spec: VersionSpec) -> str:
+    return function_of(VersionId(spec.version))
 
 
 def _keys(spec: VersionSpec) -> list[Key]:
     return [(spec.tenant, layer) for layer in spec.package.layers]
-
-
-def _size(folder: Path) -> int:
-    return sum(os.lstat(os.path.join(parent, name)).st_size for parent, _, names in os.walk(folder) for name in names)

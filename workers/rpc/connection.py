@@ -144,6 +144,11 @@ class Connection(asyncio.Protocol):
         self._close(why)
 
     @property
+    def certified(self) -> Peer | None:
+        """Who the certificate at the other end names; None on a unix socket."""
+        return self._certified
+
+    @property
     def closed(self) -> bool:
         return self._lost
 

@@ -3,7 +3,7 @@
 Fields are only ever added at the end, with a default: an older peer ignores what it does not know.
 """
 
-from enum import IntEnum
+from enum import IntEnum, unique
 
 import msgspec
 
@@ -14,6 +14,7 @@ from workers.versions import VersionSpec
 PROTOCOL = 1
 
 
+@unique
 class Rpc(IntEnum):
     HELLO = 1  # Hello: first frame of the dialling side
     WELCOME = 2  # Welcome: first frame of the listening side
@@ -27,6 +28,7 @@ class Rpc(IntEnum):
     DRAIN = 16  # Drain: a version's instances go when idle; none is made
     RETIRE = 17  # Retire: a tenant is gone for good, and all of it here goes with it
     STALE = 18  # Stale: the cluster counts with a newer epoch of this node; what it holds is void, it joins again
+    HOSTED = 19  # Hosted: which code of a tenant to have at hand
     # from a node
     RESULT = 20  # InvokeResult + body
     CALL = 21  # ChildCall + payload; id numbers the call
@@ -41,6 +43,7 @@ class Rpc(IntEnum):
     ASK = 41  # Ask; the answer comes as ANSWER or REFUSED with the same id
     ANSWER = 42  # body: JSON
     REFUSED = 43  # Refusal
+    CALLERS = 51  # Callers: to a node, from control only
 
 
 class Hello(msgspec.Struct, array_like=True, frozen=True):
@@ -152,8 +155,35 @@ class Stale(msgspec.Struct, array_like=True, frozen=True):
     epoch: int
 
 
+class Caller(msgspec.Struct, array_like=True, frozen=True):
+    """A member that may speak to nodes. `fingerprint`, `fingerprint_before`: as `Peer` has them; `epoch`: from when it joined
+    last."""
+
+    role: str
+    name: str
+    fingerprint: str
+    fingerprint_before: str
+    epoch: int
+
+
+class Callers(msgspec.Struct, array_like=True, frozen=True):
+    """All of them: who is missing has gone."""
+
+    callers: list[Caller]
+
+
 class Retire(msgspec.Struct, array_like=True, frozen=True):
     tenant: str
+
+
+class Hosted(msgspec.Struct, array_like=True, frozen=True):
+    """The tenant's functions may start on this node: its current versions, each defined before, the most called first. Takes the
+    place of what was said before. `epoch` and `lease` as with PrepareBatch."""
+
+    tenant: str
+    versions: list[str]
+    epoch: int = 0
+    lease: str = ""
 
 
 class DecisionUpdate(msgspec.Struct, array_like=True, frozen=True):
@@ -234,7 +264,9 @@ MESSAGES: dict[int, type[msgspec.Struct]] = {
     Rpc.REVOKE: Revoke,
     Rpc.DRAIN: Drain,
     Rpc.STALE: Stale,
+    Rpc.CALLERS: Callers,
     Rpc.RETIRE: Retire,
+    Rpc.HOSTED: Hosted,
     Rpc.RESULT: InvokeResult,
     Rpc.CALL: ChildCall,
     Rpc.OUTCOMES: Outcomes,

@@ -21,6 +21,8 @@ USER_TIMEOUT_MS = 2000  # what was sent and is not acknowledged by then: the hos
 KEEPALIVE = ((socket.TCP_KEEPIDLE, 1), (socket.TCP_KEEPINTVL, 1), (socket.TCP_KEEPCNT, 2))
 BACKLOG = 128
 SCHEME = "foreglow://"
+LOCAL = "@"
+"""In the names of what runs beside control, and in no member's: they are in no table, the authority's own folder made them."""
 
 
 class HostPort(msgspec.Struct, frozen=True):

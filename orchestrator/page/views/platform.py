@@ -20,6 +20,7 @@ class PlatformView:
         self._functions: list[dict[str, Any]] | None = None
         self._instances: list[dict[str, Any]] | None = None
         self._activity: dict[str, dict[str, Any]] = {}
+        self._code: list[dict[str, Any]] = []
         self._build()
 
     def _build(self) -> None:
@@ -38,6 +39,7 @@ class PlatformView:
         functions = await self.questions.ask_every(SLOW_S, "/v1/functions", limit=1000)
         instances = await self.questions.ask("/v1/instances")
         activity = await self.questions.ask_every(SLOW_S, "/v1/activity")
+        code = await self.questions.ask_every(SLOW_S, "/v1/code")
         status = await self.questions.ask_every(SLOW_S, "/v1/status")
         self._instances = instances["instances"] if instances is not None else None
         if instances is not None and instances["away"]:
@@ -48,6 +50,8 @@ class PlatformView:
             self._empty.show(not self._functions)
         if activity is not None:
             self._activity = {one["name"]: one for one in activity["functions"]}
+        if code is not None:
+            self._code = code["functions"]
         if status is not None:
             self._nodes.show(overview.node_rows(status))
             self._parts.show(overview.process_rows(status))
@@ -66,7 +70,7 @@ class PlatformView:
         recent = f"{figures.count(done, 'invocation')} and {figures.count(errors, 'error')} in the last 15 minutes"
         self._summary.say(f"{figures.count(matching, 'function')}; {recent}")
         self._table.show(
-            lambda limit: overview.function_rows(functions, self._instances, self._activity, self._wanted, limit),
+            lambda limit: overview.function_rows(functions, self._instances, self._activity, self._wanted, limit, self._code),
             matching,
             "functions",
         )

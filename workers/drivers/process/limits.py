@@ -208,7 +208,7 @@ class Cgroups:
 
 def name_of(folder: Path, pid: int) -> str:
     """Of the group of the driver that owns `folder` and runs as `pid`."""
-    return f"foreglow-{hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:10]}-{pid}"
+    return f"foreglow-{hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()[:10]}-{pid}"
 
 
 def sweep(layout: Layout, name: str) -> int:

@@ -1,0 +1,111 @@
+"""The folder of tier 1: where layers lie on the node's disk, and how they come there and go.
+
+    FOLDER/<tenant>/<hex>/          a whole, verified layer: it appears by a rename and is never written again
+    FOLDER/<tenant>/<hex>.tmp-*     being written; swept at the next start
+    FOLDER/<tenant>/<hex>.gone-*    being removed; swept too
+
+Layers are readable by every user, because each sandbox runs as a user of its own. The folders above them are 0711: they can be
+passed through by who knows a digest and listed by nobody else, so one tenant's sandbox user learns no names of another's.
+"""
+
+import contextlib
+import os
+import secrets
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+
+import msgspec
+
+from workers.code.manifest import LayerError, hex_of
+
+BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+BOOT_FILE = ".boot"
+BLOCK = 4096
+
+Key = tuple[str, str]
+"""Tenant and digest."""
+
+
+class Found(msgspec.Struct, frozen=True):
+    """A layer of an earlier run. `doubtful`: the machine has crashed or restarted since, its files may be anything."""
+
+    key: Key
+    path: Path
+    size: int
+    doubtful: bool
+
+
+class Shelf:
+    """Nothing is synced to disk: a kill loses nothing that was renamed, and after a crash of the machine (another boot) each
+    layer is verified before its first use. Every method but `path` and `set_aside` may take long: call it from a thread."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def path(self, key: Key) -> Path:
+        return self._folder / key[0] / hex_of(key[1])
+
+    def begin(self, key: Key) -> Path:
+        """An empty folder to write the layer into, readable by nobody else."""
+        path = self.path(key)
+        path.parent.mkdir(exist_ok=True)
+        path.parent.chmod(0o711)
+        temporary = path.with_name(f"{path.name}.tmp-{secrets.token_hex(4)}")
+        temporary.mkdir(mode=0o700)
+        return temporary
+
+    def keep(self, temporary: Path, key: Key) -> Path:
+        """The layer is whole: from here on it is there, also after a kill."""
+        temporary.chmod(0o755)
+        return temporary.rename(self.path(key))
+
+    def set_aside(self, path: Path) -> Path:
+        """Out of the way at once, by a rename: a layer is whole or not there. The caller sweeps what is returned."""
+        gone = path.with_name(f"{path.name}.gone-{secrets.token_hex(4)}")
+        with contextlib.suppress(FileNotFoundError):
+            path.rename(gone)
+        return gone
+
+    def sweep(self, gone: Path) -> None:
+        shutil.rmtree(gone, ignore_errors=True)
+
+    def forget(self, tenant: str) -> None:
+        shutil.rmtree(self._folder / tenant, ignore_errors=True)
+
+    def open(self) -> list[Found]:
+        """Sweeps what an earlier run left half done, and returns what it left whole, oldest first. Once, before all else."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._folder.chmod(0o711)
+        doubtful = not self._same_boot()
+        found: list[tuple[float, Found]] = []
+        for tenant in self._folder.iterdir():
+            if not tenant.is_dir():
+                continue
+            for layer in tenant.iterdir():
+                key = (tenant.name, f"sha256:{layer.name}")
+                try:
+                    hex_of(key[1])
+                except LayerError:
+                    shutil.rmtree(layer, ignore_errors=True)
+                    continue
+                found.append((layer.stat().st_mtime, Found(key, layer, size_of(layer), doubtful)))
+        return [one for _, one in sorted(found, key=lambda pair: pair[0])]
+
+    def _same_boot(self) -> bool:
+        boot = BOOT_ID.read_text().strip()
+        known = self._folder / BOOT_FILE
+        same = known.exists() and known.read_text() == boot
+        if not same:
+            known.write_text(boot)
+        return same
+
+
+def footprint(sizes: Iterable[int]) -> int:
+    """Bytes that files of these sizes take on a disk, in whole blocks."""
+    return sum(-(-size // BLOCK) * BLOCK for size in sizes)
+
+
+def size_of(folder: Path) -> int:
+    """The footprint of a tree that is there."""
+    return footprint(os.lstat(os.path.join(parent, name)).st_size for parent, _, names in os.walk(folder) for name in names)
