@@ -35,9 +35,11 @@ class Deployed:
 
 
 class Platform:
-    """Started by `with`; ended and its folder removed at the end. `standbys` as in `foreglow up --standbys`."""
+    """Started by `with`; ended and its folder removed at the end. `standbys` as in `foreglow up --standbys`; `templates` off:
+    no version gets a function template."""
 
-    def __init__(self, standbys: int, prewarm: str = "off") -> None:
+    def __init__(self, standbys: int, prewarm: str = "off", templates: bool = True) -> None:
+        self._settings = {} if templates else {"FOREGLOW_TEMPLATE_INIT_MS": "0"}
         self._options = ["--standbys", str(standbys), "--prewarm", prewarm]
         self._packages: dict[str, str] = {}
         self.standbys = standbys
@@ -48,7 +50,7 @@ class Platform:
         log = self._folder / "up.log"
         command: list[str | Path] = [sys.executable, "-P", "-m", "orchestrator.cli.main", "up", "--state", state, *self._options]
         ports = ["--functions-port", "0", "--control-port", "0", "--otlp-port", "0"]
-        self.process = processes.start([*command, *ports], log, {"FOREGLOW_LOG_LEVEL": "warning"})
+        self.process = processes.start([*command, *ports], log, {"FOREGLOW_LOG_LEVEL": "warning", **self._settings})
         try:
             addresses = self._wait_for(state / "addresses.json", log)
             self.key = (state / "key").read_text().strip()
@@ -131,6 +133,15 @@ class Platform:
     def prewarm(self, policy: str) -> None:
         """`off` or `path`, for everything from now on."""
         self._checked(self.control.put("/v1/prewarm", json={"policy": policy}))
+
+    def template_held(self, name: str) -> bool:
+        """Whether the function has a function template. Raises RuntimeError when it was refused one."""
+        for one in self.get("/v1/instances")["templates"]:
+            if one["function"] == name and one["standing"] == "refused":
+                raise RuntimeError(f"{name} gets no function template: {one['reason']}")
+            if one["function"] == name and one["standing"] == "held":
+                return True
+        return False
 
     def standbys_waiting(self) -> int:
         return int(self.get("/v1/status")["node"]["standbys"])

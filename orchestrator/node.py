@@ -76,6 +76,8 @@ def run(settings: Settings) -> None:
             standbys=settings.standbys,
             idle_s=settings.idle_s,
             allow_no_isolation=settings.allow_no_isolation,
+            template_init_ms=settings.template_init_ms,
+            template_memory_mb=settings.template_memory_mb,
             identity=own.identity,
             epoch=member.epoch if member is not None else 0,
             rejoin=again if member is not None else None,

@@ -78,6 +78,8 @@ class Settings(BaseSettings):
     node_code_tenant_bytes: int = Field(default=5 << 30, ge=0, le=2**63 - 1)  # of one tenant
     lazy_from_bytes: int = Field(default=8 << 20, ge=0)  # of a layer; a larger one starts before it is whole; 0: none does
     standbys: int = Field(default=2, ge=0, le=500)  # per tenant and memory shape that has been used
+    template_init_ms: float = Field(default=50.0, ge=0, allow_inf_nan=False)  # init that earns a function template; 0: none
+    template_memory_mb: int = Field(default=0, ge=0)  # what they may hold on a node; 0: a tenth of its memory
     idle_s: float = Field(default=600.0, gt=0, allow_inf_nan=False)
 
     # of one source build (build = true); its disk is memory and counts as such

@@ -18,6 +18,7 @@ from workers.code.room import Bounds
 from workers.code.tier1 import Tier1
 from workers.code.zone import ZoneClient
 from workers.drivers.process.driver import ProcessDriver
+from workers.function_templates import Rules
 from workers.node import Node
 from workers.rpc.messages import Caller
 from workers.rpc.transport import Address, Identity
@@ -30,10 +31,11 @@ log = structlog.get_logger(__name__)
 
 
 class NodeConfig(msgspec.Struct, frozen=True):
-    """`memory_mb` 0 means 80 % of what the machine has free; `python` empty means found. `rejoin` and `epoch` of a node that has
-    joined; it listens on `sockets`, on TCP with `identity`. `callers`: who may dial it there, as far as is known (None: nothing);
-    `on_callers` hears whenever control tells. `zone_caches`: tier 2 as settings name it; planners tell of more.
-    `lazy_from_bytes` 0: no lazy starts."""
+    """`memory_mb` 0 means 80 % of what the machine has free; `python` empty means found. `template_init_ms`: init from which on
+    a version gets a function template, 0: never; `template_memory_mb`: what they may hold, 0: a tenth of the memory. `rejoin`
+    and `epoch` of a node that has joined; it listens on `sockets`, on TCP with `identity`. `callers`: who may dial it there, as
+    far as is known (None: nothing); `on_callers` hears whenever control tells. `zone_caches`: tier 2 as settings name it;
+    planners tell of more. `lazy_from_bytes` 0: no lazy starts."""
 
     name: str
     folder: Path
@@ -46,6 +48,8 @@ class NodeConfig(msgspec.Struct, frozen=True):
     standbys: int
     idle_s: float
     allow_no_isolation: bool
+    template_init_ms: float = 0.0
+    template_memory_mb: int = 0
     identity: Identity | None = None
     epoch: int = 0
     rejoin: Rejoin | None = None
@@ -74,16 +78,18 @@ async def serve(config: NodeConfig, beside: Beside | None = None) -> None:
     # without isolation a function sees the mount itself, and would miss it when the plain tree takes over
     lazy = await lazy_starts(config.folder / "code", origin, config.lazy_from_bytes if report.isolated else 0)
     tier = Tier1(config.folder / "code", [zone, origin], config.key, config.code_bounds, lazy)
+    memory_mb = config.memory_mb or int(machine_memory_mb() * MEMORY_SHARE)
     node = Node(
         config.name,
         driver,
         tier,
         Sealer(config.key),
         report,
-        config.memory_mb or int(machine_memory_mb() * MEMORY_SHARE),
+        memory_mb,
         os.cpu_count() or 1,
         config.standbys,
         config.idle_s,
+        Rules(config.template_init_ms, config.template_memory_mb or memory_mb // 10),
     )
     node.on_caches = lambda told: zone.use([*config.zone_caches, *told])
     if config.rejoin is not None:

@@ -340,8 +340,13 @@ class Execution:
             if decision_id:
                 return None
             victims = self.table.victims(missing)
+            templates = self._preparer.templates
             if not victims:
-                return None
+                idle = self.table.victims(missing - templates.held_mb) if missing > templates.held_mb else []
+                if missing > templates.held_mb and not idle:
+                    return None
+                templates.give_way(missing)
+                victims = idle
             for victim in victims:
                 self._drop(victim, "gave way to a request")
         self.memory.reserve(spec.memory_mb)

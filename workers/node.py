@@ -16,6 +16,7 @@ from workers.admission import CoreGate, MemoryLedger
 from workers.callers import CallerList
 from workers.decisions import DecisionBook
 from workers.execution import START_BUSY_S, Execution
+from workers.function_templates import Rules
 from workers.init_order import InitOrder
 from workers.logs import LogStore
 from workers.ports import CodeTier, CodeUnavailable, Driver, IsolationReport
@@ -39,6 +40,7 @@ from workers.rpc.transport import Address, Identity
 from workers.sealing import Sealer
 from workers.standbys import StandbyPool
 from workers.standing import Standing
+from workers.templating import FunctionTemplates
 from workers.versions import VersionSpec
 
 SPECS = 10_000
@@ -46,6 +48,7 @@ TELL_EVERY_S = 0.002
 HEARTBEAT_S = 1.0
 PREFETCHES = 2
 ONCE_A_SECOND = 1  # the id of a SUBSCRIBE whose sender wants no more than the heartbeat
+NO_TEMPLATES = Rules(0, 0)
 ENDS = (Outcome.HIT, Outcome.LATE, Outcome.WASTED, Outcome.CANCELLED)
 
 log = structlog.get_logger(__name__)
@@ -65,6 +68,7 @@ class Node:
         cores: int,
         standbys: int,
         idle_s: float,
+        templates: Rules = NO_TEMPLATES,
     ) -> None:
         self.name = name
         self._driver = driver
@@ -74,8 +78,10 @@ class Node:
         self._gate = CoreGate(cores)
         self._standbys = StandbyPool(driver, self._gate, standbys)
         self._logs = LogStore()
-        preparer = Preparer(driver, self._standbys, self._gate, InitOrder(cores), code, sealer)
-        self.execution = Execution(preparer, MemoryLedger(memory_mb), self._logs, self._counts_moved, self._start_began)
+        memory, order = MemoryLedger(memory_mb), InitOrder(cores)
+        self.templates = FunctionTemplates(driver, code, sealer, memory, order, templates)
+        preparer = Preparer(driver, self._standbys, self._gate, order, code, sealer, self.templates)
+        self.execution = Execution(preparer, memory, self._logs, self._counts_moved, self._start_began)
         self.decisions = DecisionBook(self._tell_decision)
         self.execution.decisions = self.decisions
         self._specs: OrderedDict[str, VersionSpec] = OrderedDict()
@@ -108,6 +114,7 @@ class Node:
             "state": self._answer_state,
             "cool": self._answer_cool,
             "counts": self._answer_counts,
+            "templates": self._answer_templates,
             "code": self._answer_code,
         }
 
@@ -132,6 +139,7 @@ class Node:
         """Listens until cancelled, then ends every instance and standby. Raises OSError, NotTrusted before it listens."""
         addresses = [where] if isinstance(where, Path) else where
         self._standbys.start()
+        self.templates.start()
         told = Listening(self.name, "node", lambda: self.standing.epoch, self.callers.admits)
         servers = [await listen(one, self, secret, told, self._answers, identity) for one in addresses]
         self._serving = True
@@ -147,6 +155,7 @@ class Node:
             for task in self._tasks:
                 task.cancel()
             await self._standbys.stop()
+            await self.templates.stop()
             await self.execution.stop()
             for spec in self._planned.values():
                 self._code.unpin(spec)
@@ -305,6 +314,7 @@ class Node:
         """None is made any more, idle ones go now, busy ones when they are done. Forgotten with the spec."""
         if message.version in self._specs:
             self.execution.draining.add(message.version)
+        self.templates.drop(message.version, "draining")
         for instance in self.execution.table.of(message.version):
             if not instance.live and not instance.waiting:
                 self.execution.kill(instance, "draining")
@@ -316,6 +326,7 @@ class Node:
             del self._specs[version]
             self.execution.draining.discard(version)
         await self.execution.end_tenant(tenant)
+        await self.templates.forget(tenant)
         await self._standbys.forget(tenant)
         await self._code.forget(tenant)
         await self._driver.retire(tenant)
@@ -330,7 +341,7 @@ class Node:
     # -- telling
 
     def _start_began(self) -> None:
-        self._standbys.busy_until = time.monotonic() + START_BUSY_S
+        self._standbys.busy_until = self.templates.busy_until = time.monotonic() + START_BUSY_S
 
     def _counts_moved(self) -> None:
         if self._subscribers and self._tell_handle is None:
@@ -382,6 +393,19 @@ class Node:
             msgspec.to_builtins(msgspec.structs.asdict(count))
             for count in self.execution.table.counts()
             if count.version.startswith(tenant)
+        ]
+
+    async def _answer_templates(self, args: Mapping[str, Any]) -> object:
+        return [
+            {
+                "version": one.version,
+                "standing": one.standing.value,
+                "reason": one.reason,
+                "init_ms": round(one.init_ms, 1),
+                "memory_mb": one.memory_mb,
+                "clones": one.made,
+            }
+            for one in self.templates.of(args["tenant"])
         ]
 
     async def _answer_code(self, args: Mapping[str, Any]) -> object:

@@ -15,6 +15,16 @@ class DriverError(Exception):
     """A clone or a specialisation failed; the message says which step and why."""
 
 
+class TemplateRefused(DriverError):
+    """This version cannot have a function template; the message says why, in words for its author. Trying again is in vain.
+
+    `kind`: isolation | environment | process | thread | shared-memory | files | socket | descriptor."""
+
+    def __init__(self, kind: str, message: str) -> None:
+        super().__init__(message)
+        self.kind = kind
+
+
 class InitFailed(DriverError):
     """The user's module raised while it was imported. `detail` is {type, message, stack}."""
 
@@ -41,7 +51,9 @@ class IsolationReport(msgspec.Struct, frozen=True):
 
 
 class Specialisation(msgspec.Struct, frozen=True):
-    """What a clone needs to become an instance of a version. `layers`: folders on this node, code first."""
+    """What a clone needs to become an instance of a version. `layers`: folders on this node, code first.
+
+    `withheld`: for the original of a function template only, the names of environment values that it must not have."""
 
     version: str
     handler: str
@@ -50,13 +62,16 @@ class Specialisation(msgspec.Struct, frozen=True):
     memory_mb: int
     layers: tuple[Path, ...]
     environment: Mapping[str, str]
+    withheld: tuple[str, ...] | None = None
 
 
 class InitReport(msgspec.Struct, frozen=True):
-    """`attach_ms`: code attached and lockdown done. `init_ms`: the handler's module imported."""
+    """`attach_ms`: code attached and lockdown done. `init_ms`: the handler's module imported, in a clone of a function
+    template what remained of that. `asked`: of the withheld, the names it asked for."""
 
     attach_ms: float
     init_ms: float
+    asked: tuple[str, ...] = ()
 
 
 class Usage(msgspec.Struct, frozen=True):
@@ -95,6 +110,24 @@ class Clone(Protocol):
         """Ends every process of the sandbox and frees what it held. Idempotent; returns when they are gone."""
 
 
+class FunctionTemplate(Protocol):
+    """One version, its module imported once: its clones start with that done. Never of two tenants.
+
+    `memory_mb`: what it holds, in force as a limit. `init_ms`: what its clones are spared. `on_gone` is called once, with a
+    reason, when it cannot be cloned any more and nobody asked for that.
+    """
+
+    memory_mb: int
+    init_ms: float
+    on_gone: Callable[[str], None]
+
+    async def clone(self, memory_mb: int) -> Clone:
+        """A sandbox of its own with the module imported, waiting to be specialised. Raises DriverError."""
+
+    async def end(self, reason: str) -> None:
+        """Frees what it holds; its clones live on. Idempotent."""
+
+
 class Driver(Protocol):
     """Makes templates and clones. One per node process."""
 
@@ -105,6 +138,10 @@ class Driver(Protocol):
 
     async def clone(self, tenant: str, memory_mb: int) -> Clone:
         """A new sandbox for `tenant` with no code in it, waiting to be specialised. Raises DriverError."""
+
+    async def template(self, tenant: str, work: Specialisation, timeout_s: float) -> FunctionTemplate:
+        """Imports the version's module, with `work.withheld` and without its environment, and keeps that to clone from.
+        Raises TemplateRefused, InitFailed, DriverError, TimeoutError; nothing is left then."""
 
     async def retire(self, tenant: str) -> None:
         """The tenant has nothing here any more: its template goes once its clones have."""

@@ -10,12 +10,14 @@ from tracing.records import Timings
 from workers.admission import ON_DEMAND, CoreGate
 from workers.init_order import InitOrder
 from workers.instances import Instance, State
-from workers.ports import Clone, CodeTier, Driver, DriverError, Fetched, InitReport, Specialisation
+from workers.ports import Clone, CodeTier, Driver, DriverError, Fetched, FunctionTemplate, InitFailed, InitReport, Specialisation
 from workers.sealing import Sealer
 from workers.standbys import StandbyPool
+from workers.templating import FunctionTemplates
 from workers.versions import VersionSpec
 
 INIT_TIMEOUT_S = 60.0
+NO_CODE = Fetched((), "tier1")  # a function template has it
 FETCHES = 16
 """Versions whose code is brought at once, those that requests wait for first."""
 
@@ -25,10 +27,18 @@ class GivenUp(DriverError):
 
 
 class Preparer:
-    """Takes a standby or clones the template, brings the code, specialises. Knows nothing of who asked."""
+    """Clones the version's function template; else takes a standby or clones the tenant's template, brings the code and
+    specialises. Knows nothing of who asked."""
 
     def __init__(
-        self, driver: Driver, standbys: StandbyPool, gate: CoreGate, order: InitOrder, code: CodeTier, sealer: Sealer
+        self,
+        driver: Driver,
+        standbys: StandbyPool,
+        gate: CoreGate,
+        order: InitOrder,
+        code: CodeTier,
+        sealer: Sealer,
+        templates: FunctionTemplates,
     ) -> None:
         self._driver = driver
         self._order = order
@@ -37,25 +47,44 @@ class Preparer:
         self._fetches = CoreGate(FETCHES)
         self._code = code
         self._sealer = sealer
+        self.templates = templates
 
     async def prepare(self, instance: Instance, priority: float) -> None:
         """Fills in the instance's clone, made_by and timings. On any error nothing is left of the clone.
 
         Raises CodeUnavailable, DriverError (InitFailed and GivenUp among them), SealError, TimeoutError.
         """
+        template = self.templates.take(instance.spec)
+        if template is not None:
+            instance.from_template = True
+            try:
+                await self._prepare(instance, priority, template)
+            except (InitFailed, GivenUp):
+                raise
+            except DriverError as error:  # it may have been killed, or be used up: a start of the other kind does as well
+                self.templates.broke(instance.spec, template, str(error))
+                instance.from_template = False
+            else:
+                return
+        await self._prepare(instance, priority, None)
+        self.templates.observed(instance.spec, instance.timings.init)
+
+    async def _prepare(self, instance: Instance, priority: float, template: FunctionTemplate | None) -> None:
         _check_wanted(instance)
         began = time.perf_counter()
         spec = instance.spec
         fetching = None
-        if not self._code.held(spec):  # it comes while the clone is made
+        if template is None and not self._code.held(spec):  # it comes while the clone is made
             fetching = asyncio.ensure_future(self._fetch(instance, priority))
             fetching.add_done_callback(_seen)
         clone: Clone | None = None
         try:
-            clone = await self._clone(instance, priority)
+            clone = await self._clone(instance, priority, template)
             instance.clone = clone
             cloned = time.perf_counter()
-            code = await fetching if fetching is not None else await self._code.fetch(spec)
+            code = NO_CODE
+            if template is None:
+                code = await fetching if fetching is not None else await self._code.fetch(spec)
             fetched = time.perf_counter()
             _check_wanted(instance)
             if instance.decision_id and not instance.adopted:
@@ -110,8 +139,15 @@ class Preparer:
         finally:
             self._order.ended(instance)
 
-    async def _clone(self, instance: Instance, priority: float) -> Clone:
+    async def _clone(self, instance: Instance, priority: float, template: FunctionTemplate | None) -> Clone:
         spec = instance.spec
+        if template is not None:
+            instance.made_by = StartKind.COLD
+            await self._enter(self._gate, instance, priority)
+            try:
+                return await template.clone(instance.memory_mb)
+            finally:
+                self._gate.leave()
         standby = self._standbys.take(spec.tenant, instance.memory_mb)
         if standby is not None:
             instance.made_by = StartKind.STANDBY

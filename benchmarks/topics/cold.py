@@ -24,6 +24,7 @@ ECHO = Deployed("echo", "echo", "echo:handler")
 IMPORTS = Deployed("imports400", "imports400", "imports400:handler", {"memory_mb": 512, "timeout_s": 60})
 SETTLE_S = 0.35  # until an instance that was dropped has gone, and a standby has taken the place of the one used
 WAITING = (10, 40, 70, 100)  # standbys at which memory is read
+TEMPLATE_S = 60.0  # until a function template is held
 LARGE = 20  # requests at least for a 99th percentile to be worth printing
 
 
@@ -31,7 +32,7 @@ def run(report: Report, full: bool) -> None:
     echoes, imports = (300, 40) if full else (60, 10)
     with contextlib.ExitStack() as stack:
         report.progress("starting foreglow without standbys")
-        platform = stack.enter_context(Platform(standbys=0))
+        platform = stack.enter_context(Platform(standbys=0, templates=False))
         report.driver, report.tier = platform.driver, platform.tier
         platform.deploy([ECHO, IMPORTS])
         peers = [peer for peer in started([LambdaRuntime(), WorkerLoader()], stack, report) if peer.scales_to_zero]
@@ -42,6 +43,7 @@ def run(report: Report, full: bool) -> None:
         able = [one for one in peers if isinstance(one, LambdaRuntime)]
         first_import = {one.name: _peer_first(one, "imports400") for one in able}
         imported = _in_turn(imports, {OURS: _first(platform, "imports400", "cold"), **first_import})
+    templated = _from_template(imports * 3, report)
     report.progress("starting foreglow with standbys")
     with contextlib.ExitStack() as stack:
         platform = stack.enter_context(Platform(standbys=4))
@@ -56,10 +58,25 @@ def run(report: Report, full: bool) -> None:
         report.emit("process.rested.p50_ms", quantile([answer.ms for answer in answers], 0.5), system)
     _tell(report, "process.cold", cold)
     _tell(report, "process.standby", standby)
-    _tell(report, "imports400", imported)
+    _tell(report, "imports400", templated)
+    _tell(report, "imports400.without", imported)
     _tell_bare_imports(report, imports)
     _tell_starts(report, 20 if full else 5)
     _tell_standby_memory(report)
+
+
+def _from_template(times: int, report: Report) -> dict[str, list[Answer]]:
+    """Cold starts of the imports from their function template, which the first start earned them."""
+    report.progress("cold imports from a function template")
+    with Platform(standbys=0) as platform:
+        platform.deploy([IMPORTS])
+        platform.invoke("imports400")
+        until = time.monotonic() + TEMPLATE_S
+        while not platform.template_held("imports400"):
+            if time.monotonic() > until:
+                raise RuntimeError(f"no function template after {TEMPLATE_S:.0f} s")
+            time.sleep(0.1)
+        return _in_turn(times, {OURS: _first(platform, "imports400", "cold")})
 
 
 def _first(platform: Platform, name: str, start: str) -> Callable[[], Answer]:
@@ -112,7 +129,7 @@ def _tell(report: Report, prefix: str, answers: dict[str, list[Answer]]) -> None
     ms = {system: [answer.ms for answer in found] for system, found in answers.items()}
     for system, values in ms.items():
         report.emit(f"{prefix}.p50_ms", quantile(values, 0.5), system)
-        if len(values) >= LARGE and prefix != "imports400":
+        if len(values) >= LARGE and not prefix.startswith("imports400"):
             report.emit(f"{prefix}.p99_ms", quantile(values, 0.99), system)
     for step, values in steps(answers[OURS]).items():
         report.emit(f"{prefix}.step_ms", mean(values), step=step)

@@ -57,9 +57,10 @@ def describe(
             else:
                 print(locked["lock"], end="")
             return
-    if json:
-        show.as_json(one)
-        return
+        if json:
+            show.as_json(one)
+            return
+        templates = [found for found in client.get("/v1/instances").get("templates", ()) if found["function"] == one["name"]]
     out = show.console()
     serves = f"version {one['latest']} serves" if one["latest"] else "no version serves yet"
     out.print(f"[bold]{one['name']}[/]  {one['kind']}, {serves}")
@@ -90,6 +91,21 @@ def describe(
         for part in conditions_of(version)
     ]
     out.print(show.table("", ("version>", "condition", "status", "since", "why"), rows))
+    if templates:
+        held: list[tuple[object, ...]] = [
+            (
+                found["version"],
+                found["node"],
+                found["standing"],
+                f"{found['init_ms']:.0f} ms",
+                f"{found['memory_mb']} MB" if found["memory_mb"] else "",
+                found["clones"],
+                show.plain(found["reason"]),
+            )
+            for found in sorted(templates, key=lambda found: (-int(found["version"]), found["node"]))
+        ]
+        named = ("version>", "node", "function template", "init>", "memory>", "clones>", "why not")
+        out.print(show.table("", named, held))
 
 
 def remove(

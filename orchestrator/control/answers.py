@@ -258,6 +258,19 @@ class InstancesOfVersionAnswer(BaseModel):
     preparing: int
 
 
+class FunctionTemplateAnswer(BaseModel):
+    """On one node, of a version that has started there."""
+
+    function: str
+    version: int
+    node: str
+    standing: str = Field(description="held, making, refused (for good), or none (yet, or any more).")
+    reason: str = Field(description="Why none is held.")
+    init_ms: float = Field(description="What its init took without a template.")
+    memory_mb: int
+    clones: int = Field(description="Instances cloned from the one held.")
+
+
 class FunctionCodeAnswer(BaseModel):
     """Since each node started. By tier: tier1 (was on the node), tier2 (the zone), origin, failed."""
 
@@ -276,4 +289,5 @@ class CodeAnswer(BaseModel):
 
 class InstancesAnswer(BaseModel):
     instances: list[InstancesOfVersionAnswer]
+    templates: list[FunctionTemplateAnswer] = Field(description="Function templates, and why there is none.")
     away: list[str] = Field(description="Nodes that did not answer.")

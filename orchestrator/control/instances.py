@@ -22,9 +22,16 @@ def router(roster: Roster) -> APIRouter:
 
     @routes.get("/v1/instances", response_model=InstancesAnswer)
     async def instances(request: Request) -> Document:
-        """Instances of the tenant's versions by state, per node; `away` names nodes that did not answer."""
-        answers, away = await _ask_all(roster, "counts", tenant_of(request))
-        return {"instances": [_counted(node, one) for node, answer in answers for one in answer], "away": away}
+        """Instances of the tenant's versions by state, per node, and function templates with why there is none where one was
+        thought of; `away` names nodes that did not answer."""
+        tenant = tenant_of(request)
+        answers, away = await _ask_all(roster, "counts", tenant)
+        held, silent = await _ask_all(roster, "templates", tenant)
+        return {
+            "instances": [_counted(node, one) for node, answer in answers for one in answer],
+            "templates": [_template(node, one) for node, answer in held for one in answer],
+            "away": sorted({*away, *silent}),
+        }
 
     @routes.get("/v1/code", response_model=CodeAnswer)
     async def code(request: Request) -> Document:
@@ -60,3 +67,9 @@ def _counted(node: str, count: Mapping[str, Any]) -> Document:
     version = VersionId(count["version"])
     states = {state: count[state] for state in STATES}
     return {"function": name_of(function_of(version)), "version": number_of(version), "node": node, **states}
+
+
+def _template(node: str, one: Mapping[str, Any]) -> Document:
+    version = VersionId(one["version"])
+    told = {key: one[key] for key in ("standing", "reason", "init_ms", "memory_mb", "clones")}
+    return {"function": name_of(function_of(version)), "version": number_of(version), "node": node, **told}

@@ -112,6 +112,10 @@ FAMILIES: Mapping[str, Family] = {
         # -- nodes
         Family("foreglow_instances", "gauge", (NODE,), "Instances of this node.", ("state",)),
         Family("foreglow_standbys", "gauge", (NODE,), "Clones that wait without code."),
+        Family("foreglow_function_templates", "gauge", (NODE,), "Versions by the state of their function template.", ("state",)),
+        Family("foreglow_function_template_bytes", "gauge", (NODE,), "Memory promised to function templates."),
+        Family("foreglow_function_template_clones", "counter", (NODE,), "Instances asked of function templates."),
+        Family("foreglow_function_template_refusals", "counter", (NODE,), "Function templates that were not made.", ("reason",)),
         Family("foreglow_memory_bytes", "gauge", (NODE,), "Memory of this node: total, and promised to instances.", ("kind",)),
         Family("foreglow_steps_waiting", "gauge", (NODE,), "Clones, unpackings and templates that wait for a core."),
         Family(

@@ -35,6 +35,12 @@ class NodeMetrics(Collector):
         yield one("foreglow_standbys", node.standbys)
         memory = execution.memory
         yield family("foreglow_memory_bytes", [(("total",), memory.total_mb * MB), (("promised",), memory.used_mb * MB)])
+        templates = node.templates
+        standings = templates.standings
+        yield family("foreglow_function_templates", [((name,), standings[name]) for name in ("held", "making", "refused")])
+        yield one("foreglow_function_template_bytes", templates.held_mb * MB)
+        yield one("foreglow_function_template_clones", templates.cloned)
+        yield family("foreglow_function_template_refusals", [((kind,), count) for kind, count in templates.refused.items()])
         yield one("foreglow_steps_waiting", node.steps_waiting)
         yield histogram("foreglow_prepare_seconds", [((kind,), part) for kind, part in execution.prepared.whole.items()])
         yield histogram("foreglow_prepare_step_seconds", execution.prepared.steps.items())

@@ -10,7 +10,8 @@ from cryptography.fernet import Fernet
 from doubles.loop import until
 from doubles.sandboxes import REPORT, DoubleCode, DoubleDriver
 
-from workers.node import Node
+from workers.function_templates import Rules
+from workers.node import NO_TEMPLATES, Node
 from workers.rpc.connection import Connection, dial
 from workers.rpc.messages import (
     ChildCall,
@@ -219,6 +220,7 @@ async def running_node(
     idle_s: float = 600.0,
     key: bytes = b"",
     secret: str = SECRET,
+    templates: Rules = NO_TEMPLATES,
     also: Sequence[Address] = (),
     identity: Identity | None = None,
     name: str = "node-1",
@@ -226,7 +228,7 @@ async def running_node(
     """A node that serves until the block ends, on its socket and, with `identity`, on what is named also. Fails when a sandbox
     outlives it."""
     driver, code = DoubleDriver(), DoubleCode()
-    node = Node(name, driver, code, Sealer(key or Fernet.generate_key()), REPORT, memory_mb, cores, standbys, idle_s)
+    node = Node(name, driver, code, Sealer(key or Fernet.generate_key()), REPORT, memory_mb, cores, standbys, idle_s, templates)
     path = folder / "node.sock"
     serving = asyncio.create_task(node.serve([path, *also], secret, identity))
     rig = Rig(node, driver, code, path, secret)
@@ -243,4 +245,6 @@ async def running_node(
             await serving
     assert set(code.pins.values()) <= {0}, "code stayed pinned, or was released too often"
     assert driver.alive == [], "sandboxes outlived their node"
+    assert all(template.ended for template in driver.templates), "function templates outlived their node"
+    assert node.execution.memory.used_mb == 0, "memory stayed promised"
     assert not path.exists()

@@ -10,9 +10,12 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from workers.drivers.frames import FromGuest, ToGuest
 from workers.drivers.process.clone import ProcessClone
 from workers.drivers.process.driver import ProcessDriver
+from workers.drivers.process.functions import ProcessFunctionTemplate
 from workers.framing import MORE, Frame
 from workers.ports import InitReport, IsolationReport, Specialisation
 from workers.versions import Kind
@@ -123,6 +126,24 @@ class Running:
         self.clone.send(ToGuest.CALL_RESULT, call, json.dumps(head).encode(), json.dumps(value).encode())
 
 
+class Templated:
+    """A function template under test."""
+
+    def __init__(self, template: ProcessFunctionTemplate, work: Specialisation) -> None:
+        self.template = template
+        self.work = work
+
+    async def run(self, **changes: Any) -> Running:
+        """An instance cloned from it."""
+        clone = await self.template.clone(self.work.memory_mb)
+        try:
+            report = await clone.specialise(msgspec.structs.replace(self.work, **changes), INIT_S)
+        except BaseException:
+            await clone.kill("it did not start")
+            raise
+        return Running(clone, report)
+
+
 class Bench:
     """A started driver and what was made with it."""
 
@@ -162,6 +183,16 @@ class Bench:
             layers.append(self.layer(dependencies))
         version = f"{tenant}/shop:7"
         return Specialisation(version, handler, kind, concurrency, memory_mb, tuple(layers), environment or {})
+
+    async def template(self, source: str | dict[str, str] = ECHO, *, tenant: str = "acme", **more: Any) -> "Templated":
+        """A function template of `source`. Its init sees nothing of `environment`; its clones do."""
+        work = self.work(source, tenant=tenant, **more)
+        withheld = msgspec.structs.replace(work, environment={}, withheld=tuple(work.environment))
+        return Templated(await self.driver.template(tenant, withheld, INIT_S), work)
+
+    async def run_templated(self, source: str | dict[str, str] = ECHO, **more: Any) -> Running:
+        """As `run`, but cloned from a function template made for it, which stays."""
+        return await (await self.template(source, **more)).run()
 
     async def run(
         self, source: str | dict[str, str] = ECHO, *, tenant: str = "acme", memory_mb: int = 128, **more: Any

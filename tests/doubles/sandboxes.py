@@ -64,6 +64,7 @@ class DoubleClone:
         self.sent: list[Frame] = []
         self.speculations: list[bool] = []
         self.ended = ""
+        self.init_ms = driver.init_ms
         self._driver = driver
         self._gone: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 
@@ -81,7 +82,7 @@ class DoubleClone:
             raise DriverError(self.ended)
         if self._driver.init_error is not None:
             raise self._driver.init_error
-        return InitReport(attach_ms=2.0, init_ms=3.0)
+        return InitReport(attach_ms=2.0, init_ms=self.init_ms)
 
     def send(self, kind: int, ident: int, meta: bytes = b"", body: bytes = b"") -> None:
         if self.ended:
@@ -139,6 +140,36 @@ def silent(_clone: DoubleClone, _frame: Frame) -> None:
     """Never answers: the test does, or nobody."""
 
 
+class DoubleTemplate:
+    """Clones like its driver, with the init done."""
+
+    def __init__(self, driver: "DoubleDriver", tenant: str, work: Specialisation) -> None:
+        self.driver, self.tenant, self.work = driver, tenant, work
+        self.memory_mb, self.init_ms = driver.template_mb, 400.0
+        self.on_gone: Callable[[str], None] = lambda _why: None
+        self.ended = ""
+        self.clones: list[DoubleClone] = []
+
+    async def clone(self, memory_mb: int) -> "DoubleClone":
+        if self.ended:
+            raise DriverError(self.ended)
+        if self.driver.template_clone_error is not None:
+            raise self.driver.template_clone_error
+        clone = DoubleClone(self.driver, f"t{len(self.clones) + 1}", self.tenant, memory_mb)
+        clone.init_ms = 0.5
+        self.clones.append(clone)
+        self.driver.clones.append(clone)
+        return clone
+
+    async def end(self, reason: str) -> None:
+        self.ended = self.ended or reason
+
+    def die(self, reason: str) -> None:
+        """It ends by itself."""
+        self.ended = reason
+        self.on_gone(reason)
+
+
 class DoubleDriver:
     """Clones at once and echoes, unless the test closes a valve, sets an error or another handler."""
 
@@ -148,6 +179,12 @@ class DoubleDriver:
         self.clone_turn, self.init_turn, self.kill_turn = Valve(), Valve(), Valve()
         self.clone_error: Callable[[str, int], Exception | None] = lambda _tenant, _memory_mb: None
         self.init_error: Exception | None = None
+        self.init_ms = 3.0
+        self.template_turn = Valve()
+        self.template_error: Exception | None = None
+        self.template_clone_error: Exception | None = None
+        self.template_mb = 40
+        self.templates: list[DoubleTemplate] = []
         self.handler: Callable[[DoubleClone, Frame], None] = echo
         self.clones: list[DoubleClone] = []
         self.initialising: list[DoubleClone] = []
@@ -173,6 +210,13 @@ class DoubleDriver:
         clone = DoubleClone(self, f"c{len(self.clones) + 1}", tenant, memory_mb)
         self.clones.append(clone)
         return clone
+
+    async def template(self, tenant: str, work: Specialisation, timeout_s: float) -> DoubleTemplate:
+        await self.template_turn.passed()
+        if self.template_error is not None:
+            raise self.template_error
+        self.templates.append(DoubleTemplate(self, tenant, work))
+        return self.templates[-1]
 
     async def retire(self, tenant: str) -> None:
         self.retired.append(tenant)

@@ -7,7 +7,7 @@ import pytest
 from doubles.loop import in_loop
 from doubles.process_bench import bench
 
-pytestmark = pytest.mark.system
+pytestmark = [pytest.mark.system, pytest.mark.usefixtures("made_either_way")]
 
 WALK = """
 import os

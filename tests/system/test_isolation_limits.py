@@ -10,7 +10,7 @@ from doubles.process_bench import ECHO, HandlerError, bench
 from workers.drivers.process.cells import PROCESSES
 from workers.drivers.process.isolation import OPEN_FILES
 
-pytestmark = pytest.mark.system
+pytestmark = [pytest.mark.system, pytest.mark.usefixtures("made_either_way")]
 
 
 @pytest.mark.parametrize("how", ["bytearray(1 << 24)", "numbers(event)"])

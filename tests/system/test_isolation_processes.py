@@ -7,7 +7,7 @@ import pytest
 from doubles.loop import in_loop
 from doubles.process_bench import bench
 
-pytestmark = pytest.mark.system
+pytestmark = [pytest.mark.system, pytest.mark.usefixtures("made_either_way")]
 
 
 @in_loop
@@ -25,8 +25,8 @@ def handler(event, context):
     async with bench(tmp_path) as made:
         one, other = await made.run(source), await made.run(source)
         processes, pid, parent, alive = await one.value(other.clone.pid)
-        assert processes == [1]
-        assert (pid, parent) == (1, 0)
+        assert processes in ([1], [1, 2])  # of a function template: the one that holds its namespaces is the first
+        assert (pid, parent) == (len(processes), 0)
         assert not alive
 
 

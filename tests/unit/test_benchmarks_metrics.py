@@ -15,6 +15,7 @@ PROMISED = {
     "process.cold.p50_ms": 8,
     "process.standby.p50_ms": 3,
     "process.standby.mb": 3,
+    "imports400.p50_ms": 15,
     "chain.cse.mean": 1.1,
     "chain.cse.slope": 0.02,
     "chain.predicted.slowdown_p50": 1.03,

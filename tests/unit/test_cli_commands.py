@@ -326,11 +326,23 @@ def test_lists_are_tables_and_json_is_passed_through(api: Api, foreglow: Any) ->
         ("logs", "pay"): ("/v1/functions/pay/logs?limit=20", {"logs": [log]}, "version 3\nhello"),
         ("status",): ("/v1/status", STATUS, "not in force: memory limit"),
     }
+    held = {
+        "function": "a",
+        "version": 1,
+        "node": "n1",
+        "standing": "refused",
+        "reason": "threads it started still run: 2 (pool)",
+    }
+    held |= {"init_ms": 412.0, "memory_mb": 0, "clones": 0}
+    api.on("GET", "/v1/instances", {"instances": [], "templates": [held, held | {"function": "z"}], "away": []})
     for arguments, (path, document, shown) in answers.items():
         api.on("GET", path, document)
         code, out, err = foreglow(*arguments)
         assert (code, err) == (0, ""), arguments
         assert shown in out, arguments
+        if arguments == ("describe", "a"):
+            assert out.count("412 ms") == 1
+            assert "threads it started still run" in out
         code, out, err = foreglow(*arguments, "--json")
         assert (code, json.loads(out)) == (0, document), arguments
 
@@ -403,6 +415,7 @@ def test_describe_shows_what_the_newest_version_waits_for_in_order(api: Api, for
     ]
     waiting = version(2, "pending", conditions=conditions, initial_instances=3)
     api.on("GET", "/v1/functions/a", described("a", version(1, reason="an old story"), waiting))
+    api.on("GET", "/v1/instances", {"instances": [], "templates": [], "away": []})
     code, out, err = foreglow("describe", "a")
     assert (code, err) == (0, "")
     shown = [line.split()[:3] for line in out.splitlines() if " d ago" in line]

@@ -44,6 +44,8 @@ def _no_json(name: str) -> Any:
 _encoder = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 _scan = json.JSONDecoder().scan_once  # type: ignore[attr-defined]
 _decoder = json.JSONDecoder(parse_constant=_no_json)  # NaN could come in and not go out again
+_restore_hooks: list[Callable[[], Any]] = []
+_unseeded: list[random.Random] = []
 _current: "contextvars.ContextVar[Context | None]" = contextvars.ContextVar("foreglow_invocation", default=None)
 Frame = tuple[int, int, int, bytes, bytes]  # kind, flags, id, meta, body
 
@@ -59,6 +61,14 @@ class InvokeError(Exception):
     def __init__(self, type: str, message: str, status: str = "error") -> None:  # noqa: A002
         super().__init__(f"{type}: {message}")
         self.type, self.message, self.status = type, message, status
+
+
+def on_restore(hook: Callable[[], Any]) -> Callable[[], Any]:
+    """`hook()` is called in each instance before its first invocation, with the environment in place: for what must not be
+    the same in all instances, or needs the environment, while the module may have been imported once for all of them
+    (function templates). In the order given; what it raises is the instance's init failing. Can be used as a decorator."""
+    _restore_hooks.append(hook)
+    return hook
 
 
 class Channel:
@@ -339,6 +349,59 @@ def reseed(entropy: bytes) -> None:
         modules["tempfile"]._name_sequence = None
     if "numpy.random" in modules:
         modules["numpy.random"].seed(struct.unpack("8I", os.urandom(32)))
+    for generator in _unseeded:
+        generator.seed(entropy + os.urandom(16))
+
+
+class Withheld(dict):  # type: ignore[type-arg]
+    """The environment while a function template is made: values are not there yet, and who asks for one is noted. Asking for
+    all is asking for each: what is made of it would be wrong in every instance."""
+
+    def __init__(self, present: dict[Any, Any], names: Iterable[str]) -> None:
+        super().__init__(present)
+        self._names, self.asked = frozenset(map(os.fsencode, names)), set[str]()
+
+    def __getitem__(self, name: Any) -> Any:
+        if name in self._names:
+            self.asked.add(os.fsdecode(name))
+        return super().__getitem__(name)
+
+    def __iter__(self) -> Any:
+        self.asked.update(map(os.fsdecode, self._names))
+        return super().__iter__()
+
+    def __len__(self) -> int:
+        self.asked.update(map(os.fsdecode, self._names))
+        return super().__len__()
+
+
+def _withhold(names: Iterable[str]) -> Withheld:
+    withheld = Withheld(os.environ._data, names)  # type: ignore[attr-defined]
+    _put_environment(withheld)
+    return withheld
+
+
+def _put_environment(values: dict[Any, Any]) -> None:
+    views: Any = (os.environ, os.environb)
+    for view in views:
+        view._data = values
+
+
+def _note_unseeded() -> Callable[[], None]:
+    """Generators made from now on without a seed get a new one in each clone; what undoes this is returned."""
+    seed = random.Random.seed
+
+    def noting(self: random.Random, a: Any = None, version: int = 2) -> None:
+        if a is None and type(self) is random.Random:
+            _unseeded.append(self)
+        seed(self, a, version)
+
+    random.Random.seed = noting  # type: ignore[method-assign]
+
+    def undo() -> None:
+        random.Random.seed = seed  # type: ignore[method-assign]
+
+    return undo
 
 
 class Instance:
@@ -376,6 +439,11 @@ class Instance:
         if not callable(found):
             raise TypeError(f"handler {self._handler_name} is not callable")
         self._handler, self._is_async = found, inspect.iscoroutinefunction(found)
+
+    def moved(self, channel: Channel) -> None:
+        """This process is a clone, with a channel of its own."""
+        self.channel = channel
+        self.outside = Context(self, 0, {})
 
     def work(self) -> None:
         while True:
@@ -429,41 +497,91 @@ class Instance:
         return meta, body
 
 
-def become(sock: socket.socket, attach: Callable[[dict[str, Any], list[int]], None]) -> Instance:
+Attach = Callable[[dict[str, Any], list[int]], None]
+
+
+def become(sock: socket.socket, attach: Attach) -> Instance:
     """Waits for SPECIALISE and becomes that version. `attach(meta, descriptors)` brings the code in and locks the sandbox;
-    no user code runs before it has returned."""
-    chunk, passed, _, _ = sock.recvmsg(READ_SIZE, socket.CMSG_SPACE(32))
-    descriptors = [number for _, _, packed in passed for (number,) in struct.iter_unpack("i", packed)]
-    channel = Channel(sock, chunk)
-    _, _, ident, head, _ = channel.read(None) or os._exit(0)
-    meta = scan(head)
-    began, ready = time.perf_counter(), dict[str, Any]()
+    no user code runs before it has returned. With `withheld` in the meta (names), it becomes the original of a function
+    template: the module is imported, and the rest is left to `resume` in each clone."""
+    channel, ident, meta, descriptors = _specialised(sock)
     instance = Instance(channel, meta)
-    try:
-        attach(meta, descriptors)
-    except BaseException as error:
-        ready = {"error": describe(error), "step": "attach"}
-    else:
-        began = time.perf_counter()
+
+    def load(ready: dict[str, Any]) -> None:
         reseed(bytes.fromhex(meta.get("entropy", "")))
         os.environ.update(meta.get("environment", {}))
         sys.path[:0] = meta.get("paths", ())
         for descriptor, stream in ((1, "out"), (2, "err")):
             output: Any = Output(instance, stream, descriptor)
             setattr(sys, f"std{stream}", io.TextIOWrapper(output, "utf-8", "backslashreplace", write_through=True))
-        try:
+        if "withheld" in meta:
+            withheld, undo = _withhold(meta["withheld"]), _note_unseeded()
+            try:
+                instance.load()
+            finally:
+                undo()
+                ready["asked"] = sorted(withheld.asked)
+        else:
             instance.load()
-        except BaseException as error:
-            ready = {"error": describe(error)}
-    ready["init_ms"] = (time.perf_counter() - began) * 1000
-    instance.outside._flush()
-    channel.send(READY, ident, dump(ready))
+            _restored()
+
+    _ready(instance, ident, lambda: attach(meta, descriptors), load)
     return instance
 
 
-def serve(sock: socket.socket, attach: Callable[[dict[str, Any], list[int]], None]) -> None:
+def resume(instance: Instance, sock: socket.socket, attach: Attach) -> None:
+    """In a clone of an original: waits for SPECIALISE, is locked by `attach`, becomes an instance of its own, and serves.
+    Never returns."""
+    channel, ident, meta, descriptors = _specialised(sock)
+    instance.moved(channel)
+
+    def restore(_ready: dict[str, Any]) -> None:
+        reseed(bytes.fromhex(meta.get("entropy", "")))
+        _put_environment(dict(os.environ._data))  # type: ignore[attr-defined]
+        os.environ.update(meta.get("environment", {}))
+        _restored()
+
+    _ready(instance, ident, lambda: attach(meta, descriptors), restore)
+    _work(instance)
+
+
+def _specialised(sock: socket.socket) -> tuple[Channel, int, dict[str, Any], list[int]]:
+    chunk, passed, _, _ = sock.recvmsg(READ_SIZE, socket.CMSG_SPACE(32))
+    descriptors = [number for _, _, packed in passed for (number,) in struct.iter_unpack("i", packed)]
+    channel = Channel(sock, chunk)
+    _, _, ident, head, _ = channel.read(None) or os._exit(0)
+    return channel, ident, scan(head), descriptors
+
+
+def _restored() -> None:
+    for hook in _restore_hooks:
+        hook()
+
+
+def _ready(instance: Instance, ident: int, attach: Callable[[], None], load: Callable[[dict[str, Any]], None]) -> None:
+    """The last steps, and word of how they went."""
+    began, ready = time.perf_counter(), dict[str, Any]()
+    try:
+        attach()
+    except BaseException as error:
+        ready = {"error": describe(error), "step": "attach"}
+    else:
+        began = time.perf_counter()
+        try:
+            load(ready)
+        except BaseException as error:
+            ready["error"] = describe(error)
+    ready["init_ms"] = (time.perf_counter() - began) * 1000
+    instance.outside._flush()
+    instance.channel.send(READY, ident, dump(ready))
+
+
+def serve(sock: socket.socket, attach: Attach) -> None:
     """All of a guest's life, from standby on. Never returns: the process ends with its channel."""
-    instance = become(sock, attach)
+    _work(become(sock, attach))
+
+
+def _work(instance: Instance) -> None:
     for _ in range(instance.concurrency - 1):
         threading.Thread(target=instance.work, daemon=True).start()
     instance.work()

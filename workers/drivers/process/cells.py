@@ -53,6 +53,7 @@ class Cell:
         self._v1 = dict(v1)
         self._v2 = v2
         self._yielding = False
+        self._tightened = False
         self.join: list[int] = []
         try:
             for folder in v1.values():
@@ -80,6 +81,14 @@ class Cell:
 
     def _has(self, name: str) -> bool:
         return bool(self._v2) and os.path.exists(f"{self._v2}/{name}")
+
+    def tighten(self, memory_mb: int) -> None:
+        """A lower limit than its shape's, for good: it is not used again. Raises OSError."""
+        self._tightened = True
+        if "memory" in self._v1:
+            limit_v1("memory", self._v1["memory"], memory_mb)
+        elif self._has("memory.max"):
+            write(self._v2 + "/memory.max", str(memory_mb << 20))
 
     def memory_bytes(self) -> int | None:
         """Charged now; None where no memory controller is. Raises OSError."""
@@ -124,7 +133,7 @@ class Cell:
     def renew(self) -> bool:
         """Makes it ready for another sandbox of its shape; False when it is not fit for one."""
         try:
-            if self.members():
+            if self._tightened or self.members():
                 return False
             self.speculative(False)
             if "memory" in self._v1:

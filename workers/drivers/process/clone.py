@@ -29,7 +29,11 @@ _decode = msgspec.json.Decoder(dict[str, Any]).decode
 
 
 class ProcessClone:
-    """Implements workers.ports.Clone. Made by ProcessDriver. `freed` is called once, after the last process has gone."""
+    """Implements workers.ports.Clone. Made by ProcessDriver. `freed` is called once, after the last process has gone.
+
+    `coded`: it has its code already, as the original of a function template and its clones do. `members`: its processes,
+    where they are not those below its first. `worker`: the one whose CPU counts, likewise.
+    """
 
     def __init__(
         self,
@@ -41,6 +45,9 @@ class ProcessClone:
         cell: Cell | None,
         layers: LayerSource | None,
         freed: Callable[["ProcessClone"], None],
+        coded: bool = False,
+        worker: int = 0,
+        members: Callable[[], list[int]] | None = None,
     ) -> None:
         self.clone_id = clone_id
         self.memory_mb = memory_mb
@@ -48,6 +55,10 @@ class ProcessClone:
         self.cell = cell
         self._layers = layers
         self._freed = freed
+        self._coded = coded
+        self._sandboxed = layers is not None
+        self.worker = worker or self.pid
+        self._members = members or (lambda: watch.members(self.pid))
         self._loop = asyncio.get_running_loop()
         self._ready: asyncio.Future[dict[str, Any]] = self._loop.create_future()
         self._ended = asyncio.Event()
@@ -127,9 +138,11 @@ class ProcessClone:
             "entropy": secrets.token_hex(32),
             "now": time.time(),
         }
+        if work.withheld is not None:
+            meta["withheld"] = work.withheld
         trees: list[int] = []
         try:
-            if layers is not None:
+            if layers is not None and not self._coded:
                 for layer in work.layers:
                     trees.append(layers.detach(layer))  # noqa: PERF401  those made before a failure are closed below
             self._wire.send_with(ToGuest.SPECIALISE, _encode(meta), trees)
@@ -145,7 +158,9 @@ class ProcessClone:
         if not isinstance(told, int | float):
             raise DriverError("the guest broke the protocol: init_ms is not a number")
         init_ms = min(max(0.0, float(told)), elapsed_ms) if told == told else 0.0  # noqa: PLR0124 (not a number)
-        return InitReport(elapsed_ms - init_ms, init_ms)
+        asked = answer.get("asked")
+        names = tuple(str(name)[:100] for name in asked[:20]) if isinstance(asked, list) else ()
+        return InitReport(elapsed_ms - init_ms, init_ms, names)
 
     def _refuse(self, answer: dict[str, Any]) -> None:
         """Raises DriverError or InitFailed when the guest says it is not ready."""
@@ -177,24 +192,26 @@ class ProcessClone:
                 self.cell.speculative(on)
 
     def cpu(self) -> tuple[float, bool] | None:
-        return watch.cpu(self.pid)
+        return watch.cpu(self.worker)
 
     def usage(self) -> Usage | None:
         if self._dead:
             return None
+        shells = 1 if self.worker != self.pid else 0  # it holds the namespaces, and is none of the function's
         with contextlib.suppress(OSError, ValueError):
             if self.cell is not None:
                 memory, processes = self.cell.memory_bytes(), self.cell.processes()
                 if memory is not None and processes is not None:
-                    return Usage(memory, processes)
-            return Usage(*watch.used(self.pid, self._layers is not None, 0))
+                    return Usage(memory, processes - shells)
+            memory, processes = watch.used(self.pid, self._members(), self._sandboxed, 0)
+            return Usage(memory, processes - shells)
         return None
 
     def enforce_memory(self) -> None:
         """For the watchdog: ends the sandbox when it is over its shape."""
         if self._dead:
             return
-        memory, _ = watch.used(self.pid, self._layers is not None, self.memory_mb << 20)
+        memory, _ = watch.used(self.pid, self._members(), self._sandboxed, self.memory_mb << 20)
         if memory > self.memory_mb << 20:
             self._end(f"out of memory: the sandbox needed more than {self.memory_mb} MB")
 
@@ -224,8 +241,8 @@ class ProcessClone:
         """The sandbox's first process is gone, and with it every process of its namespace."""
         self._dead = True
         self._loop.remove_reader(self._pidfd)
-        if self._layers is None and self.cell is not None:
-            self.cell.kill()  # without a process namespace its children may have outlived it
+        if (self._coded or not self._sandboxed) and self.cell is not None:
+            self.cell.kill()  # without a process namespace its children may have outlived it; an original may be hostile
         if self._status or self._reason not in ("", CLOSED):
             self._finish()
         else:

@@ -156,7 +156,7 @@ class Confined:
             elif state.f_favail == 0:
                 met.append("disk: it made too many files")
         if memory is None or processes is None:
-            memory, processes = watch.used(self._pid, True, self._confines.memory_mb << 20)
+            memory, processes = watch.used(self._pid, watch.members(self._pid), True, self._confines.memory_mb << 20)
             most = PROCESSES - THREADS  # the limit counts threads, this does not
             if memory > self._confines.memory_mb << 20:
                 met.append(self._memory_met())

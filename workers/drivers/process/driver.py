@@ -5,19 +5,22 @@ import contextlib
 import os
 import resource
 import socket
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-from workers.drivers.process import syscalls, tiers
+from workers.drivers.process import syscalls, tiers, watch
 from workers.drivers.process.cells import Cell
 from workers.drivers.process.clone import ProcessClone
+from workers.drivers.process.functions import Part, ProcessFunctionTemplate, make_function_template, start_keeper
 from workers.drivers.process.interpreter import Interpreter, NoInterpreter, find_interpreter
 from workers.drivers.process.layers import LayerSource, can_detach
 from workers.drivers.process.limits import Cgroups, detect, name_of, sweep
 from workers.drivers.process.templates import CloneRequest, Template
 from workers.drivers.process.tenants import TenantTemplates
 from workers.drivers.process.tiers import Tier
-from workers.ports import DriverError, IsolationReport, Specialisation
+from workers.ports import DriverError, IsolationReport, Specialisation, TemplateRefused
 from workers.versions import SHAPES_MB, Kind
 
 PROBE_TENANT = ""
@@ -80,6 +83,7 @@ class ProcessDriver:
         self._tier = Tier("none")
         self._templates: TenantTemplates | None = None
         self._clones: set[ProcessClone] = set()
+        self._keepers: set[Template] = set()
         self._numbers = 0
         self._background: set[asyncio.Future[None]] = set()
         self._watcher: asyncio.Task[None] | None = None
@@ -154,6 +158,9 @@ class ProcessDriver:
         if self._watcher is not None:
             self._watcher.cancel()
         await asyncio.gather(*(clone.kill("the node stops") for clone in list(self._clones)), return_exceptions=True)
+        for keeper in self._keepers:
+            keeper.end()
+        await asyncio.gather(*(keeper.wait() for keeper in list(self._keepers)), return_exceptions=True)
         if self._templates is not None:
             await self._templates.stop()
         while self._background:
@@ -183,9 +190,25 @@ class ProcessDriver:
                 raise
         return await self._clone(await self._templates.get(tenant), memory_mb)  # it died under us: once more, with another
 
-    async def _clone(self, template: Template, memory_mb: int) -> ProcessClone:
+    async def template(self, tenant: str, work: Specialisation, timeout_s: float) -> ProcessFunctionTemplate:
+        if self._templates is None:
+            raise DriverError("the driver has not been started")
+        if self._layers is None:
+            raise TemplateRefused("isolation", "without isolation an instance would share everything with its template")
+        template = await self._templates.get(tenant)
+        keeper = await start_keeper(template, self._number(), self._layers, work.layers, self._keepers)
+        try:
+            return await make_function_template(keeper, self._clone, self._number, work, timeout_s)
+        except BaseException:
+            keeper.end()
+            raise
+
+    def _number(self) -> int:
         self._numbers += 1
-        number = self._numbers
+        return self._numbers
+
+    async def _clone(self, template: Template, memory_mb: int, part: Part = Part.WHOLE) -> ProcessClone:
+        number = self._number()
         cell = self._take_cell(memory_mb, template.uid)
         made: list[ProcessClone] = []
         early: list[str] = []
@@ -212,9 +235,10 @@ class ProcessDriver:
             tmp_mb=max(64, memory_mb // 2),
             address_space_mb=0 if self._held_by_cgroup else tiers.address_space_mb(memory_mb),
             into_cgroup=cell is not None and cell.into_cgroup,
+            original=part is Part.ORIGINAL,
         )
         try:
-            process = await template.clone(request, [*ends.theirs, *(cell.join if cell is not None else ())], on_status)
+            told, pidfds = await template.clone(request, [*ends.theirs, *(cell.join if cell is not None else ())], on_status)
         except BaseException:
             ends.close_ours()
             self._give_back(cell)
@@ -222,12 +246,31 @@ class ProcessDriver:
         finally:
             ends.close_theirs()
         layers = self._layers if self._tier.sandboxed else None
-        clone = ProcessClone(f"p{number}", memory_mb, process, ends.channel, ends.outputs, cell, layers, freed)
+        pid, worker = told["pid"], 0
+        members: Callable[[], list[int]] | None = None
+        if part is not Part.WHOLE:
+            pid = watch.pid_of(pidfds[0])
+        if part is Part.INSTANCE:
+            worker = watch.pid_of(pidfds[1])
+            os.close(pidfds[1])
+            members = partial(watch.members, pid, worker)
+        elif part is Part.ORIGINAL:
+            members = partial(self._strays, template)
+        coded = part is not Part.WHOLE
+        process = (pid, pidfds[0])
+        clone = ProcessClone(
+            f"p{number}", memory_mb, process, ends.channel, ends.outputs, cell, layers, freed, coded, worker, members
+        )
         made.append(clone)
         self._clones.add(clone)
         for how in early:
             clone.exit_status(how)
         return clone
+
+    def _strays(self, keeper: Template) -> list[int]:
+        """Of a keeper's processes those that are no instance's: the original, and whatever a hostile one made."""
+        instances = {pid for one in self._clones if one.worker != one.pid for pid in watch.members(one.pid, one.worker)}
+        return [pid for pid in watch.members(keeper.pid) if pid != keeper.pid and pid not in instances]
 
     @property
     def _held_by_cgroup(self) -> bool:

@@ -194,8 +194,12 @@ def enter_sandbox(proc: int, tmp_mb: int) -> None:
     """First steps of a clone in its new namespaces: identity, its own /tmp and /proc."""
     map_ids(proc, INSIDE_UID, INSIDE_UID, INSIDE_UID, INSIDE_UID)
     syscalls.set_hostname("function")
-    syscalls.mount("tmpfs", "/tmp", "tmpfs", MS_NOSUID | MS_NODEV, f"size={tmp_mb}m,nr_inodes=64k,mode=1777")  # noqa: S108
+    own_tmp(tmp_mb)
     syscalls.mount("proc", "/proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC)
+
+
+def own_tmp(tmp_mb: int) -> None:
+    syscalls.mount("tmpfs", "/tmp", "tmpfs", MS_NOSUID | MS_NODEV, f"size={tmp_mb}m,nr_inodes=64k,mode=1777")  # noqa: S108
 
 
 def fresh_network() -> None:
@@ -205,7 +209,7 @@ def fresh_network() -> None:
     syscalls.loopback_up()
 
 
-def set_limits(tmp_mb: int, address_space_mb: int) -> None:
+def set_limits(tmp_mb: int, address_space_mb: int, processes: int = PROCESSES) -> None:
     """Resource limits of every process of the sandbox. `address_space_mb` 0: a cgroup holds the memory."""
     for what, value in (
         (resource.RLIMIT_CORE, 0),
@@ -213,7 +217,7 @@ def set_limits(tmp_mb: int, address_space_mb: int) -> None:
         (resource.RLIMIT_FSIZE, tmp_mb << 20),
         (resource.RLIMIT_MEMLOCK, 0),
         (resource.RLIMIT_MSGQUEUE, 0),
-        (resource.RLIMIT_NPROC, PROCESSES),
+        (resource.RLIMIT_NPROC, processes),
     ):
         resource.setrlimit(what, (value, value))
     if address_space_mb:

@@ -35,6 +35,14 @@ class Lockdown:
             (access, os.open(path, os.O_PATH | os.O_CLOEXEC)) for access, path in ((self._READ, "/"), (devices, "/dev"))
         ]
 
+    def allow_all(self) -> None:
+        """In the original of a function template: its clones have a /tmp that no rule of its own could name, so the rules hold
+        nothing back but what Landlock always does: no mounts, signals and abstract sockets only among its own."""
+        if self._handled:
+            self._rules = [(self._handled, os.open("/", os.O_PATH | os.O_CLOEXEC))]
+            self._ruleset = syscalls.landlock_create(self._attributes)
+            syscalls.landlock_allow(self._ruleset, *self._rules[0])
+
     def prepare(self, sandboxed: bool) -> None:
         """In the clone, before code comes: the bounding set, and the Landlock rules."""
         if not sandboxed:
@@ -46,6 +54,7 @@ class Lockdown:
         temporary = os.open("/tmp", os.O_PATH | os.O_CLOEXEC)  # noqa: S108
         for access, folder in (*self._rules, (self._handled, temporary)):
             syscalls.landlock_allow(self._ruleset, access, folder)
+        os.close(temporary)
 
     def keep_at(self, target: int, safe: int) -> int:
         """Moves the ruleset's descriptor to `target` (by way of one above `safe`); how many descriptors that takes."""
@@ -55,12 +64,21 @@ class Lockdown:
         self._ruleset = target
         return 1
 
-    def apply(self, first_closed: int, sandboxed: bool) -> None:
-        """No capability, no new privilege, no other descriptor, no way back."""
+    def apply(self, first_closed: int, sandboxed: bool, capability: int = -1) -> None:
+        """No capability (but one), no new privilege, no other descriptor, no way back. `first_closed` 0: descriptors stay."""
         syscalls.prctl(syscalls.PR_SET_NO_NEW_PRIVS, 1)
         if self._ruleset >= 0:
             syscalls.landlock_restrict(self._ruleset)
-        syscalls.close_range(first_closed, 0xFFFF_FFFF)
+        if first_closed:
+            syscalls.close_range(first_closed, 0xFFFF_FFFF)
+        else:
+            self._close()
         if sandboxed:
-            syscalls.drop_capabilities()
+            syscalls.drop_capabilities(capability)
         syscalls.seccomp(self._program)
+
+    def _close(self) -> None:
+        for descriptor in [self._ruleset, *(folder for _, folder in self._rules)]:
+            if descriptor >= 0:
+                os.close(descriptor)
+        self._ruleset, self._rules = -1, []

@@ -33,6 +33,9 @@ REFUSED: dict[str, int] = {
     "process_madvise": 440, "mount_setattr": 442, "quotactl_fd": 443, "landlock_create_ruleset": 444,
     "memfd_secret": 447, "process_mrelease": 448, "statmount": 457, "listmount": 458, "open_tree_attr": 467,
 }  # fmt: skip
+ORIGINAL_ALLOWED = ("setns", "landlock_create_ruleset")
+"""What the original of a function template may do beyond an instance: let its clones enter what the keeper made for them, and
+lock themselves there."""
 SOCKET, SOCKETPAIR, CLONE, CLONE3 = 41, 53, 56, 435
 
 _Code = list[tuple[int, int, int, int]]
@@ -45,9 +48,9 @@ def _refuse(code: int) -> tuple[int, int, int, int]:
 _ALLOWED = (_RETURN, 0, 0, _ALLOW)
 
 
-def _leaves() -> dict[int, _Code]:
+def _leaves(allowed: tuple[str, ...]) -> dict[int, _Code]:
     """System call number -> what to do about it."""
-    leaves: dict[int, _Code] = {number: [_refuse(errno.EPERM)] for number in REFUSED.values()}
+    leaves: dict[int, _Code] = {number: [_refuse(errno.EPERM)] for name, number in REFUSED.items() if name not in allowed}
     leaves[CLONE3] = [_refuse(errno.ENOSYS)]  # glibc then uses clone, whose flags a filter can see
     leaves[CLONE] = [(_LOAD, 0, 0, _FIRST_ARGUMENT_AT), (_JUMP_SET, 0, 1, NAMESPACE_FLAGS), _refuse(errno.EPERM), _ALLOWED]
     families: _Code = [(_LOAD, 0, 0, _FIRST_ARGUMENT_AT)]
@@ -69,9 +72,9 @@ def _tree(ranges: list[tuple[int, _Code]]) -> _Code:
     return [(_JUMP_GREATER_EQUAL, 0, 1, ranges[middle][0]), (0x05, 0, 0, len(low)), *low, *high]  # a far jump
 
 
-def assemble() -> bytes:
-    """The filter as sock_filter instructions."""
-    leaves = _leaves()
+def assemble(allowed: tuple[str, ...] = ()) -> bytes:
+    """The filter as sock_filter instructions, without those of REFUSED that are `allowed`."""
+    leaves = _leaves(allowed)
     ranges: list[tuple[int, _Code]] = []
     for number in sorted({0, *leaves, *(number + 1 for number in leaves)}):
         code = leaves.get(number, [_ALLOWED])

@@ -35,6 +35,7 @@ _NR_CAPSET, _NR_PIVOT_ROOT, _NR_SECCOMP, _NR_OPEN_TREE, _NR_MOVE_MOUNT = 126, 15
 _NR_CLONE3, _NR_CLOSE_RANGE, _NR_MOUNT_SETATTR = 435, 436, 442
 _NR_LANDLOCK_CREATE, _NR_LANDLOCK_ADD, _NR_LANDLOCK_RESTRICT = 444, 445, 446
 _NR_PIDFD_SEND_SIGNAL = 424
+_NR_SETNS = 308
 
 SUPPORTED = platform.machine() == "x86_64" and os.sys.platform == "linux"  # type: ignore[attr-defined]
 
@@ -57,6 +58,11 @@ def _check(result: int, what: str) -> int:
 
 def unshare(flags: int) -> None:
     _check(_unshare(flags), f"unshare {flags:#x}")
+
+
+def setns(descriptor: int, flags: int) -> None:
+    """Enters the namespaces `flags` of the process a pidfd stands for, all or none; NEWPID counts for children."""
+    _check(_syscall(_long(_NR_SETNS), _long(descriptor), _long(flags)), f"setns {flags:#x}")
 
 
 def mount(source: str, target: str, kind: str | None, flags: int = 0, options: str | None = None) -> None:
@@ -158,12 +164,13 @@ def drop_bounding_set() -> None:
             raise OSError(ctypes.get_errno(), f"PR_CAPBSET_DROP {capability}")
 
 
-def drop_capabilities() -> None:
-    """Effective, permitted, inheritable and ambient sets become empty."""
+def drop_capabilities(but: int = -1) -> None:
+    """Effective, permitted, inheritable and ambient sets become empty, or hold `but` only (the first two; below 32)."""
     prctl(PR_CAP_AMBIENT, 4)
+    kept = 1 << but if but >= 0 else 0
     header = ctypes.create_string_buffer(struct.pack("II", 0x20080522, 0), 8)
-    empty = ctypes.create_string_buffer(24)
-    _check(_syscall(_long(_NR_CAPSET), header, empty), "capset")
+    sets = ctypes.create_string_buffer(struct.pack("6I", kept, kept, 0, 0, 0, 0), 24)
+    _check(_syscall(_long(_NR_CAPSET), header, sets), "capset")
 
 
 def close_range(first: int, last: int) -> None:

@@ -4,7 +4,8 @@ Started as `python -I -S template.py FD` by templates.py; FD is a SOCK_SEQPACKET
 threaded, is never pid 1, runs no tenant code, and dies with the node. Its clones become sandboxes (see isolation.py) and
 then run workers/guest/runtime.py. Messages, JSON both ways: first the set-up (Setup in templates.py), answered by
 {ready} or {error}; then {id, memory_mb, ...} with descriptors [channel, out, err, cgroup...], answered by {id, pid} with
-the clone's pidfd or by {id, error}; {exit: id, code | signal} when a clone has ended.
+the clone's pidfd or by {id, error}; {exit: id, code | signal} when a clone has ended. A request with `keeper` is for a clone
+that becomes the keeper of a function template (keeper.py); its descriptors are [socket, layers...].
 """
 
 import contextlib
@@ -56,7 +57,7 @@ def _defer_fork_hooks() -> None:
 _load_siblings()
 _defer_fork_hooks()
 
-from workers.drivers.process import isolation, lockdown, seccomp, syscalls, warmup  # noqa: E402
+from workers.drivers.process import isolation, keeper, lockdown, seccomp, syscalls, warmup  # noqa: E402
 from workers.guest import runtime  # noqa: E402
 
 
@@ -157,6 +158,8 @@ class Template:
         except OSError as error:
             self._say({"id": request["id"], "error": str(error)})
         else:
+            if pid == 0 and request["keeper"]:
+                keeper.run(self._proc, descriptors, self._tid_address)
             if pid == 0:
                 self._become_clone(request, descriptors)
             self._network_fresh = not self._sandboxed

@@ -30,6 +30,9 @@ ENVIRONMENT = {
 }
 MAX_MESSAGE = 65536
 
+Answer = tuple[dict[str, Any], list[int]]
+"""What a template said, and the descriptors it sent along."""
+
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder().decode
 
@@ -45,32 +48,43 @@ class Setup(msgspec.Struct, frozen=True):
 
 
 class CloneRequest(msgspec.Struct, frozen=True):
+    """`keeper`, at a tenant's template: the clone becomes the keeper of a function template. `original`, at a keeper: the
+    clone is the one that imports the version's module."""
+
     id: int
-    tmp_mb: int
-    address_space_mb: int
-    into_cgroup: bool
+    tmp_mb: int = 0
+    address_space_mb: int = 0
+    into_cgroup: bool = False
+    keeper: bool = False
+    original: bool = False
 
 
 class Template:
-    """One template process. Made by `start_template`, on the thread of the event loop: the process dies with that thread."""
+    """One template process, or the keeper of a function template: whatever is asked for clones. `process` ends with the
+    thread of the event loop it was made on; `wait` reaps it, where it is a child of this process. `uid`: who it runs as."""
 
     def __init__(
-        self, process: subprocess.Popen[bytes], sock: socket.socket, uid: int, on_gone: Callable[["Template"], None]
+        self,
+        process: tuple[int, int],
+        wait: Callable[[], int] | None,
+        sock: socket.socket,
+        uid: int,
+        on_gone: Callable[["Template"], None],
     ) -> None:
         self.uid = uid
         self.made = 0
         self.living = 0
         self.gone = False
         self.retired = False
-        self._process = process
+        self.pid, self._pidfd = process
+        self._wait = wait
         self._sock = sock
         self._on_gone = on_gone
         self._loop = asyncio.get_running_loop()
-        self._asked: dict[int, asyncio.Future[tuple[int, int]]] = {}
+        self._asked: dict[int, asyncio.Future[Answer]] = {}
         self._exits: dict[int, Callable[[str], None]] = {}
         self._turn = asyncio.Semaphore(MAX_ASKED)
         self._hello: asyncio.Future[None] = self._loop.create_future()
-        self._pidfd = os.pidfd_open(process.pid)
         self._ended = asyncio.Event()
         self._loop.add_reader(self._pidfd, self._on_end)
         self._loop.add_reader(sock.fileno(), self._on_message)
@@ -80,10 +94,6 @@ class Template:
         """Its process is no more."""
         return self._ended.is_set()
 
-    @property
-    def pid(self) -> int:
-        return self._process.pid
-
     async def set_up(self, setup: Setup) -> None:
         """Raises DriverError with the step that failed."""
         try:
@@ -92,15 +102,29 @@ class Template:
         except (OSError, TimeoutError) as error:
             raise DriverError(f"the template process did not start: {error or 'timed out'}") from error
 
-    async def clone(self, request: CloneRequest, descriptors: list[int], on_exit: Callable[[str], None]) -> tuple[int, int]:
-        """(pid, pidfd) of a new clone. `on_exit(how)` is called when its exit status is known. Raises DriverError."""
+    async def clone(self, request: CloneRequest, descriptors: list[int], on_exit: Callable[[str], None]) -> Answer:
+        """A new clone: its pid (as whoever made it sees it) and its pidfds. `on_exit(how)` is called when its exit status is
+        known. Raises DriverError."""
         async with self._turn:
             return await self._clone(request, descriptors, on_exit)
 
-    async def _clone(self, request: CloneRequest, descriptors: list[int], on_exit: Callable[[str], None]) -> tuple[int, int]:
+    async def inspect(self, ident: int) -> tuple[str, str] | None:
+        """Of a keeper: (kind, why) its original cannot be cloned; None when it can. Raises DriverError."""
+        future: asyncio.Future[Answer] = self._loop.create_future()
+        self._asked[ident] = future
+        try:
+            self._sock.send(_encode({"id": ident, "inspect": True}))
+            answer, _ = await asyncio.wait_for(future, CLONE_TIMEOUT_S)
+        except (OSError, TimeoutError) as error:
+            raise DriverError(f"the keeper does not answer: {error or 'timed out'}") from error
+        finally:
+            self._asked.pop(ident, None)
+        return tuple(answer["refused"]) if answer["refused"] else None
+
+    async def _clone(self, request: CloneRequest, descriptors: list[int], on_exit: Callable[[str], None]) -> Answer:
         if self.gone:
             raise DriverError("the template process has ended")
-        future: asyncio.Future[tuple[int, int]] = self._loop.create_future()
+        future: asyncio.Future[Answer] = self._loop.create_future()
         self._asked[request.id] = future
         self._exits[request.id] = on_exit
         self.made += 1
@@ -145,14 +169,18 @@ class Template:
         try:
             await asyncio.wait_for(self._ended.wait(), END_TIMEOUT_S)
         except TimeoutError as error:
-            self._process.kill()
+            with contextlib.suppress(OSError):
+                os.kill(self.pid, syscalls.SIGKILL)
             raise DriverError(f"template process {self.pid} did not end in {END_TIMEOUT_S:g} s") from error
 
     def _on_end(self) -> None:
         self._loop.remove_reader(self._pidfd)
         os.close(self._pidfd)
-        status = self._process.wait()
-        self._lost(f"the template process ended ({'signal ' + str(-status) if status < 0 else 'exit ' + str(status)})")
+        if self._wait is None:
+            self._lost("the keeper of the function template ended")
+        else:
+            status = self._wait()
+            self._lost(f"the template process ended ({'signal ' + str(-status) if status < 0 else 'exit ' + str(status)})")
         self._ended.set()
         self._on_gone(self)
 
@@ -171,7 +199,7 @@ class Template:
 
     def _on_message(self) -> None:
         try:
-            message, descriptors, _, _ = socket.recv_fds(self._sock, MAX_MESSAGE, 1)
+            message, descriptors, _, _ = socket.recv_fds(self._sock, MAX_MESSAGE, 2)
         except BlockingIOError:
             return
         except OSError as error:
@@ -190,10 +218,9 @@ class Template:
         elif "id" in answer:
             future = self._asked.pop(answer["id"], None)
             if future is None or future.done():
-                for pidfd in descriptors:
-                    _discard(pidfd)
-            elif descriptors:
-                future.set_result((answer["pid"], descriptors[0]))
+                _discard(descriptors)
+            elif descriptors or "refused" in answer:
+                future.set_result((answer, descriptors))
             else:
                 future.set_exception(DriverError(str(answer.get("error", "the template process sent no descriptor"))))
         elif not self._hello.done():
@@ -203,11 +230,12 @@ class Template:
                 self._hello.set_result(None)
 
 
-def _discard(pidfd: int) -> None:
+def _discard(pidfds: list[int]) -> None:
     """Ends a clone nobody waits for any more."""
-    with contextlib.suppress(OSError):
-        syscalls.pidfd_send_signal(pidfd, syscalls.SIGKILL)
-    os.close(pidfd)
+    for pidfd in pidfds:
+        with contextlib.suppress(OSError):
+            syscalls.pidfd_send_signal(pidfd, syscalls.SIGKILL)
+        os.close(pidfd)
 
 
 async def start_template(interpreter: Interpreter, uid: int, sandboxed: bool, on_gone: Callable[[Template], None]) -> Template:
@@ -227,7 +255,7 @@ async def start_template(interpreter: Interpreter, uid: int, sandboxed: bool, on
     except OSError as error:
         ours.close()
         raise DriverError(f"{interpreter.executable} does not start: {error}") from error
-    template = Template(process, ours, uid, on_gone)
+    template = Template((process.pid, os.pidfd_open(process.pid)), process.wait, ours, uid, on_gone)
     try:
         await template.set_up(Setup(sandboxed, uid, interpreter.binds, interpreter.links, interpreter.masks))
     except BaseException:

@@ -2,14 +2,15 @@
 
 import contextlib
 import os
+from collections.abc import Sequence
 
 PAGE = os.sysconf("SC_PAGE_SIZE")
 MAX_PROCESSES = 4096
 
 
-def members(pid: int) -> list[int]:
-    """`pid` and everything below it. Orphans in a process namespace become children of its first process."""
-    found = [pid]
+def members(*pids: int) -> list[int]:
+    """`pids` and everything below them. Orphans in a process namespace become children of its first process."""
+    found = [*pids]
     for one in found:
         with contextlib.suppress(OSError, ValueError):
             for task in os.listdir(f"/proc/{one}/task"):
@@ -56,9 +57,15 @@ def temporary_files(pid: int) -> int:
     return 0
 
 
-def used(pid: int, sandboxed: bool, limit: int) -> tuple[int, int]:
-    """(bytes, processes) of the sandbox whose first process is `pid`. Exact only when the cheap count is over `limit`."""
-    pids = members(pid)
+def pid_of(pidfd: int) -> int:
+    """The process a pidfd stands for, as this process counts them; 0 when it is gone."""
+    with contextlib.suppress(OSError, ValueError), open(f"/proc/self/fdinfo/{pidfd}", encoding="ascii") as file:
+        return next((max(0, int(line.split()[1])) for line in file if line.startswith("Pid:")), 0)
+    return 0
+
+
+def used(pid: int, pids: Sequence[int], sandboxed: bool, limit: int) -> tuple[int, int]:
+    """(bytes, processes) of a sandbox of `pids`, `pid` among them. Exact only when the cheap count is over `limit`."""
     files = temporary_files(pid) if sandboxed else 0
     total = sum(map(resident, pids)) + files
     if total > limit:

@@ -1,0 +1,280 @@
+"""Function templates of a node: made in the background, handed out to starts, ended. What is decided: function_templates.py."""
+
+import asyncio
+import contextlib
+import time
+from collections import Counter, OrderedDict
+from collections.abc import Coroutine
+from functools import partial
+from typing import Any
+
+import structlog
+
+from graph.ids import VersionId, tenant_of
+from workers.admission import MemoryLedger
+from workers.function_templates import KNOWN, Candidate, Rules, Standing, choose, failed, least_first, outlived
+from workers.init_order import InitOrder
+from workers.ports import (
+    CodeTier,
+    CodeUnavailable,
+    Driver,
+    DriverError,
+    FunctionTemplate,
+    InitFailed,
+    Specialisation,
+    TemplateRefused,
+)
+from workers.sealing import Sealer, SealError
+from workers.versions import VersionSpec
+
+INIT_TIMEOUT_S = 60.0
+LOOK_S = 5.0
+END_S = 10.0
+NO_MEMORY_RETRY_S = 20.0
+
+log = structlog.get_logger(__name__)
+
+
+class FunctionTemplates:
+    """All methods run on the node's event loop. `memory` is shared with the instances: a template's is reserved in it."""
+
+    def __init__(
+        self, driver: Driver, code: CodeTier, sealer: Sealer, memory: MemoryLedger, order: InitOrder, rules: Rules
+    ) -> None:
+        self._driver, self._code, self._sealer, self._memory, self._order = driver, code, sealer, memory, order
+        self.rules = rules
+        self.cloned = 0
+        self.refused: Counter[str] = Counter()  # by kind
+        self._candidates: OrderedDict[str, Candidate] = OrderedDict()
+        self._specs: dict[str, VersionSpec] = {}
+        self._held: dict[str, FunctionTemplate] = {}
+        self._nudge = asyncio.Event()
+        self._loop = asyncio.get_running_loop()
+        self._task: asyncio.Task[None] | None = None
+        self._ending: set[asyncio.Task[None]] = set()
+        self.busy_until = 0.0  # monotonic; the owner moves it ahead whenever a start is under way
+
+    @property
+    def standings(self) -> Counter[str]:
+        return Counter(one.standing.value for one in self._candidates.values())
+
+    @property
+    def held_mb(self) -> int:
+        return sum(one.memory_mb for one in self._candidates.values() if one.standing is Standing.HELD)
+
+    def of(self, tenant: str) -> list[Candidate]:
+        """What is known of the tenant's versions."""
+        return [one for one in self._candidates.values() if tenant_of(VersionId(one.version)) == tenant]
+
+    # -- starts
+
+    def take(self, spec: VersionSpec) -> FunctionTemplate | None:
+        """The version's template, if there is one to clone."""
+        one = self._candidates.get(spec.version)
+        if one is not None:
+            one.used(time.monotonic())
+        template = self._held.get(spec.version)
+        if template is not None and one is not None:
+            one.made += 1
+            self.cloned += 1
+            self._nudge.set()
+        return template
+
+    def observed(self, spec: VersionSpec, init_ms: float) -> None:
+        """An instance started without a template, and this is what its init took."""
+        if self.rules.cap_mb <= 0 or self.rules.threshold_ms <= 0:
+            return
+        one = self._candidates.get(spec.version)
+        if one is None:
+            one = self._candidates[spec.version] = Candidate(spec.version, spec.memory_mb)
+            one.used(time.monotonic())
+            while len(self._candidates) > KNOWN:
+                self._forget(next(iter(self._candidates)), "too many versions")
+        self._specs[spec.version] = spec
+        self._candidates.move_to_end(spec.version)
+        one.init_ms = init_ms
+        if one.standing is Standing.NONE and init_ms < self.rules.threshold_ms:
+            one.reason = f"its init takes {init_ms:.0f} ms, under {self.rules.threshold_ms:g} ms"
+        self._nudge.set()
+
+    def broke(self, spec: VersionSpec, template: FunctionTemplate, reason: str) -> None:
+        """A clone of it could not be had."""
+        if self._held.get(spec.version) is template:
+            log.warning("function_template.broke", version=spec.version, reason=reason[:500])
+            self._lost(spec.version, template, reason)
+
+    # -- the end of one
+
+    def drop(self, version: str, why: str) -> None:
+        """The version is no more: its template goes, and none is made."""
+        self._forget(version, why)
+
+    async def forget(self, tenant: str) -> None:
+        """All of a tenant's; returns when their memory is free, after a bound at most."""
+        for one in self.of(tenant):
+            self._forget(one.version, "its tenant is gone")
+        await self._settle()
+
+    def give_way(self, needed_mb: int) -> int:
+        """Frees memory for a request, the least worth first; how many MB of the ledger."""
+        freed = 0
+        for one in least_first(self._candidates.values(), time.monotonic()):
+            if freed >= needed_mb:
+                break
+            freed += one.memory_mb
+            self._release(one, "gave way to a request")
+        return freed
+
+    def _forget(self, version: str, why: str) -> None:
+        one = self._candidates.pop(version, None)
+        if one is not None:
+            self._release(one, why)
+        self._specs.pop(version, None)
+
+    def _release(self, one: Candidate, why: str) -> None:
+        """Ends the template held; one being made sees for itself that it is not wanted."""
+        template = self._held.pop(one.version, None)
+        if template is None:
+            return
+        self._memory.give_back(one.memory_mb)
+        one.memory_mb = one.made = 0
+        one.standing, one.reason = Standing.NONE, why
+        self._end_later(self._specs[one.version], template, why)
+
+    def _end_later(self, spec: VersionSpec, template: FunctionTemplate, why: str) -> None:
+        log.info("function_template.ended", version=spec.version, why=why)
+        self._keep(self._end(spec, template, why))
+
+    async def _end(self, spec: VersionSpec, template: FunctionTemplate, why: str) -> None:
+        try:
+            await template.end(why)
+        except DriverError as error:
+            log.error("function_template.not_ended", version=spec.version, error=str(error))
+        finally:
+            self._code.unpin(spec)
+
+    def _lost(self, version: str, template: FunctionTemplate, why: str) -> None:
+        """It ended by itself."""
+        one = self._candidates.get(version)
+        if one is None or self._held.get(version) is not template:
+            return
+        memory_mb = one.memory_mb
+        self._release(one, why)
+        if memory_mb:
+            failed(one, f"it ended: {why}"[:500], False, time.monotonic())
+        self._nudge.set()
+
+    # -- making
+
+    def start(self) -> None:
+        if self.rules.cap_mb > 0 and self.rules.threshold_ms > 0:
+            self._task = self._loop.create_task(self._make_all())
+
+    async def stop(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._task
+        for version in list(self._candidates):
+            self._forget(version, "the node stops")
+        await self._settle()
+
+    async def _settle(self) -> None:
+        if self._ending:
+            await asyncio.wait(self._ending, timeout=END_S)
+
+    def _keep(self, work: Coroutine[Any, Any, None]) -> None:
+        task = self._loop.create_task(work)
+        self._ending.add(task)
+        task.add_done_callback(self._ending.discard)
+
+    async def _make_all(self) -> None:
+        while True:
+            now = time.monotonic()
+            for one, why in outlived(self._candidates, now):
+                self._release(one, why)
+            chosen = choose(self._candidates.values(), self.rules, now)
+            if chosen is None:
+                self._nudge.clear()
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(LOOK_S):
+                        await self._nudge.wait()
+            elif self.busy_until > now:
+                await asyncio.sleep(self.busy_until - now)
+            else:
+                one, gone = chosen
+                for other in gone:
+                    self._release(other, f"gave way to {one.version}")
+                await self._make(one, self._specs[one.version])
+
+    async def _make(self, one: Candidate, spec: VersionSpec) -> None:
+        """One at a time: in the background, and yielding to whoever starts on demand."""
+        replaced = self._held.get(one.version)
+        if self._memory.missing(one.shape_mb, False) > 0 or not self._memory.reserve(one.shape_mb):
+            one.reason, one.not_before = "no memory left on the node", time.monotonic() + NO_MEMORY_RETRY_S
+            return
+        reserved, held_mb = one.shape_mb, one.memory_mb
+        if replaced is None:
+            one.standing, one.memory_mb, one.reason = Standing.MAKING, one.shape_mb, ""
+        self._code.pin(spec)
+        template, why, for_good = await self._attempt(one, spec, reserved)
+        if template is None:
+            log.warning("function_template.refused", version=one.version, reason=why[:500])
+            if replaced is not None:  # that one goes on; tried again after as many clones
+                one.made = 0
+            else:
+                failed(one, why[:1000], for_good, time.monotonic())
+            return
+        self._memory.give_back(reserved - template.memory_mb)
+        template.on_gone = partial(self._lost, one.version, template)
+        if self._candidates.get(one.version) is not one:
+            self._memory.give_back(template.memory_mb)
+            self._end_later(spec, template, "not wanted any more")
+            return
+        if replaced is not None and self._held.get(one.version) is replaced:
+            self._memory.give_back(held_mb)
+            self._end_later(spec, replaced, "used up: a fresh one has taken its place")
+        self._held[one.version] = template
+        one.standing, one.reason, one.memory_mb = Standing.HELD, "", template.memory_mb
+        one.made = one.tries = 0
+        log.info("function_template.made", version=one.version, init_ms=round(template.init_ms), memory_mb=template.memory_mb)
+
+    async def _attempt(self, one: Candidate, spec: VersionSpec, reserved_mb: int) -> tuple[FunctionTemplate | None, str, bool]:
+        """The template, or why there is none and whether that is for good; memory and code are let go of then."""
+        template: FunctionTemplate | None = None
+        kind, why = "", ""
+        try:
+            template = await self._init(one, spec)
+        except TemplateRefused as error:
+            kind, why = error.kind, str(error)
+        except InitFailed as error:
+            kind, why = "init", f"its import failed there: {error}"
+        except TimeoutError:
+            kind, why = "init", f"its import took over {INIT_TIMEOUT_S:.0f} s"
+        except (DriverError, CodeUnavailable, SealError, OSError) as error:
+            kind, why = "driver", str(error) or type(error).__name__
+        except Exception as error:  # else no other version would get one any more
+            log.exception("function_template.making_broke", version=one.version)
+            kind, why = "driver", f"{type(error).__name__}: {error}"
+        finally:
+            if template is None:
+                self._memory.give_back(reserved_mb)
+                self._code.unpin(spec)
+        if kind:
+            self.refused[kind] += 1
+        return template, why, kind != "driver"
+
+    async def _init(self, one: Candidate, spec: VersionSpec) -> FunctionTemplate:
+        layers = (await self._code.fetch(spec)).folders
+        names = tuple(self._sealer.open(spec.environment))
+        work = Specialisation(spec.version, spec.handler, spec.kind, spec.concurrency, spec.memory_mb, layers, {}, withheld=names)
+        await self._order.turn(one, float("inf"))
+        self._order.began(one, _unread)
+        try:
+            return await self._driver.template(spec.tenant, work, INIT_TIMEOUT_S)
+        finally:
+            self._order.ended(one)
+
+
+def _unread() -> tuple[float, bool] | None:
+    return None
