@@ -9,8 +9,10 @@ import pytest
 from doubles.loop import in_loop, until
 from doubles.process_bench import ECHO, HandlerError, bench
 
+from workers.drivers.process import watch
 from workers.drivers.process.cells import Cell
 from workers.drivers.process.driver import ProcessDriver
+from workers.drivers.process.limits import Cgroups
 from workers.ports import DriverError, TemplateRefused
 
 pytestmark = pytest.mark.system
@@ -279,6 +281,37 @@ async def test_one_that_does_not_let_go_of_its_groups_ends(tmp_path: Path) -> No
         await instance.clone.kill("over")
         await until(lambda: not os.path.exists(f"/proc/{keeper}"), "the keeper has gone")
         await until(lambda: asked.count(held) == 2 if held else False, "the groups are removed after that")
+
+
+@in_loop
+async def test_what_it_leaves_behind_ends_with_it_while_instances_live_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without control groups nobody would count it any more."""
+    monkeypatch.setattr(Cgroups, "open", lambda _: ["none here"])
+    source = """
+import os, socket, time
+receive, fork, asked = socket.recv_fds, os.fork, []
+def leaving(sock, *more):
+    told = receive(sock, *more)
+    if sock.fileno() == 4 and len(told[1]) > 4:
+        asked.append(1)
+        if len(asked) == 2:
+            for _ in range(6):
+                if fork() == 0:
+                    time.sleep(600)
+            os._exit(0)
+    return told
+socket.recv_fds = leaving
+"""
+    async with bench(tmp_path) as made:
+        hostile = await made.template(source + ECHO)
+        keeper = hostile.template.keeper_pid
+        first = await hostile.run()
+        with pytest.raises(DriverError):
+            await hostile.run()
+        await until(lambda: len(watch.members(keeper)) <= 3, "only the keeper, a shell and its instance are left")
+        assert await first.value(1) == 1
 
 
 def _has_groups(limits: Mapping[str, str]) -> bool:
