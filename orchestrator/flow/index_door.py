@@ -8,7 +8,8 @@ import hashlib
 import re
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,9 @@ from orchestrator.flow.index_upstream import MAX_CONNECTIONS, PIECE, TIMEOUT_S, 
 
 MAX_KNOWN = 200_000
 MAX_TOLD = 10
+PAGES_AT_ONCE = 4
+"""A page is read whole and takes many times its size meanwhile, in the memory of this process, which no build's limit holds."""
+
 IDLE_S = 60.0
 CLOSE_POLL_S = 0.05
 PROJECT = re.compile(r"/(\d+)/([a-z0-9](?:[a-z0-9-]*[a-z0-9])?)/?\Z")
@@ -33,7 +37,7 @@ log = structlog.get_logger(__name__)
 
 
 class Budget:
-    """Bytes one build may still fetch, whatever connection they come over."""
+    """Bytes that may still be fetched for one build, whatever it then takes of them."""
 
     def __init__(self, size: int) -> None:
         self._left = size
@@ -62,6 +66,7 @@ class IndexDoor:
         self._upstream = upstream
         self._known: dict[str, tuple[Index, str]] = {}
         self._lock = threading.Lock()
+        self._pages = threading.BoundedSemaphore(PAGES_AT_ONCE)
         self._server = _Server(listener, self)
         self._address = f"http://127.0.0.1:{listener.getsockname()[1]}"
         self._thread = threading.Thread(
@@ -78,14 +83,13 @@ class IndexDoor:
         self._thread.join(TIMEOUT_S)
         self._server.server_close()
 
-    def answer(self, path: str) -> tuple[str, Iterator[bytes]]:
+    def answer(self, path: str) -> tuple[str, Generator[bytes, None, None]]:
         """(content type, the content in pieces) of what stands at `path`. Raises Refused and what asking upstream raises."""
         indexes = self._upstream.indexes.all
         if (project := PROJECT.match(path)) and int(project[1]) < len(indexes):
-            files = self._renamed(indexes[int(project[1])], project[2])
-            return JSON_PAGE, iter([write_json(project[2], files)])
+            return JSON_PAGE, self._page(indexes[int(project[1])], project[2])
         if (flat := FLAT.match(path)) and int(flat[1]) < len(indexes):
-            return HTML_PAGE, iter([write_html(self._renamed(indexes[int(flat[1])], ""))])
+            return HTML_PAGE, self._page(indexes[int(flat[1])], "")
         if file := FILE.match(path):
             with self._lock:
                 known = self._known.get(file[1])
@@ -93,10 +97,16 @@ class IndexDoor:
                 return "application/octet-stream", self._content(known[0], known[1] + (file[2] or ""))
         raise Refused(403, "a build gets the pages of projects and the files they name, nothing else")
 
+    def _page(self, index: Index, project: str) -> Generator[bytes, None, None]:
+        """Until it is sent it takes one of the places for pages."""
+        with self._pages:
+            files = self._renamed(index, project)
+            yield write_json(project, files) if project else write_html(files)
+
     def _renamed(self, index: Index, project: str) -> list[File]:
         """The files of a page, at addresses of ours; what lies where builds may not go is left out."""
         named: list[File] = []
-        for one in self._upstream.page(index, project):
+        for one in self._upstream.page(index, project, self.budget.take):
             if not self._upstream.may_fetch(index, one.url):
                 self.note(self.refused, f"{one.name} lies on {urlsplit(one.url).hostname}, which is not among the build_hosts")
                 continue
@@ -108,7 +118,7 @@ class IndexDoor:
             named.append(File(one.name, f"{self._address}/file/{token}/{quote(one.name)}", one.hashes, one.facts))
         return named
 
-    def _content(self, index: Index, url: str) -> Iterator[bytes]:
+    def _content(self, index: Index, url: str) -> Generator[bytes, None, None]:
         if url.startswith("file:"):
             path = local_file(index, url)
             if path is None or not path.is_file():
@@ -116,14 +126,17 @@ class IndexDoor:
             return self._pieces(path)
         return self._fetched(index, url)
 
-    def _pieces(self, path: Path) -> Iterator[bytes]:
+    def _pieces(self, path: Path) -> Generator[bytes, None, None]:
         with path.open("rb") as file:
             while piece := file.read(PIECE):
+                self.budget.take(len(piece))
                 yield piece
 
-    def _fetched(self, index: Index, url: str) -> Iterator[bytes]:
+    def _fetched(self, index: Index, url: str) -> Generator[bytes, None, None]:
         with self._upstream.stream(index, url, "*/*") as answer:
-            yield from answer.iter_raw(PIECE)
+            for piece in answer.iter_raw(PIECE):
+                self.budget.take(len(piece))
+                yield piece
 
     def note(self, where: list[str], what: str) -> None:
         with self._lock:
@@ -190,19 +203,19 @@ class _Handler(BaseHTTPRequestHandler):
             door.note(door.troubles, f"{type(error).__name__}: {error}"[:200])
             self._say(502, "the package index did not answer")
             return
-        self.send_response(200)
-        self.send_header("Content-Type", content_type)
-        self.send_header("Transfer-Encoding", "chunked")
-        self.send_header("Connection", "close")
-        self.end_headers()
-        send(first, content)
+        with closing(content):
+            self.send_response(200)
+            self.send_header("Content-Type", content_type)
+            self.send_header("Transfer-Encoding", "chunked")
+            self.send_header("Connection", "close")
+            self.end_headers()
+            send(first, content)
 
     def _send_body(self, first: bytes, rest: Iterator[bytes]) -> None:
         door = self.server.door
         try:
             piece = first
             while piece and not door.closing:
-                door.budget.take(len(piece))
                 self.wfile.write(b"%x\r\n%b\r\n" % (len(piece), piece))
                 piece = next(rest, b"")
             if not piece:

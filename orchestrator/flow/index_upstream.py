@@ -2,7 +2,7 @@
 
 import contextlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from urllib.parse import unquote, urljoin, urlsplit
 
@@ -50,14 +50,17 @@ class Upstream:
         secure = there[0] == "https" or (there[0] == "http" and here[0] == "http")
         return secure and (there == here or (there[1] in self._hosts and there[2] in (80, 443)))
 
-    def page(self, index: Index, project: str) -> list[File]:
-        """What the index has of a project (empty: what its one page has). Raises Refused, httpx.HTTPError, OSError, PageError."""
+    def page(self, index: Index, project: str, count: Callable[[int], None] = lambda _: None) -> list[File]:
+        """What the index has of a project (empty: what its one page has); `count` is told of bytes as they come.
+
+        Raises Refused, httpx.HTTPError, OSError, PageError."""
         url = f"{index.url}/{project}/" if project else index.url
         if index.url.startswith("file:"):
             return _local_page(index, url)
         content = bytearray()
         with self.stream(index, url, ACCEPTED) as answer:
             for piece in answer.iter_bytes(PIECE):
+                count(len(piece))
                 content += piece
                 if len(content) > MAX_PAGE:
                     raise Refused(502, f"the page of {project or 'files'} is over {MAX_PAGE >> 20} MiB")

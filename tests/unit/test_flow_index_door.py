@@ -3,16 +3,20 @@
 import json
 import re
 import socket
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 from urllib.request import Request, urlopen
 
 import httpx
 import pytest
 from doubles.package_indexes import PackageIndex, package_index
 
-from orchestrator.flow.index_door import IndexDoor
+from orchestrator.flow.index_door import PAGES_AT_ONCE, IndexDoor
+from orchestrator.flow.index_pages import File
 from orchestrator.flow.index_settings import PUBLIC_INDEX, Index, inside_variables, read_indexes
 from orchestrator.flow.index_upstream import Upstream
 
@@ -153,9 +157,31 @@ def test_a_redirect_elsewhere_is_refused(index: PackageIndex) -> None:
 def test_what_a_build_fetches_is_bounded(index: PackageIndex) -> None:
     with door(max_bytes=len(CONTENT), UV_DEFAULT_INDEX=index.url) as (client, opened):
         (file,) = client.get("/0/thing/").json()["files"]
-        with pytest.raises(httpx.RemoteProtocolError):
-            client.get(file["url"])
-        assert opened.refused == ["the build has fetched as much as it may"]
+        assert client.get(file["url"]).status_code == 403
+        assert opened.refused[0].endswith("the build has fetched as much as it may")
+
+
+def test_what_is_fetched_for_a_build_that_does_not_take_it_counts(index: PackageIndex) -> None:
+    with door(max_bytes=1000, UV_DEFAULT_INDEX=index.url) as (client, _):
+        assert client.head("/0/thing/").status_code == 200
+        assert 403 in {client.head("/0/thing/").status_code for _ in range(20)}
+
+
+def test_few_pages_are_read_at_a_time(index: PackageIndex, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each is whole in memory."""
+    reading, most, page = [0], [0], Upstream.page
+
+    def slowly(*arguments: Any) -> list[File]:
+        reading[0] += 1
+        most[0] = max(most[0], reading[0])
+        time.sleep(0.02)
+        reading[0] -= 1
+        return page(*arguments)
+
+    monkeypatch.setattr(Upstream, "page", slowly)
+    with door(UV_DEFAULT_INDEX=index.url) as (client, _), ThreadPoolExecutor(12) as many:
+        assert {one.status_code for one in many.map(client.head, ["/0/thing/"] * 24)} == {200}
+    assert 1 < most[0] <= PAGES_AT_ONCE
 
 
 def test_an_index_that_fails_is_trouble_not_refusal(index: PackageIndex) -> None:
