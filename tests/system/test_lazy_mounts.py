@@ -56,7 +56,7 @@ async def mounting(folder: Path, **more: object) -> AsyncIterator[LazyMounts]:
     assert not mounted_below(folder)
     assert descendants() - processes == set()
     assert len(os.listdir("/proc/self/fd")) <= descriptors + 1  # the event loop of the executor's threads
-    assert [path for path in folder.rglob("*") if path.name != "acme"] == []
+    assert [path for path in folder.rglob("*") if path.name not in ("acme", "other")] == []
 
 
 def package(seed: int = 1, files: int = 40, size: int = 60_000) -> Layer:
@@ -280,6 +280,16 @@ async def test_no_more_are_mounted_than_there_may_be(tmp_path: Path) -> None:
         assert not lazy.usable
         with pytest.raises(LazyError):
             await lazy.mount("acme", second.manifest.digest, second.manifest, second.read)
+
+
+@in_loop
+async def test_one_tenant_leaves_some_to_the_others(tmp_path: Path) -> None:
+    first, second = package(1), package(2)
+    async with mounting(tmp_path, of_a_tenant=1) as lazy:
+        await lazy.mount("acme", first.manifest.digest, first.manifest, first.read)
+        with pytest.raises(LazyError):
+            await lazy.mount("acme", second.manifest.digest, second.manifest, second.read)
+        await lazy.mount("other", second.manifest.digest, second.manifest, second.read)
 
 
 @in_loop

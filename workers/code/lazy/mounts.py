@@ -16,6 +16,9 @@ from workers.code.manifest import Chunk, LayerFile, Manifest
 AT_MOST = 32
 """Mounts at a time, each with a process of about 12 MB; what is over that is fetched whole before it starts."""
 
+OF_A_TENANT = 16
+"""Of those: functions that go on running keep their mounts, and one tenant's must leave some to the others."""
+
 HAND_OVER_S = 120.0
 """Longer than an instance is prepared after its code was fetched."""
 
@@ -28,10 +31,11 @@ log = structlog.get_logger(__name__)
 class LazyMounts:
     """`folder`: where tier 1 keeps layers; mounts appear below it as `<tenant>/<hex>.lazy-*`. Use it on one event loop."""
 
-    def __init__(self, folder: Path, device: Path = DEVICE, at_most: int = AT_MOST) -> None:
+    def __init__(self, folder: Path, device: Path = DEVICE, at_most: int = AT_MOST, of_a_tenant: int = OF_A_TENANT) -> None:
         self._folder = folder
         self._device = device
         self._at_most = at_most
+        self._of_a_tenant = of_a_tenant
         self._layers: dict[tuple[str, str], LazyLayer] = {}
         self._leaving: set[asyncio.Task[None]] = set()
         self._released: set[LazyLayer] = set()
@@ -68,6 +72,9 @@ class LazyMounts:
     def mounted(self) -> int:
         return len(self._layers) + len(self._released)
 
+    def _held_by(self, tenant: str) -> int:
+        return sum(layer.path.parent.name == tenant for layer in (*self._layers.values(), *self._released))
+
     def get(self, tenant: str, digest: str) -> LazyLayer | None:
         """The layer when it can be handed out now."""
         layer = self._layers.get((tenant, digest))
@@ -86,7 +93,7 @@ class LazyMounts:
         key = (tenant, digest)
         layer = self._layers.get(key)
         if layer is None:
-            if not self.usable:
+            if not self.usable or self._held_by(tenant) >= self._of_a_tenant:
                 raise LazyError("lazy starts are not possible here, or too many are going on")
             folder = self._folder / tenant
             folder.mkdir(parents=True, exist_ok=True)
