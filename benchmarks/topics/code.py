@@ -7,10 +7,13 @@ On a virtual clock: hit ratios under recorded load, and of what plans ordered.
 import json
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
+from benchmarks import processes
 from benchmarks.estimates import Estimate, quantile, ratio_of_quantiles, share
 from benchmarks.replay import caching, load, starts, workflows
 from benchmarks.replay.policies import POLICIES
@@ -104,24 +107,27 @@ def _tell_starts(report: Report, rounds: int) -> None:
 
 
 def _tell_lazy(report: Report, runs: int) -> None:
-    """A program of its own, because an ordinary user's tier needs a process of that user."""
+    """A program of its own, because an ordinary user's tier needs a process of that user; ended with all it started."""
     report.progress("a 200 MB package lazily and whole")
-    command = [sys.executable, "-m", "benchmarks.lazy_start", "--runs", str(runs)]
-    try:
-        ended = subprocess.run(command, capture_output=True, text=True, timeout=LAZY_TIMEOUT_S, check=False)
-    except subprocess.TimeoutExpired:
-        report.note(f"without lazy starts: not done within {LAZY_TIMEOUT_S} s")
-        return
-    for line in ended.stdout.splitlines():
-        told = json.loads(line)
+    with tempfile.TemporaryDirectory() as folder:
+        log = Path(folder) / "log"
+        process = processes.start([sys.executable, "-m", "benchmarks.lazy_start", "--runs", str(runs)], log)
+        try:
+            process.wait(LAZY_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            report.note(f"lazy starts: not done within {LAZY_TIMEOUT_S} s")
+        finally:
+            processes.stop(process)
+        lines = log.read_text(errors="replace").splitlines()
+    for told in (json.loads(line) for line in lines if line.startswith("{")):
         if "way" not in told:
             continue
         details = {"isolation": told["tier"], "way": told["way"], "added_ms": told["delay_ms"]}
         for name, key in (("code.lazy.first_answer_ms", "first_answer_ms"), ("code.lazy.chunks", "chunks_before_answer")):
             value = float(told[key])
             report.emit(name, Estimate(value, value, value, told["runs"]), OURS, **details)
-    if ended.returncode:
-        report.note(f"lazy starts: {ended.stderr.strip().splitlines()[-1][:200] if ended.stderr.strip() else ended.returncode}")
+    if process.returncode > 0:
+        report.note(f"lazy starts: {lines[-1][:200] if lines else process.returncode}")
 
 
 # -- on a virtual clock
