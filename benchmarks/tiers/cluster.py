@@ -122,6 +122,10 @@ class Farther:
         self._source = source
         self._added_s = added_ms / 1000
 
+    @property
+    def there(self) -> bool:
+        return self._source.there
+
     def manifest(self, tenant: str, digest: str) -> Manifest:
         time.sleep(self._added_s)
         return self._source.manifest(tenant, digest)

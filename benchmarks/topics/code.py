@@ -32,8 +32,8 @@ GAPS_S = (60.0, 600.0)
 GROUP = 10
 OUTAGE_S = 300.0
 SEED = 20260404
-LAZY_TIMEOUT_S = 200
-ROUNDS = {"10 KB": 40, "1 MB": 40, "20 MB": 5, "200 MB": 2}
+LAZY_TIMEOUT_S = 120
+ROUNDS = {"10 KB": 40, "1 MB": 40, "20 MB": 4, "200 MB": 2}
 MORE_ROUNDS = {"10 KB": 200, "1 MB": 200, "20 MB": 20, "200 MB": 5}
 NODE_LOAD_BOUND, NODE_LOAD_KEEP_S = 0.5, 60.0
 
@@ -52,7 +52,7 @@ def run(report: Report, full: bool) -> None:
         if functions:
             _tell_originshare(report, cluster, functions)
     report.progress("cold starts from each tier, through the gateway")
-    _tell_starts(report, 30 if full else 8)
+    _tell_starts(report, 30 if full else 6)
     if functions:
         _tell_replay(report, functions)
         _tell_planned(report, functions, _transport(brought))
