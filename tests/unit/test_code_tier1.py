@@ -148,6 +148,23 @@ def test_after_another_boot_a_damaged_layer_is_fetched_again(
     assert origin.downloads == 3
 
 
+def test_what_was_not_verified_since_the_machine_went_down_stays_in_doubt_over_restarts(
+    tmp_path: Path, origin: CountingOrigin, make_tier: "type[Tier1]"
+) -> None:
+    whole, torn = spec(put(origin, {"handler.py": b"whole"})), spec(put(origin, {"handler.py": b"torn"}))
+    _, [path] = fetch(make_tier(), whole, torn)
+    (path / "handler.py").write_bytes(b"")
+    (tmp_path / "code" / ".boot").write_text("another")
+    fetch(make_tier(), whole)
+    tier = make_tier()
+    assert tier.held(whole), "verified in this boot"
+    assert not tier.held(torn), "asked for by nobody before the node began anew"
+    [[again]] = fetch(tier, torn)
+    assert (again / "handler.py").read_bytes() == b"torn"
+    assert origin.downloads == 3
+    assert make_tier().held(torn)
+
+
 def test_a_layer_that_is_not_what_its_name_says_never_appears(tmp_path: Path, origin: Origin, make_tier: "type[Tier1]") -> None:
     good, bad = put(origin, {"handler.py": b"good"}), put(origin, {"handler.py": b"bad"})
     layers = tmp_path / "origin" / "layers" / "acme"

@@ -271,9 +271,12 @@ class Tier1:
     async def _still_whole(self, key: Key, pool: ThreadPoolExecutor) -> bool:
         path = self._paths[key]
         whole = await self._run(pool, self._verify, key, path)
+        if self._paths.get(key) is not path:
+            return False  # it went meanwhile
         if whole:
+            self._paths[key] = self._shelf.trust(path, key)
             self._doubtful.discard(key)
-        elif key in self._paths:
+        else:
             log.warning("code.not_whole", tenant=key[0], layer=key[1][:19], reason="damaged when the machine went down")
             self._drop(key)
         return whole
