@@ -118,6 +118,31 @@ def test_who_gives_up_waiting_does_not_end_it_for_the_others(origin: CountingOri
     assert tier.held(wanted)
 
 
+def test_who_begins_to_wait_for_a_layer_that_comes_ahead_waits_for_no_other(
+    origin: CountingOrigin, make_tier: "type[Tier1]", monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tier = make_tier()
+    *slow, wanted = [spec(put(origin, {"handler.py": content})) for content in (b"1", b"2", b"3")]
+    gate, manifest = threading.Event(), origin.manifest
+
+    def held_back(tenant: str, digest: str) -> Manifest:
+        assert digest == wanted.package.code or gate.wait(10)
+        return manifest(tenant, digest)
+
+    monkeypatch.setattr(origin, "manifest", held_back)
+
+    async def scene() -> None:
+        ahead = [asyncio.create_task(tier.bring_ahead(one)) for one in (*slow, wanted)]
+        await asyncio.sleep(0)  # a node has two under way for plans, and one for the tenants it hosts
+        try:
+            await asyncio.wait_for(tier.fetch(wanted), 5)
+        finally:
+            gate.set()
+        await asyncio.gather(*ahead)
+
+    asyncio.run(scene())
+
+
 def test_a_restart_finds_what_is_there_and_sweeps_what_is_half_done(
     tmp_path: Path, origin: CountingOrigin, make_tier: "type[Tier1]"
 ) -> None:

@@ -35,8 +35,9 @@ from workers.versions import VersionSpec
 LAYERS_AT_ONCE = 16
 """Layers being written that somebody waits for: most of the time they wait for chunks."""
 
-AHEAD_AT_ONCE = 2
-"""Those that nobody waits for."""
+AHEAD_AT_ONCE = 4
+"""Those that nobody waits for. As many as a node ever brings ahead: somebody may begin to wait for one, and it must not be behind
+others then."""
 
 SWEEP_S = 30.0
 """How long a fetch on a full disk waits for what was evicted to be gone."""
