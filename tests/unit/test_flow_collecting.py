@@ -20,7 +20,7 @@ from workers.code import turns
 from workers.code.archive import write_archive
 from workers.code.chunks import CHUNK_BYTES, chunk_key, chunk_name, pack, unpack
 from workers.code.layers import Source, assemble, verify
-from workers.code.manifest import hex_of
+from workers.code.manifest import Manifest, hex_of
 from workers.code.objects import Objects, Stored
 from workers.code.origin import OWNER, Origin, OriginError
 from workers.code.publishing import publish_layer
@@ -259,6 +259,25 @@ def test_who_took_too_long_does_nothing_more(world: World, monkeypatch: pytest.M
     with pytest.raises(OriginError, match="too long"):
         world.publish(0)
     assert world.files("layers") == []
+
+
+def test_a_publish_that_stood_still_longer_than_it_knows_is_not_relied_on(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put_manifest = world.origin.put_manifest
+
+    def late(tenant: str, manifest: Manifest) -> None:
+        put_manifest(tenant, manifest)
+        then = time.time() + turns.LONGEST[turns.PUBLISH] + turns.LONGEST_S
+        os.utime(world.folder / "layers" / tenant / f"{hex_of(manifest.digest)}.manifest", (then, then))
+
+    monkeypatch.setattr(world.origin, "put_manifest", late)
+    with pytest.raises(OriginError, match="origin's clock"):
+        world.publish(0)
+    for path in world.files("chunks"):
+        path.unlink()  # a sweep took it for dead
+    monkeypatch.undo()
+    assert world.whole(world.publish(0), tmp_path / "again")
 
 
 # -- the policy

@@ -29,6 +29,8 @@ def publish_layer(origin: Origin, tenant: str, key: bytes, sources: Iterable[Sou
             raise OriginError(f"writing a layer of tenant {tenant}: it took too long, chunks may have been swept")
         # also when there is one: the layer is young again, and not swept before the catalog refers to it
         origin.put_manifest(tenant, manifest)
+        if not turn.covers(origin.written(tenant, manifest.digest)):  # to be published again, before anything refers to it
+            raise OriginError(f"writing a layer of tenant {tenant}: it took too long by the origin's clock")
     return manifest
 
 
