@@ -209,6 +209,24 @@ def test_with_one_manifest_unreadable_no_chunk_goes(world: World) -> None:
     assert world.swept.sweeps["failed"] == 1
 
 
+def test_the_manifests_that_stay_are_read_before_the_turn(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept, manifest = world.publish(0, 1), world.origin.manifest
+    world.publish(2, refer=False)
+    world.pass_time(DAY)
+    world.collect()
+    world.pass_time(GRACE_S + 1)
+
+    def outside(tenant: str, digest: str) -> Manifest:
+        assert world.origin.marks(tenant) == [], "a turn is short, and there may be thousands"
+        return manifest(tenant, digest)
+
+    monkeypatch.setattr(world.origin, "manifest", outside)
+    world.collect()
+    monkeypatch.undo()
+    assert world.chunks() == names(0, 1)
+    assert world.whole(kept, tmp_path / "kept")
+
+
 # -- turns
 
 
