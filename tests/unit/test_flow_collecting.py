@@ -4,6 +4,7 @@ import io
 import os
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -23,7 +24,7 @@ from workers.code.layers import Source, assemble, verify
 from workers.code.manifest import Manifest, hex_of
 from workers.code.objects import Objects, Stored
 from workers.code.origin import OWNER, Origin, OriginError
-from workers.code.publishing import publish_layer
+from workers.code.publishing import publish_layer, publish_package
 
 KEY = chunk_key(b"the cluster's key", "acme")
 CONTENTS = [bytes([65 + number]) * (CHUNK_BYTES // 2) for number in range(4)]
@@ -69,7 +70,7 @@ class World:
         out = io.BytesIO()
         listing = write_archive([Source("h.py", False, len(content), lambda: io.BytesIO(content))], out)
         out.seek(0)
-        self.origin.put_package("acme", listing, out)
+        publish_package(self.origin, "acme", listing, out)
         return listing.digest
 
     def pass_time(self, seconds: float) -> None:
@@ -347,6 +348,30 @@ class Interrupted(Origin):
 
 
 AFTER = st.integers(0, 6)
+
+
+@pytest.mark.parametrize("after", range(8))
+def test_a_package_that_is_uploaded_again_as_it_goes_is_there_or_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int
+) -> None:
+    origin = Interrupted((tmp_path / "origin").as_uri())
+    world = World(tmp_path / "origin", origin)
+    world.upload(b"x")
+    world.pass_time(DAY)
+    world.collect()
+    world.pass_time(GRACE_S + 1)
+    monkeypatch.setattr(turns, "WAIT_S", 0.0)
+    again: list[str] = []
+
+    def upload() -> None:
+        with suppress(OriginError):
+            again.append(world.upload(b"x"))
+
+    origin.between, origin.after = upload, after
+    world.collect()
+    for digest in again:
+        assert origin.holds_package("acme", digest)
+        assert origin.package("acme", digest).read()
 
 
 @pytest.mark.parametrize("after", range(8))
