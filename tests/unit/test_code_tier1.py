@@ -309,6 +309,14 @@ def test_layers_shared_by_versions_stay_pinned_until_the_last_unpin(origin: Orig
     assert tier.held(shared)
 
 
+def test_empty_files_and_folders_count_too(origin: Origin, make_tier: "type[Tier1]") -> None:
+    many = spec(put(origin, {"handler.py": b"", **{f"p{number}/q/__init__.py": b"" for number in range(10)}}))
+    tier = make_tier()
+    fetch(tier, many)
+    assert tier.bytes_held == 31 * BLOCK
+    assert make_tier().bytes_held == 31 * BLOCK
+
+
 def test_one_version_larger_than_the_bound_is_still_served(origin: Origin, make_tier: "type[Tier1]") -> None:
     tier = make_tier(BLOCK)
     wanted = spec(put(origin, {"a.py": b"x" * 10}), put(origin, {"b.py": b"y" * 10}))

@@ -108,11 +108,28 @@ class Shelf:
         return [one for _, one in sorted(found, key=lambda pair: pair[0])]
 
 
-def footprint(sizes: Iterable[int]) -> int:
-    """Bytes that files of these sizes take on a disk, in whole blocks."""
-    return sum(-(-size // BLOCK) * BLOCK for size in sizes)
+def footprint(sizes: Iterable[int], folders: int = 0) -> int:
+    """Bytes that files of these sizes take on a disk, in whole blocks. An empty file and a folder count a block each: a disk runs
+    out of what they take, too."""
+    return sum(max(1, -(-size // BLOCK)) for size in sizes) * BLOCK + folders * BLOCK
+
+
+def folders_of(paths: Iterable[str]) -> int:
+    """How many folders there are above files of these paths."""
+    found: set[str] = set()
+    for path in paths:
+        parent = path.rpartition("/")[0]
+        while parent and parent not in found:
+            found.add(parent)
+            parent = parent.rpartition("/")[0]
+    return len(found)
 
 
 def size_of(folder: Path) -> int:
     """The footprint of a tree that is there."""
-    return footprint(os.lstat(os.path.join(parent, name)).st_size for parent, _, names in os.walk(folder) for name in names)
+    sizes: list[int] = []
+    folders = 0
+    for parent, below, names in os.walk(folder):
+        folders += len(below)
+        sizes += (os.lstat(os.path.join(parent, name)).st_size for name in names)
+    return footprint(sizes, folders)

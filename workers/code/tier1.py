@@ -27,7 +27,7 @@ from workers.code.lazy.starting import LazyStarts
 from workers.code.manifest import LayerError, Manifest
 from workers.code.origin import OldLayer, Origin, OriginError
 from workers.code.room import Bounds, NoRoom, Room, mib
-from workers.code.shelf import Key, Shelf, footprint, size_of
+from workers.code.shelf import Key, Shelf, folders_of, footprint, size_of
 from workers.code.tally import FAILED, TIER1, CodeTally
 from workers.ports import ChunkSource, CodeReport, CodeUnavailable, Fetched
 from workers.versions import VersionSpec
@@ -293,7 +293,7 @@ class Tier1:
             size = 0  # nothing says it before it is here
             write: Callable[[Path], None] = partial(self._write_old, key)
         else:
-            size = footprint(file.size for file in manifest.files)
+            size = footprint((file.size for file in manifest.files), folders_of(file.path for file in manifest.files))
             write = partial(self._write_new, errand, manifest)
         with self._room.reserved(key, size, errand.urgent):
             if size and self.lazy is not None and self.lazy.wants(manifest):
