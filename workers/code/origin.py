@@ -101,11 +101,6 @@ class Origin:
                 raise FileNotFoundError(digest)
             return stored.modified
 
-    def remove_layer(self, tenant: str, digest: str) -> None:
-        """Its chunks stay: others may share them. Once more does no harm."""
-        with _told(f"deleting layer {digest[:19]} of tenant {tenant}"):
-            self._objects.delete(_manifest(tenant, digest), _order(tenant, digest), _old(tenant, digest))
-
     def order(self, tenant: str, digest: str) -> Sequence[int]:
         """Numbers of the layer's chunks as a start touched them: whatever a node wrote, unchecked. Empty when none is kept."""
         with _told(f"order of layer {digest[:19]} of tenant {tenant}"):
@@ -164,12 +159,6 @@ class Origin:
                 return self._objects.stream(_package(tenant, digest))
             except FileNotFoundError:  # uploaded to an earlier release
                 return self._objects.stream(_old(tenant, digest))
-
-    def remove_package(self, tenant: str, digest: str) -> None:
-        """The listing first, so that one with a listing is whole. Once more does no harm."""
-        name = _package(tenant, digest)
-        with _told(f"deleting package {digest[:19]} of tenant {tenant}"):
-            self._objects.delete(f"{name}.listing", name)
 
     # -- all of it
 

@@ -191,7 +191,7 @@ class Cgroups:
             raise
 
     def give_back(self, cell: Cell) -> bool:
-        """Its sandbox is gone: keeps the cell for the next one, or removes it and makes another. False: somebody keeps it in use."""
+        """Its sandbox is gone: keeps the cell for the next one, else removes it. False: somebody keeps it in use."""
         spare = self._spare[cell.memory_mb, cell.owner if self._v2 else 0]
         if len(spare) < MAX_SPARE and cell.renew():
             spare.append(cell)
