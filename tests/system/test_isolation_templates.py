@@ -2,12 +2,17 @@
 
 import asyncio
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 from doubles.loop import in_loop, until
 from doubles.process_bench import ECHO, HandlerError, bench
 
+from workers.drivers.process import watch
+from workers.drivers.process.cells import Cell
+from workers.drivers.process.driver import ProcessDriver
+from workers.drivers.process.limits import Cgroups
 from workers.ports import DriverError, TemplateRefused
 
 pytestmark = pytest.mark.system
@@ -219,6 +224,103 @@ done = []
         for clone in list(made.driver._clones):
             await clone.kill("over")
         await until(lambda: not os.path.exists(f"/proc/{keeper}"), "the keeper has gone")
+
+
+KEEPS_GROUPS = """
+import os, socket, time
+receive, fork, kept = socket.recv_fds, os.fork, []
+def keeping(sock, *more):
+    message, descriptors, *rest = receive(sock, *more)
+    if sock.fileno() == 4 and len(descriptors) > 5:
+        if kept and fork() == 0:
+            for one in kept:
+                try:
+                    os.write(one, b"0")
+                except OSError:
+                    pass
+            time.sleep(600)
+        kept.extend(os.dup(one) for one in descriptors[5:])
+    return message, descriptors, *rest
+socket.recv_fds = keeping
+"""
+
+
+@in_loop
+async def test_control_groups_it_was_lent_are_nobody_elses_later(tmp_path: Path) -> None:
+    """It keeps the descriptors of its first instance's groups, and puts a process in when they might be another tenant's."""
+    async with bench(tmp_path) as made:
+        if not _has_groups(made.report.limits):
+            pytest.skip("no control groups here")
+        hostile = await made.template(KEEPS_GROUPS + ECHO, tenant="hostile")
+        await (await hostile.run()).clone.kill("over")
+        await _given_back(made.driver)
+        victims = [await made.run(ECHO, tenant="victim") for _ in range(3)]
+        await (await hostile.run()).value(1)
+        for victim in victims:
+            assert victim.clone.cell is not None
+            assert victim.clone.cell.members() == [victim.clone.pid]
+
+
+@in_loop
+async def test_one_that_does_not_let_go_of_its_groups_ends(tmp_path: Path) -> None:
+    async with bench(tmp_path) as made:
+        if not _has_groups(made.report.limits):
+            pytest.skip("no control groups here")
+        one = await made.template(ECHO)
+        keeper, cgroups = one.template.keeper_pid, made.driver._cgroups
+        assert cgroups is not None
+        instance, give_back = await one.run(), cgroups.give_back
+        asked: list[Cell] = []
+
+        def in_use_at_first(cell: Cell) -> bool:
+            asked.append(cell)
+            return len(asked) > 1 and give_back(cell)
+
+        cgroups.give_back = in_use_at_first  # type: ignore[method-assign]
+        held = instance.clone.cell
+        await instance.clone.kill("over")
+        await until(lambda: not os.path.exists(f"/proc/{keeper}"), "the keeper has gone")
+        await until(lambda: asked.count(held) == 2 if held else False, "the groups are removed after that")
+
+
+@in_loop
+async def test_what_it_leaves_behind_ends_with_it_while_instances_live_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without control groups nobody would count it any more."""
+    monkeypatch.setattr(Cgroups, "open", lambda _: ["none here"])
+    source = """
+import os, socket, time
+receive, fork, asked = socket.recv_fds, os.fork, []
+def leaving(sock, *more):
+    told = receive(sock, *more)
+    if sock.fileno() == 4 and len(told[1]) > 4:
+        asked.append(1)
+        if len(asked) == 2:
+            for _ in range(6):
+                if fork() == 0:
+                    time.sleep(600)
+            os._exit(0)
+    return told
+socket.recv_fds = leaving
+"""
+    async with bench(tmp_path) as made:
+        hostile = await made.template(source + ECHO)
+        keeper = hostile.template.keeper_pid
+        first = await hostile.run()
+        with pytest.raises(DriverError):
+            await hostile.run()
+        await until(lambda: len(watch.members(keeper)) <= 3, "only the keeper, a shell and its instance are left")
+        assert await first.value(1) == 1
+
+
+def _has_groups(limits: Mapping[str, str]) -> bool:
+    return any(kind.startswith("cgroup") for kind in limits.values())
+
+
+async def _given_back(driver: ProcessDriver) -> None:
+    while driver._background:
+        await asyncio.wait(driver._background)
 
 
 def test_refusals_have_the_kinds_that_metrics_name() -> None:

@@ -202,14 +202,14 @@ def test_watching_counts_this_process_and_its_children() -> None:
         os._exit(0)
     try:
         assert pid in watch.members(os.getpid())
-        memory, processes = watch.used(os.getpid(), False, 1 << 50)
+        memory, processes = watch.used(os.getpid(), watch.members(os.getpid()), False, 1 << 50)
         assert processes >= 2
         assert memory > 1 << 20
-        exact, _ = watch.used(os.getpid(), False, 0)
+        exact, _ = watch.used(os.getpid(), watch.members(os.getpid()), False, 0)
         assert 0 < exact <= memory
     finally:
         os.write(write_end, b"x")
         os.waitpid(pid, 0)
         os.close(read_end)
         os.close(write_end)
-    assert watch.used(pid, True, 0)[0] == 0
+    assert watch.used(pid, [pid], True, 0)[0] == 0

@@ -93,6 +93,14 @@ class Origin:
         with _told(f"layer {digest[:19]} of tenant {tenant}"):
             return self._objects.look(_manifest(tenant, digest)) is not None
 
+    def written(self, tenant: str, digest: str) -> float:
+        """When the layer's manifest was written, by the clock of the origin."""
+        with _told(f"layer {digest[:19]} of tenant {tenant}"):
+            stored = self._objects.look(_manifest(tenant, digest))
+            if stored is None:
+                raise FileNotFoundError(digest)
+            return stored.modified
+
     def order(self, tenant: str, digest: str) -> Sequence[int]:
         """Numbers of the layer's chunks as a start touched them: whatever a node wrote, unchecked. Empty when none is kept."""
         with _told(f"order of layer {digest[:19]} of tenant {tenant}"):

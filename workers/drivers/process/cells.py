@@ -53,7 +53,7 @@ class Cell:
         self._v1 = dict(v1)
         self._v2 = v2
         self._yielding = False
-        self._tightened = False
+        self._spent = False
         self.join: list[int] = []
         try:
             for folder in v1.values():
@@ -84,11 +84,16 @@ class Cell:
 
     def tighten(self, memory_mb: int) -> None:
         """A lower limit than its shape's, for good: it is not used again. Raises OSError."""
-        self._tightened = True
+        self._spent = True
         if "memory" in self._v1:
             limit_v1("memory", self._v1["memory"], memory_mb)
         elif self._has("memory.max"):
             write(self._v2 + "/memory.max", str(memory_mb << 20))
+
+    def lend(self) -> None:
+        """Its descriptors go to where a tenant's code has run, which may keep them and put its processes in for as long as the
+        groups exist: it is not used again."""
+        self._spent = True
 
     def memory_bytes(self) -> int | None:
         """Charged now; None where no memory controller is. Raises OSError."""
@@ -117,11 +122,11 @@ class Cell:
         return False
 
     def members(self) -> list[int]:
-        """Processes in it. Raises OSError."""
-        return [int(pid) for folder in self.folders[:1] for pid in read(folder + "/cgroup.procs").split()]
+        """Processes in any of its groups. Raises OSError."""
+        return list({int(pid) for folder in self.folders for pid in read(folder + "/cgroup.procs").split()})
 
     def kill(self) -> None:
-        """Ends what is in it; for sandboxes without a process namespace, whose processes may have left their parent."""
+        """Ends what is in it: what may have left its parent, or have come in from elsewhere."""
         with contextlib.suppress(OSError):
             if self._has("cgroup.kill"):
                 write(self._v2 + "/cgroup.kill", "1")
@@ -133,7 +138,7 @@ class Cell:
     def renew(self) -> bool:
         """Makes it ready for another sandbox of its shape; False when it is not fit for one."""
         try:
-            if self._tightened or self.members():
+            if self._spent or self.members():
                 return False
             self.speculative(False)
             if "memory" in self._v1:
@@ -148,8 +153,9 @@ class Cell:
             os.close(self.join.pop())
 
     def remove(self) -> bool:
-        """Blocks for up to two seconds a group."""
+        """Blocks for up to two seconds a group. False: somebody keeps it in use."""
         self.close()
+        self.kill()
         removed = [remove(folder) for folder in self.folders]  # each one, even after a failure
         return all(removed)
 

@@ -85,7 +85,7 @@ class ProcessDriver:
         self._clones: set[ProcessClone] = set()
         self._keepers: set[Template] = set()
         self._numbers = 0
-        self._background: set[asyncio.Future[None]] = set()
+        self._background: set[asyncio.Future[bool]] = set()
         self._watcher: asyncio.Task[None] | None = None
 
     # -- start and stop
@@ -223,8 +223,10 @@ class ProcessDriver:
             self._clones.discard(gone)
             template.clone_gone()
             if cell is not None:
-                self._give_back(cell)
+                self._give_back(cell, template if part is Part.INSTANCE else None)
 
+        if cell is not None and part is Part.INSTANCE:
+            cell.lend()
         try:
             ends = _open_ends()
         except OSError as error:
@@ -284,11 +286,20 @@ class ProcessDriver:
         except OSError as error:
             raise DriverError(f"control group of a sandbox: {error}") from error
 
-    def _give_back(self, cell: Cell | None) -> None:
-        if cell is not None and self._cgroups is not None:
-            future = asyncio.get_running_loop().run_in_executor(None, self._cgroups.give_back, cell)
-            self._background.add(future)
-            future.add_done_callback(self._background.discard)
+    def _give_back(self, cell: Cell | None, keeper: Template | None = None) -> None:
+        """`keeper`: of the function template that the cell was lent to; it ends when its original does not let go of the cell."""
+        if cell is None or self._cgroups is None:
+            return
+
+        def given_back(future: asyncio.Future[bool]) -> None:
+            self._background.discard(future)
+            if keeper is not None and not future.cancelled() and future.exception() is None and not future.result():
+                keeper.end()
+                self._give_back(cell)
+
+        future = asyncio.get_running_loop().run_in_executor(None, self._cgroups.give_back, cell)
+        self._background.add(future)
+        future.add_done_callback(given_back)
 
     async def _watch(self) -> None:
         """Where no control group holds the memory: looks at every sandbox twice a second and ends those over their shape."""

@@ -24,6 +24,7 @@ from workers.drivers.process import isolation, lockdown, original, residue, secc
 NODE, SAFE = 3, 600
 KEEPER_TMP_MB = 1
 ORIGINAL_PROCESSES = 512  # of the whole version, where no control group counts
+STRAY_ROUNDS = 200
 QUIET_MS = 3
 LISTEN_LIMIT = 65536
 ENTRY_PID = 2  # of an instance in its own process namespace, after its shell
@@ -254,9 +255,21 @@ class Keeper:
                     code = os.waitstatus_to_exitcode(status)
                     self._say({"exit": ident, "code": code} if code >= 0 else {"exit": ident, "signal": -code})
 
+    def _end_strays(self) -> None:
+        """What a hostile original has left behind is nobody's, and where no control group counts would be counted by nobody."""
+        for _ in range(STRAY_ROUNDS):
+            left = residue.strays()
+            if not left:
+                return
+            for pid in left:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+        os._exit(1)  # they multiply: with its first process the whole namespace ends
+
     def _lost_original(self) -> None:
         """No more instances; those there are live on. Whoever waits is told."""
         self._original = 0
+        self._end_strays()
         if self._link is not None:
             self._poll.unregister(self._link)
             self._link.close()

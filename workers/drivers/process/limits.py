@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import itertools
 import os
 import time
 from collections import defaultdict
@@ -65,7 +66,7 @@ class Cgroups:
         self._layout = layout
         self._name = name
         self._spare: dict[tuple[int, int], list[Cell]] = defaultdict(list)
-        self._count = 0
+        self._numbers = itertools.count(1)  # cells are made in several threads
         self._v1: dict[str, str] = {}
         self._v2 = ""
         self._v2_controllers: tuple[str, ...] = ()
@@ -165,18 +166,18 @@ class Cgroups:
         return spare.pop() if spare else self._make(memory_mb, owner)
 
     def _make(self, memory_mb: int, owner: int) -> Cell:
-        self._count += 1
+        number = next(self._numbers)
         made: list[str] = []
         try:
             v1: dict[str, str] = {}
             for controller, root in self._v1.items():
-                v1[controller] = f"{root}/c{self._count}"
+                v1[controller] = f"{root}/c{number}"
                 os.mkdir(v1[controller])
                 made.append(v1[controller])
                 limit_v1(controller, v1[controller], memory_mb)
             v2 = ""
             if self._v2:
-                v2 = f"{self._owner_folder(owner)}/c{self._count}"
+                v2 = f"{self._owner_folder(owner)}/c{number}"
                 os.mkdir(v2)
                 made.append(v2)
                 limit_v2(self._v2_controllers, v2, memory_mb)
@@ -189,13 +190,16 @@ class Cgroups:
                     os.rmdir(folder)
             raise
 
-    def give_back(self, cell: Cell) -> None:
-        """Its sandbox is gone: keeps the cell for the next one, or removes it."""
+    def give_back(self, cell: Cell) -> bool:
+        """Its sandbox is gone: keeps the cell for the next one, else removes it. False: somebody keeps it in use."""
         spare = self._spare[cell.memory_mb, cell.owner if self._v2 else 0]
         if len(spare) < MAX_SPARE and cell.renew():
             spare.append(cell)
-        else:
-            cell.remove()
+            return True
+        if len(spare) < MAX_SPARE:
+            with contextlib.suppress(OSError):
+                spare.append(self._make(cell.memory_mb, cell.owner))
+        return cell.remove()
 
     def close(self) -> None:
         """Removes every spare cell and our own groups; empty ones only."""

@@ -24,6 +24,19 @@ def found(pid: int, own_descriptors: int) -> Found:
     return _descriptors(pid, own_descriptors)
 
 
+def strays() -> list[int]:
+    """Processes that live in the process namespace of the caller, its first process, beside that: none of an instance's, which
+    has a namespace of its own. The dead are left out."""
+    left: list[int] = []
+    for name in os.listdir("/proc"):
+        if name.isdigit() and name != "1":
+            with contextlib.suppress(OSError):
+                told = dict(line.split(":", 1) for line in _read(f"/proc/{name}/status").splitlines())
+                if len(told["NSpid"].split()) == 1 and told["State"].split()[0] not in ("Z", "X"):
+                    left.append(int(name))
+    return left
+
+
 def _read(path: str) -> str:
     with open(path, encoding="utf-8", errors="replace") as file:
         return file.read()
