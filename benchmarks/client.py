@@ -31,6 +31,15 @@ class Answer:
         return self.headers.get("x-foreglow-trace", "")
 
     @property
+    def code_from(self) -> str:
+        """tier1, tier2 or origin, as Server-Timing says; empty when nothing was started."""
+        for part in self.headers.get("server-timing", "").split(","):
+            name, _, rest = part.strip().partition(";")
+            if name == "code":
+                return next((one[5:] for one in rest.split(";") if one.startswith("desc=")), "")
+        return ""
+
+    @property
     def steps_ms(self) -> dict[str, float]:
         """Server-Timing."""
         steps = {}

@@ -63,6 +63,16 @@ def ratio_of_quantiles(top: ArrayLike, bottom: ArrayLike, q: float, paired: bool
     return bootstrap([top, bottom], lambda groups: float(np.quantile(groups[0], q) / np.quantile(groups[1], q)), paired=paired)
 
 
+def share(part: int, whole: int) -> Estimate:
+    """part / whole, with the interval of Wilson: none of many is not the same as none. Raises ValueError when `whole` is 0."""
+    if not whole:
+        raise ValueError("a share of nothing")
+    z = 1.96
+    middle = (part + z * z / 2) / (whole + z * z)
+    half = z * (part * (whole - part) / whole + z * z / 4) ** 0.5 / (whole + z * z)
+    return Estimate(part / whole, max(0.0, middle - half), min(1.0, middle + half), whole)
+
+
 def slope(samples: Mapping[float, ArrayLike]) -> Estimate:
     """Least squares over the medians at each x. Raises ValueError with fewer than two x."""
     if len(samples) < 2:

@@ -36,21 +36,24 @@ class Deployed:
 
 class Platform:
     """Started by `with`; ended and its folder removed at the end. `standbys` as in `foreglow up --standbys`; `templates` off:
-    no version gets a function template."""
+    no version gets a function template; `environment` beside its own."""
 
-    def __init__(self, standbys: int, prewarm: str = "off", templates: bool = True) -> None:
-        self._settings = {} if templates else {"FOREGLOW_TEMPLATE_INIT_MS": "0"}
+    def __init__(
+        self, standbys: int, prewarm: str = "off", templates: bool = True, environment: Mapping[str, str] | None = None
+    ) -> None:
+        templated = {} if templates else {"FOREGLOW_TEMPLATE_INIT_MS": "0"}
+        self._environment = {"FOREGLOW_LOG_LEVEL": "warning", **templated, **(environment or {})}
         self._options = ["--standbys", str(standbys), "--prewarm", prewarm]
         self._packages: dict[str, str] = {}
         self.standbys = standbys
 
     def __enter__(self) -> Self:
         self._folder = Path(tempfile.mkdtemp(prefix="foreglow-bench-"))
-        state = self._folder / "state"
+        state = self.state = self._folder / "state"
         log = self._folder / "up.log"
         command: list[str | Path] = [sys.executable, "-P", "-m", "orchestrator.cli.main", "up", "--state", state, *self._options]
         ports = ["--functions-port", "0", "--control-port", "0", "--otlp-port", "0"]
-        self.process = processes.start([*command, *ports], log, {"FOREGLOW_LOG_LEVEL": "warning", **self._settings})
+        self.process = processes.start([*command, *ports], log, self._environment)
         try:
             addresses = self._wait_for(state / "addresses.json", log)
             self.key = (state / "key").read_text().strip()

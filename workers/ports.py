@@ -26,11 +26,12 @@ class TemplateRefused(DriverError):
 
 
 class InitFailed(DriverError):
-    """The user's module raised while it was imported. `detail` is {type, message, stack}."""
+    """The user's module raised while it was imported. `detail` is {type, message, stack}; `asked` as in InitReport."""
 
-    def __init__(self, detail: Mapping[str, str]) -> None:
+    def __init__(self, detail: Mapping[str, str], asked: tuple[str, ...] = ()) -> None:
         super().__init__(f"{detail.get('type', 'Error')}: {detail.get('message', '')}")
         self.detail = dict(detail)
+        self.asked = asked
 
 
 class IsolationReport(msgspec.Struct, frozen=True):

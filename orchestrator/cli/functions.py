@@ -1,5 +1,6 @@
 """The functions that are there: list, describe, remove."""
 
+import sys
 from collections.abc import Mapping
 from typing import Annotated, Any
 
@@ -56,6 +57,9 @@ def describe(
                 show.as_json(locked)
             else:
                 print(locked["lock"], end="")
+                if not locked["lock"]:
+                    why = "it requires nothing, or an earlier release resolved it"
+                    print(f"version {newest} of {name!r} has no lock: {why}", file=sys.stderr)
             return
         if json:
             show.as_json(one)

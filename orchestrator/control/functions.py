@@ -26,6 +26,7 @@ from orchestrator.control.schemas import (
 )
 from workers.code.origin import Origin
 from workers.code.package import build_package
+from workers.code.publishing import publish_package
 from workers.code.requirements import requirements_digest
 from workers.sealing import Sealer
 from workers.versions import shape_for
@@ -69,7 +70,7 @@ def router(store: Store, origin: Origin, sealer: Sealer, nudge: Nudge) -> APIRou
                 # one that nothing refers to may be about to be swept: it is put again, and is young again
                 if not (known and origin.holds_package(tenant, package.digest)):
                     archive.seek(0)
-                    origin.put_package(tenant, package.listing, archive)
+                    publish_package(origin, tenant, package.listing, archive)
         finally:
             builds.release()
         files, size, required = len(package.listing.files), package.listing.size, package.requirements

@@ -128,14 +128,14 @@ def leftovers(settings: Settings, running: bool) -> Finding:
 
 
 def processes(settings: Settings, running: bool) -> Iterator[Finding]:
-    """Those with a socket, and all when `up` runs."""
+    """Those with a socket, and all when `up` runs: a zone cache among them where the settings ask for one."""
     releases = []
-    for name in PROCESSES:
+    for name in (*PROCESSES, ZONE_CACHE):
         path = settings.ops_socket(name)
         if not path.exists() and not running:
             continue
         if not path.exists() or _dead(path):
-            if running:
+            if running and (name != ZONE_CACHE or settings.zone_cache):
                 yield findings.answering(name, False, [])
             continue
         try:

@@ -19,7 +19,6 @@ from sqlalchemy.exc import SQLAlchemyError
 from orchestrator.catalog.errors import NotFound
 from orchestrator.catalog.store import Store
 from orchestrator.flow.metrics import Swept
-from workers.code.manifest import Manifest
 from workers.code.objects import Stored
 from workers.code.origin import OldLayer, Origin, OriginError
 from workers.code.turns import Turn, sweeping
@@ -119,14 +118,27 @@ class Collector:
             log.warning("origin.not_swept", tenant=tenant, reason="the catalog knows no such tenant")
             return
         try:
+            read = self._read_ahead(tenant, kept)
             with sweeping(self._origin, tenant) as turn:
-                ended = self._sweep(tenant, kept, now, turn) if turn.free else "busy"
+                ended = self._sweep(tenant, kept, now, turn, read) if turn.free else "busy"
         except OriginError as error:
             log.warning("origin.not_swept", tenant=tenant, reason=str(error)[:300])
             ended = "failed"
         self.tally.sweeps[ended] += 1
 
-    def _sweep(self, tenant: str, kept: set[str], now: float, turn: Turn) -> str:
+    def _read_ahead(self, tenant: str, kept: set[str]) -> dict[str, Sequence[str]]:
+        """The names of chunks in the layers that stay, by digest. A manifest never changes; reading thousands in a bucket takes
+        longer than a turn may."""
+        read: dict[str, Sequence[str]] = {}
+        shared: dict[str, str] = {}  # layers share most of their chunks: each name is kept once
+        for some in self._origin.list("layers", tenant):
+            for digest in filter(None, map(_layer_of, some)):
+                if digest in kept and not self._stopping.is_set():
+                    with suppress(OriginError):  # the sweep comes upon it again
+                        read[digest] = [shared.setdefault(name, name) for name in self._chunks_of(tenant, digest)]
+        return read
+
+    def _sweep(self, tenant: str, kept: set[str], now: float, turn: Turn, read: Mapping[str, Sequence[str]]) -> str:
         written_before = turn.at - GRACE_S
         found = [one for kind in ("layers", "packages") for some in self._origin.list(kind, tenant) for one in some]
         verdict = judge(found, kept, self._watched.get(tenant, {}), now, written_before)
@@ -135,7 +147,7 @@ class Collector:
             if not self._delete(tenant, kind, [one for one in verdict.gone if one.name.startswith(f"{kind}/")], turn):
                 return "busy"
         gone = {one.name for one in verdict.gone}
-        named = self._named(tenant, [one for one in found if one.name not in gone])
+        named = self._named(tenant, [one for one in found if one.name not in gone], read)
         for some in self._origin.list("chunks", tenant):
             unnamed = [one for one in some if one.name.rpartition("/")[2] not in named and one.modified < written_before]
             if not self._delete(tenant, "chunks", unnamed, turn):
@@ -143,21 +155,19 @@ class Collector:
         self._origin.delete_staged(tenant, GRACE_S)
         return "done"
 
-    def _named(self, tenant: str, left: Iterable[Stored]) -> set[str]:
+    def _named(self, tenant: str, left: Iterable[Stored], read: Mapping[str, Sequence[str]]) -> set[str]:
         """The chunks of all layers that stay. Raises OriginError: with one manifest unread, no chunk can be judged."""
         named: set[str] = set()
-        for one in left:
-            name = one.name.rpartition("/")[2]
-            if one.name.startswith("layers/") and name.endswith(".manifest"):
-                manifest = self._manifest(tenant, f"sha256:{name.removesuffix('.manifest')}")
-                named.update(chunk.name for chunk in manifest.chunks)
+        for digest in filter(None, map(_layer_of, left)):
+            known = read.get(digest)
+            named.update(self._chunks_of(tenant, digest) if known is None else known)
         return named
 
-    def _manifest(self, tenant: str, digest: str) -> Manifest:
+    def _chunks_of(self, tenant: str, digest: str) -> Sequence[str]:
         try:
-            return self._origin.manifest(tenant, digest)
+            return [chunk.name for chunk in self._origin.manifest(tenant, digest).chunks]
         except OldLayer:
-            return Manifest((), ())
+            return ()
 
     def _delete(self, tenant: str, kind: str, objects: Sequence[Stored], turn: Turn) -> bool:
         """False when the turn is over: the rest goes another time."""
@@ -171,3 +181,9 @@ class Collector:
         if objects:
             log.info("origin.swept", tenant=tenant, kind=kind, objects=len(objects), bytes=sum(one.size for one in objects))
         return True
+
+
+def _layer_of(one: Stored) -> str:
+    """The digest of the layer whose manifest this is; empty for any other object."""
+    name = one.name.rpartition("/")[2]
+    return f"sha256:{name.removesuffix('.manifest')}" if one.name.startswith("layers/") and name.endswith(".manifest") else ""

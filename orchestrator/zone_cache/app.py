@@ -8,6 +8,7 @@ Refusals are one line of text: 403 not for this caller, 404 not in the origin or
 """
 
 import re
+from collections.abc import Callable
 from typing import Annotated, Any
 
 import msgspec
@@ -42,7 +43,7 @@ class Unsatisfiable(Exception):
 class ZoneApp:
     """`ready` says whether the members are known yet. The caller is in the scope's state: `peer`, None on this host's socket."""
 
-    def __init__(self, holding: Holding, judge: Judge, ready: "Any") -> None:
+    def __init__(self, holding: Holding, judge: Judge, ready: Callable[[], bool]) -> None:
         self._holding = holding
         self._judge = judge
         self._ready = ready

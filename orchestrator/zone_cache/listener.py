@@ -7,12 +7,18 @@ from typing import Any
 
 import structlog
 import uvicorn
+from starlette.responses import PlainTextResponse
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.server import ServerState
 
 from workers.rpc.transport import Address, Identity, NotTrusted, prepare, serve
 
-CONNECTIONS = 256
+CONNECTIONS = 4096
+"""A node keeps up to sixteen that are idle most of the time."""
+
+REQUESTS = 256
+"""Answered at once: this bounds the memory."""
+
 KEEP_ALIVE_S = 60
 """Longer than a client keeps an idle connection: it is the client that ends it, and none breaks under a request."""
 
@@ -33,12 +39,30 @@ class MemberHttp(H11Protocol):
             transport.abort()
 
 
+class Bounded:
+    """`app`, for REQUESTS at once; who comes then is told so."""
+
+    def __init__(self, app: Any) -> None:
+        self._app = app
+        self._answering = 0
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if self._answering >= REQUESTS:
+            await PlainTextResponse("this cache has too much to do", 503)(scope, receive, send)
+            return
+        self._answering += 1
+        try:
+            await self._app(scope, receive, send)
+        finally:
+            self._answering -= 1
+
+
 class MemberListener:
     """Serves `app` on all addresses until `close`."""
 
     def __init__(self, app: Any) -> None:
         self._config = uvicorn.Config(
-            app,
+            Bounded(app),
             http=MemberHttp,
             ws="none",
             lifespan="off",

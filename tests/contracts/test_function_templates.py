@@ -119,6 +119,17 @@ def test_a_module_that_asks_for_withheld_values_is_refused_by_name(tmp_path: Pat
 
 
 @in_loop
+async def test_a_module_that_fails_for_want_of_a_withheld_value_is_refused_by_its_name(tmp_path: Path) -> None:
+    async with bench(tmp_path) as made:
+        source = "import os\nvalue = os.environ['DB']\n" + ECHO
+        with pytest.raises(TemplateRefused, match=r"\(DB\).*on_restore") as caught:
+            await made.template(source, environment={"DB": "secret"})
+        assert caught.value.kind == "environment"
+        with pytest.raises(InitFailed, match="KeyError"):  # no instance would have it either
+            await made.template(source)
+
+
+@in_loop
 async def test_nothing_of_the_environment_is_in_the_original(tmp_path: Path) -> None:
     async with bench(tmp_path) as made:
         source = (

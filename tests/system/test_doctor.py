@@ -97,7 +97,10 @@ def test_low_limits_are_found_and_end_the_command_with_1(settings: Settings) -> 
     assert "LimitNOFILE" in one["advice"]
 
 
-def test_beside_a_running_platform_it_knows_what_is_ours_and_after_kill_9_what_is_left(settings: Settings) -> None:
+def test_beside_a_running_platform_it_knows_what_is_ours_and_after_kill_9_what_is_left(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FOREGLOW_ZONE_CACHE", "1")
     held = preflight.reserve_ports(settings)
     ports = {name: str(bound.getsockname()[1]) for name, bound in held.items()}
     for bound in held.values():
@@ -113,7 +116,14 @@ def test_beside_a_running_platform_it_knows_what_is_ours_and_after_kill_9_what_i
             code, found = doctor(settings, *words)
         assert code == 0, found
         assert [one["found"] for one in found["ports"]] == [f"{name} {port}: ours" for name, port in ports.items()]
-        assert {one["found"].split()[0] for one in found["process"]} >= {"control", "gateway", "planner", "node", "flow"}
+        assert {one["found"].split()[0] for one in found["process"]} >= {
+            "control",
+            "gateway",
+            "planner",
+            "node",
+            "flow",
+            "zone-cache",
+        }
         assert found["redis"][0]["found"].startswith("answers")
         assert found["schema"][0]["level"] == "ok"
         stopped = json.loads((settings.state / "processes.json").read_text())["processes"]["planner"]["pid"]

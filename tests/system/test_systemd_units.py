@@ -74,6 +74,11 @@ def test_there_is_one_for_each_process_and_they_belong_together() -> None:
     assert unit("foreglow.service")["Delegate"] == ["yes"]
 
 
+def test_units_with_a_node_in_them_may_open_what_lazy_starts_need() -> None:
+    for name in ("foreglow.service", "foreglow-node.service"):
+        assert unit(name)["DeviceAllow"] == ["/dev/fuse rw"], name
+
+
 class Started:
     """A unit's command line, as systemd would run it: its environment, a socket to say ready on, a network of its own."""
 

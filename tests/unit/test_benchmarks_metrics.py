@@ -22,6 +22,10 @@ PROMISED = {
     "chain.predicted.slowdown_p99": 1.10,
     "page.first_picture_s": 3,
     "page.filter_ms": 300,
+    "code.tier1_1mb.p50_ms": 1,
+    "code.tier2_1mb.p50_ms": 5,
+    "code.origin_share": 0.001,
+    "code.planned_tier1_share": 0.99,
 }
 
 

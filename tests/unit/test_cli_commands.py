@@ -432,6 +432,14 @@ def test_the_lock_of_the_newest_version_is_shown_as_it_is(api: Api, foreglow: An
     assert (code, json.loads(out)) == (0, {"lock": lock})
 
 
+def test_a_version_without_a_lock_says_so_beside_the_output(api: Api, foreglow: Any) -> None:
+    api.on("GET", "/v1/functions/a", described("a", version(1)))
+    api.on("GET", "/v1/functions/a/versions/1/lock", {"lock": ""})
+    code, out, err = foreglow("describe", "a", "--lock")
+    assert (code, out) == (0, "")
+    assert "version 1 of 'a' has no lock" in err
+
+
 def test_deploy_ends_when_a_condition_fails_though_the_version_is_pending(api: Api, foreglow: Any, project: Path) -> None:
     given_up = [condition("code", "true"), condition("route", "false", "given up after 10 tries: the queue is away")]
     api.on("POST", "/v1/packages", {"digest": "sha256:1"}, 201)

@@ -118,6 +118,31 @@ def test_who_gives_up_waiting_does_not_end_it_for_the_others(origin: CountingOri
     assert tier.held(wanted)
 
 
+def test_who_begins_to_wait_for_a_layer_that_comes_ahead_waits_for_no_other(
+    origin: CountingOrigin, make_tier: "type[Tier1]", monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tier = make_tier()
+    *slow, wanted = [spec(put(origin, {"handler.py": content})) for content in (b"1", b"2", b"3")]
+    gate, manifest = threading.Event(), origin.manifest
+
+    def held_back(tenant: str, digest: str) -> Manifest:
+        assert digest == wanted.package.code or gate.wait(10)
+        return manifest(tenant, digest)
+
+    monkeypatch.setattr(origin, "manifest", held_back)
+
+    async def scene() -> None:
+        ahead = [asyncio.create_task(tier.bring_ahead(one)) for one in (*slow, wanted)]
+        await asyncio.sleep(0)  # a node has two under way for plans, and one for the tenants it hosts
+        try:
+            await asyncio.wait_for(tier.fetch(wanted), 5)
+        finally:
+            gate.set()
+        await asyncio.gather(*ahead)
+
+    asyncio.run(scene())
+
+
 def test_a_restart_finds_what_is_there_and_sweeps_what_is_half_done(
     tmp_path: Path, origin: CountingOrigin, make_tier: "type[Tier1]"
 ) -> None:
@@ -146,6 +171,23 @@ def test_after_another_boot_a_damaged_layer_is_fetched_again(
     _, [again] = fetch(tier, whole, torn)
     assert (again / "handler.py").read_bytes() == b"torn"
     assert origin.downloads == 3
+
+
+def test_what_was_not_verified_since_the_machine_went_down_stays_in_doubt_over_restarts(
+    tmp_path: Path, origin: CountingOrigin, make_tier: "type[Tier1]"
+) -> None:
+    whole, torn = spec(put(origin, {"handler.py": b"whole"})), spec(put(origin, {"handler.py": b"torn"}))
+    _, [path] = fetch(make_tier(), whole, torn)
+    (path / "handler.py").write_bytes(b"")
+    (tmp_path / "code" / ".boot").write_text("another")
+    fetch(make_tier(), whole)
+    tier = make_tier()
+    assert tier.held(whole), "verified in this boot"
+    assert not tier.held(torn), "asked for by nobody before the node began anew"
+    [[again]] = fetch(tier, torn)
+    assert (again / "handler.py").read_bytes() == b"torn"
+    assert origin.downloads == 3
+    assert make_tier().held(torn)
 
 
 def test_a_layer_that_is_not_what_its_name_says_never_appears(tmp_path: Path, origin: Origin, make_tier: "type[Tier1]") -> None:
@@ -265,6 +307,14 @@ def test_layers_shared_by_versions_stay_pinned_until_the_last_unpin(origin: Orig
     tier.unpin(shared)
     fetch(tier, shared, other)
     assert tier.held(shared)
+
+
+def test_empty_files_and_folders_count_too(origin: Origin, make_tier: "type[Tier1]") -> None:
+    many = spec(put(origin, {"handler.py": b"", **{f"p{number}/q/__init__.py": b"" for number in range(10)}}))
+    tier = make_tier()
+    fetch(tier, many)
+    assert tier.bytes_held == 31 * BLOCK
+    assert make_tier().bytes_held == 31 * BLOCK
 
 
 def test_one_version_larger_than_the_bound_is_still_served(origin: Origin, make_tier: "type[Tier1]") -> None:

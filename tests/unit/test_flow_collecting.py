@@ -4,6 +4,7 @@ import io
 import os
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -20,10 +21,10 @@ from workers.code import turns
 from workers.code.archive import write_archive
 from workers.code.chunks import CHUNK_BYTES, chunk_key, chunk_name, pack, unpack
 from workers.code.layers import Source, assemble, verify
-from workers.code.manifest import hex_of
+from workers.code.manifest import Manifest, hex_of
 from workers.code.objects import Objects, Stored
 from workers.code.origin import OWNER, Origin, OriginError
-from workers.code.publishing import publish_layer
+from workers.code.publishing import publish_layer, publish_package
 
 KEY = chunk_key(b"the cluster's key", "acme")
 CONTENTS = [bytes([65 + number]) * (CHUNK_BYTES // 2) for number in range(4)]
@@ -69,7 +70,7 @@ class World:
         out = io.BytesIO()
         listing = write_archive([Source("h.py", False, len(content), lambda: io.BytesIO(content))], out)
         out.seek(0)
-        self.origin.put_package("acme", listing, out)
+        publish_package(self.origin, "acme", listing, out)
         return listing.digest
 
     def pass_time(self, seconds: float) -> None:
@@ -209,6 +210,24 @@ def test_with_one_manifest_unreadable_no_chunk_goes(world: World) -> None:
     assert world.swept.sweeps["failed"] == 1
 
 
+def test_the_manifests_that_stay_are_read_before_the_turn(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept, manifest = world.publish(0, 1), world.origin.manifest
+    world.publish(2, refer=False)
+    world.pass_time(DAY)
+    world.collect()
+    world.pass_time(GRACE_S + 1)
+
+    def outside(tenant: str, digest: str) -> Manifest:
+        assert world.origin.marks(tenant) == [], "a turn is short, and there may be thousands"
+        return manifest(tenant, digest)
+
+    monkeypatch.setattr(world.origin, "manifest", outside)
+    world.collect()
+    monkeypatch.undo()
+    assert world.chunks() == names(0, 1)
+    assert world.whole(kept, tmp_path / "kept")
+
+
 # -- turns
 
 
@@ -261,6 +280,25 @@ def test_who_took_too_long_does_nothing_more(world: World, monkeypatch: pytest.M
     assert world.files("layers") == []
 
 
+def test_a_publish_that_stood_still_longer_than_it_knows_is_not_relied_on(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put_manifest = world.origin.put_manifest
+
+    def late(tenant: str, manifest: Manifest) -> None:
+        put_manifest(tenant, manifest)
+        then = time.time() + turns.LONGEST[turns.PUBLISH] + turns.LONGEST_S
+        os.utime(world.folder / "layers" / tenant / f"{hex_of(manifest.digest)}.manifest", (then, then))
+
+    monkeypatch.setattr(world.origin, "put_manifest", late)
+    with pytest.raises(OriginError, match="origin's clock"):
+        world.publish(0)
+    for path in world.files("chunks"):
+        path.unlink()  # a sweep took it for dead
+    monkeypatch.undo()
+    assert world.whole(world.publish(0), tmp_path / "again")
+
+
 # -- the policy
 
 
@@ -310,6 +348,30 @@ class Interrupted(Origin):
 
 
 AFTER = st.integers(0, 6)
+
+
+@pytest.mark.parametrize("after", range(8))
+def test_a_package_that_is_uploaded_again_as_it_goes_is_there_or_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int
+) -> None:
+    origin = Interrupted((tmp_path / "origin").as_uri())
+    world = World(tmp_path / "origin", origin)
+    world.upload(b"x")
+    world.pass_time(DAY)
+    world.collect()
+    world.pass_time(GRACE_S + 1)
+    monkeypatch.setattr(turns, "WAIT_S", 0.0)
+    again: list[str] = []
+
+    def upload() -> None:
+        with suppress(OriginError):
+            again.append(world.upload(b"x"))
+
+    origin.between, origin.after = upload, after
+    world.collect()
+    for digest in again:
+        assert origin.holds_package("acme", digest)
+        assert origin.package("acme", digest).read()
 
 
 @pytest.mark.parametrize("after", range(8))

@@ -19,12 +19,13 @@ from doubles.zones import publish, read_all
 from orchestrator.authority import Authority
 from orchestrator.catalog.routes import NodeRoute
 from orchestrator.catalog.watch import RouteTable
+from orchestrator.zone_cache import listener
 from orchestrator.zone_cache.admission import judge
 from orchestrator.zone_cache.app import ZoneApp
 from orchestrator.zone_cache.disk import ZoneDisk
 from orchestrator.zone_cache.holding import Holding
 from orchestrator.zone_cache.listener import MemberListener
-from workers.code.manifest import Manifest
+from workers.code.manifest import Manifest, hex_of
 from workers.code.origin import Origin, OriginError
 from workers.code.zone import ZoneClient
 from workers.rpc.transport import HostPort, Identity
@@ -230,3 +231,22 @@ async def test_a_cache_that_started_again_is_asked_on_new_connections(tmp_path: 
         await made.listener.close()
         await made.listener.start([where], identity(made.authority, tmp_path, "zone-cache", "z1"))
         assert await said(read_all, node, "acme", one) == "", "nobody notices"
+
+
+@in_loop
+async def test_connections_that_nodes_keep_idle_do_not_count_and_requests_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with cluster(tmp_path) as zone, contextlib.AsyncExitStack() as kept:
+        layer = publish(zone.origin, "acme", {"a.py": b"1"})
+        question = f"GET /v1/layers/acme/{hex_of(layer.digest)}/manifest HTTP/1.1\r\nHost: zone\r\n\r\n".encode()
+
+        async def ask() -> bytes:
+            reader, writer = await asyncio.open_unix_connection(str(zone.socket))
+            kept.callback(writer.close)
+            writer.write(question)
+            return (await reader.readline()).split()[1]
+
+        assert {await ask() for _ in range(300)} == {b"200"}, "17 nodes keep as many"
+        monkeypatch.setattr(listener, "REQUESTS", 0)
+        assert await ask() == b"503"

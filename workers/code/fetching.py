@@ -120,9 +120,10 @@ class Fetcher:
             return self._first_good(errand, self._asking(errand, chunk))
 
     def hurry(self, errand: Errand) -> None:
-        """Somebody waits for it now."""
+        """Somebody waits for it now; the time that it took before does not count."""
         with self._state:
-            errand.urgent = True
+            if not errand.urgent:
+                errand.urgent, errand.deadline = True, time.monotonic() + LAYER_S
             self._state.notify_all()
 
     def end(self, errand: Errand) -> None:

@@ -93,10 +93,13 @@ class Origin:
         with _told(f"layer {digest[:19]} of tenant {tenant}"):
             return self._objects.look(_manifest(tenant, digest)) is not None
 
-    def remove_layer(self, tenant: str, digest: str) -> None:
-        """Its chunks stay: others may share them. Once more does no harm."""
-        with _told(f"deleting layer {digest[:19]} of tenant {tenant}"):
-            self._objects.delete(_manifest(tenant, digest), _order(tenant, digest), _old(tenant, digest))
+    def written(self, tenant: str, digest: str) -> float:
+        """When the layer's manifest was written, by the clock of the origin."""
+        with _told(f"layer {digest[:19]} of tenant {tenant}"):
+            stored = self._objects.look(_manifest(tenant, digest))
+            if stored is None:
+                raise FileNotFoundError(digest)
+            return stored.modified
 
     def order(self, tenant: str, digest: str) -> Sequence[int]:
         """Numbers of the layer's chunks as a start touched them: whatever a node wrote, unchecked. Empty when none is kept."""
@@ -156,12 +159,6 @@ class Origin:
                 return self._objects.stream(_package(tenant, digest))
             except FileNotFoundError:  # uploaded to an earlier release
                 return self._objects.stream(_old(tenant, digest))
-
-    def remove_package(self, tenant: str, digest: str) -> None:
-        """The listing first, so that one with a listing is whole. Once more does no harm."""
-        name = _package(tenant, digest)
-        with _told(f"deleting package {digest[:19]} of tenant {tenant}"):
-            self._objects.delete(f"{name}.listing", name)
 
     # -- all of it
 

@@ -1,9 +1,12 @@
-"""Writing a layer into the origin, chunk by chunk: what is there already is not sent again, the manifest comes last."""
+"""Writing a layer into the origin, chunk by chunk: what is there already is not sent again, the manifest comes last. And an
+uploaded package, whole."""
 
 from collections import deque
 from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import BinaryIO
 
+from workers.code.archive import Listing
 from workers.code.chunks import chunk_name, pack
 from workers.code.layers import Source, lay_out, read_chunks
 from workers.code.manifest import Chunk, Manifest, check_manifest
@@ -29,7 +32,16 @@ def publish_layer(origin: Origin, tenant: str, key: bytes, sources: Iterable[Sou
             raise OriginError(f"writing a layer of tenant {tenant}: it took too long, chunks may have been swept")
         # also when there is one: the layer is young again, and not swept before the catalog refers to it
         origin.put_manifest(tenant, manifest)
+        if not turn.covers(origin.written(tenant, manifest.digest)):  # to be published again, before anything refers to it
+            raise OriginError(f"writing a layer of tenant {tenant}: it took too long by the origin's clock")
     return manifest
+
+
+def publish_package(origin: Origin, tenant: str, listing: Listing, archive: BinaryIO) -> None:
+    """Stores an uploaded package, also over one that is there: it is young again. In a turn: a sweep may have seen that the old
+    one is nobody's, and would delete this one in its place. Raises OriginError."""
+    with publishing(origin, tenant):
+        origin.put_package(tenant, listing, archive)
 
 
 def _store_all(origin: Origin, tenant: str, key: bytes, contents: Iterable[bytes]) -> tuple[Chunk, ...]:

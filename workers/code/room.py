@@ -80,7 +80,7 @@ class Room:
         """`size` bytes count as taken while the layer is on its way. What is `urgent` makes others go; what comes ahead of need
         only what is worth less than itself, and nothing for a quota. Raises NoRoom."""
         self._within_quota(key, size, urgent)
-        self._within_bound(key, size, urgent)
+        self._within_bound(size, urgent)
         self._of_tenant[key[0]] += size
         self._coming += size
         try:
@@ -105,7 +105,7 @@ class Room:
                 + (", all of it in use" if urgent else "")
             )
 
-    def _within_bound(self, key: Key, size: int, urgent: bool) -> None:
+    def _within_bound(self, size: int, urgent: bool) -> None:
         over = self._books.size + self._coming + size - self._bounds.total
         if over <= 0:
             return

@@ -1,6 +1,7 @@
 """The folder of tier 1: where layers lie on the node's disk, and how they come there and go.
 
     FOLDER/<tenant>/<hex>/          a whole, verified layer: it appears by a rename and is never written again
+    FOLDER/<tenant>/<hex>.doubtful  one that was here when the machine went down, and was not verified since
     FOLDER/<tenant>/<hex>.tmp-*     being written; swept at the next start
     FOLDER/<tenant>/<hex>.gone-*    being removed; swept too
 
@@ -21,6 +22,7 @@ from workers.code.manifest import LayerError, hex_of
 
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 BOOT_FILE = ".boot"
+DOUBTFUL = ".doubtful"
 BLOCK = 4096
 
 Key = tuple[str, str]
@@ -28,7 +30,8 @@ Key = tuple[str, str]
 
 
 class Found(msgspec.Struct, frozen=True):
-    """A layer of an earlier run. `doubtful`: the machine has crashed or restarted since, its files may be anything."""
+    """A layer of an earlier run. `doubtful`: the machine has crashed or restarted since it was verified, its files may be
+    anything."""
 
     key: Key
     path: Path
@@ -38,7 +41,8 @@ class Found(msgspec.Struct, frozen=True):
 
 class Shelf:
     """Nothing is synced to disk: a kill loses nothing that was renamed, and after a crash of the machine (another boot) each
-    layer is verified before its first use. Every method but `path` and `set_aside` may take long: call it from a thread."""
+    layer is verified before its first use. What is in doubt is called so on the disk, however often the node starts before it is
+    asked for. Every method but `path`, `trust` and `set_aside` may take long: call it from a thread."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -60,6 +64,10 @@ class Shelf:
         temporary.chmod(0o755)
         return temporary.rename(self.path(key))
 
+    def trust(self, path: Path, key: Key) -> Path:
+        """What was in doubt is whole."""
+        return path.rename(self.path(key))
+
     def set_aside(self, path: Path) -> Path:
         """Out of the way at once, by a rename: a layer is whole or not there. The caller sweeps what is returned."""
         gone = path.with_name(f"{path.name}.gone-{secrets.token_hex(4)}")
@@ -77,35 +85,51 @@ class Shelf:
         """Sweeps what an earlier run left half done, and returns what it left whole, oldest first. Once, before all else."""
         self._folder.mkdir(parents=True, exist_ok=True)
         self._folder.chmod(0o711)
-        doubtful = not self._same_boot()
+        boot, marked = BOOT_ID.read_text().strip(), self._folder / BOOT_FILE
+        another_boot = not marked.exists() or marked.read_text() != boot
         found: list[tuple[float, Found]] = []
         for tenant in self._folder.iterdir():
             if not tenant.is_dir():
                 continue
-            for layer in tenant.iterdir():
-                key = (tenant.name, f"sha256:{layer.name}")
+            for layer in list(tenant.iterdir()):
+                key = (tenant.name, f"sha256:{layer.name.removesuffix(DOUBTFUL)}")
                 try:
                     hex_of(key[1])
                 except LayerError:
                     shutil.rmtree(layer, ignore_errors=True)
                     continue
-                found.append((layer.stat().st_mtime, Found(key, layer, size_of(layer), doubtful)))
+                doubtful = another_boot or layer.name.endswith(DOUBTFUL)
+                path = layer.with_name(layer.name.removesuffix(DOUBTFUL) + DOUBTFUL * doubtful)
+                if path != layer:
+                    layer.rename(path)
+                found.append((path.stat().st_mtime, Found(key, path, size_of(path), doubtful)))
+        if another_boot:
+            marked.write_text(boot)  # last: a start that is killed on the way begins anew
         return [one for _, one in sorted(found, key=lambda pair: pair[0])]
 
-    def _same_boot(self) -> bool:
-        boot = BOOT_ID.read_text().strip()
-        known = self._folder / BOOT_FILE
-        same = known.exists() and known.read_text() == boot
-        if not same:
-            known.write_text(boot)
-        return same
+
+def footprint(sizes: Iterable[int], folders: int = 0) -> int:
+    """Bytes that files of these sizes take on a disk, in whole blocks. An empty file and a folder count a block each: a disk runs
+    out of what they take, too."""
+    return sum(max(1, -(-size // BLOCK)) for size in sizes) * BLOCK + folders * BLOCK
 
 
-def footprint(sizes: Iterable[int]) -> int:
-    """Bytes that files of these sizes take on a disk, in whole blocks."""
-    return sum(-(-size // BLOCK) * BLOCK for size in sizes)
+def folders_of(paths: Iterable[str]) -> int:
+    """How many folders there are above files of these paths."""
+    found: set[str] = set()
+    for path in paths:
+        parent = path.rpartition("/")[0]
+        while parent and parent not in found:
+            found.add(parent)
+            parent = parent.rpartition("/")[0]
+    return len(found)
 
 
 def size_of(folder: Path) -> int:
     """The footprint of a tree that is there."""
-    return footprint(os.lstat(os.path.join(parent, name)).st_size for parent, _, names in os.walk(folder) for name in names)
+    sizes: list[int] = []
+    folders = 0
+    for parent, below, names in os.walk(folder):
+        folders += len(below)
+        sizes += (os.lstat(os.path.join(parent, name)).st_size for name in names)
+    return footprint(sizes, folders)

@@ -27,7 +27,7 @@ from workers.code.lazy.starting import LazyStarts
 from workers.code.manifest import LayerError, Manifest
 from workers.code.origin import OldLayer, Origin, OriginError
 from workers.code.room import Bounds, NoRoom, Room, mib
-from workers.code.shelf import Key, Shelf, footprint, size_of
+from workers.code.shelf import Key, Shelf, folders_of, footprint, size_of
 from workers.code.tally import FAILED, TIER1, CodeTally
 from workers.ports import ChunkSource, CodeReport, CodeUnavailable, Fetched
 from workers.versions import VersionSpec
@@ -35,8 +35,9 @@ from workers.versions import VersionSpec
 LAYERS_AT_ONCE = 16
 """Layers being written that somebody waits for: most of the time they wait for chunks."""
 
-AHEAD_AT_ONCE = 2
-"""Those that nobody waits for."""
+AHEAD_AT_ONCE = 4
+"""Those that nobody waits for. As many as a node ever brings ahead: somebody may begin to wait for one, and it must not be behind
+others then."""
 
 SWEEP_S = 30.0
 """How long a fetch on a full disk waits for what was evicted to be gone."""
@@ -271,9 +272,12 @@ class Tier1:
     async def _still_whole(self, key: Key, pool: ThreadPoolExecutor) -> bool:
         path = self._paths[key]
         whole = await self._run(pool, self._verify, key, path)
+        if self._paths.get(key) is not path:
+            return False  # it went meanwhile
         if whole:
+            self._paths[key] = self._shelf.trust(path, key)
             self._doubtful.discard(key)
-        elif key in self._paths:
+        else:
             log.warning("code.not_whole", tenant=key[0], layer=key[1][:19], reason="damaged when the machine went down")
             self._drop(key)
         return whole
@@ -289,7 +293,7 @@ class Tier1:
             size = 0  # nothing says it before it is here
             write: Callable[[Path], None] = partial(self._write_old, key)
         else:
-            size = footprint(file.size for file in manifest.files)
+            size = footprint((file.size for file in manifest.files), folders_of(file.path for file in manifest.files))
             write = partial(self._write_new, errand, manifest)
         with self._room.reserved(key, size, errand.urgent):
             if size and self.lazy is not None and self.lazy.wants(manifest):

@@ -23,7 +23,7 @@ LOOK_S = 0.2
 
 
 class Turn(msgspec.Struct, frozen=True):
-    """`began`: by this process's monotonic clock; `at`: the same by the origin's clock. `free`: nothing else goes on."""
+    """`began`: by this host's clock since its boot; `at`: the same by the origin's clock. `free`: nothing else goes on."""
 
     kind: str
     began: float
@@ -33,15 +33,25 @@ class Turn(msgspec.Struct, frozen=True):
     @property
     def over(self) -> bool:
         """True when others may begin to think that whoever has the turn is dead."""
-        return time.monotonic() > self.began + LONGEST[self.kind]
+        return _now() > self.began + LONGEST[self.kind]
+
+    def covers(self, written: float) -> bool:
+        """Whether nobody can have thought so when something was written, by the origin's clock: that one goes on while a host, or
+        a virtual machine, stands still."""
+        return written < self.at + LONGEST[self.kind] + LONGEST_S
+
+
+def _now() -> float:
+    """Goes on while the host sleeps, as the others do."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 @contextmanager
 def publishing(origin: Origin, tenant: str, wait_s: float | None = None) -> Iterator[Turn]:
     """Nothing of the tenant's is swept while it lasts. Raises OriginError, also when a sweep does not end in time."""
     with _turn(origin, tenant, PUBLISH) as (turn, mark):
-        while _others(origin.marks(tenant), (SWEEP,), mark, time.monotonic() - turn.began):
-            if time.monotonic() > turn.began + (WAIT_S if wait_s is None else wait_s):
+        while _others(origin.marks(tenant), (SWEEP,), mark, _now() - turn.began):
+            if _now() > turn.began + (WAIT_S if wait_s is None else wait_s):
                 raise OriginError(f"the code of tenant {tenant} is being tidied up")
             time.sleep(LOOK_S)
         yield turn
@@ -51,13 +61,13 @@ def publishing(origin: Origin, tenant: str, wait_s: float | None = None) -> Iter
 def sweeping(origin: Origin, tenant: str) -> Iterator[Turn]:
     """Only a turn that is `free` and not `over` may delete anything. Raises OriginError."""
     with _turn(origin, tenant, SWEEP) as (turn, mark):
-        others = _others(origin.marks(tenant), (PUBLISH, SWEEP), mark, time.monotonic() - turn.began)
+        others = _others(origin.marks(tenant), (PUBLISH, SWEEP), mark, _now() - turn.began)
         yield msgspec.structs.replace(turn, free=not others)
 
 
 @contextmanager
 def _turn(origin: Origin, tenant: str, kind: str) -> Iterator[tuple[Turn, Stored]]:
-    began = time.monotonic()
+    began = _now()
     mark = origin.mark(tenant, kind)
     try:
         yield Turn(kind, began, mark.modified, free=False), mark

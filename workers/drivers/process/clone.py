@@ -153,16 +153,16 @@ class ProcessClone:
                 os.close(tree)
         answer = await asyncio.wait_for(asyncio.shield(self._ready), timeout_s)
         elapsed_ms = (time.perf_counter() - began) * 1000
-        self._refuse(answer)
+        asked = answer.get("asked")
+        names = tuple(str(name)[:100] for name in asked[:20]) if isinstance(asked, list) else ()
+        self._refuse(answer, names)
         told = answer.get("init_ms", 0.0)
         if not isinstance(told, int | float):
             raise DriverError("the guest broke the protocol: init_ms is not a number")
         init_ms = min(max(0.0, float(told)), elapsed_ms) if told == told else 0.0  # noqa: PLR0124 (not a number)
-        asked = answer.get("asked")
-        names = tuple(str(name)[:100] for name in asked[:20]) if isinstance(asked, list) else ()
         return InitReport(elapsed_ms - init_ms, init_ms, names)
 
-    def _refuse(self, answer: dict[str, Any]) -> None:
+    def _refuse(self, answer: dict[str, Any], asked: tuple[str, ...]) -> None:
         """Raises DriverError or InitFailed when the guest says it is not ready."""
         error = answer.get("error")
         if error is None:
@@ -170,7 +170,7 @@ class ProcessClone:
         detail = {key: str(error.get(key, "")) for key in ("type", "message", "stack")} if isinstance(error, dict) else {}
         if "step" in answer:
             raise DriverError(f"{answer['step']}: {detail.get('type')}: {detail.get('message')}")
-        raise InitFailed(detail)
+        raise InitFailed(detail, asked)
 
     def send(self, kind: int, ident: int, meta: bytes = b"", body: bytes = b"") -> None:
         self._wire.send(kind, ident, meta, body)

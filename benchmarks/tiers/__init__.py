@@ -1,0 +1,1 @@
+"""Packages of known sizes, brought to the point where a function may start, tier by tier."""
