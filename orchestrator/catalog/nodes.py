@@ -100,6 +100,8 @@ class Nodes:
                 node = Node(name=name, epoch=0, generation=0, role=role, joined=now)
                 session.add(node)
             node.role, node.address, node.zone = role, address, zone
+            if role != "node":
+                node.tenants = ""  # of the node that had the name before; nobody could lift it
             node.fingerprint, node.fingerprint_before = fingerprint, ""
             node.joined, node.last_seen = now, None
             _changed(session, node, NodeState.UP, now)

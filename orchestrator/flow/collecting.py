@@ -152,6 +152,9 @@ class Collector:
             unnamed = [one for one in some if one.name.rpartition("/")[2] not in named and one.modified < written_before]
             if not self._delete(tenant, "chunks", unnamed, turn):
                 return "busy"
+        for some in self._origin.list("turns", tenant):
+            if dead := [one.name for one in some if one.modified < written_before]:
+                self._origin.delete(tenant, dead)
         self._origin.delete_staged(tenant, GRACE_S)
         return "done"
 

@@ -8,6 +8,7 @@ import time
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from doubles.zones import ZoneProcess, publish, wait_for
@@ -27,6 +28,8 @@ from workers.code.package import build_package
 pytestmark = pytest.mark.system
 
 F = FunctionId("acme/f")
+NO_SOURCES: Any = None
+"""Nothing here is built from source."""
 
 
 @pytest.fixture
@@ -82,7 +85,7 @@ def test_a_version_is_in_every_zone_before_its_code_is_said_to_be_there(
 ) -> None:
     with ZoneProcess((tmp_path / "origin").as_uri()) as west:
         filling = Filling(origin, Zones(east=[str(zone.socket)], west=[str(west.socket)]), lambda: False)
-        builder = Builder(store.packages, origin, b"key", sys.executable, tmp_path / "flow")
+        builder = Builder(store.packages, origin, b"key", sys.executable, tmp_path / "flow", NO_SOURCES)
         module = FunctionManagement(store, builder, filling)
         event = deploy(store, origin, "def f(e, c): return 1\n")
         module.apply(event)
@@ -96,7 +99,7 @@ def test_a_zone_that_is_down_holds_nothing_up_and_the_condition_says_which_and_w
 ) -> None:
     zones = Zones(east=[str(zone.socket)], west=[str(tmp_path / "nobody.sock")])
     filling = Filling(origin, zones, lambda: False)
-    builder = Builder(store.packages, origin, b"key", sys.executable, tmp_path / "flow")
+    builder = Builder(store.packages, origin, b"key", sys.executable, tmp_path / "flow", NO_SOURCES)
     module = FunctionManagement(store, builder, filling)
     module.apply(deploy(store, origin, "def f(e, c): return 1\n"))
     status, reason = code_condition(store, 1)

@@ -9,6 +9,7 @@ import time
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -32,6 +33,9 @@ from workers.code.publishing import publish_layer
 CLUSTER_KEY = b"the cluster's key"
 KEY = chunk_key(CLUSTER_KEY, "acme")
 F = FunctionId("acme/f")
+NO_SOURCES: Any = None
+"""Nothing here is built from source."""
+
 pytestmark = pytest.mark.system
 
 KILLED_AT_STEP = """
@@ -59,7 +63,8 @@ for one in ("put", "settle", "delete", "look", "list"):
 from workers.code.origin import Origin
 
 store = Store(f"sqlite:///{folder / 'catalog.db'}")
-builder = Builder(store.packages, Origin((folder / "origin").as_uri()), sys.argv[4].encode(), sys.executable, folder / "flow")
+origin = Origin((folder / "origin").as_uri())
+builder = Builder(store.packages, origin, sys.argv[4].encode(), sys.executable, folder / "flow", None)
 (package,) = [store.packages.find("acme", sys.argv[3])]
 layer = builder.code_layer(package, "python3.11", "handler:f")
 print(layer.digest)
@@ -135,7 +140,8 @@ def test_an_origin_that_is_away_makes_a_version_wait_and_says_so(tmp_path: Path,
     folder = tmp_path / "origin"
     origin = Origin(folder.as_uri())
     package = upload(store, origin, handler=b"def f(e, c): return e\n")
-    management = FunctionManagement(store, Builder(store.packages, origin, CLUSTER_KEY, sys.executable, tmp_path / "flow"))
+    builder = Builder(store.packages, origin, CLUSTER_KEY, sys.executable, tmp_path / "flow", NO_SOURCES)
+    management = FunctionManagement(store, builder)
     store.functions.put("acme", "f", settings(package), time.time())
     management.apply(deployed(1))
     assert code(store, 1)[0] == ConditionStatus.TRUE
@@ -195,7 +201,8 @@ def test_layers_of_an_earlier_release_serve_and_come_into_todays_form_when_built
     store.packages.add_layer("acme", LayerRole.CODE, package, "python3.11", LayerView(built, 30), 1)
     store.functions.put("acme", "f", settings(package), 1)
     store.functions.set_layers(F, 1, built, "", 30)
-    management = FunctionManagement(store, Builder(store.packages, origin, CLUSTER_KEY, sys.executable, tmp_path / "flow"))
+    builder = Builder(store.packages, origin, CLUSTER_KEY, sys.executable, tmp_path / "flow", NO_SOURCES)
+    management = FunctionManagement(store, builder)
     store.functions.put("acme", "f", settings(package), 2)
     management.apply(deployed(2))
     assert code(store, 2)[0] == ConditionStatus.TRUE

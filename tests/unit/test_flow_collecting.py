@@ -268,6 +268,16 @@ def test_what_a_dead_process_said_counts_for_a_while_only(world: World, kind: st
         pass
 
 
+def test_what_dead_processes_said_goes(world: World) -> None:
+    dead, alive = (world.folder / world.origin.mark("acme", turns.PUBLISH).name for _ in range(2))
+    assert max(turns.LONGEST.values()) + turns.LONGEST_S < GRACE_S
+    for mark, age in ((dead, GRACE_S + 1), (alive, GRACE_S - 1)):
+        os.utime(mark, (time.time() - age,) * 2)
+    world.collect()
+    assert not dead.exists()
+    assert alive.exists()
+
+
 def test_who_took_too_long_does_nothing_more(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     world.origin.put_chunk("acme", chunk_name(KEY, b"left"), b"left")
     world.pass_time(DAY)

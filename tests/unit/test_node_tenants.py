@@ -72,6 +72,14 @@ def test_a_list_is_published_and_stays_when_the_node_joins_again(store: Store) -
     assert published(store, "n1").hosts("third")
 
 
+def test_a_list_does_not_pass_to_another_role_under_the_same_name(store: Store) -> None:
+    join(store, "n1")
+    store.nodes.allow("n1", ["acme"], 1)
+    store.nodes.remove("n1", 2)
+    join(store, "n1", "flow")
+    assert published(store, "n1").tenants == ()
+
+
 def test_what_cannot_be_is_refused_with_the_field(store: Store) -> None:
     join(store, "n1")
     join(store, "z1", "zone-cache")
