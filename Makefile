@@ -26,7 +26,7 @@ check: .venv/.made-dev
 	$(BIN)/lint-imports
 
 test: system .venv/.made-dev
-	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadgroup $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 soak: system .venv/.made-dev
 	FULL=1 $(BIN)/python -m pytest $(PYTEST_ARGS)

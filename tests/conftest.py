@@ -19,10 +19,8 @@ IN_CI = os.environ.get("CI") == "true"
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    # whole files go to a worker, those with real platforms first: what they wait for, the small ones use
+    # two workers share the files, those with real platforms first: while these wait, small ones run
     items.sort(key=lambda item: FIRST.index(place) if (place := item.path.parent.name) in FIRST else len(FIRST))
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group(str(item.path)))
     foreign, why = ("needs_user", "must run as an ordinary user") if os.geteuid() == 0 else ("needs_root", "needs root")
     others = [item for item in items if item.get_closest_marker(foreign)]
     if IN_CI and others:

@@ -6,7 +6,7 @@ import itertools
 import json
 import os
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Set
 from pathlib import Path
 from typing import Any
 
@@ -219,7 +219,7 @@ async def bench(folder: Path, **driver: Any) -> AsyncIterator[Bench]:
         yield Bench(folder, made, report)
     finally:
         await made.stop()
-    left = descendants() - children
+    left = descendants(children)
     assert not left, f"processes left: {[command_of(pid) for pid in left]}"
     names = [
         os.readlink(f"/proc/self/fd/{fd}")
@@ -230,13 +230,14 @@ async def bench(folder: Path, **driver: Any) -> AsyncIterator[Bench]:
     assert not groups_of(os.getpid()), "control groups left"
 
 
-def descendants() -> set[int]:
-    """Processes below this one."""
+def descendants(besides: Set[int] = frozenset()) -> set[int]:
+    """Processes below this one, without those in `besides` and what is below them: servers that the whole run shares."""
     found = [os.getpid()]
     for pid in found:
         with contextlib.suppress(OSError):
             for task in os.listdir(f"/proc/{pid}/task"):
-                found += map(int, Path(f"/proc/{pid}/task/{task}/children").read_text().split())
+                children = map(int, Path(f"/proc/{pid}/task/{task}/children").read_text().split())
+                found += [child for child in children if child not in besides]
     return set(found[1:])
 
 

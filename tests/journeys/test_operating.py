@@ -181,6 +181,7 @@ def test_the_metrics_of_a_running_platform_are_the_documented_ones(platform: Pla
 
 
 def test_what_happens_is_counted(platform: Platform) -> None:
+    assert platform.invoke("front").status_code == 200
     before = told(platform)
     assert platform.invoke("front").status_code == 200
     assert platform.invoke("fails").status_code == 502
