@@ -162,7 +162,7 @@ async def test_what_was_open_on_a_node_that_fell_silent_is_decided_again_on_anot
         deploy(gate, mind, *SPECS, calls=CALLS)
         freer.driver.init_turn.close()
         await mind.insight.warm({"tenant": "acme", "name": "entry", "count": 1})
-        await until(lambda: freer.driver.initialising)
+        await until(lambda: freer.driver.init_turn.waiting)
         freer.driver.init_turn.pass_one()  # one is ready, the others are on their way
         await until(lambda: sorted(made[0] for made in mind.outcomes().values()) == ["pending", "pending", "pending", "ready"])
         first = {one.decision_id: one for one in mind.planner.decisions.entries()}
