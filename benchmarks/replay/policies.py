@@ -1,5 +1,6 @@
 """Which code goes first, by three policies with one face. Ours is the node's own (workers.code.eviction)."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Protocol
 
@@ -25,7 +26,7 @@ class Policy(Protocol):
         """Takes out what goes first until `excess` bytes are free, with its size."""
 
 
-class _Ordered:
+class _Ordered(ABC):
     """Counts and the order of uses; `_worth` says by which of them something goes."""
 
     def __init__(self) -> None:
@@ -70,8 +71,8 @@ class _Ordered:
         del self._uses[key], self._last[key]
         return size
 
-    def _worth(self, key: int) -> float:
-        raise NotImplementedError
+    @abstractmethod
+    def _worth(self, key: int) -> float: ...
 
 
 class Lru(_Ordered):
