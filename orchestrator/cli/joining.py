@@ -78,7 +78,6 @@ def list_nodes(context: typer.Context, state: State = None, json: Json = False) 
 @nodes.command("remove")
 def remove(name: Annotated[str, typer.Argument(metavar="NAME")], state: State = None) -> None:
     """Let a member go: its certificate does not count any more."""
-
     from orchestrator.cli.client import Client, segment
 
     with Client(state_folder(state)) as client:
@@ -93,12 +92,10 @@ def allow(
     state: State = None,
 ) -> None:
     """Bind a node to tenants: it gets no instance and no code of others (operators)."""
-    from urllib.parse import quote
-
-    from orchestrator.cli.client import Client
+    from orchestrator.cli.client import Client, segment
 
     with Client(state_folder(state)) as client:
-        client.put(f"/v1/nodes/{quote(name, safe='')}/tenants", {"tenants": tenants or []})
+        client.put(f"/v1/nodes/{segment(name)}/tenants", {"tenants": tenants or []})
     print(f"{name} hosts {', '.join(tenants) if tenants else 'all tenants'}")
 
 

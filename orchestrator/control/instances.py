@@ -25,8 +25,9 @@ def router(roster: Roster) -> APIRouter:
         """Instances of the tenant's versions by state, per node, and function templates with why there is none where one was
         thought of; `away` names nodes that did not answer."""
         tenant = tenant_of(request)
-        answers, away = await _ask_all(roster, "counts", tenant)
-        held, silent = await _ask_all(roster, "templates", tenant)
+        (answers, away), (held, silent) = await asyncio.gather(
+            _ask_all(roster, "counts", tenant), _ask_all(roster, "templates", tenant)
+        )
         return {
             "instances": [_counted(node, one) for node, answer in answers for one in answer],
             "templates": [_template(node, one) for node, answer in held for one in answer],

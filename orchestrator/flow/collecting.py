@@ -26,7 +26,7 @@ from workers.code.turns import Turn, sweeping
 GRACE_S = 3600.0
 EVERY_S = 1800.0
 FIRST_S = 60.0
-UNUSED_S = 86400.0
+UPLOAD_UNUSED_S = 86400.0
 """An upload that no version uses is kept for a day; over the quota it makes room earlier."""
 
 LEASE = "origin"
@@ -112,7 +112,7 @@ class Collector:
     def collect(self, tenant: str, now: float) -> None:
         """One sweep of one tenant. Raises what the database raises; trouble with the origin is counted and told."""
         with suppress(NotFound):  # removed; what was being written then may still be here
-            self._roots.release(tenant, now, UNUSED_S)
+            self._roots.release(tenant, now, UPLOAD_UNUSED_S)
         kept = self._roots.kept(tenant)  # read before what is there is listed: what is written later is young
         if kept is None:
             log.warning("origin.not_swept", tenant=tenant, reason="the catalog knows no such tenant")

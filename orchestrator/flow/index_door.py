@@ -49,10 +49,6 @@ class Budget:
             if self._left < 0:
                 raise Refused(403, "the build has fetched as much as it may")
 
-    @property
-    def spent(self) -> bool:
-        return self._left < 0
-
 
 class IndexDoor:
     """Answers on `listener` until closed. `troubles`: what of the operator's side failed meanwhile; `refused`: what a build asked

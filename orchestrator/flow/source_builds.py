@@ -9,15 +9,14 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import structlog
 import uv
 
 from orchestrator.flow import wheelwright
 from orchestrator.flow.dependencies import MAX_REASON, UNSATISFIABLE, BuildFailed, BuildInterrupted, Busy, told_reason
-from orchestrator.flow.index_door import IndexDoor
 from orchestrator.flow.index_settings import Indexes, inside_variables, read_indexes
-from orchestrator.flow.index_upstream import Upstream
 from orchestrator.flow.locks import LockError
 from orchestrator.flow.wheels import Wheels, collect
 from orchestrator.flow.wheelwright import BUILDING
@@ -27,6 +26,10 @@ from workers.drivers.process.confining import OUT, PORT, Command, ConfinementErr
 from workers.drivers.process.interpreter import Interpreter
 from workers.drivers.process.limits import Cgroups
 from workers.drivers.process.tiers import Tier
+
+if TYPE_CHECKING:  # a client and a server of HTTP, which most flows never need
+    from orchestrator.flow.index_door import IndexDoor
+    from orchestrator.flow.index_upstream import Upstream
 
 SLOTS = 2
 """Source builds at once, of different tenants."""
@@ -87,6 +90,8 @@ class SourceBuilder:
 
         Raises Busy, BuildFailed, BuildInterrupted.
         """
+        from orchestrator.flow.index_upstream import Upstream
+
         with self._slot(tenant) as slot:
             tier = self._isolation()
             indexes = read_indexes(self._environment)
@@ -104,7 +109,9 @@ class SourceBuilder:
             finally:
                 upstream.close()
 
-    def _confined(self, tier: Tier, slot: int, indexes: Indexes, upstream: Upstream, asked: Path, into: Path) -> Wheels:
+    def _confined(self, tier: Tier, slot: int, indexes: Indexes, upstream: "Upstream", asked: Path, into: Path) -> Wheels:
+        from orchestrator.flow.index_door import IndexDoor
+
         program, requirements = f"{TOOLS}/wheelwright.py", f"{TOOLS}/{REQUIREMENTS_FILE}"
         python, tool = self._interpreter.executable, f"{TOOLS}/uv"
         command = Command(
@@ -161,13 +168,13 @@ class SourceBuilder:
             self._cgroups.close()
 
 
-def _met(ended: Ended, door: IndexDoor) -> str:
+def _met(ended: Ended, door: "IndexDoor") -> str:
     """The limits it met and what it was refused, in words for the condition."""
     told = [*ended.limits, *(f"refused: {one}" for one in door.refused[:3])]
     return f" ({'; '.join(told)})" if told else ""
 
 
-def _failure(ended: Ended, door: IndexDoor) -> Exception:
+def _failure(ended: Ended, door: "IndexDoor") -> Exception:
     before, began, after = ended.output.rpartition(f"\n{BUILDING}")
     # a backend's own words come before uv's, and its last ones say most
     words = f"{REQUIREMENTS_FILE}: {BUILDING}{' '.join(after.split())[-MAX_REASON:]}" if began else told_reason(before or after)

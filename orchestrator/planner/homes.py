@@ -41,9 +41,6 @@ class Homes:
         self._changed: set[TenantId] = set()
         self._told: dict[str, dict[TenantId, tuple[str, ...]]] = {}  # by node: the versions it has heard of
 
-    def homes(self, tenant: TenantId) -> frozenset[str]:
-        return frozenset(self._homes.get(tenant, ()))
-
     def function_changed(self, function: FunctionId, exists: bool) -> None:
         tenant = tenant_of(function)
         if exists:

@@ -21,9 +21,9 @@ from orchestrator.zone_cache.disk import ZoneDisk
 from orchestrator.zone_cache.holding import Holding
 from orchestrator.zone_cache.listener import MemberListener
 from orchestrator.zone_cache.metrics import ZoneMetrics, zone_checks
+from orchestrator.zones import CACHE_ROLE
 from workers.code.origin import Origin
 
-ROLE = "zone-cache"
 STOP_S = 2.0
 
 log = structlog.get_logger(__name__)
@@ -34,7 +34,7 @@ async def serve(settings: Settings) -> None:
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    own = Self(settings, ROLE, f"{ROLE}{LOCAL}{socket.gethostname()}")
+    own = Self(settings, CACHE_ROLE, f"{CACHE_ROLE}{LOCAL}{socket.gethostname()}")
     origin = Origin(settings.effective_origin_url)
     disk = await asyncio.to_thread(ZoneDisk, settings.zone_cache_folder, settings.zone_cache_bytes)
     holding = Holding(disk, origin)
@@ -50,12 +50,12 @@ async def serve(settings: Settings) -> None:
     table = RouteTable(on_tenant=on_tenant)
     watching = asyncio.create_task(RouteWatcher(settings.effective_redis_url, table).run())
     listener = MemberListener(ZoneApp(holding, judge(table.nodes), table.loaded.is_set).app)
-    operations = Operations(ROLE, lambda: listener.serving, lambda: zone_checks(table), ZoneMetrics(holding))
+    operations = Operations(CACHE_ROLE, lambda: listener.serving, lambda: zone_checks(table), ZoneMetrics(holding))
     stopping = asyncio.create_task(stop.wait())
     done = keep_certified(own)
     try:
         await operations.start(settings)
-        await listener.start(own.listens(settings.socket(ROLE)), own.identity)
+        await listener.start(own.listens(settings.socket(CACHE_ROLE)), own.identity)
         log.info("zone.serving", zone=settings.zone, objects=len(disk), bytes=disk.bytes_held)
         await asyncio.wait({watching, stopping}, return_when=asyncio.FIRST_COMPLETED)
         if watching.done():
@@ -69,7 +69,7 @@ async def serve(settings: Settings) -> None:
         await asyncio.wait({watching, stopping, *forgetting}, timeout=STOP_S)
         holding.close()
         with contextlib.suppress(FileNotFoundError):
-            settings.socket(ROLE).unlink()
+            settings.socket(CACHE_ROLE).unlink()
 
 
 def run(settings: Settings) -> None:

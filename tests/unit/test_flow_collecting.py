@@ -183,7 +183,7 @@ def test_uploads_go_like_layers_and_old_forms_too(world: World) -> None:
     assert not world.origin.holds_package("acme", dropped)
     assert world.origin.listing("acme", kept).digest == kept
     assert {path.name for path in world.files("layers")} == {old.name, f"{old.name}.manifest"}
-    assert set(world.roots.released) == {collecting.UNUSED_S}
+    assert set(world.roots.released) == {collecting.UPLOAD_UNUSED_S}
 
 
 def test_a_tenant_that_was_removed_goes_and_one_nobody_knows_stays(world: World) -> None:

@@ -21,8 +21,6 @@ def upgrade() -> None:
     # the first schema had one key that could do everything: the one made for whoever runs the platform
     op.execute("UPDATE keys SET role = 'operator' WHERE tenant = 'default' AND name = 'admin'")
     op.add_column("versions", sa.Column("initial_instances", sa.Integer(), nullable=False, server_default="0"))
-    op.add_column("versions", sa.Column("build", sa.Boolean(), nullable=False, server_default=sa.false()))
-    op.add_column("layers", sa.Column("lock", sa.Text(), nullable=False, server_default=""))
     op.add_column("conditions", sa.Column("since", sa.Float(), nullable=False, server_default="0"))
     of_version = "versions.function = conditions.function AND versions.number = conditions.number"
     op.execute(f"UPDATE conditions SET since = (SELECT created FROM versions WHERE {of_version})")  # noqa: S608

@@ -1,4 +1,4 @@
-"""Certificates that are being renewed."""
+"""Certificates that are being renewed; source builds and locks."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -11,3 +11,5 @@ depends_on = None
 
 def upgrade() -> None:
     op.add_column("nodes", sa.Column("fingerprint_before", sa.String(length=64), nullable=False, server_default=""))
+    op.add_column("versions", sa.Column("build", sa.Boolean(), nullable=False, server_default=sa.false()))
+    op.add_column("layers", sa.Column("lock", sa.Text(), nullable=False, server_default=""))
