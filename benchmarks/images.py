@@ -1,7 +1,7 @@
 """python -m benchmarks.images: does a layer start faster from an EROFS image than from its tree? As root, with mkfs.erofs.
 
-For each size one JSON line: making the image, reading every file for the first time after the switch, reading it again, and what
-the page cache holds twice by then. What an instance does with a tree and with a mount is the same: a bind of a folder.
+For each size one JSON line: making the image, reading every file of it for the first time, and reading image and tree again.
+What an instance does with a tree and with a mount is the same: a bind of a folder.
 """
 
 import json

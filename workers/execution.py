@@ -342,11 +342,11 @@ class Execution:
             victims = self.table.victims(missing)
             templates = self._preparer.templates
             if not victims:
-                idle = self.table.victims(missing - templates.held_mb) if missing > templates.held_mb else []
-                if missing > templates.held_mb and not idle:
+                beyond = missing - templates.held_mb
+                victims = self.table.victims(beyond)
+                if beyond > 0 and not victims:
                     return None
                 templates.give_way(missing)
-                victims = idle
             for victim in victims:
                 self._drop(victim, "gave way to a request")
         self.memory.reserve(spec.memory_mb)

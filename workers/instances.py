@@ -44,7 +44,6 @@ class Instance:
     idle_since: float = 0.0
     timings: Timings = Timings()
     next_id: int = 0
-    from_template: bool = False  # its init was done before it was cloned
 
     @property
     def adopted(self) -> bool:

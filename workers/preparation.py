@@ -56,14 +56,12 @@ class Preparer:
         """
         template = self.templates.take(instance.spec)
         if template is not None:
-            instance.from_template = True
             try:
                 await self._prepare(instance, priority, template)
             except (InitFailed, GivenUp):
                 raise
             except DriverError as error:  # it may have been killed, or be used up: a start of the other kind does as well
                 self.templates.broke(instance.spec, template, str(error))
-                instance.from_template = False
             else:
                 return
         await self._prepare(instance, priority, None)

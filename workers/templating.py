@@ -12,7 +12,7 @@ import structlog
 
 from graph.ids import VersionId, tenant_of
 from workers.admission import MemoryLedger
-from workers.function_templates import KNOWN, Candidate, Rules, Standing, choose, failed, least_first, outlived
+from workers.function_templates import CLONES, KNOWN, Candidate, Rules, Standing, choose, failed, least_first, outlived, wanted
 from workers.init_order import InitOrder
 from workers.ports import (
     CodeTier,
@@ -77,7 +77,8 @@ class FunctionTemplates:
         if template is not None and one is not None:
             one.made += 1
             self.cloned += 1
-            self._nudge.set()
+            if one.made >= CLONES:
+                self._nudge.set()
         return template
 
     def observed(self, spec: VersionSpec, init_ms: float) -> None:
@@ -89,13 +90,14 @@ class FunctionTemplates:
             one = self._candidates[spec.version] = Candidate(spec.version, spec.memory_mb)
             one.used(time.monotonic())
             while len(self._candidates) > KNOWN:
-                self._forget(next(iter(self._candidates)), "too many versions")
+                self.drop(next(iter(self._candidates)), "too many versions")
         self._specs[spec.version] = spec
         self._candidates.move_to_end(spec.version)
         one.init_ms = init_ms
         if one.standing is Standing.NONE and init_ms < self.rules.threshold_ms:
             one.reason = f"its init takes {init_ms:.0f} ms, under {self.rules.threshold_ms:g} ms"
-        self._nudge.set()
+        if wanted(one, self.rules, time.monotonic()):
+            self._nudge.set()
 
     def broke(self, spec: VersionSpec, template: FunctionTemplate, reason: str) -> None:
         """A clone of it could not be had."""
@@ -107,29 +109,25 @@ class FunctionTemplates:
 
     def drop(self, version: str, why: str) -> None:
         """The version is no more: its template goes, and none is made."""
-        self._forget(version, why)
+        one = self._candidates.pop(version, None)
+        if one is not None:
+            self._release(one, why)
+        self._specs.pop(version, None)
 
     async def forget(self, tenant: str) -> None:
         """All of a tenant's; returns when their memory is free, after a bound at most."""
         for one in self.of(tenant):
-            self._forget(one.version, "its tenant is gone")
+            self.drop(one.version, "its tenant is gone")
         await self._settle()
 
-    def give_way(self, needed_mb: int) -> int:
-        """Frees memory for a request, the least worth first; how many MB of the ledger."""
+    def give_way(self, needed_mb: int) -> None:
+        """Frees memory for a request, the least worth first."""
         freed = 0
         for one in least_first(self._candidates.values(), time.monotonic()):
             if freed >= needed_mb:
                 break
             freed += one.memory_mb
             self._release(one, "gave way to a request")
-        return freed
-
-    def _forget(self, version: str, why: str) -> None:
-        one = self._candidates.pop(version, None)
-        if one is not None:
-            self._release(one, why)
-        self._specs.pop(version, None)
 
     def _release(self, one: Candidate, why: str) -> None:
         """Ends the template held; one being made sees for itself that it is not wanted."""
@@ -176,7 +174,7 @@ class FunctionTemplates:
             with contextlib.suppress(asyncio.CancelledError):
                 await self._task
         for version in list(self._candidates):
-            self._forget(version, "the node stops")
+            self.drop(version, "the node stops")
         await self._settle()
 
     async def _settle(self) -> None:

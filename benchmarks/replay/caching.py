@@ -14,7 +14,7 @@ from benchmarks.replay.starts import Use
 
 @dataclass
 class Moved:
-    """What one replay came to. `late`: starts that found nothing and fetched, by whether the code had been here before."""
+    """What one replay came to."""
 
     starts: int = 0
     first: int = 0  # misses of code that was never here

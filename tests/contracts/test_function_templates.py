@@ -207,7 +207,6 @@ def handler(event, context):
         assert len({fixed for _, fixed in drawn}) == 1  # who gives a seed wants the same numbers
 
 
-@pytest.mark.skipif(importlib.util.find_spec("numpy") is None, reason="numpy is not installed")
 @in_loop
 async def test_numpy_differs_in_every_clone(tmp_path: Path) -> None:
     spec = importlib.util.find_spec("numpy")

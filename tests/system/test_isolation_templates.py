@@ -245,6 +245,7 @@ socket.recv_fds = keeping
 """
 
 
+@pytest.mark.needs_root
 @in_loop
 async def test_control_groups_it_was_lent_are_nobody_elses_later(tmp_path: Path) -> None:
     """It keeps the descriptors of its first instance's groups, and puts a process in when they might be another tenant's."""
@@ -261,6 +262,7 @@ async def test_control_groups_it_was_lent_are_nobody_elses_later(tmp_path: Path)
             assert victim.clone.cell.members() == [victim.clone.pid]
 
 
+@pytest.mark.needs_root
 @in_loop
 async def test_one_that_does_not_let_go_of_its_groups_ends(tmp_path: Path) -> None:
     async with bench(tmp_path) as made:

@@ -3,7 +3,6 @@
 import io
 import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import msgspec
@@ -289,25 +288,6 @@ def test_what_is_there_is_never_written_over_or_through(tmp_path: Path) -> None:
     assert list(outside.iterdir()) == []
 
 
-def test_fetchers_run_ahead_but_not_far(tmp_path: Path) -> None:
-    manifest, stored = cut([source("a", os.urandom(40 * CHUNK_BYTES))])
-    asked: list[str] = []
-    most = 0
-
-    def chunk_of(chunk: Chunk) -> bytes:
-        nonlocal most
-        asked.append(chunk.name)
-        written = sum(path.stat().st_size for path in tmp_path.iterdir() if path.name == "a") // CHUNK_BYTES
-        most = max(most, len(asked) - written)
-        return unpack(KEY, chunk.name, stored[chunk.name])
-
-    with ThreadPoolExecutor(4) as fetchers:
-        assemble(manifest, chunk_of, tmp_path, fetchers=fetchers)
-    assert verify(tmp_path, manifest.digest, KEY)
-    assert len(asked) == 40
-    assert 2 <= most <= 10
-
-
 def test_a_chunk_that_cannot_be_had_ends_it(tmp_path: Path) -> None:
     manifest, stored = cut([source("a", os.urandom(20 * CHUNK_BYTES))])
     lost = manifest.chunks[10].name
@@ -317,5 +297,5 @@ def test_a_chunk_that_cannot_be_had_ends_it(tmp_path: Path) -> None:
             raise ConnectionError("away")
         return unpack(KEY, chunk.name, stored[chunk.name])
 
-    with ThreadPoolExecutor(4) as fetchers, pytest.raises(ConnectionError):
-        assemble(manifest, chunk_of, tmp_path, fetchers=fetchers)
+    with pytest.raises(ConnectionError):
+        assemble(manifest, chunk_of, tmp_path)

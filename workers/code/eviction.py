@@ -18,7 +18,7 @@ SIZE_FLOOR = 4096
 """An entry takes at least a block; without a floor an empty one would outlive everything."""
 
 AT_ONCE = 8
-"""Chunks that one fetch has under way; see workers.code.layers.AHEAD."""
+"""Chunks that one fetch has under way; see workers.code.fetching.AHEAD."""
 
 Key = TypeVar("Key", bound=Hashable)
 

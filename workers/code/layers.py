@@ -5,9 +5,7 @@ It holds regular files only, with mode 0644 or 0755: no link can lead out of it,
 
 import os
 import zlib
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Executor, Future
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
@@ -29,9 +27,6 @@ from workers.code.manifest import (
 
 LARGE = CHUNK_BYTES // 2
 """A file from this size on has chunks of its own."""
-
-AHEAD = 8
-"""Chunks that may be under way while one is being written: this bounds the memory of a fetch to 4 MiB."""
 
 
 class Source(msgspec.Struct, frozen=True):
@@ -130,10 +125,8 @@ def assemble(
     chunk_of: Callable[[Chunk], bytes],
     folder: Path,
     limits: Limits = LARGEST,
-    fetchers: Executor | None = None,
 ) -> None:
-    """Writes the layer's files into the empty `folder`. `chunk_of` gives a chunk's content, verified; with `fetchers` it is
-    called in their threads, at most AHEAD chunks before they are needed.
+    """Writes the layer's files into the empty `folder`. `chunk_of` gives a chunk's content, verified.
 
     Every file is new (O_EXCL) and every folder made here, so nothing can be written through a link. Folders get 0755, files
     their mode, whatever the umask. Raises LayerError, OSError and what `chunk_of` raises; what is written by then stays.
@@ -141,7 +134,7 @@ def assemble(
     check_manifest(manifest)
     if manifest.size > limits.size or len(manifest.files) > limits.files:
         raise LayerError(f"over {limits.size} bytes or {limits.files} files")
-    content = _Content(_in_order(manifest.chunks, chunk_of, fetchers))
+    content = _Content(_checked(manifest.chunks, chunk_of))
     made = {""}
     try:
         for file in manifest.files:
@@ -150,26 +143,14 @@ def assemble(
                 content.copy(file.size, write)
     except (FileExistsError, NotADirectoryError) as error:
         raise LayerError(f"{error.filename}: a file and a folder of one name") from error
-    finally:
-        content.close()
 
 
-def _in_order(chunks: Sequence[Chunk], chunk_of: Callable[[Chunk], bytes], fetchers: Executor | None) -> Iterator[bytes]:
-    coming: deque[Future[bytes]] = deque()
-    try:
-        for index, chunk in enumerate(chunks):
-            if fetchers is None:
-                plain = chunk_of(chunk)
-            else:
-                while len(coming) < AHEAD and index + len(coming) < len(chunks):
-                    coming.append(fetchers.submit(chunk_of, chunks[index + len(coming)]))
-                plain = coming.popleft().result()
-            if len(plain) != chunk.size:
-                raise LayerError(f"chunk {chunk.name[:12]}: {len(plain)} bytes, the manifest says {chunk.size}")
-            yield plain
-    finally:
-        for future in coming:
-            future.cancel()
+def _checked(chunks: Iterable[Chunk], chunk_of: Callable[[Chunk], bytes]) -> Iterator[bytes]:
+    for chunk in chunks:
+        plain = chunk_of(chunk)
+        if len(plain) != chunk.size:
+            raise LayerError(f"chunk {chunk.name[:12]}: {len(plain)} bytes, the manifest says {chunk.size}")
+        yield plain
 
 
 class _Content:
@@ -187,9 +168,6 @@ class _Content:
             write(part)
             self._rest = self._rest[len(part) :]
             size -= len(part)
-
-    def close(self) -> None:
-        self._chunks.close()  # type: ignore[attr-defined]  # a generator: what it waits for is given up
 
 
 def make_folders(folder: Path, path: str, made: set[str]) -> None:

@@ -576,6 +576,12 @@ def _ready(instance: Instance, ident: int, attach: Callable[[], None], load: Cal
     instance.channel.send(READY, ident, dump(ready))
 
 
+def not_made(descriptor: int, error: BaseException) -> None:
+    """Word to the node at the other end of `descriptor`: no sandbox came of this process."""
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, 0, descriptor)
+    Channel(sock).send(READY, 0, dump({"init_ms": 0.0, "step": "sandbox", "error": describe(error)}))
+
+
 def serve(sock: socket.socket, attach: Attach) -> None:
     """All of a guest's life, from standby on. Never returns: the process ends with its channel."""
     _work(become(sock, attach))

@@ -20,29 +20,26 @@ from collections.abc import Callable
 from typing import Any
 
 from workers.drivers.process import isolation, lockdown, original, residue, seccomp, syscalls
+from workers.drivers.process.cloning import LISTEN_LIMIT, QUIET_MS, SAFE, Cloner
 
-NODE, SAFE = 3, 600
+NODE = 3
 KEEPER_TMP_MB = 1
 ORIGINAL_PROCESSES = 512  # of the whole version, where no control group counts
 STRAY_ROUNDS = 200
-QUIET_MS = 3
-LISTEN_LIMIT = 65536
 ENTRY_PID = 2  # of an instance in its own process namespace, after its shell
 
 
-class Keeper:
+class Keeper(Cloner):
     """`serve` does not return. Anything unexpected ends it, and with it the original and all instances."""
 
     def __init__(self, node: socket.socket, tid_address: int) -> None:
-        self._node = node
+        super().__init__(node)
         self._tid_address = tid_address
-        self._poll = select.poll()
         self._ends: dict[int, int] = {}  # pid of the original or an instance -> id of its request
         self._asked: dict[int, tuple[int, int]] = {}  # id -> (pidfd, pid) of the shell that waits for its instance
         self._link: socket.socket | None = None
         self._original = 0
         self._waker: socket.socket
-        self._network_fresh = True
         self._lockdown = lockdown.Lockdown(seccomp.assemble(seccomp.ORIGINAL_ALLOWED))
         self._final = seccomp.assemble()
         self._proc = os.open("/proc", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -68,25 +65,8 @@ class Keeper:
                     awake.recv(LISTEN_LIMIT)
                     self._reap()
 
-    def _refresh_network(self) -> None:
-        if not self._network_fresh:
-            isolation.fresh_network()
-        self._network_fresh = True
-
-    def _say(self, message: dict[str, Any], descriptors: tuple[int, ...] = ()) -> None:
-        try:
-            socket.send_fds(self._node, [json.dumps(message).encode()], descriptors)
-        except OSError:
-            os._exit(0)  # the node has gone
-
     def _request(self) -> None:
-        try:
-            message, descriptors, _, _ = socket.recv_fds(self._node, LISTEN_LIMIT, 16)
-        except OSError:
-            message, descriptors = b"", []
-        if not message:
-            os._exit(0)
-        request = json.loads(message)
+        request, descriptors = self._hear()
         try:
             if request.get("inspect"):
                 refused = residue.found(self._original, original.OWN_DESCRIPTORS)

@@ -149,9 +149,7 @@ class Original:
             runtime.resume(self._instance, sock, lambda _meta, _descriptors: lock.apply(0, sandboxed=True))
             code = 0
         except BaseException as error:
-            note = {"init_ms": 0.0, "step": "sandbox", "error": runtime.describe(error)}
-            sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, 0, CHANNEL)
-            runtime.Channel(sock).send(runtime.READY, 0, json.dumps(note).encode())
+            runtime.not_made(CHANNEL, error)
         finally:
             os._exit(code)
 

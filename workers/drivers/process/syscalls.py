@@ -60,9 +60,9 @@ def unshare(flags: int) -> None:
     _check(_unshare(flags), f"unshare {flags:#x}")
 
 
-def setns(descriptor: int, flags: int) -> None:
-    """Enters the namespaces `flags` of the process a pidfd stands for, all or none; NEWPID counts for children."""
-    _check(_syscall(_long(_NR_SETNS), _long(descriptor), _long(flags)), f"setns {flags:#x}")
+def setns(descriptor: int, kind: int) -> None:
+    """Enters the namespace that `descriptor` stands for, of the kind `kind`; NEWPID counts for children."""
+    _check(_syscall(_long(_NR_SETNS), _long(descriptor), _long(kind)), f"setns {kind:#x}")
 
 
 def mount(source: str, target: str, kind: str | None, flags: int = 0, options: str | None = None) -> None:

@@ -3,7 +3,7 @@
 Started as `python -I -S template.py FD` by templates.py; FD is a SOCK_SEQPACKET socket to the node. It stays single
 threaded, is never pid 1, runs no tenant code, and dies with the node. Its clones become sandboxes (see isolation.py) and
 then run workers/guest/runtime.py. Messages, JSON both ways: first the set-up (Setup in templates.py), answered by
-{ready} or {error}; then {id, memory_mb, ...} with descriptors [channel, out, err, cgroup...], answered by {id, pid} with
+{ready} or {error}; then {id, tmp_mb, ...} with descriptors [channel, out, err, cgroup...], answered by {id, pid} with
 the clone's pidfd or by {id, error}; {exit: id, code | signal} when a clone has ended. A request with `keeper` is for a clone
 that becomes the keeper of a function template (keeper.py); its descriptors are [socket, layers...].
 """
@@ -21,12 +21,9 @@ import types
 from typing import Any
 
 CHANNEL = 3  # descriptor of the channel in a sandbox
-SAFE = 600  # above every descriptor a template has
 OOM_SCORE = "500"
-LISTEN_LIMIT = 65536
 REHEARSALS = 24
 STANDBY_AFTER_S = 0.02  # a clone nobody has specialised by then is a standby
-QUIET_MS = 3  # without a request before the next clone's network is made
 
 
 def _load_siblings() -> None:
@@ -58,21 +55,20 @@ _load_siblings()
 _defer_fork_hooks()
 
 from workers.drivers.process import isolation, keeper, lockdown, seccomp, syscalls, warmup  # noqa: E402
+from workers.drivers.process.cloning import LISTEN_LIMIT, QUIET_MS, SAFE, Cloner  # noqa: E402
 from workers.guest import runtime  # noqa: E402
 
 
-class Template:
+class Template(Cloner):
     """One template process. `serve` does not return."""
 
     def __init__(self, node: socket.socket) -> None:
-        self._node = node
-        self._poll = select.poll()
+        super().__init__(node)
         self._clones: dict[int, int] = {}  # pidfd -> request id
         self._lockdown = lockdown.Lockdown(seccomp.assemble())
         self._landlock = syscalls.landlock_version()
         self._tid_address = syscalls.thread_id_address()
         self._sandboxed = True
-        self._network_fresh = True
         self._proc = os.open("/proc", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
 
     def set_up(self, setup: dict[str, Any]) -> None:
@@ -118,11 +114,6 @@ class Template:
                 else:
                     self._ended(descriptor)
 
-    def _refresh_network(self) -> None:
-        if self._sandboxed and not self._network_fresh:
-            isolation.fresh_network()
-        self._network_fresh = True
-
     def _ended(self, pidfd: int) -> None:
         if not self._sandboxed:
             dead = os.waitid(os.P_PIDFD, pidfd, os.WEXITED | os.WNOWAIT)
@@ -137,20 +128,8 @@ class Template:
             key = "code" if result.si_code == os.CLD_EXITED else "signal"
             self._say({"exit": ident, key: result.si_status})
 
-    def _say(self, message: dict[str, Any], descriptors: tuple[int, ...] = ()) -> None:
-        try:
-            socket.send_fds(self._node, [json.dumps(message).encode()], descriptors)
-        except OSError:
-            os._exit(0)  # the node has gone
-
     def _request(self) -> None:
-        try:
-            message, descriptors, _, _ = socket.recv_fds(self._node, LISTEN_LIMIT, 16)
-        except OSError:
-            message, descriptors = b"", []
-        if not message:
-            os._exit(0)  # the node has gone
-        request = json.loads(message)
+        request, descriptors = self._hear()
         cgroup = descriptors[3] if request["into_cgroup"] else -1
         try:
             self._refresh_network()
@@ -197,9 +176,7 @@ class Template:
             runtime.serve(sock, self._attach)
             code = 0
         except BaseException as error:
-            note = {"init_ms": 0.0, "step": "sandbox", "error": runtime.describe(error)}
-            sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, 0, channel)
-            runtime.Channel(sock).send(runtime.READY, 0, json.dumps(note).encode())
+            runtime.not_made(channel, error)
         finally:
             os._exit(code)
 
