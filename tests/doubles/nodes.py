@@ -233,7 +233,7 @@ async def running_node(
     serving = asyncio.create_task(node.serve([path, *also], secret, identity))
     rig = Rig(node, driver, code, path, secret)
     try:
-        await until(lambda: path.exists() or serving.done(), "the node listens")
+        await until(lambda: node.serving or serving.done(), "the node listens")
         yield rig
     finally:
         for valve in (driver.clone_turn, driver.init_turn, driver.kill_turn, code.fetch_turn):

@@ -13,6 +13,7 @@ from workers.drivers.process import limits
 NAMESPACES = ("mnt", "pid", "net", "user", "ipc", "uts", "cgroup")
 GONE_S = 20.0
 CGROUPS = Path("/sys/fs/cgroup")
+DATABASE = "/foreglow.db"
 
 
 def _stat(pid: int) -> tuple[int, int] | None:
@@ -54,13 +55,13 @@ def _namespaces(pid: int) -> set[str]:
 
 
 def descriptors(pid: int) -> Counter[str]:
-    """Open descriptors by kind: `socket`, `pipe`, `anon_inode`, `file`. Without control groups: a node keeps as many as it ever
-    had instances at once, for the next ones."""
+    """Open descriptors by kind: `socket`, `pipe`, `anon_inode`, `file`. Without those kept for the next use, as many as
+    were ever used at once: a node's control groups, and three of each thread's connection to SQLite."""
     found: Counter[str] = Counter()
     for entry in Path(f"/proc/{pid}/fd").iterdir():
         with contextlib.suppress(OSError):
             target = os.readlink(entry)
-            if target.startswith(str(CGROUPS)):
+            if target.startswith(str(CGROUPS)) or DATABASE in target:
                 continue
             found["file" if target.startswith("/") else target.partition(":")[0]] += 1
     return found
