@@ -57,6 +57,10 @@ class Cluster:
         done = self.join(host, role, name, port, self.token(role))
         assert done.returncode == 0, done.stderr
         self.states.append(self.folder / name)
+        return self.start(host, role, name, **environment)
+
+    def start(self, host: str, role: str, name: str, **environment: str) -> "subprocess.Popen[bytes]":
+        """A member that joined before."""
         redis = {"FOREGLOW_REDIS_URL": f"unix://{self.settings.socket('valkey')}"} if role != "node" else {}
         return self.hosts.start(
             host, self.folder / f"{name}.log", role, "--state", str(self.folder / name), **redis, **environment
@@ -71,10 +75,11 @@ class Cluster:
     def served_by(self) -> list[str]:
         return [node["name"] for key, node in self("status").items() if key.startswith("node-") and isinstance(node, dict)]
 
-    def deploy(self) -> None:
+    def deploy(self, code: str = CODE) -> None:
+        """A version of the function `nap`."""
         project = self.folder / "project"
-        (project / "nap").mkdir(parents=True)
-        (project / "nap" / "nap.py").write_text(CODE)
+        (project / "nap").mkdir(parents=True, exist_ok=True)
+        (project / "nap" / "nap.py").write_text(code)
         (project / "foreglow.toml").write_text('[functions.nap]\npath = "nap"\nhandler = "nap:handle"\ntimeout_s = 60\n')
         done = self.hosts.run("a", "deploy", str(project), "--state", str(self.state))
         assert done.returncode == 0, done.stderr + done.stdout

@@ -1,7 +1,22 @@
-"""Isolation is the same whichever way a sandbox was made."""
+"""Fixtures of several system tests."""
+
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from doubles.process_bench import Bench
+
+from orchestrator.catalog.store import Store
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    """An empty catalog with the tenant acme."""
+    made = Store(f"sqlite:///{tmp_path / 'catalog.db'}")
+    made.migrate()
+    made.keys.create_tenant("acme", 1)
+    yield made
+    made.close()
 
 
 @pytest.fixture(params=["cloned", "templated"])

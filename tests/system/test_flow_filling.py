@@ -33,15 +33,6 @@ NO_SOURCES: Any = None
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    made = Store(f"sqlite:///{tmp_path / 'catalog.db'}")
-    made.migrate()
-    made.keys.create_tenant("acme", 1)
-    yield made
-    made.close()
-
-
-@pytest.fixture
 def origin(tmp_path: Path) -> Origin:
     return Origin((tmp_path / "origin").as_uri())
 

@@ -7,7 +7,6 @@ import subprocess
 import sys
 import time
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -69,15 +68,6 @@ builder = Builder(store.packages, origin, sys.argv[4].encode(), sys.executable, 
 layer = builder.code_layer(package, "python3.11", "handler:f")
 print(layer.digest)
 """
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    made = Store(f"sqlite:///{tmp_path / 'catalog.db'}")
-    made.migrate()
-    made.keys.create_tenant("acme", 1)
-    yield made
-    made.close()
 
 
 def upload(store: Store, origin: Origin, **files: bytes) -> str:
