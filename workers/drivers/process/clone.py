@@ -11,12 +11,12 @@ from typing import Any
 
 import msgspec
 
+from workers.drivers.cells import Cell
 from workers.drivers.frames import FromGuest, ToGuest
 from workers.drivers.process import syscalls, watch
-from workers.drivers.process.cells import Cell
 from workers.drivers.process.isolation import LAYERS_AT
 from workers.drivers.process.layers import LayerSource
-from workers.drivers.process.wire import CLOSED, OutputPipe, Wire
+from workers.drivers.wire import CLOSED, OutputPipe, Wire
 from workers.framing import Frame
 from workers.ports import DriverError, InitFailed, InitReport, Specialisation, Usage
 
