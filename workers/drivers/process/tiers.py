@@ -4,8 +4,8 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from workers.drivers.limits import CONTROLLERS, Cgroups
 from workers.drivers.process import syscalls
-from workers.drivers.process.limits import CONTROLLERS, Cgroups
 from workers.ports import IsolationReport
 
 FIRST_USER, USERS = 200_000, 60_000

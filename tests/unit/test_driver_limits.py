@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workers.drivers.process import cells, limits, tiers, watch
-from workers.drivers.process.cells import Cell, remove
-from workers.drivers.process.limits import Cgroups, Layout, detect
+from workers.drivers import cells, limits
+from workers.drivers.cells import Cell, remove
+from workers.drivers.limits import Cgroups, Layout, detect
+from workers.drivers.process import tiers, watch
 
 V1 = "36 31 0:32 / /sys/fs/cgroup/{0} rw,relatime shared:9 - cgroup cgroup rw,{0}"
 V2 = "41 31 0:38 / {0} rw,relatime - cgroup2 cgroup2 rw,nsdelegate"
