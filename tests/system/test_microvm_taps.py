@@ -67,7 +67,11 @@ def holders(number: int) -> list[str]:
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             try:
-                links = [entry / "ns" / "net", *(entry / "fd").iterdir(), *(task / "ns" / "net" for task in (entry / "task").iterdir())]
+                links = [
+                    entry / "ns" / "net",
+                    *(entry / "fd").iterdir(),
+                    *(task / "ns" / "net" for task in (entry / "task").iterdir()),
+                ]
                 found += [str(link) for link in links if os.path.lexists(link) and os.readlink(link) == name]
             except OSError:
                 continue
@@ -86,7 +90,9 @@ def arp_for(address: str) -> bytes:
 
 def udp_to(address: str, port: int) -> bytes:
     udp = struct.pack("!HHHH", 4000, port, 8 + 4, 0) + b"ping"
-    head = struct.pack("!BBHHHBBH4s4s", 0x45, 0, 20 + len(udp), 1, 0, 64, 17, 0, socket.inet_aton(GUEST_ADDRESS), socket.inet_aton(address))
+    head = struct.pack(
+        "!BBHHHBBH4s4s", 0x45, 0, 20 + len(udp), 1, 0, 64, 17, 0, socket.inet_aton(GUEST_ADDRESS), socket.inet_aton(address)
+    )
     total = sum(struct.unpack("!10H", head))
     total = (total & 0xFFFF) + (total >> 16)
     return head[:10] + struct.pack("!H", ~(total + (total >> 16)) & 0xFFFF) + head[12:] + udp

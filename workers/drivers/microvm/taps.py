@@ -19,7 +19,7 @@ from typing import Self
 
 import structlog
 
-from workers.drivers.process import syscalls
+from workers.drivers import syscalls
 
 GUEST_MAC = "52:54:00:00:00:01"
 GUEST_ADDRESS, GUEST_PREFIX, GUEST_GATEWAY = "100.64.0.2", 30, "100.64.0.1"
@@ -137,7 +137,7 @@ class TapPool:
             raise
 
     async def take(self, timeout_s: float = 5.0) -> Tap:
-        """One that nobody has used, the caller's to close. Waits for one to be made when none is ready. Raises NoTap, TimeoutError."""
+        """One that nobody has used, the caller's to close; waits when none is ready. Raises NoTap, TimeoutError."""
         if self._closed or self._maker is None:
             raise NoTap("the pool of network namespaces is closed")
         if self._ready:
