@@ -17,7 +17,6 @@ GOLDEN = {
     ToGuest.CALL_RESULT: (3, {"status": "ok"}, b"[]"),
     ToGuest.CANCEL: (4, {}, b""),
     ToGuest.PING: (5, {}, b""),
-    ToGuest.WARM: (6, {"now": 1.5}, b""),
     FromGuest.READY: (17, {"init_ms": 1.25}, b""),
     FromGuest.RESULT: (18, {"content_type": "application/json"}, b"null"),
     FromGuest.ERROR: (19, {"type": "KeyError", "message": "'a'", "stack": ""}, b""),
@@ -25,9 +24,6 @@ GOLDEN = {
     FromGuest.LOG: (21, {"stream": "out"}, b"hello\n"),
     FromGuest.PONG: (22, {}, b""),
     FromGuest.CANCEL_CALL: (23, {}, b""),
-    FromGuest.UP: (24, {}, b""),
-    FromGuest.WARMED: (25, {}, b""),
-    FromGuest.EXITED: (26, {"signal": 11}, b""),
 }
 
 

@@ -3,11 +3,6 @@
 The guest side knows the same numbers (workers/guest/runtime.py imports nothing of ours); tests/contracts/test_frames.py
 holds the golden bytes of both. Ids: the node numbers invocations, the guest numbers its calls; they do not mix, because
 a kind belongs to one of the two.
-
-In a microVM the channel is the virtio-serial port named `agent`; ports `out` and `err` are descriptors 1 and 2 of the runtime.
-SPECIALISE has a `hostname` there as well, and sets clock (`now`), hostname and the kernel's entropy before anything else.
-Its code is either its body (workers.drivers.microvm.disk says how it is packed) or, with `disk`, the EROFS image on /dev/vda.
-With `withheld` the runtime imports the module, says READY and waits for a second SPECIALISE, as a clone of a function template.
 """
 
 from enum import IntEnum
@@ -19,7 +14,6 @@ class ToGuest(IntEnum):
     CALL_RESULT = 3  # {status, content_type, error?}, body: the answer to a CALL with this id
     CANCEL = 4  # the invocation with this id is given up
     PING = 5
-    WARM = 6  # microVM, before SPECIALISE: {now, entropy}: go once through all that SPECIALISE and INVOKE do with code of its own
 
 
 class FromGuest(IntEnum):
@@ -30,6 +24,20 @@ class FromGuest(IntEnum):
     LOG = 21  # {stream: out | err}, body: text the handler wrote, id of its invocation
     PONG = 22
     CANCEL_CALL = 23  # the call with this id is not waited for any more
-    UP = 24  # microVM: {}: the agent has booted and waits for WARM or SPECIALISE
-    WARMED = 25  # microVM: {}: WARM is done, everything is as before it
-    EXITED = 26  # microVM: {code | signal, out_of_memory?}: process 1 says how the runtime, its child, ended
+
+
+class ToInit(IntEnum):
+    """To the first process of a microVM (workers/guest/microvm.py), which runs no tenant code, on a port of its own."""
+
+    ACTIVATE = 33  # {entropy (hex), hostname, now?, disks: [[device, mount point]]}: before, or with, SPECIALISE on the channel
+    CLOCK = 34  # {now}: the answer to ASK_CLOCK
+    RENEW = 35  # end the runtime that was exercised and start another, as if nothing had been
+    COUNT = 36  # how much is used now?
+
+
+class FromInit(IntEnum):
+    STANDING = 49  # {python, uptime_s}: a runtime waits for SPECIALISE
+    OUTPUT = 50  # {stream: out | err}, body: written past the runtime, by C code or a child process
+    EXIT = 51  # {code | signal, out_of_memory}: the runtime's process has ended, nothing else will come
+    COUNTED = 52  # {memory_bytes, processes}, id as asked
+    ASK_CLOCK = 53  # ACTIVATE had no `now`: what time is it?

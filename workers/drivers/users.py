@@ -1,10 +1,10 @@
-"""Host users that sandboxes may be given: numbers that own nothing and that nobody else is likely to have."""
+"""Host users for sandboxes: numbers nobody else is likely to have."""
 
 FIRST_USER, USERS = 200_000, 60_000
 
 
 def free_users(uid_map: str) -> tuple[int, int]:
-    """(first, count) out of those mapped into this user namespace, given as the text of /proc/self/uid_map."""
+    """(first, count) of users nobody else is likely to have, out of those mapped into this namespace."""
     best = (0, 0)
     for line in uid_map.splitlines():
         start, _, length = map(int, line.split())

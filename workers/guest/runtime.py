@@ -28,8 +28,8 @@ from typing import Any
 HEADER = struct.Struct("!BBHIII")  # kind, flags, reserved, id, meta length, body length
 MORE = 0x01
 MAX_META, MAX_BODY = 1 << 20, 16 << 20
-SPECIALISE, INVOKE, CALL_RESULT, CANCEL, PING, WARM = 1, 2, 3, 4, 5, 6
-READY, RESULT, ERROR, CALL, LOG, PONG, CANCEL_CALL, UP, WARMED, EXITED = 17, 18, 19, 20, 21, 22, 23, 24, 25, 26
+SPECIALISE, INVOKE, CALL_RESULT, CANCEL, PING = 1, 2, 3, 4, 5
+READY, RESULT, ERROR, CALL, LOG, PONG, CANCEL_CALL = 17, 18, 19, 20, 21, 22, 23
 MAX_LOG = 64 << 10  # bytes of output kept per invocation
 READ_SIZE = 65536
 JSON, BYTES, TEXT = "application/json", "application/octet-stream", "text/plain; charset=utf-8"
