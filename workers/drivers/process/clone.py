@@ -8,11 +8,10 @@ import socket
 import time
 from collections.abc import Callable
 
-from workers.drivers import watch
+from workers.drivers import syscalls, watch
 from workers.drivers.cells import Cell
 from workers.drivers.conversation import Conversation, encode
 from workers.drivers.frames import ToGuest
-from workers.drivers.process import syscalls
 from workers.drivers.process.isolation import LAYERS_AT
 from workers.drivers.process.layers import LayerSource
 from workers.drivers.wire import CLOSED, OutputPipe, Wire

@@ -18,10 +18,9 @@ from typing import Any
 
 import msgspec
 
-from workers.drivers import watch
+from workers.drivers import syscalls, watch
 from workers.drivers.cells import PROCESSES, Cell
 from workers.drivers.limits import Cgroups
-from workers.drivers.process import syscalls
 from workers.drivers.process.interpreter import Interpreter
 from workers.drivers.process.tiers import Tier, address_space_mb
 

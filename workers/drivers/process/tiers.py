@@ -4,8 +4,8 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from workers.drivers import syscalls
 from workers.drivers.limits import CONTROLLERS, Cgroups
-from workers.drivers.process import syscalls
 from workers.drivers.users import free_users
 from workers.ports import IsolationReport
 
