@@ -9,12 +9,14 @@ from typing import Any
 from workers.drivers import watch
 from workers.drivers.conversation import Conversation
 from workers.drivers.frames import FromInit, ToInit
-from workers.drivers.microvm.code import CodeSource, Disks
+from workers.drivers.microvm.carried import Carried
+from workers.drivers.microvm.code import CodeSource
 from workers.drivers.microvm.machine import Machine
 from workers.framing import Frame
 from workers.ports import DriverError, InitReport, Specialisation, Usage
 
 KILL_TIMEOUT_S = 10.0
+CODED = Carried()  # a function template has it
 
 
 class MicroVmClone(Conversation):
@@ -37,7 +39,6 @@ class MicroVmClone(Conversation):
         self.machine = machine
         self.pid = machine.qemu.pid
         self.standing = False  # exercised: what it is told it reads at once
-        self.disks = Disks()
         self._code = code
         self._freed = freed
         self._coded = coded
@@ -61,14 +62,9 @@ class MicroVmClone(Conversation):
         }
         if work.withheld is not None:
             meta["withheld"] = work.withheld
-        body = b""
-        if not self._coded:
-            carried = await self._code.carry(work.layers)
-            await self.disks.attach(self.machine, carried)
-            meta |= carried.meta
-            body = carried.body
+        carried = CODED if self._coded else await self._code.carry(work.layers)
         name = work.version.partition("/")[2].replace(":", "-")[:63] or "function"
-        self.machine.activate(meta, body, hostname=name, clock=self.standing, disks=self.disks.places)
+        self.machine.activate(meta, carried, name, self.standing)
         return await self._report(began, timeout_s)
 
     def send(self, kind: int, ident: int, meta: bytes = b"", body: bytes = b"") -> None:
@@ -125,6 +121,5 @@ class MicroVmClone(Conversation):
         if not self._reason:
             cell = self.machine.place.cell
             self._reason = self._short if cell is not None and cell.ran_out_of_memory() else reason
-        self.disks.close()
         self._freed(self)
         self._finished()

@@ -1,48 +1,32 @@
-"""How a function's code comes into a guest: inline with SPECIALISE when it is small, else on a read-only disk per layer."""
+"""How a function's code comes into a guest: inline when it is small, else on a read-only disk per layer."""
 
-import marshal
-from collections.abc import Sequence
-from dataclasses import dataclass
+import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-from workers.drivers.microvm.machine import Machine
+from workers.drivers.microvm.carried import Carried
 from workers.ports import DriverError
 
-
-@dataclass(frozen=True, slots=True)
-class Carried:
-    meta: dict[str, Any]
-    body: bytes
-    images: tuple[Path, ...] = ()
-
-
-class Disks:
-    def __init__(self) -> None:
-        self.places: list[tuple[str, str]] = []
-
-    async def attach(self, machine: Machine, carried: Carried) -> None:
-        pass
-
-    def close(self) -> None:
-        pass
+LAYERS_AT = ("/var/task", "/opt/deps")
 
 
 class CodeSource:
-    def __init__(self) -> None:
-        pass
-
     async def carry(self, layers: Sequence[Path]) -> Carried:
-        found = {}
-        for layer in layers:
+        files: list[tuple[str, int, int]] = []
+        bodies: list[bytes] = []
+        for layer, at in zip(layers, LAYERS_AT, strict=False):
             if not layer.is_dir():
                 raise DriverError(f"attaching the code: {layer} is not there")
-            for path in layer.rglob("*"):
-                if path.is_file():
-                    found[str(path.relative_to(layer))] = path.read_bytes()
-        return Carried({}, marshal.dumps(found))
+            for folder, folders, names in os.walk(layer):
+                for name in folders:
+                    path = Path(folder) / name
+                    files.append((f"{at}/{path.relative_to(layer)}", 0o40755, 0))
+                for name in names:
+                    path = Path(folder) / name
+                    bodies.append(path.read_bytes())
+                    files.append((f"{at}/{path.relative_to(layer)}", 0o100644, len(bodies[-1])))
+        return Carried(files, b"".join(bodies), LAYERS_AT[: len(layers)])
 
-    async def exercise(self):
-        from workers.drivers.microvm.exercise import SOURCE
-
-        return {}, marshal.dumps({"exercise.py": SOURCE.encode()})
+    def inline(self, sources: Mapping[str, str]) -> Carried:
+        files = [(f"{LAYERS_AT[0]}/{name}", 0o100644, len(text)) for name, text in sources.items()]
+        return Carried(files, "".join(sources.values()).encode(), LAYERS_AT[:1])

@@ -11,7 +11,7 @@ from workers.drivers.limits import CONTROLLERS
 from workers.drivers.microvm import fingerprint, template
 from workers.drivers.microvm.clone import MicroVmClone
 from workers.drivers.microvm.code import CodeSource
-from workers.drivers.microvm.exercise import Warmth, exercise
+from workers.drivers.microvm.exercise import SOURCE, exercise
 from workers.drivers.microvm.image import GuestImage
 from workers.drivers.microvm.machine import line_of
 from workers.drivers.microvm.places import Places
@@ -48,7 +48,7 @@ class MicroVmDriver:
         self._clones: set[MicroVmClone] = set()
         self._numbers = 0
         self._tsc_khz = 0
-        self._warmth: Warmth = ({}, b"")
+        self._warmth = self._code.inline({"exercise.py": SOURCE})
 
     # -- start and stop
 
@@ -163,8 +163,6 @@ class MicroVmDriver:
         shape = self._shape(memory_mb)
         place = await self._places.take(shape.limit_mb)
         try:
-            if not self._warmth[1]:
-                self._warmth = await self._code.exercise()
             return await template.boot(shape, self._image, lambda: self._fingerprint(memory_mb), place, self._warmth)
         finally:
             self._places.give_back(place)

@@ -2,11 +2,12 @@
 translated. The runtime that did it ends, and a fresh one takes its place: what is kept has run nothing."""
 
 import asyncio
-from collections.abc import Mapping
+from typing import Any, Literal
 
 import msgspec
 
 from workers.drivers.frames import FromGuest, FromInit, ToGuest, ToInit
+from workers.drivers.microvm.carried import Carried
 from workers.drivers.microvm.machine import Machine
 from workers.framing import Frame
 from workers.ports import DriverError
@@ -20,21 +21,17 @@ INVOCATIONS = 3
 STEP_TIMEOUT_S = 30.0
 PAYLOAD = b'{"a":[1,2.5,null,"text"]}'
 
-Warmth = tuple[Mapping[str, object], bytes]
-"""SOURCE as the guest takes it: what SPECIALISE's meta has beside the usual, and its body."""
-
 _encode = msgspec.json.Encoder().encode
 
 
-async def exercise(machine: Machine, code: Warmth) -> None:
-    """Raises DriverError, TimeoutError; its answers are not looked at."""
+async def exercise(machine: Machine, code: Carried) -> None:
+    """`code` is SOURCE. Raises DriverError, TimeoutError; its answers are not looked at."""
     frames: asyncio.Queue[Frame] = asyncio.Queue()
     before, machine.on_frame = machine.on_frame, frames.put_nowait
-    gone = asyncio.ensure_future(machine.qemu.gone.wait())
-    meta, body = code
-    told = {"version": "-/exercise:1", "handler": "exercise:handler", "kind": "event", "environment": {}, **meta}
+    gone = asyncio.get_running_loop().create_task(machine.qemu.gone.wait())
+    told = {"version": "-/exercise:1", "handler": "exercise:handler", "kind": "event", "environment": {}}
     try:
-        machine.activate(told, body, hostname="standby", clock=True)
+        machine.activate(told, code, "standby", clock=True)
         await _until(frames, gone, FromGuest.READY)
         for number in range(1, INVOCATIONS + 1):
             head = {"invocation": "exercise", "content_type": "application/json", "deadline_s": STEP_TIMEOUT_S, "depth": 0}
@@ -51,11 +48,12 @@ async def exercise(machine: Machine, code: Warmth) -> None:
         machine.on_frame = before
 
 
-async def _until(frames: "asyncio.Queue[Frame]", gone: "asyncio.Future[bool]", kind: int) -> Frame:
+async def _until(frames: "asyncio.Queue[Frame]", gone: "asyncio.Task[Literal[True]]", kind: int) -> Frame:
     async with asyncio.timeout(STEP_TIMEOUT_S):
         while True:
             got = asyncio.ensure_future(frames.get())
-            await asyncio.wait({got, gone}, return_when=asyncio.FIRST_COMPLETED)
+            both: set[asyncio.Future[Any]] = {got, gone}
+            await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
             if not got.done():
                 got.cancel()
                 raise DriverError("the microVM ended while it was exercised")

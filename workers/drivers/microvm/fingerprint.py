@@ -1,4 +1,4 @@
-"""What a template depends on. State of another QEMU, CPU or kernel can load without a word and die later: so it is refused before."""
+"""What a template depends on. State of another QEMU, CPU or kernel may load without a word and die later: it is refused first."""
 
 import functools
 import hashlib
@@ -12,6 +12,13 @@ import msgspec
 from workers.drivers.microvm.image import GuestImage
 from workers.ports import DriverError
 
+PARTS = {
+    "qemu": "QEMU's binary",
+    "line": "the command line",
+    "cpu": "the CPU",
+    "tsc_khz": "the clock's rate",
+    "image": "the image",
+}
 CPU_WORDS = ("vendor_id", "cpu family", "model", "stepping", "microcode", "flags")
 
 
@@ -26,26 +33,14 @@ class Fingerprint(msgspec.Struct, frozen=True):
 
     def refuses(self, other: "Fingerprint") -> str:
         """What differs, in words; empty: nothing."""
-        named = {
-            "qemu": "QEMU's binary",
-            "line": "the command line",
-            "cpu": "the CPU",
-            "tsc_khz": "the clock's rate",
-            "image": "the image",
-        }
-        return ", ".join(words for name, words in named.items() if getattr(self, name) != getattr(other, name))
+        return ", ".join(words for name, words in PARTS.items() if getattr(self, name) != getattr(other, name))
 
 
 def take(binary: str, line: Sequence[str], tsc_khz: int, image: GuestImage) -> Fingerprint:
     """As things are now; takes microseconds while the files stay what they were. Raises DriverError."""
     try:
-        return Fingerprint(
-            _file(binary),
-            _line(line),
-            _cpu(),
-            tsc_khz,
-            f"{image.digest}-{_file(str(image.kernel))}-{_file(str(image.initramfs))}",
-        )
+        files = "-".join((image.digest, _file(str(image.kernel)), _file(str(image.initramfs))))
+        return Fingerprint(_file(binary), _line(line), _cpu(), tsc_khz, files)
     except OSError as error:
         raise DriverError(f"the microVM's {error.filename} cannot be read: {error.strerror}") from error
 

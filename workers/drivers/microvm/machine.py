@@ -13,6 +13,7 @@ import msgspec
 
 from workers.drivers.cells import Cell
 from workers.drivers.frames import FromInit, ToGuest, ToInit
+from workers.drivers.microvm.carried import Carried
 from workers.drivers.microvm.image import GuestImage
 from workers.drivers.microvm.qemu import Ends, Qemu, Shape, arguments, spawn
 from workers.drivers.microvm.taps import Tap
@@ -118,19 +119,23 @@ class Machine:
         with contextlib.suppress(LookupError, TypeError, ValueError):
             self.thread = int(found[0]["thread-id"])
 
-    def activate(
-        self, meta: Mapping[str, Any], code: bytes, *, hostname: str, clock: bool, disks: Sequence[tuple[str, str]] = ()
-    ) -> None:
-        """Makes it an instance: fresh identity, then `meta` as SPECIALISE. `clock`: tell the time now, which is right only for
-        one that reads at once; a cold one asks."""
-        identity: dict[str, Any] = {"entropy": secrets.token_hex(32), "hostname": hostname, "disks": disks}
+    def activate(self, meta: Mapping[str, Any], code: Carried, hostname: str, clock: bool) -> None:
+        """Makes it an instance: fresh identity and `code`, then `meta` as SPECIALISE. `clock`: tell the time now, which is right
+        only for one that reads at once; a cold one asks. Raises DriverError."""
+        identity: dict[str, Any] = {
+            "entropy": secrets.token_hex(32),
+            "hostname": hostname,
+            "files": code.files,
+            "disks": code.disks,
+        }
         if self.paused:
             self.paused = False
             self.qemu.qmp.post(("cont", {}))
         if clock:
             identity["now"] = time.time()
-        self.tell(ToInit.ACTIVATE, identity)
-        self.channel.send(ToGuest.SPECIALISE, 0, _encode({**meta, "entropy": secrets.token_hex(32)}), code)
+        self.init.send(ToInit.ACTIVATE, 0, _encode(identity), code.body)
+        told = {**meta, "entropy": secrets.token_hex(32), "paths": code.paths}
+        self.channel.send(ToGuest.SPECIALISE, 0, _encode(told))
 
     async def pause(self) -> None:
         """Takes no CPU from then on, until `activate`. Raises DriverError, TimeoutError."""

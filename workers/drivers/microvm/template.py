@@ -10,7 +10,8 @@ import time
 from collections.abc import Callable
 
 from workers.drivers.frames import FromInit
-from workers.drivers.microvm.exercise import Warmth, exercise
+from workers.drivers.microvm.carried import Carried
+from workers.drivers.microvm.exercise import exercise
 from workers.drivers.microvm.fingerprint import Fingerprint
 from workers.drivers.microvm.image import GuestImage
 from workers.drivers.microvm.machine import BOOT_TIMEOUT_S, IGNORE_SHARED, Machine, Place, line_of, reopened
@@ -64,7 +65,9 @@ class Template:
             os.close(self.state)
 
 
-async def boot(shape: Shape, image: GuestImage, fingerprint: Callable[[], Fingerprint], place: Place, warmth: Warmth) -> Template:
+async def boot(
+    shape: Shape, image: GuestImage, fingerprint: Callable[[], Fingerprint], place: Place, warmth: Carried
+) -> Template:
     """Starts a machine, exercises it and keeps it; `place` is free again after. Raises DriverError, TimeoutError."""
     memory = _file("memory", shape.machine_mb << 20)
     try:

@@ -1,4 +1,4 @@
-"""Which template serves which memory shape: booted at need, refused when what it was made with has changed, replaced when used up."""
+"""Which template serves which memory shape: booted at need, refused when what made it has changed, replaced when used up."""
 
 import asyncio
 import time
@@ -19,7 +19,7 @@ log = structlog.get_logger(__name__)
 
 
 class Templates:
-    """`boot(memory_mb, hurry)` makes one. No tenant's code is in any: all tenants share them. Use it on one event loop."""
+    """`boot(memory_mb)` makes one. No tenant's code is in any: all tenants share them. Use it on one event loop."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""How fast this CPU's time stamp counter runs: told to the guest, which would hang measuring it against clocks it does not have."""
+"""How fast this CPU's time stamp counter runs: told to the guest, which would hang measuring it with clocks it does not have."""
 
 import ctypes
 import functools
@@ -13,8 +13,8 @@ MEASURE_S = 0.25
 
 @functools.cache
 def tsc_khz() -> int:
-    """Measured against the monotonic clock, to about 1 in 100,000; the kernel's own number where it tells it. Blocks for MEASURE_S.
-    Raises OSError where code cannot be mapped, and on other machines than x86_64."""
+    """Measured against the monotonic clock, to about 1 in 100,000; the kernel's own number where it tells it. Blocks for that
+    long. Raises OSError where code cannot be mapped, and on other machines than x86_64."""
     told = Path("/sys/devices/system/cpu/cpu0/tsc_freq_khz")
     if told.exists():
         return int(told.read_text())
@@ -31,4 +31,4 @@ def tsc_khz() -> int:
         del view, count
     finally:
         code.close()
-    return round(ticks * 1e6 / elapsed_ns)
+    return round(int(ticks) * 1_000_000 / elapsed_ns)
