@@ -128,7 +128,7 @@ class Confinement:
         lives as long as it is to; descriptors it inherits stay what they are."""
         threads = _THREADS.format(threads=THREADS) if walls.user else ""
         script = _ENTER.format(oom=OOM_SCORE, files=OPEN_FILES, threads=threads)
-        groups = walls.cell.entrances if walls.cell is not None else []
+        groups = walls.cell.doors if walls.cell is not None else []
         entered = ["/bin/sh", "-c", script, "sh", *groups, "--"]
         node = f"/proc/{os.getpid()}/fd"
         spaces = [f"--mount={node}/{self._jail}"] if self._jail >= 0 else []
