@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import mmap
 import os
 import re
 import signal
@@ -17,9 +16,10 @@ from pathlib import Path
 
 import pytest
 
+from workers.drivers.cells import Cell
 from workers.drivers.limits import Cgroups, detect
 from workers.drivers.microvm import confinement
-from workers.drivers.microvm.confinement import ENVIRONMENT, SYSTEM_CALLS, Confinement, Users, Walls
+from workers.drivers.microvm.confinement import ENVIRONMENT, SYSTEM_CALLS, Confinement, Users
 from workers.drivers.microvm.taps import Tap, make_tap
 from workers.ports import DriverError
 
@@ -73,11 +73,18 @@ class Qemu:
 
 
 @contextlib.contextmanager
-def running(confined: Confinement, walls: Walls, *more: str, descriptors: tuple[int, ...] = ()) -> Iterator[Qemu]:
+def running(
+    confined: Confinement,
+    *more: str,
+    user: int = 0,
+    cell: Cell | None = None,
+    namespace: int = -1,
+    descriptors: tuple[int, ...] = (),
+) -> Iterator[Qemu]:
     """A real QEMU that has come up and answers on its monitor."""
     ours, theirs = socket.socketpair()
     monitor = ["-chardev", f"socket,id=mon,fd={theirs.fileno()}", "-mon", "chardev=mon,mode=control"]
-    command = confined.command([QEMU, *BARE, "-machine", "microvm", *monitor, *SYSTEM_CALLS, *more], walls)
+    command = confined.command([QEMU, *BARE, "-machine", "microvm", *monitor, *SYSTEM_CALLS, *more], user, cell, namespace)
     process = subprocess.Popen(
         command, pass_fds=(theirs.fileno(), *descriptors), env=ENVIRONMENT, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE
     )
@@ -100,7 +107,7 @@ def running(confined: Confinement, walls: Walls, *more: str, descriptors: tuple[
 def test_it_has_a_user_of_its_own_no_capability_and_a_filter_of_system_calls() -> None:
     with confining() as confined:
         user = confined.take_user()
-        with running(confined, Walls(user)) as qemu:
+        with running(confined, user=user) as qemu:
             assert qemu.status["Uid"].split() == qemu.status["Gid"].split() == [str(user)] * 4
             assert qemu.status["Groups"] == ""
             for name in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"):
@@ -123,7 +130,7 @@ def test_it_sees_its_program_and_what_it_is_given_and_can_write_nothing(tmp_path
     secret.write_text("secret")
     with confining(given) as confined:
         (given / "later").write_text("seen")  # what comes after the jail was made
-        with running(confined, Walls(confined.take_user())) as qemu:
+        with running(confined, user=confined.take_user()) as qemu:
             root = qemu.proc / "root"
             assert sorted(os.listdir(root)) == sorted({"dev", "etc", "proc", "usr", given.parts[1], *_links()})
             assert os.listdir(root / "etc") == ["ld.so.cache"]
@@ -152,7 +159,7 @@ def test_who_gets_into_it_reads_no_file_of_the_host_and_sees_no_other_process(tm
         user = confined.take_user()
         program = ["/bin/sh", "-c", script % (os.getpid(), tmp_path, os.getpid())]
         done = subprocess.run(
-            confined.command(program, Walls(user, None, tap.namespace)),
+            confined.command(program, user, None, tap.namespace),
             check=False,
             capture_output=True,
             text=True,
@@ -166,8 +173,8 @@ def test_who_gets_into_it_reads_no_file_of_the_host_and_sees_no_other_process(tm
 def test_its_network_is_its_guests_alone_and_the_tap_goes_with_it() -> None:
     with confining() as confined, network() as tap:
         card = ["-netdev", f"tap,id=n0,fd={tap.tap}", "-device", "virtio-net-device,netdev=n0"]
-        walls = Walls(confined.take_user(), None, tap.namespace)
-        with running(confined, walls, *card, descriptors=(tap.tap,)) as qemu:
+        where = tap.namespace
+        with running(confined, *card, user=confined.take_user(), namespace=where, descriptors=(tap.tap,)) as qemu:
             assert os.stat(qemu.proc / "ns" / "net").st_ino == os.fstat(tap.namespace).st_ino
             tap.handed_over()
             assert "tap0" in _links_in(tap)
@@ -183,7 +190,7 @@ def _links_in(tap: Tap) -> str:
 def test_its_memory_and_processes_are_held_by_its_cell() -> None:
     with confining() as confined, groups("cell") as cgroups:
         cell = cgroups.take(256, 0)
-        with running(confined, Walls(confined.take_user(), cell)) as qemu:
+        with running(confined, user=confined.take_user(), cell=cell) as qemu:
             assert cell.members() == [qemu.process.pid]
             assert (cell.memory_bytes() or 0) > 1 << 20
             assert (cell.processes() or 0) >= 2
@@ -194,7 +201,7 @@ def test_its_memory_and_processes_are_held_by_its_cell() -> None:
 def test_it_is_not_started_where_its_cell_is_gone() -> None:
     with confining() as confined, groups("gone") as cgroups:
         cell = cgroups.take(256, 0)
-        command = confined.command(["/bin/echo", "started"], Walls(confined.take_user(), cell))
+        command = confined.command(["/bin/echo", "started"], confined.take_user(), cell)
         assert cell.remove()
         done = subprocess.run(command, check=False, capture_output=True, text=True, env=ENVIRONMENT, timeout=20)
         assert (done.returncode, done.stdout) == (126, "")
@@ -204,11 +211,11 @@ def test_it_is_not_started_where_its_cell_is_gone() -> None:
 def test_it_ends_with_the_node(privileged: bool) -> None:
     program = f"""
 import subprocess, time
-from workers.drivers.microvm.confinement import Confinement, Walls
+from workers.drivers.microvm.confinement import Confinement
 one = Confinement()
 one.open()
-walls = Walls(one.take_user() if {privileged} else 0)
-print(subprocess.Popen(one.command(["/bin/sleep", "60"], walls)).pid, flush=True)
+user = one.take_user() if {privileged} else 0
+print(subprocess.Popen(one.command(["/bin/sleep", "60"], user)).pid, flush=True)
 time.sleep(60)
 """
     with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as node:
@@ -242,7 +249,7 @@ def test_without_privilege_it_says_what_is_missing_and_still_runs() -> None:
     else:
         said = Confinement().open()
     assert [line.split(":")[0] for line in said] == ["host user", "files", "network"]
-    with running(Confinement(), Walls()) as qemu:
+    with running(Confinement()) as qemu:
         assert qemu.status["NoNewPrivs"] == "1"
         assert qemu.status["Seccomp"] == "2"
 
@@ -256,40 +263,3 @@ def test_users_are_not_shared_and_not_soon_given_again() -> None:
     users.give_back(taken[3])
     users.give_back(taken[0])
     assert [users.take(), users.take()] == [taken[3], taken[0]]
-
-
-def test_a_templates_memory_is_written_until_it_is_sealed_and_never_after() -> None:
-    descriptor = confinement.template_memory("test", 1)
-    os.pwrite(descriptor, b"warm", 0)
-    with mmap.mmap(descriptor, 1 << 20), pytest.raises(OSError):
-        confinement.seal(descriptor)  # a template still has it
-    confinement.seal(descriptor)
-    again = os.open(f"/proc/self/fd/{descriptor}", os.O_RDWR)  # as QEMU opens it
-    with mmap.mmap(again, 1 << 20, flags=mmap.MAP_PRIVATE) as own:
-        own[:4] = b"mine"
-    for attempt in (
-        lambda: os.pwrite(again, b"evil", 0),
-        lambda: os.ftruncate(again, 0),
-        lambda: mmap.mmap(again, 1 << 20, flags=mmap.MAP_SHARED),
-    ):
-        with pytest.raises(OSError):
-            attempt()
-    assert os.pread(descriptor, 4, 0) == b"warm"
-    os.close(again)
-    os.close(descriptor)
-
-
-@needs_root
-def test_qemu_runs_on_sealed_memory_as_a_user_who_does_not_own_it() -> None:
-    descriptor = confinement.template_memory("test", MEMORY_MB)
-    os.pwrite(descriptor, b"warm", 0)
-    confinement.seal(descriptor)
-    try:
-        memory = f"memory-backend-file,id=mem,mem-path=/proc/self/fd/{descriptor},size={MEMORY_MB}M,share=off"
-        with confining() as confined:
-            walls = Walls(confined.take_user())
-            with running(confined, walls, "-object", memory, "-machine", "memory-backend=mem", descriptors=(descriptor,)) as qemu:
-                assert "memfd:foreglow-test" in (qemu.proc / "maps").read_text()
-        assert os.pread(descriptor, 4, 0) == b"warm"
-    finally:
-        os.close(descriptor)

@@ -7,12 +7,10 @@ the last three. Always: it ends with the node's thread that started it.
 It is put on as a command line before QEMU's, of programs that are on every Debian: 2 to 3 ms, without forking the node.
 """
 
-import fcntl
 import os
 import shutil
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from workers.drivers.cells import Cell
@@ -30,9 +28,6 @@ OPEN_FILES = 256
 THREADS = 64
 OOM_SCORE = "600"  # where the machine runs out of memory: a guest goes before the node
 PROGRAMS = ("sh", "setpriv", "nsenter")
-
-_SEALS = 0x0001 | 0x0002 | 0x0004 | 0x0008  # F_SEAL_SEAL, _SHRINK, _GROW, _WRITE: for good
-_F_ADD_SEALS = 1033
 
 # $1 ends at `--`: files to write 0 into, which puts this process into their groups. 126: not confined, so not started.
 _ENTER = """
@@ -63,15 +58,6 @@ class Users:
     def give_back(self, user: int) -> None:
         """Its QEMU has ended. It is the last to be taken again."""
         self._free.append(user)
-
-
-@dataclass(frozen=True)
-class Walls:
-    """Of one QEMU. `user` 0: the node's own. `namespace`: descriptor of its network namespace, -1: the node's."""
-
-    user: int = 0
-    cell: Cell | None = None
-    namespace: int = -1
 
 
 class Confinement:
@@ -123,40 +109,21 @@ class Confinement:
         if user:
             self.users.give_back(user)
 
-    def command(self, program: Sequence[str], walls: Walls) -> list[str]:
-        """The command line that runs `program` (QEMU, absolute, with its arguments) within `walls`. Start it from a thread that
-        lives as long as it is to; descriptors it inherits stay what they are."""
-        threads = _THREADS.format(threads=THREADS) if walls.user else ""
+    def command(self, program: Sequence[str], user: int = 0, cell: Cell | None = None, namespace: int = -1) -> list[str]:
+        """The command line that runs `program` (QEMU, absolute, with its arguments) as `user` (0: the node's), in `cell`, in the
+        network of the descriptor `namespace` (-1: the node's). Start it with ENVIRONMENT from a thread that lives as long as it
+        is to; descriptors it inherits stay what they are."""
+        threads = _THREADS.format(threads=THREADS) if user else ""
         script = _ENTER.format(oom=OOM_SCORE, files=OPEN_FILES, threads=threads)
-        groups = walls.cell.doors if walls.cell is not None else []
+        groups = cell.doors if cell is not None else []
         entered = ["/bin/sh", "-c", script, "sh", *groups, "--"]
         node = f"/proc/{os.getpid()}/fd"
         spaces = [f"--mount={node}/{self._jail}"] if self._jail >= 0 else []
-        spaces += [f"--net={node}/{walls.namespace}"] if walls.namespace >= 0 else []
+        spaces += [f"--net={node}/{namespace}"] if namespace >= 0 else []
         if spaces:
             entered += ["nsenter", *spaces]
         dropped = ["--no-new-privs", "--pdeathsig", "KILL"]
-        if walls.user:
-            who = str(walls.user)
+        if user:
+            who = str(user)
             dropped += ["--reuid", who, "--regid", who, "--clear-groups", "--bounding-set", "-all", "--inh-caps", "-all"]
         return [*entered, "/usr/bin/setpriv", *dropped, "--", *program]
-
-
-def template_memory(name: str, memory_mb: int) -> int:
-    """A descriptor of memory for a template to write: a file without a name, gone with the last process that has it.
-
-    QEMU wants to open a guest's memory for writing even where each clone has its own copy. A file in a folder would then be
-    one that every clone's QEMU may change; this one is sealed when the template is done. Raises OSError."""
-    descriptor = os.memfd_create(f"foreglow-{name}", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-    try:
-        os.ftruncate(descriptor, memory_mb << 20)
-    except OSError:
-        os.close(descriptor)
-        raise
-    return descriptor
-
-
-def seal(descriptor: int) -> None:
-    """From now on nobody can change it, root and whoever has it open included. Raises OSError while a process still maps it
-    for writing: end the template first."""
-    fcntl.fcntl(descriptor, _F_ADD_SEALS, _SEALS)
