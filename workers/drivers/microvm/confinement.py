@@ -61,11 +61,13 @@ class Users:
 
 
 class Confinement:
-    """What can be put on here. `folders`: what QEMU is to read beside its program; all else it gets as descriptors."""
+    """What can be put on here. `folders`: what QEMU is to read beside its program; all else it gets as descriptors. `kvm`: it
+    needs /dev/kvm, and the group that may open it."""
 
     def __init__(self, folders: Sequence[Path] = (), kvm: bool = False) -> None:
         self._folders = [folder.resolve() for folder in folders]
         self._devices = (*DEVICES, "kvm") if kvm else DEVICES
+        self._groups = ["--groups", str(os.stat("/dev/kvm").st_gid)] if kvm and os.path.exists("/dev/kvm") else ["--clear-groups"]
         self._jail = -1
         self._privileged = False
         self.users = Users(0, 0)
@@ -125,5 +127,5 @@ class Confinement:
         dropped = ["--no-new-privs", "--pdeathsig", "KILL"]
         if user:
             who = str(user)
-            dropped += ["--reuid", who, "--regid", who, "--clear-groups", "--bounding-set", "-all", "--inh-caps", "-all"]
+            dropped += ["--reuid", who, "--regid", who, *self._groups, "--bounding-set", "-all", "--inh-caps", "-all"]
         return [*entered, "/usr/bin/setpriv", *dropped, "--", *program]
