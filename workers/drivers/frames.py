@@ -29,7 +29,7 @@ class FromGuest(IntEnum):
 class ToInit(IntEnum):
     """To the first process of a microVM (workers/guest/microvm.py), which runs no tenant code, on a port of its own."""
 
-    ACTIVATE = 33  # {entropy (hex), hostname, now?, disks: [[device, mount point]]}: before, or with, SPECIALISE on the channel
+    ACTIVATE = 33  # {entropy (hex), hostname, now?, disks, files}, body: the files; before, or with, SPECIALISE on the channel
     CLOCK = 34  # {now}: the answer to ASK_CLOCK
     RENEW = 35  # end the runtime that was exercised and start another, as if nothing had been
     COUNT = 36  # how much is used now?

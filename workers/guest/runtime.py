@@ -412,6 +412,7 @@ class Instance:
         self.function_name = name.partition("/")[2]
         self.memory_mb, self.concurrency = int(meta.get("memory_mb", 0)), max(1, int(meta.get("concurrency", 1)))
         self.kind, self.channel, self._handler_name = meta.get("kind", "event"), channel, meta.get("handler", "")
+        self.original = "withheld" in meta  # of a function template: its clones become instances
         self._running, self._threads = dict[int, Context](), threading.local()
         self.outside = Context(self, 0, {})  # output of no invocation
         self._handler: Callable[..., Any] = print
@@ -583,8 +584,12 @@ def not_made(descriptor: int, error: BaseException) -> None:
 
 
 def serve(sock: socket.socket, attach: Attach) -> None:
-    """All of a guest's life, from standby on. Never returns: the process ends with its channel."""
-    _work(become(sock, attach))
+    """All of a guest's life, from standby on. Never returns: the process ends with its channel. Where clones are made of the
+    whole machine, the original of a function template goes on here as the instance it is in each of them."""
+    instance = become(sock, attach)
+    if instance.original:
+        resume(instance, sock, attach)
+    _work(instance)
 
 
 def _work(instance: Instance) -> None:

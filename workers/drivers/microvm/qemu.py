@@ -14,10 +14,11 @@ import msgspec
 from workers.drivers.cells import Cell
 from workers.drivers.microvm.image import OVERHEAD_MB, GuestImage
 from workers.drivers.microvm.qmp import Qmp
+from workers.drivers.microvm.taps import GUEST_ADDRESS, GUEST_GATEWAY, GUEST_MAC, GUEST_PREFIX
 from workers.ports import DriverError
 
-BINARIES = ("qemu-system-x86_64-microvm", "qemu-system-x86_64")
-"""The first knows the microvm machine alone: it is smaller and starts faster."""
+BINARY = "qemu-system-x86_64"
+"""Debian's qemu-system-x86_64-microvm is smaller and starts faster, and has no seccomp sandbox."""
 CHANNEL, INIT = "foreglow.channel", "foreglow.init"
 DISKS = 2
 DISK_BYTES = 4 << 30
@@ -30,11 +31,12 @@ PROCESS_MB = 96
 SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
 QMP_TIMEOUT_S = 10.0
 SETPRIV = "setpriv"
+STEP_IN = 'while [ "$1" != -- ]; do echo 0 > "$1" || exit 125; shift; done; shift; exec "$@"'
 KERNEL_WORDS = (
     "console=ttyS0 quiet loglevel=1 reboot=t panic=-1 mitigations=off audit=0 apparmor=0 nowatchdog init_on_alloc=0 "
     "tsc=reliable no_timer_check"
 )
-CPUS = {"tcg": "Nehalem,arat=on", "kvm": "host,migratable=on"}
+CPUS = {"tcg": "Nehalem-v1,arat=on", "kvm": "host,migratable=on"}
 """arat: without it a clone's timer ticks 250 times a second for ever."""
 
 
@@ -57,7 +59,11 @@ class Shape(msgspec.Struct, frozen=True):
         return self.machine_mb + PROCESS_MB + (TB_MB if self.accel == "tcg" else 0)
 
     def kernel_words(self) -> str:
-        return f"{KERNEL_WORDS} tsc_early_khz={self.tsc_khz} foreglow.memory_mb={self.memory_mb} foreglow.tmp_mb={max(64, self.memory_mb // 2)}"
+        words = [KERNEL_WORDS, f"tsc_early_khz={self.tsc_khz}", f"foreglow.memory_mb={self.memory_mb}"]
+        words.append(f"foreglow.tmp_mb={max(64, self.memory_mb // 2)}")
+        if self.network:
+            words.append(f"foreglow.address={GUEST_ADDRESS}/{GUEST_PREFIX} foreglow.gateway={GUEST_GATEWAY}")
+        return " ".join(words)
 
 
 @dataclass(slots=True)
@@ -116,7 +122,7 @@ def arguments(
         line += ["-blockdev", f"driver=raw,node-name=disk{number},file=nothing{number},read-only=on"]
         line += ["-device", f"virtio-blk-device,drive=disk{number}"]
     if tap is not None:
-        line += ["-netdev", f"tap,id=net,fd={tap}", "-device", "virtio-net-device,netdev=net,mac=52:54:00:00:00:01"]
+        line += ["-netdev", f"tap,id=net,fd={tap}", "-device", f"virtio-net-device,netdev=net,mac={GUEST_MAC}"]
     if boot is not None:
         line += ["-kernel", str(boot.kernel), "-initrd", str(boot.initramfs), "-append", shape.kernel_words()]
     else:
@@ -190,19 +196,13 @@ def spawn(
     if user:
         command += ["--bounding-set=-all", "--reuid", str(user), "--regid", str(user), "--clear-groups"]
     command += line
-    joins: list[int] = []
+    if cell is not None:
+        command = ["/bin/sh", "-c", STEP_IN, "sh", *cell.doors, "--", *command]
     try:
-        if cell is not None:
-            joins = cell.open_joins()
-            steps = "; ".join(f"echo 0 >&{join} && exec {join}>&-" if join < 10 else f"echo 0 >&{join}" for join in joins)
-            command = ["/bin/sh", "-c", f'{steps}; exec "$@"', "sh", *command]
         process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, pass_fds=[*descriptors, *joins]
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, pass_fds=descriptors, cwd="/"
         )
     except OSError as error:
         monitor.close()
         raise DriverError(f"QEMU does not start: {error}") from error
-    finally:
-        for join in joins:
-            os.close(join)
     return Qemu(process, monitor, on_gone)

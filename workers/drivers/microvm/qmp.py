@@ -116,13 +116,15 @@ class Qmp:
 
     def _take(self, message: dict[str, Any]) -> None:
         if "event" in message:
-            for future in self._events.pop(str(message["event"]), ()):
-                if not future.done():
-                    future.set_result(message.get("data") or {})
+            data: Mapping[str, Any] = message.get("data") or {}
+            for waiter in self._events.pop(str(message["event"]), ()):
+                if not waiter.done():
+                    waiter.set_result(data)
             return
-        name, future = self._waiting.pop(message.get("id", 0), ("", None))
-        if future is None or future.done():
+        found = self._waiting.pop(message.get("id", 0), None)
+        if found is None or found[1].done():
             return
+        name, future = found
         if "error" in message:
             error = message["error"]
             words = error.get("desc", "") if isinstance(error, dict) else ""
