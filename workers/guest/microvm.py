@@ -1,6 +1,6 @@
 """The first process of a microVM: makes the machine ready, keeps the runtime's process, runs no tenant code itself.
 
-Standard library only, beside runtime.py, which it loads as `foreglow`. /init (a shell script) starts it as process 1.
+Standard library only, beside runtime.py, which it loads as `foreglow`, and machine.py. It is the image's /init.
 
 Two virtio-serial ports, by name, both carrying frames (header as in runtime.py):
 
@@ -31,7 +31,6 @@ The kernel's command line says what holds for every clone of a template (all opt
 """
 
 import contextlib
-import ctypes
 import fcntl
 import gc
 import json
@@ -40,22 +39,17 @@ import resource
 import select
 import signal
 import socket
-import struct
-import subprocess
 import sys
 import time
 import types
 from typing import Any
 
-from workers.guest import runtime, warmup
+from workers.guest import machine, runtime, warmup
 
 ACTIVATE, CLOCK, RENEW, COUNT = 33, 34, 35, 36
 STANDING, OUTPUT, EXIT, COUNTED, ASK_CLOCK = 49, 50, 51, 52, 53
 CHANNEL_PORT, INIT_PORT = "foreglow.channel", "foreglow.init"
-PORTS_TIMEOUT_S = 30.0
-ALONE_S = 0.002  # between two looks whether the host is at the other end of a port
 RESET_AFTER_S = 1.0
-READ_SIZE = 8192  # a port gives at most a page at a time
 OUTPUT_SIZE = 65536
 
 LAYERS_AT = ("/var/task", "/opt/deps")
@@ -64,90 +58,18 @@ REHEARSAL_SOURCE = "def handler(event, context):\n    print(event)\n    return e
 REHEARSALS = 24
 UID = 1000
 OPEN_FILES = 1024
-CGROUP = "/sys/fs/cgroup/function"
 CHANNEL_AT, GATE_AT = 3, 4  # descriptors in the runtime's process
-ENVIRONMENT = {
-    "PATH": "/usr/bin:/bin", "HOME": "/tmp", "TMPDIR": "/tmp", "LANG": "C.UTF-8",
-    "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1",
-}  # fmt: skip
-
-MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MNT_DETACH = 1, 2, 4, 8, 2
-PR_SET_DUMPABLE, PR_CAPBSET_DROP, PR_SET_NO_NEW_PRIVS = 4, 24, 38
-RNDADDENTROPY, RNDRESEEDCRNG, BLKFLSBUF = 0x40085203, 0x5207, 0x1261
-RB_AUTOBOOT = 0x01234567
-_NR_FINIT_MODULE = 313
-_libc = ctypes.CDLL(None, use_errno=True)
-
-
-def _check(result: int, what: str) -> None:
-    if result < 0:
-        code = ctypes.get_errno()
-        raise OSError(code, f"{what}: {os.strerror(code)}")
-
-
-def mount(source: str, target: str, kind: str, flags: int = 0, options: str = "") -> None:
-    words = [word.encode() for word in (source, target, kind)]
-    _check(_libc.mount(*words, ctypes.c_ulong(flags), options.encode() or None), f"mount {kind} on {target}")
-
-
-def unmount(target: str) -> None:
-    _check(_libc.umount2(target.encode(), MNT_DETACH), f"umount {target}")
-
-
-def put(path: str, text: str) -> None:
-    with open(path, "w", encoding="ascii") as file:
-        file.write(text)
-
-
-def reading(path: str) -> str:
-    with open(path, encoding="ascii") as file:
-        return file.read()
-
-
-class Port:
-    """A virtio-serial port as the stream socket that runtime.Channel works over. It has no end: without a host it waits."""
-
-    def __init__(self, descriptor: int) -> None:
-        self._descriptor = descriptor
-
-    def fileno(self) -> int:
-        return self._descriptor
-
-    def recv(self, _size: int) -> bytes:
-        while not (chunk := os.read(self._descriptor, READ_SIZE)):
-            time.sleep(ALONE_S)
-        return chunk
-
-    def recvmsg(self, size: int, _ancillary: int = 0) -> tuple[bytes, list[Any], int, None]:
-        return self.recv(size), [], 0, None
-
-    def sendall(self, content: bytes) -> None:
-        left = memoryview(content)
-        while left:
-            left = left[os.write(self._descriptor, left) :]
-
-
-class Settings:
-    """The kernel's command line, what of it is ours."""
-
-    def __init__(self, line: str) -> None:
-        pairs = [word.removeprefix("foreglow.").partition("=") for word in line.split() if word.startswith("foreglow.")]
-        values = {name: value for name, _, value in pairs}
-        self.memory_mb, self.processes = int(values.get("memory_mb", 0)), int(values.get("processes", 128))
-        self.tmp_mb = int(values.get("tmp_mb", 64))
-        self.address, self.gateway = values.get("address", ""), values.get("gateway", "")
 
 
 class Init:
     """The first process. `run` never returns."""
 
     def __init__(self) -> None:
-        self._settings = Settings(reading("/proc/cmdline"))
-        _make_group(self._settings)
-        _bring_up(self._settings)
-        ports = _find_ports()
-        self._channel_port, port = Port(ports[CHANNEL_PORT]), Port(ports[INIT_PORT])
-        self._host = runtime.Channel(port)  # type: ignore[arg-type]  (what a Channel asks of a socket, a Port has)
+        self._settings = machine.Settings(machine.reading("/proc/cmdline"))
+        machine.make_group(self._settings)
+        machine.bring_up(self._settings)
+        self._channel_port, port = map(machine.Port, machine.find_ports(CHANNEL_PORT, INIT_PORT))
+        self._host = runtime.Channel(port)
         self._null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
         self._poll = select.poll()
         self._poll.register(port, select.POLLIN)
@@ -160,7 +82,7 @@ class Init:
         self._gate: socket.socket
         self._pid = 0
         self._mounted: list[str] = []
-        self._kills = _kills()
+        self._kills = machine.kills()
 
     def run(self) -> None:
         self._fresh()
@@ -181,14 +103,15 @@ class Init:
     def _fresh(self) -> None:
         """Empty folders where code goes, an empty /tmp."""
         while self._mounted:
-            unmount(self._mounted.pop())
-        self._mount("tmpfs", "/tmp", "tmpfs", 0, f"size={self._settings.tmp_mb}m,nr_inodes=64k,mode=1777")
+            machine.unmount(self._mounted.pop())
+        options = f"size={self._settings.tmp_mb}m,nr_inodes=64k,mode=1777"
+        self._mount("tmpfs", "/tmp", "tmpfs", 0, options)  # noqa: S108
         for layer in LAYERS_AT:
             self._mount("tmpfs", layer, "tmpfs", 0, "mode=755")
-        put(f"{LAYERS_AT[0]}/{REHEARSAL}.py", REHEARSAL_SOURCE)
+        machine.put(f"{LAYERS_AT[0]}/{REHEARSAL}.py", REHEARSAL_SOURCE)
 
     def _mount(self, source: str, target: str, kind: str, flags: int = 0, options: str = "") -> None:
-        mount(source, target, kind, flags | MS_NOSUID | MS_NODEV, options)
+        machine.mount(source, target, kind, flags | machine.MS_NOSUID | machine.MS_NODEV, options)
         self._mounted.append(target)
 
     def _start(self) -> None:
@@ -207,7 +130,7 @@ class Init:
             self._poll.register(descriptor, select.POLLIN)
         if self._gate.recv(16):
             os.unlink(f"{LAYERS_AT[0]}/{REHEARSAL}.py")
-            uptime_s = float(reading("/proc/uptime").split()[0])
+            uptime_s = float(machine.reading("/proc/uptime").split()[0])
             self._say(STANDING, {"python": f"{sys.version_info[0]}.{sys.version_info[1]}", "uptime_s": uptime_s})
 
     def _pump(self, descriptor: int) -> None:
@@ -239,13 +162,13 @@ class Init:
 
     def _ended(self, code: int) -> None:
         """Never returns: nothing comes after a sandbox."""
-        put(f"{CGROUP}/cgroup.kill", "1")
+        machine.put(f"{machine.CGROUP}/cgroup.kill", "1")
         for descriptor in list(self._pipes):
             self._pump(descriptor)
         how = {"code": code} if code >= 0 else {"signal": -code}
-        self._say(EXIT, how | {"out_of_memory": _kills() > self._kills})
+        self._say(EXIT, how | {"out_of_memory": machine.kills() > self._kills})
         time.sleep(RESET_AFTER_S)
-        _libc.reboot(RB_AUTOBOOT)
+        machine.reset()
 
     # -- the host's wishes
 
@@ -259,7 +182,7 @@ class Init:
         elif kind == CLOCK:
             self._set_clock(json.loads(meta)["now"])
         elif kind == COUNT:
-            memory, processes = (int(reading(f"{CGROUP}/{name}.current")) for name in ("memory", "pids"))
+            memory, processes = (int(machine.reading(f"{machine.CGROUP}/{name}.current")) for name in ("memory", "pids"))
             self._say(COUNTED, {"memory_bytes": memory, "processes": processes}, ident=ident)
         elif kind == RENEW:
             self._renew()
@@ -269,12 +192,12 @@ class Init:
             if "now" in head:
                 time.clock_settime(time.CLOCK_REALTIME, head["now"])
             if "entropy" in head:
-                add_entropy(bytes.fromhex(head["entropy"]))
+                machine.add_entropy(bytes.fromhex(head["entropy"]))
             if "hostname" in head:
                 socket.sethostname(head["hostname"])
             for device, target in head.get("disks", ()):
                 self._attach_disk(f"/dev/{device}", target)
-            unpack(head.get("files", ()), body)
+            machine.unpack(head.get("files", ()), body)
         except OSError as error:
             self._gate.send(str(error).encode()[:4096])
             return
@@ -288,15 +211,11 @@ class Init:
         self._gate.send(b"1")
 
     def _attach_disk(self, device: str, target: str) -> None:
-        descriptor = os.open(device, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            fcntl.ioctl(descriptor, BLKFLSBUF)  # what the template read there was another disk
-        finally:
-            os.close(descriptor)
-        self._mount(device, target, "erofs", MS_RDONLY)
+        machine.flush(device)
+        self._mount(device, target, "erofs", machine.MS_RDONLY)
 
     def _renew(self) -> None:
-        put(f"{CGROUP}/cgroup.kill", "1")
+        machine.put(f"{machine.CGROUP}/cgroup.kill", "1")
         os.waitpid(self._pid, 0)
         self._gate.close()
         for descriptor in list(self._pipes):
@@ -310,7 +229,7 @@ class Init:
 class _Runtime:
     """The process user code runs in: without a privilege from the start, since whatever needs one is done by the first."""
 
-    def __init__(self, settings: Settings, port: Port) -> None:
+    def __init__(self, settings: machine.Settings, port: machine.Port) -> None:
         self._settings, self._port = settings, port
         self._gate: socket.socket
 
@@ -320,7 +239,7 @@ class _Runtime:
             signal.set_wakeup_fd(-1)
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             os.setsid()
-            put(f"{CGROUP}/cgroup.procs", "0")
+            machine.put(f"{machine.CGROUP}/cgroup.procs", "0")
             for source, target in ((null, 0), (out, 1), (err, 2)):
                 os.dup2(source, target)
             self._keep(gate)
@@ -328,10 +247,10 @@ class _Runtime:
             warmup.rehearse(1, LAYERS_AT, REHEARSAL)  # touches now what specialising will write
             gc.enable()
             self._gate.send(b"1")
-            runtime.serve(self._port, self._attach)  # type: ignore[arg-type]
+            runtime.serve(self._port, self._attach)
         except BaseException as error:
             meta = {"init_ms": 0.0, "step": "sandbox", "error": runtime.describe(error)}
-            runtime.Channel(self._port).send(runtime.READY, 0, runtime.dump(meta))  # type: ignore[arg-type]
+            runtime.Channel(self._port).send(runtime.READY, 0, runtime.dump(meta))
         finally:
             os._exit(1)
 
@@ -341,7 +260,7 @@ class _Runtime:
         for descriptor, place in zip(high, (CHANNEL_AT, GATE_AT), strict=True):
             os.dup2(descriptor, place, inheritable=False)
         os.closerange(GATE_AT + 1, OPEN_FILES)
-        self._port, self._gate = Port(CHANNEL_AT), socket.socket(fileno=GATE_AT)
+        self._port, self._gate = machine.Port(CHANNEL_AT), socket.socket(fileno=GATE_AT)
 
     def _drop(self) -> None:
         most = self._settings.tmp_mb << 20
@@ -354,14 +273,7 @@ class _Runtime:
             (resource.RLIMIT_NPROC, self._settings.processes),
         ):
             resource.setrlimit(what, (value, value))
-        capability = 0
-        while _libc.prctl(PR_CAPBSET_DROP, ctypes.c_ulong(capability), 0, 0, 0) == 0:
-            capability += 1  # until past the last one this kernel knows
-        os.setgroups([])
-        os.setresgid(UID, UID, UID)
-        os.setresuid(UID, UID, UID)
-        _check(_libc.prctl(PR_SET_DUMPABLE, 1, 0, 0, 0), "PR_SET_DUMPABLE")  # else /dev/stdout could not be opened
-        _check(_libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "PR_SET_NO_NEW_PRIVS")
+        machine.privileges_gone(UID)
 
     def _attach(self, meta: dict[str, Any], _descriptors: list[int]) -> None:
         """Between SPECIALISE and the first byte of user code: waits until the machine is activated."""
@@ -370,92 +282,6 @@ class _Runtime:
             raise OSError(said.decode(errors="replace") or "the first process has gone")
         if meta.get("paths"):
             os.chdir(meta["paths"][0])
-
-
-def add_entropy(entropy: bytes) -> None:
-    """Into the kernel's pool, and at once to whoever draws from it: clones of one template would all draw the same."""
-    descriptor = os.open("/dev/urandom", os.O_RDWR | os.O_CLOEXEC)
-    try:
-        fcntl.ioctl(descriptor, RNDADDENTROPY, struct.pack("ii", len(entropy) * 8, len(entropy)) + entropy)
-        fcntl.ioctl(descriptor, RNDRESEEDCRNG)
-    finally:
-        os.close(descriptor)
-
-
-def unpack(files: Any, body: bytes) -> None:
-    """Writes files that came inline. `files`: [path, mode with its type, bytes in `body`] of each, a folder before what is in it;
-    what a link's bytes say is where it points."""
-    at = 0
-    for path, mode, size in files:
-        content = body[at : at + size]
-        at += size
-        if mode & 0o170000 == 0o040000:
-            os.mkdir(path, mode & 0o7777)
-        elif mode & 0o170000 == 0o120000:
-            os.symlink(content, path)
-        else:
-            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode & 0o7777)
-            try:
-                os.write(descriptor, content)
-            finally:
-                os.close(descriptor)
-
-
-def _prepare_kernel() -> None:
-    """File systems, modules, settings."""
-    os.environ.clear()
-    os.environ.update(ENVIRONMENT)
-    mount("proc", "/proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC)
-    mount("sysfs", "/sys", "sysfs", MS_NOSUID | MS_NODEV | MS_NOEXEC)
-    mount("devtmpfs", "/dev", "devtmpfs", MS_NOSUID, "mode=755")
-    os.umask(0o022)
-    for name, points_to in {"fd": "/proc/self/fd", "stdin": "fd/0", "stdout": "fd/1", "stderr": "fd/2", "shm": "/tmp"}.items():
-        with contextlib.suppress(FileExistsError):
-            os.symlink(points_to, f"/dev/{name}")
-    for module in reading("/lib/modules/list").split():
-        descriptor = os.open(f"/lib/modules/{module}.ko", os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            _check(_libc.syscall(_NR_FINIT_MODULE, descriptor, b"", 0), f"module {module}")
-        finally:
-            os.close(descriptor)
-        os.unlink(f"/lib/modules/{module}.ko")
-    put("/proc/sys/user/max_user_namespaces", "0")
-    put("/proc/sys/kernel/core_pattern", "|/bin/false")
-
-
-def _make_group(settings: Settings) -> None:
-    mount("cgroup2", "/sys/fs/cgroup", "cgroup2", MS_NOSUID | MS_NODEV | MS_NOEXEC)
-    put("/sys/fs/cgroup/cgroup.subtree_control", "+memory +pids")
-    os.mkdir(CGROUP)
-    put(f"{CGROUP}/pids.max", str(settings.processes))
-    if settings.memory_mb:
-        put(f"{CGROUP}/memory.max", str(settings.memory_mb << 20))
-
-
-def _bring_up(settings: Settings) -> None:
-    commands = [["link", "set", "lo", "up"]]
-    if os.path.isdir("/sys/class/net/eth0") and settings.address:
-        commands += [["address", "add", settings.address, "dev", "eth0"], ["link", "set", "eth0", "up"]]
-        if settings.gateway:
-            commands.append(["route", "add", "default", "via", settings.gateway])
-    for command in commands:
-        subprocess.run(["/bin/ip", *command], check=True)
-
-
-def _find_ports() -> dict[str, int]:
-    """Descriptors of the ports by name: the host tells of them some time after the module was loaded."""
-    found: dict[str, int] = {}
-    until, folder = time.monotonic() + PORTS_TIMEOUT_S, "/sys/class/virtio-ports"
-    while not {CHANNEL_PORT, INIT_PORT} <= found.keys():
-        if time.monotonic() > until:
-            raise OSError(f"the machine has no virtio-serial ports {CHANNEL_PORT} and {INIT_PORT}")
-        for device in os.listdir(folder) if os.path.isdir(folder) else ():
-            with contextlib.suppress(OSError):
-                name = reading(f"{folder}/{device}/name").strip()
-                if name in (CHANNEL_PORT, INIT_PORT) and name not in found:
-                    found[name] = os.open(f"/dev/{device}", os.O_RDWR | os.O_CLOEXEC)
-        time.sleep(0.005)
-    return found
 
 
 def _warm() -> None:
@@ -476,15 +302,10 @@ def _warm() -> None:
     gc.disable()
 
 
-def _kills() -> int:
-    """How often the kernel has killed for want of memory."""
-    return next(int(line.split()[1]) for line in reading("/proc/vmstat").splitlines() if line.startswith("oom_kill "))
-
-
 def main() -> None:
     """In /init. Twice: an interpreter draws its hash seed as it starts, and only modules bring the kernel real entropy."""
     if "again" not in sys.argv:
-        _prepare_kernel()
+        machine.prepare_kernel()
         os.getrandom(32)  # waits for it
-        os.execv("/init", ["/init", "again"])
+        os.execv("/init", ["/init", "again"])  # noqa: S606
     Init().run()

@@ -1,9 +1,9 @@
-"""The guest image: a kernel and an initramfs, made from Debian packages by an ordinary user, the same bytes from the same packages.
+"""The guest image: a kernel and an initramfs, made of Debian packages by an ordinary user, the same bytes of the same packages.
 
-    FOLDER/packages.json     the packages the image was last made of: what `build` goes on with until it is asked for newer ones
-    FOLDER/packages/         these packages, by hash
-    FOLDER/images/KEY/       kernel, initramfs; KEY covers the packages' hashes and every file of ours that has a say
-    FOLDER/current.json      which of them counts (Record)
+FOLDER/packages.json     the packages the image was last made of: what `build` goes on with until it is asked for newer ones
+FOLDER/packages/         these packages, by hash
+FOLDER/images/KEY/       kernel, initramfs; KEY covers the packages' hashes and every file of ours that has a say
+FOLDER/current.json      which of them counts (Record)
 """
 
 import contextlib
@@ -39,7 +39,7 @@ class ImageError(Exception):
 
 
 class GuestImage(msgspec.Struct, frozen=True):
-    """`kernel`: an ELF file with a PVH entry. `digest` covers both files. `python`: version of the guest's interpreter, "3.11"."""
+    """`kernel`: an ELF file with a PVH entry. `digest` covers both files. `python`: the version of its interpreter, "3.11"."""
 
     kernel: Path
     initramfs: Path
@@ -136,7 +136,6 @@ def _make(packages: list[Package], folder: Path, aside: Path, progress: Callable
     made, work = aside / "made", aside / "work"
     made.mkdir()
     work.mkdir()
-    os.chmod(aside, 0o755)
     archives = {package.name: at(folder / "packages", package) for package in packages}
     with (made / "initramfs").open("wb") as out:
         kernel = initramfs.assemble(archives, work, out, progress)
@@ -182,7 +181,9 @@ def _alone(folder: Path, progress: Callable[[str], None]) -> Iterator[None]:
                 break
             except BlockingIOError as error:
                 if time.monotonic() > until:
-                    raise ImageError(f"guest image: another process has been making it for {BUILD_TIMEOUT_S / 60:.0f} minutes") from error
+                    raise ImageError(
+                        f"guest image: another process has been making it for {BUILD_TIMEOUT_S / 60:.0f} minutes"
+                    ) from error
             if not said:
                 progress("waiting for another process that makes it")
                 said = True

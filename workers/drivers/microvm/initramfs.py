@@ -20,7 +20,7 @@ PACKAGES = (
     "zlib1g",
 )  # fmt: skip
 OURS_AT = "usr/lib/foreglow"
-OURS = ("runtime.py", "warmup.py", "microvm.py")
+OURS = ("runtime.py", "warmup.py", "machine.py", "microvm.py")
 GUEST = Path(__file__).parents[2] / "guest"
 COMPILING = Path(__file__).with_name("compiling.py")
 COMPILE_TIMEOUT_S = 600.0
@@ -107,7 +107,14 @@ def _run(tree: Path, program: str, arguments: Sequence[str]) -> str:
     environment = {"PYTHONHASHSEED": "0", "LC_ALL": "C.UTF-8"}
     try:
         done = subprocess.run(
-            command, capture_output=True, text=True, errors="replace", check=False, env=environment, timeout=COMPILE_TIMEOUT_S, cwd="/"
+            command,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            check=False,
+            env=environment,
+            timeout=COMPILE_TIMEOUT_S,
+            cwd="/",
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise PackageError(f"{program} of the guest does not run here: {error}") from error

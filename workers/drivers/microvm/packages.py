@@ -38,7 +38,14 @@ class Apt:
     def __init__(self, folder: Path, progress: Callable[[str], None]) -> None:
         self._folder = folder
         self._progress = progress
-        self._options: list[str] = ["-o", "APT::Sandbox::User=root", "-o", "Acquire::Retries=2", "-o", "Acquire::http::Timeout=60"]
+        self._options: list[str] = [
+            "-o",
+            "APT::Sandbox::User=root",
+            "-o",
+            "Acquire::Retries=2",
+            "-o",
+            "Acquire::http::Timeout=60",
+        ]
         if shutil.which("apt-get") is None or shutil.which("dpkg-deb") is None:
             raise PackageError(
                 "the guest image is made of Debian packages, and there is no apt-get or dpkg-deb here: "
@@ -96,7 +103,9 @@ class Apt:
             for package in missing:
                 path = come.get(package.sha256)
                 if path is None:
-                    raise PackageError(f"{package.file} came with another content than its SHA-256 says, or not at all: try again")
+                    raise PackageError(
+                        f"{package.file} came with another content than its SHA-256 says, or not at all: try again"
+                    )
                 os.replace(path, at(folder, package))
         finally:
             shutil.rmtree(aside, ignore_errors=True)
@@ -105,7 +114,14 @@ class Apt:
         environment = {**os.environ, "LC_ALL": "C", "DEBIAN_FRONTEND": "noninteractive"}
         try:
             done = subprocess.run(
-                command, capture_output=True, text=True, errors="replace", timeout=timeout_s, check=False, env=environment, cwd=folder
+                command,
+                capture_output=True,
+                text=True,
+                errors="replace",
+                timeout=timeout_s,
+                check=False,
+                env=environment,
+                cwd=folder,
             )
         except subprocess.TimeoutExpired as error:
             raise PackageError(f"{command[0]} was not done within {timeout_s:.0f} s: is there a network?") from error
@@ -123,7 +139,9 @@ def at(folder: Path, package: Package) -> Path:
 @contextlib.contextmanager
 def contents(archive: Path) -> Iterator["subprocess.Popen[bytes]"]:
     """The package's files as a tar stream on the process's standard output. Raises PackageError when it is damaged."""
-    with subprocess.Popen(["dpkg-deb", "--fsys-tarfile", str(archive)], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+    with subprocess.Popen(
+        ["dpkg-deb", "--fsys-tarfile", str(archive)], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
         yield process
         assert process.stdout is not None
         assert process.stderr is not None
@@ -136,7 +154,9 @@ def contents(archive: Path) -> Iterator["subprocess.Popen[bytes]"]:
 
 def unpack(archive: Path, folder: Path) -> None:
     """The package's files below `folder`. Raises PackageError."""
-    done = subprocess.run(["dpkg-deb", "-x", str(archive), str(folder)], capture_output=True, text=True, check=False, errors="replace")
+    done = subprocess.run(
+        ["dpkg-deb", "-x", str(archive), str(folder)], capture_output=True, text=True, check=False, errors="replace"
+    )
     if done.returncode:
         raise PackageError(_said("dpkg-deb", done.stderr))
 

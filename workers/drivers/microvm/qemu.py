@@ -107,7 +107,11 @@ def arguments(
     sharing = "on" if shared else "off"
     line += ["-object", f"memory-backend-file,id=mem,mem-path={memory},size={shape.machine_mb}M,share={sharing}"]
     line += ["-machine", "microvm,acpi=on,pit=off,pic=off,rtc=on,isa-serial=on,usb=off,memory-backend=mem"]
-    line += ["-serial", "null", *SYSTEM_CALLS]
+    if boot is not None:  # what the kernel says when it fails is kept for the error
+        line += ["-chardev", "stdio,id=console,signal=off", "-serial", "chardev:console"]
+    else:
+        line += ["-serial", "null"]
+    line += SYSTEM_CALLS
     line += ["-chardev", f"socket,id=monitor,fd={monitor}", "-mon", "chardev=monitor,mode=control"]
     line += ["-device", f"virtio-serial-device,max_ports={SERIAL_PORTS}"]
     for number, (name, end) in enumerate(((CHANNEL, channel), (INIT, init)), 1):
@@ -140,8 +144,8 @@ class Qemu:
         self.gone = asyncio.Event()
         self.qmp = Qmp(monitor, lambda _why: self.kill())
         self._loop.add_reader(self._pidfd, self._exited)
-        assert process.stderr is not None
-        self._errors = process.stderr.fileno()
+        assert process.stdout is not None
+        self._errors = process.stdout.fileno()
         os.set_blocking(self._errors, False)
         self._loop.add_reader(self._errors, self._complains)
 
@@ -162,16 +166,21 @@ class Qemu:
             self._loop.remove_reader(self._errors)
         self._words = (self._words + text)[-2000:]
 
+    def words(self) -> str:
+        """The last it has said, and while it booted its guest's console."""
+        lines = [line.strip() for line in self._words.decode(errors="replace").splitlines()]
+        return "; ".join(line for line in lines if line.isprintable() and line)
+
     def _exited(self) -> None:
         self._loop.remove_reader(self._pidfd)
         code = self._process.wait()
         self._complains()
         self._loop.remove_reader(self._errors)
-        assert self._process.stderr is not None
-        self._process.stderr.close()
+        assert self._process.stdout is not None
+        self._process.stdout.close()
         os.close(self._pidfd)
         how = f"signal {-code}" if code < 0 else f"exit {code}"
-        words = self._words.decode(errors="replace").strip().replace("\n", "; ")
+        words = self.words()
         self.gone.set()
         self.qmp.close(f"QEMU has ended ({how})")
         self._on_gone(f"QEMU ended with {how}{': ' + words if words else ''}")
@@ -184,8 +193,8 @@ def spawn(line: Sequence[str], descriptors: Sequence[int], monitor: socket.socke
         process = subprocess.Popen(
             line,
             stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
             pass_fds=descriptors,
             cwd="/",
             env=ENVIRONMENT,

@@ -75,7 +75,11 @@ async def boot(
         try:
             standing = machine.heard(FromInit.STANDING)
             await machine.hello()
-            await asyncio.wait_for(standing, BOOT_TIMEOUT_S)
+            try:
+                await asyncio.wait_for(standing, BOOT_TIMEOUT_S)
+            except TimeoutError as error:
+                said = machine.qemu.words() or "nothing"
+                raise DriverError(f"the guest did not come up in {BOOT_TIMEOUT_S:.0f} s; its console says {said}") from error
             for _ in range(EXERCISES):
                 await exercise(machine, warmth)
             await asyncio.sleep(SETTLE_S)
