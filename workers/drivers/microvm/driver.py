@@ -11,6 +11,7 @@ from workers.drivers.limits import CONTROLLERS
 from workers.drivers.microvm import fingerprint, template
 from workers.drivers.microvm.clone import MicroVmClone
 from workers.drivers.microvm.code import MOST_INLINE, CodeSource, written
+from workers.drivers.microvm.confinement import Confinement
 from workers.drivers.microvm.disk import Disks
 from workers.drivers.microvm.exercise import SOURCE, exercise
 from workers.drivers.microvm.image import GuestImage
@@ -44,7 +45,7 @@ class MicroVmDriver:
         self._image = image
         self._accel = accel
         self._qemu = qemu
-        self._places = Places(folder)
+        self._places = Places(folder, Confinement([image.kernel.parent], kvm=accel == "kvm"))
         self._code: CodeSource
         self._templates = Templates(self._boot, self._fingerprint)
         self._clones: set[MicroVmClone] = set()
@@ -101,8 +102,6 @@ class MicroVmDriver:
             missing.append("memory: no control group; the guest's memory is bounded, QEMU's own is not")
         if limits["cpu"] == "none":
             missing.append("cpu: no control group; speculative work does not yield")
-        if not self._places.users[1]:
-            missing.append("host user: every QEMU runs as the node's own user")
         if not self._places.network:
             limits["network"] = "none"
         return IsolationReport("microvm", self._accel, limits, tuple(missing))

@@ -14,6 +14,7 @@ import msgspec
 from workers.drivers.cells import Cell
 from workers.drivers.frames import FromInit, ToGuest, ToInit
 from workers.drivers.microvm.carried import Carried
+from workers.drivers.microvm.confinement import Confinement
 from workers.drivers.microvm.image import GuestImage
 from workers.drivers.microvm.qemu import Ends, Qemu, Shape, arguments, spawn
 from workers.drivers.microvm.taps import Tap
@@ -36,9 +37,14 @@ _decode = msgspec.json.Decoder(dict[str, Any]).decode
 class Place:
     """What a machine takes up on the host: a user (0: ours), control groups, a network namespace with a tap."""
 
+    confinement: Confinement
     user: int = 0
     cell: Cell | None = None
     tap: Tap | None = None
+
+    def confined(self, line: Sequence[str]) -> list[str]:
+        """The command line that runs `line` here."""
+        return self.confinement.command(line, self.user, self.cell, -1 if self.tap is None else self.tap.namespace)
 
 
 class Machine:
@@ -65,7 +71,7 @@ class Machine:
         monitor, channel, init = ends.ours
         try:
             theirs = [sock.fileno() for sock in ends.theirs]
-            self.qemu: Qemu = spawn(line(theirs), [*theirs, *descriptors, *tap], monitor, place.user, place.cell, self._ended)
+            self.qemu: Qemu = spawn(place.confined(line(theirs)), [*theirs, *descriptors, *tap], monitor, self._ended)
         except BaseException:
             ends.close()
             raise
