@@ -10,10 +10,9 @@ from pathlib import Path
 from workers.drivers.limits import CONTROLLERS
 from workers.drivers.microvm import fingerprint, template
 from workers.drivers.microvm.clone import MicroVmClone
-from workers.drivers.microvm.code import MOST_INLINE, CodeSource, written
+from workers.drivers.microvm.code import MOST_INLINE, CodeSource
 from workers.drivers.microvm.confinement import Confinement
 from workers.drivers.microvm.disk import Disks
-from workers.drivers.microvm.exercise import SOURCE, exercise
 from workers.drivers.microvm.image import GuestImage
 from workers.drivers.microvm.machine import line_of
 from workers.drivers.microvm.places import Places
@@ -21,13 +20,13 @@ from workers.drivers.microvm.qemu import BINARY, DISK_BYTES, Shape
 from workers.drivers.microvm.template import Template
 from workers.drivers.microvm.templates import Templates
 from workers.drivers.microvm.tsc import tsc_khz
-from workers.ports import DriverError, FunctionTemplate, IsolationReport, Specialisation
+from workers.ports import DriverError, FunctionTemplate, IsolationReport, Specialisation, Traits
 from workers.versions import SHAPES_MB, Kind
 
 PROBE_TIMEOUT_S = 60.0
 PROBE_SOURCE = "def handler(event, context):\n    return None\n"
 DISKS_KEPT = 4 << 30  # bytes of images on the node's disk
-WARMUPS = 2  # of a standby; the first still translates
+BESIDE_MB = 64  # QEMU itself, and what of the guest is not shared with the template: make bench-microvm
 
 
 class MicroVmDriver:
@@ -38,7 +37,7 @@ class MicroVmDriver:
     when empty."""
 
     name = "microvm"
-    shares_standbys = True
+    traits = Traits(shared_standbys=True, beside_mb=BESIDE_MB)
 
     def __init__(self, folder: Path, image: GuestImage, accel: str, qemu: str = "") -> None:
         self._folder = folder
@@ -51,7 +50,6 @@ class MicroVmDriver:
         self._clones: set[MicroVmClone] = set()
         self._numbers = 0
         self._tsc_khz = 0
-        self._warmth = written({"exercise.py": SOURCE})
 
     # -- start and stop
 
@@ -119,20 +117,6 @@ class MicroVmDriver:
     async def clone(self, tenant: str, memory_mb: int) -> MicroVmClone:
         return await self._clone(await self._templates.get(memory_mb))
 
-    async def standby(self, tenant: str, memory_mb: int) -> MicroVmClone:
-        clone = await self.clone(tenant, memory_mb)
-        try:
-            for _ in range(WARMUPS):
-                await exercise(clone.machine, self._warmth)
-            clone.standing = True
-            await clone.machine.pause()
-        except BaseException as error:
-            await clone.kill("it did not become a standby")
-            if isinstance(error, TimeoutError):
-                raise DriverError("a microVM took too long to become a standby") from error
-            raise
-        return clone
-
     async def template(self, tenant: str, work: Specialisation, timeout_s: float) -> FunctionTemplate:
         raise NotImplementedError
 
@@ -168,7 +152,7 @@ class MicroVmDriver:
         shape = self._shape(memory_mb)
         place = await self._places.take(shape.limit_mb)
         try:
-            return await template.boot(shape, self._image, lambda: self._fingerprint(memory_mb), place, self._warmth)
+            return await template.boot(shape, self._image, lambda: self._fingerprint(memory_mb), place)
         finally:
             self._places.give_back(place)
 
