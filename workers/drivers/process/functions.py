@@ -11,7 +11,7 @@ from typing import Protocol
 
 import msgspec
 
-from workers.drivers.process import watch
+from workers.drivers import watch
 from workers.drivers.process.clone import ProcessClone
 from workers.drivers.process.layers import LayerSource
 from workers.drivers.process.templates import CloneRequest, Template

@@ -31,7 +31,7 @@ def _load_siblings() -> None:
     here = os.getcwd()
     packages: dict[str, list[str]] = {
         "workers": [os.path.dirname(os.path.dirname(here))],
-        "workers.drivers": [],
+        "workers.drivers": [os.path.dirname(here)],
         "workers.drivers.process": [here],
     }
     for name, path in packages.items():
@@ -54,7 +54,8 @@ def _defer_fork_hooks() -> None:
 _load_siblings()
 _defer_fork_hooks()
 
-from workers.drivers.process import isolation, keeper, lockdown, seccomp, syscalls  # noqa: E402
+from workers.drivers import syscalls  # noqa: E402
+from workers.drivers.process import isolation, keeper, lockdown, seccomp  # noqa: E402
 from workers.drivers.process.cloning import LISTEN_LIMIT, QUIET_MS, SAFE, Cloner  # noqa: E402
 from workers.guest import runtime, warmup  # noqa: E402
 

@@ -9,7 +9,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
-from workers.drivers.process.cells import Cell, limit_v1, limit_v2, read, remove, write
+from workers.drivers.cells import Cell, limit_v1, limit_v2, read, remove, write
 
 CONTROLLERS = ("memory", "pids", "cpu")
 GROUP_SHARES, GROUP_WEIGHT = 64 * 1024, 6400

@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workers.drivers.process import cells, limits, tiers, watch
-from workers.drivers.process.cells import Cell, remove
-from workers.drivers.process.limits import Cgroups, Layout, detect
+from workers.drivers import cells, limits, users, watch
+from workers.drivers.cells import Cell, remove
+from workers.drivers.limits import Cgroups, Layout, detect
+from workers.drivers.process import tiers
 
 V1 = "36 31 0:32 / /sys/fs/cgroup/{0} rw,relatime shared:9 - cgroup cgroup rw,{0}"
 V2 = "41 31 0:38 / {0} rw,relatime - cgroup2 cgroup2 rw,nsdelegate"
@@ -181,12 +182,12 @@ def test_sweep_knows_a_number_that_was_given_again_and_one_that_waits_to_be_aske
     ],
 )
 def test_host_users_come_from_what_is_mapped(uid_map: str, expected: tuple[int, int]) -> None:
-    assert tiers.free_users(uid_map) == expected
+    assert users.free_users(uid_map) == expected
 
 
 @given(st.integers(0, 2**20), st.integers(1, 2**31), st.integers(0, 10**6))
 def test_a_host_user_is_always_a_mapped_one(start: int, length: int, number: int) -> None:
-    tier = tiers.Tier("root", tiers.free_users(f"{start} 5 {length}"))
+    tier = tiers.Tier("root", users.free_users(f"{start} 5 {length}"))
     user = tier.user(number)
     assert user == 0 or start <= user < start + length
 

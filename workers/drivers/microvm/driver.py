@@ -1,0 +1,175 @@
+"""MicroVmDriver: sandboxes as clones of a QEMU memory template, one template per memory shape, shared by all tenants."""
+
+import asyncio
+import contextlib
+import os
+import resource
+import shutil
+from pathlib import Path
+
+from workers.drivers.limits import CONTROLLERS
+from workers.drivers.microvm import fingerprint, template
+from workers.drivers.microvm.clone import MicroVmClone
+from workers.drivers.microvm.code import CodeSource
+from workers.drivers.microvm.exercise import SOURCE, exercise
+from workers.drivers.microvm.image import GuestImage
+from workers.drivers.microvm.machine import line_of
+from workers.drivers.microvm.places import Places
+from workers.drivers.microvm.qemu import BINARY, Shape
+from workers.drivers.microvm.template import Template
+from workers.drivers.microvm.templates import Templates
+from workers.drivers.microvm.tsc import tsc_khz
+from workers.ports import DriverError, FunctionTemplate, IsolationReport, Specialisation
+from workers.versions import SHAPES_MB, Kind
+
+PROBE_TIMEOUT_S = 60.0
+PROBE_SOURCE = "def handler(event, context):\n    return None\n"
+WARMUPS = 2  # of a standby; the first still translates
+
+
+class MicroVmDriver:
+    """Implements workers.ports.Driver. Use it on one event loop, in a thread that lives as long as the node: machines die with
+    the thread that started them.
+
+    `folder` is its own; its name (with the process id) names the control groups. `accel`: tcg | kvm. `qemu`: its binary, found
+    when empty."""
+
+    name = "microvm"
+    shares_standbys = True
+
+    def __init__(self, folder: Path, image: GuestImage, accel: str, qemu: str = "") -> None:
+        self._folder = folder
+        self._image = image
+        self._accel = accel
+        self._qemu = qemu
+        self._places = Places(folder)
+        self._code = CodeSource()
+        self._templates = Templates(self._boot, self._fingerprint)
+        self._clones: set[MicroVmClone] = set()
+        self._numbers = 0
+        self._tsc_khz = 0
+        self._warmth = self._code.inline({"exercise.py": SOURCE})
+
+    # -- start and stop
+
+    async def start(self) -> IsolationReport:
+        loop = asyncio.get_running_loop()
+        found = shutil.which(self._qemu or BINARY)
+        if found is None:
+            raise DriverError(
+                f"{self._qemu or BINARY} is not there: install QEMU (Debian: qemu-system-x86), or use the process driver"
+            )
+        self._qemu = os.path.realpath(found)
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            refused = await self._places.open()
+            self._tsc_khz = await loop.run_in_executor(None, tsc_khz)
+        except OSError as error:
+            raise DriverError(str(error)) from error
+        _raise_open_files()
+        try:
+            await self._probe()
+        except (DriverError, TimeoutError, OSError) as error:
+            await self.stop()
+            raise DriverError(f"no microVM could be made: {error or 'timed out'}") from error
+        return self._report(refused)
+
+    async def _probe(self) -> None:
+        """Boots, clones, runs a function's module, takes it apart: what works here is what was seen to work."""
+        code = self._folder / "probe"
+        code.mkdir(exist_ok=True)
+        (code / "probe.py").write_text(PROBE_SOURCE)
+        clone = await self.clone("", SHAPES_MB[0])
+        try:
+            work = Specialisation("probe/probe:1", "probe:handler", Kind.EVENT, 1, SHAPES_MB[0], (code,), {})
+            await clone.specialise(work, PROBE_TIMEOUT_S)
+        finally:
+            await clone.kill("the probe is done")
+
+    def _report(self, refused: list[str]) -> IsolationReport:
+        cgroups = self._places.cgroups
+        assert cgroups is not None
+        limits = {controller: cgroups.kind(controller) for controller in CONTROLLERS}
+        missing = list(refused)
+        if limits["memory"] == "none":
+            missing.append("memory: no control group; the guest's memory is bounded, QEMU's own is not")
+        if limits["cpu"] == "none":
+            missing.append("cpu: no control group; speculative work does not yield")
+        if not self._places.users[1]:
+            missing.append("host user: every QEMU runs as the node's own user")
+        if not self._places.network:
+            limits["network"] = "none"
+        return IsolationReport("microvm", self._accel, limits, tuple(missing))
+
+    async def stop(self) -> None:
+        await self._templates.stop()
+        await asyncio.gather(*(clone.kill("the node stops") for clone in list(self._clones)), return_exceptions=True)
+        await self._places.close()
+
+    async def retire(self, tenant: str) -> None:
+        """Nothing here is a tenant's own but its instances and function templates."""
+
+    # -- clones
+
+    async def clone(self, tenant: str, memory_mb: int) -> MicroVmClone:
+        return await self._clone(await self._templates.get(memory_mb))
+
+    async def standby(self, tenant: str, memory_mb: int) -> MicroVmClone:
+        clone = await self.clone(tenant, memory_mb)
+        try:
+            for _ in range(WARMUPS):
+                await exercise(clone.machine, self._warmth)
+            clone.standing = True
+            await clone.machine.pause()
+        except BaseException as error:
+            await clone.kill("it did not become a standby")
+            if isinstance(error, TimeoutError):
+                raise DriverError("a microVM took too long to become a standby") from error
+            raise
+        return clone
+
+    async def template(self, tenant: str, work: Specialisation, timeout_s: float) -> FunctionTemplate:
+        raise NotImplementedError
+
+    async def _clone(self, source: Template, coded: bool = False) -> MicroVmClone:
+        place = await self._places.take(source.shape.limit_mb)
+        try:
+            machine = await source.clone(place)
+        except BaseException as error:
+            self._places.give_back(place)
+            if isinstance(error, TimeoutError):
+                raise DriverError("a microVM did not resume in time") from error
+            raise
+        self._numbers += 1
+        clone = MicroVmClone(f"v{self._numbers}", source.shape.memory_mb, machine, self._code, self._freed, coded)
+        self._clones.add(clone)
+        return clone
+
+    def _freed(self, clone: MicroVmClone) -> None:
+        self._clones.discard(clone)
+        self._places.give_back(clone.machine.place)
+
+    # -- templates
+
+    def _shape(self, memory_mb: int) -> Shape:
+        return Shape(self._qemu, self._accel, memory_mb, self._tsc_khz, self._places.network)
+
+    def _fingerprint(self, memory_mb: int) -> fingerprint.Fingerprint:
+        shape = self._shape(memory_mb)
+        tap = 0 if shape.network else None
+        return fingerprint.take(self._qemu, line_of(shape, 0, self._image, tap)((0, 0, 0)), self._tsc_khz, self._image)
+
+    async def _boot(self, memory_mb: int) -> Template:
+        shape = self._shape(memory_mb)
+        place = await self._places.take(shape.limit_mb)
+        try:
+            return await template.boot(shape, self._image, lambda: self._fingerprint(memory_mb), place, self._warmth)
+        finally:
+            self._places.give_back(place)
+
+
+def _raise_open_files() -> None:
+    """Four descriptors a machine here, and more on its way."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
