@@ -64,6 +64,10 @@ class MicroVmClone(Conversation):
             meta["withheld"] = work.withheld
         carried = CODED if self._coded else await self._code.carry(work.layers)
         name = work.version.partition("/")[2].replace(":", "-")[:63] or "function"
+        try:
+            await self.machine.insert(carried.images)
+        finally:
+            carried.close()
         self.machine.activate(meta, carried, name, self.standing)
         return await self._report(began, timeout_s)
 

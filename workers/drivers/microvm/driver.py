@@ -15,7 +15,7 @@ from workers.drivers.microvm.exercise import SOURCE, exercise
 from workers.drivers.microvm.image import GuestImage
 from workers.drivers.microvm.machine import line_of
 from workers.drivers.microvm.places import Places
-from workers.drivers.microvm.qemu import BINARY, Shape
+from workers.drivers.microvm.qemu import BINARY, DISK_BYTES, Shape
 from workers.drivers.microvm.template import Template
 from workers.drivers.microvm.templates import Templates
 from workers.drivers.microvm.tsc import tsc_khz
@@ -43,7 +43,7 @@ class MicroVmDriver:
         self._accel = accel
         self._qemu = qemu
         self._places = Places(folder)
-        self._code = CodeSource()
+        self._code = CodeSource(folder / "disks", image.python, DISK_BYTES)
         self._templates = Templates(self._boot, self._fingerprint)
         self._clones: set[MicroVmClone] = set()
         self._numbers = 0

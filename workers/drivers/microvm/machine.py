@@ -119,6 +119,20 @@ class Machine:
         with contextlib.suppress(LookupError, TypeError, ValueError):
             self.thread = int(found[0]["thread-id"])
 
+    async def insert(self, images: Sequence[tuple[int, int]]) -> None:
+        """Puts (number of a disk, descriptor of an image): QEMU opens no path. Raises DriverError, TimeoutError."""
+        for number, descriptor in images:
+            name, path = f"image{number}", f"/dev/fdset/{number + 1}"
+            file = {"driver": "file", "node-name": name, "filename": path, "read-only": True, "locking": "off"}
+            disk = {"driver": "raw", "node-name": f"disk{number}", "file": name, "read-only": True}
+            done = self.qemu.qmp.post(
+                ("add-fd", {"fdset-id": number + 1}),
+                ("blockdev-add", file),
+                ("blockdev-reopen", {"options": [disk]}),
+                descriptors=[descriptor],
+            )
+            await asyncio.wait_for(done, RESUME_TIMEOUT_S)
+
     def activate(self, meta: Mapping[str, Any], code: Carried, hostname: str, clock: bool) -> None:
         """Makes it an instance: fresh identity and `code`, then `meta` as SPECIALISE. `clock`: tell the time now, which is right
         only for one that reads at once; a cold one asks. Raises DriverError."""
