@@ -36,13 +36,19 @@ class Deployed:
 
 class Platform:
     """Started by `with`; ended and its folder removed at the end. `standbys` as in `foreglow up --standbys`; `templates` off:
-    no version gets a function template; `environment` beside its own."""
+    no version gets a function template; `environment` beside its own; `driver`: process | microvm, the latter always emulated."""
 
     def __init__(
-        self, standbys: int, prewarm: str = "off", templates: bool = True, environment: Mapping[str, str] | None = None
+        self,
+        standbys: int,
+        prewarm: str = "off",
+        templates: bool = True,
+        environment: Mapping[str, str] | None = None,
+        driver: str = "process",
     ) -> None:
         templated = {} if templates else {"FOREGLOW_TEMPLATE_INIT_MS": "0"}
-        self._environment = {"FOREGLOW_LOG_LEVEL": "warning", **templated, **(environment or {})}
+        driven = {"FOREGLOW_DRIVER": driver, "FOREGLOW_ACCEL": "tcg"}
+        self._environment = {"FOREGLOW_LOG_LEVEL": "warning", **driven, **templated, **(environment or {})}
         self._options = ["--standbys", str(standbys), "--prewarm", prewarm]
         self._packages: dict[str, str] = {}
         self.standbys = standbys

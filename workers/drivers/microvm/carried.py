@@ -7,16 +7,15 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Carried:
-    """`files`, `body` and `disks` as ACTIVATE has them; `paths`: where the layers are in the guest. `images`: (number of a disk,
-    descriptor of what is to be in it), to be inserted before the guest is activated, and, since it goes on reading, before a
-    clone of a function template runs. They are the holder's: `close` when done."""
+    """`files`, `body` and `disks` as ACTIVATE has them; `paths`: where the layers are in the guest. `descriptors` of the
+    disks' images, in order; its owner closes it."""
 
     files: Sequence[tuple[str, int, int]] = ()
     body: bytes = b""
     paths: Sequence[str] = ()
     disks: Sequence[tuple[str, str]] = ()
-    images: Sequence[tuple[int, int]] = ()
+    descriptors: Sequence[int] = ()
 
     def close(self) -> None:
-        for _, descriptor in self.images:
+        for descriptor in self.descriptors:
             os.close(descriptor)

@@ -63,11 +63,11 @@ class MicroVmClone(Conversation):
         if work.withheld is not None:
             meta["withheld"] = work.withheld
         carried = CODED if self._coded else await self._code.carry(work.layers)
-        name = work.version.partition("/")[2].replace(":", "-")[:63] or "function"
         try:
-            await self.machine.insert(carried.images)
+            await self.machine.put_in(carried.descriptors)
         finally:
             carried.close()
+        name = work.version.partition("/")[2].replace(":", "-")[:63] or "function"
         self.machine.activate(meta, carried, name, self.standing)
         return await self._report(began, timeout_s)
 

@@ -1,86 +1,88 @@
-"""How a function's code comes into a guest: inline when a layer is small, else on a read-only disk of the layer's own."""
+"""How a function's code comes into a guest: inline when it is small, else on a read-only disk per layer."""
 
 import asyncio
-import threading
+import os
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from workers.drivers.microvm.carried import Carried
-from workers.drivers.microvm.disk import DiskError, Disks, identity
+from workers.drivers.microvm.disk import DiskError, Disks
 from workers.drivers.microvm.inline import MAX_FILES, Inline, inline
 from workers.ports import DriverError
 
 LAYERS_AT = ("/var/task", "/opt/deps")
 DEVICES = ("vda", "vdb")
-INLINE_BYTES = 256 << 10
-"""From here on a disk is quicker: over the port 1 MB takes a guest 60 ms, mounting a disk for the first time 75 ms (tcg)."""
-MOST_BYTES, MOST_FILES = 7 << 20, 4096
-"""Of a layer that comes inline because there are no disks here; a frame holds 16 MiB."""
-KEPT_BYTES = 32 << 20
-DISKS_BYTES = 2 << 30
+MOST_INLINE = 1 << 20
+"""Bytes of a layer that goes inline: sending more takes longer than mounting a disk."""
+WITHOUT_DISKS, FILES_WITHOUT_DISKS = 7 << 20, 4096
+"""Likewise where there are no disks: slow, but it works. A frame holds 16 MiB."""
+KEPT_INLINE = 64 << 20
+"""Bytes of inline layers kept in memory, all versions."""
+
+Key = tuple[Path, int, int]
 
 
 class CodeSource:
-    """`folder`: for images of layers, its own. `python`: of the guest. `disk_bytes`: what a guest was told a disk holds."""
+    """Use it on one event loop; what reads the disk runs in threads. `python`: of the guest, "3.11"."""
 
-    def __init__(self, folder: Path, python: str, disk_bytes: int, bound: int = DISKS_BYTES) -> None:
+    def __init__(self, disks: Disks, python: str) -> None:
+        self._disks = disks
         self._python = python
-        self._disks = Disks(folder, disk_bytes, bound)
-        self._kept: OrderedDict[str, Inline] = OrderedDict()
-        self._lock = threading.Lock()
-
-    @property
-    def missing(self) -> str:
-        """Why large layers cannot be attached here; empty when they can."""
-        return self._disks.missing
+        self._kept: OrderedDict[Key, Inline | None] = OrderedDict()
+        self._bytes = 0
 
     async def carry(self, layers: Sequence[Path]) -> Carried:
-        """Raises DriverError."""
-        return await asyncio.get_running_loop().run_in_executor(None, self._carry, layers)
-
-    def inline(self, sources: Mapping[str, str]) -> Carried:
-        """Sources of our own, in the first layer's place."""
-        files = [(f"{LAYERS_AT[0]}/{name}", 0o100644, len(text.encode())) for name, text in sources.items()]
-        return Carried(files, "".join(sources.values()).encode(), LAYERS_AT[:1])
-
-    def _carry(self, layers: Sequence[Path]) -> Carried:
+        """`layers` as the guest takes them; the caller closes the disks' descriptors. Raises DriverError."""
+        if len(layers) > len(LAYERS_AT):
+            raise DriverError(f"attaching the code: {len(layers)} layers; a microVM takes {len(LAYERS_AT)}")
         files: list[tuple[str, int, int]] = []
         bodies: list[bytes] = []
         disks: list[tuple[str, str]] = []
-        images: list[tuple[int, int]] = []
+        descriptors: list[int] = []
         try:
-            for number, (layer, place) in enumerate(zip(layers, LAYERS_AT, strict=False)):
-                small = self._small(layer)
+            for layer, place in zip(layers, LAYERS_AT, strict=False):
+                small = await self._inline(layer)
                 if small is not None:
                     files += small.below(place)
                     bodies.append(small.body)
                 else:
-                    images.append((number, self._disks.open(layer)))
-                    disks.append((DEVICES[number], place))
+                    if missing := self._disks.missing:
+                        most = f"{WITHOUT_DISKS >> 20} MiB or {FILES_WITHOUT_DISKS} files"
+                        raise DiskError(f"{layer} has more than {most}, which needs a disk, and {missing}")
+                    disks.append((DEVICES[len(disks)], place))
+                    descriptors.append(await asyncio.get_running_loop().run_in_executor(None, self._disks.open, layer))
         except (OSError, DiskError) as error:
-            Carried(images=images).close()
-            where = "" if isinstance(error, DiskError) else f"{error.filename}: "
-            raise DriverError(f"attaching the code: {where}{getattr(error, 'strerror', None) or error}") from error
-        return Carried(files, b"".join(bodies), LAYERS_AT[: len(layers)], disks, images)
+            for descriptor in descriptors:
+                os.close(descriptor)
+            raise DriverError(f"attaching the code: {error}") from error
+        return Carried(files, b"".join(bodies), LAYERS_AT[: len(layers)], disks, descriptors)
 
-    def _small(self, layer: Path) -> Inline | None:
-        """The layer when it is small. Raises OSError, DiskError when it is not and there are no disks."""
-        key = identity(layer)
-        with self._lock:
-            if key in self._kept:
-                self._kept.move_to_end(key)
-                return self._kept[key]
-        found = inline(layer, self._python, INLINE_BYTES, MAX_FILES)
-        if found is None and self.missing:
-            found = inline(layer, self._python, MOST_BYTES, MOST_FILES)
-            if found is None:
-                raise DiskError(
-                    f"{layer} has over {MOST_BYTES >> 20} MiB or {MOST_FILES} files, which needs a disk, and {self.missing}"
-                )
-        if found is not None:
-            with self._lock:
-                self._kept[key] = found
-                while sum(len(one.body) for one in self._kept.values()) > KEPT_BYTES:
-                    self._kept.popitem(last=False)
-        return found
+    async def _inline(self, layer: Path) -> Inline | None:
+        """None: it is too large for that. A layer never changes; one that went and came again is another. Raises OSError."""
+        state = os.stat(layer)
+        key = (layer, state.st_ino, state.st_ctime_ns)
+        if key in self._kept:
+            self._kept.move_to_end(key)
+            return self._kept[key]
+        most = (WITHOUT_DISKS, FILES_WITHOUT_DISKS) if self._disks.missing else (MOST_INLINE, MAX_FILES)
+        made = await asyncio.get_running_loop().run_in_executor(None, partial(inline, layer, self._python, *most))
+        if key not in self._kept:
+            self._kept[key] = made
+            self._bytes += _size(made)
+            while self._bytes > KEPT_INLINE:
+                _, gone = self._kept.popitem(last=False)
+                self._bytes -= _size(gone)
+        return made
+
+
+def written(sources: Mapping[str, str]) -> Carried:
+    """Sources of our own, by name, as code that comes inline."""
+    bodies = [text.encode() for text in sources.values()]
+    files = [(f"{LAYERS_AT[0]}/{name}", 0o100644, len(body)) for name, body in zip(sources, bodies, strict=True)]
+    return Carried(files, b"".join(bodies), LAYERS_AT[:1])
+
+
+def _size(one: Inline | None) -> int:
+    return 1024 + (0 if one is None else len(one.body) + sum(len(path) + 64 for path, _, _ in one.files))

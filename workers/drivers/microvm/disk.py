@@ -59,7 +59,7 @@ class Disks:
         if self.missing:
             raise DiskError(self.missing)
         try:
-            key = identity(layer)
+            key = _key(layer)
             with self._lock:
                 making = self._making.setdefault(key, threading.Lock())
             with making:
@@ -128,7 +128,7 @@ def make_image(layer: Path, image: Path) -> None:
         raise DiskError(f"the disk of {layer}: {PROGRAM} failed: {words or f'exit {done.returncode}'}")
 
 
-def identity(layer: Path) -> str:
+def _key(layer: Path) -> str:
     """Of the folder as it is now: one that was evicted and came again is another. Raises OSError when there is none."""
     state = os.stat(layer)
     if not os.path.isdir(layer):

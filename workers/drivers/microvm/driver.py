@@ -10,7 +10,9 @@ from pathlib import Path
 from workers.drivers.limits import CONTROLLERS
 from workers.drivers.microvm import fingerprint, template
 from workers.drivers.microvm.clone import MicroVmClone
-from workers.drivers.microvm.code import CodeSource
+from workers.drivers.microvm.code import MOST_INLINE, CodeSource, written
+from workers.drivers.microvm.confinement import Confinement
+from workers.drivers.microvm.disk import Disks
 from workers.drivers.microvm.exercise import SOURCE, exercise
 from workers.drivers.microvm.image import GuestImage
 from workers.drivers.microvm.machine import line_of
@@ -24,6 +26,7 @@ from workers.versions import SHAPES_MB, Kind
 
 PROBE_TIMEOUT_S = 60.0
 PROBE_SOURCE = "def handler(event, context):\n    return None\n"
+DISKS_KEPT = 4 << 30  # bytes of images on the node's disk
 WARMUPS = 2  # of a standby; the first still translates
 
 
@@ -42,13 +45,13 @@ class MicroVmDriver:
         self._image = image
         self._accel = accel
         self._qemu = qemu
-        self._places = Places(folder)
-        self._code = CodeSource(folder / "disks", image.python, DISK_BYTES)
+        self._places = Places(folder, Confinement([image.kernel.parent], kvm=accel == "kvm"))
+        self._code: CodeSource
         self._templates = Templates(self._boot, self._fingerprint)
         self._clones: set[MicroVmClone] = set()
         self._numbers = 0
         self._tsc_khz = 0
-        self._warmth = self._code.inline({"exercise.py": SOURCE})
+        self._warmth = written({"exercise.py": SOURCE})
 
     # -- start and stop
 
@@ -62,6 +65,8 @@ class MicroVmDriver:
         self._qemu = os.path.realpath(found)
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
+            self._disks = await loop.run_in_executor(None, Disks, self._folder / "disks", DISK_BYTES, DISKS_KEPT)
+            self._code = CodeSource(self._disks, self._image.python)
             refused = await self._places.open()
             self._tsc_khz = await loop.run_in_executor(None, tsc_khz)
         except OSError as error:
@@ -91,12 +96,12 @@ class MicroVmDriver:
         assert cgroups is not None
         limits = {controller: cgroups.kind(controller) for controller in CONTROLLERS}
         missing = list(refused)
+        if self._disks.missing:
+            missing.append(f"code: packages of more than {MOST_INLINE >> 20} MB do not start: {self._disks.missing}")
         if limits["memory"] == "none":
             missing.append("memory: no control group; the guest's memory is bounded, QEMU's own is not")
         if limits["cpu"] == "none":
             missing.append("cpu: no control group; speculative work does not yield")
-        if not self._places.users[1]:
-            missing.append("host user: every QEMU runs as the node's own user")
         if not self._places.network:
             limits["network"] = "none"
         return IsolationReport("microvm", self._accel, limits, tuple(missing))

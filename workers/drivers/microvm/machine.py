@@ -14,6 +14,7 @@ import msgspec
 from workers.drivers.cells import Cell
 from workers.drivers.frames import FromInit, ToGuest, ToInit
 from workers.drivers.microvm.carried import Carried
+from workers.drivers.microvm.confinement import Confinement
 from workers.drivers.microvm.image import GuestImage
 from workers.drivers.microvm.qemu import Ends, Qemu, Shape, arguments, spawn
 from workers.drivers.microvm.taps import Tap
@@ -25,6 +26,7 @@ RESUME_TIMEOUT_S = 20.0
 BOOT_TIMEOUT_S = 60.0
 """An emulated machine on a busy host takes its time."""
 PAUSE_TIMEOUT_S = 5.0
+DISK_TIMEOUT_S = 5.0
 IGNORE_SHARED = ("migrate-set-capabilities", {"capabilities": [{"capability": "x-ignore-shared", "state": True}]})
 
 _encode = msgspec.json.Encoder().encode
@@ -35,9 +37,14 @@ _decode = msgspec.json.Decoder(dict[str, Any]).decode
 class Place:
     """What a machine takes up on the host: a user (0: ours), control groups, a network namespace with a tap."""
 
+    confinement: Confinement
     user: int = 0
     cell: Cell | None = None
     tap: Tap | None = None
+
+    def confined(self, line: Sequence[str]) -> list[str]:
+        """The command line that runs `line` here."""
+        return self.confinement.command(line, self.user, self.cell, -1 if self.tap is None else self.tap.namespace)
 
 
 class Machine:
@@ -64,7 +71,7 @@ class Machine:
         monitor, channel, init = ends.ours
         try:
             theirs = [sock.fileno() for sock in ends.theirs]
-            self.qemu: Qemu = spawn(line(theirs), [*theirs, *descriptors, *tap], monitor, place.user, place.cell, self._ended)
+            self.qemu: Qemu = spawn(place.confined(line(theirs)), [*theirs, *descriptors, *tap], monitor, self._ended)
         except BaseException:
             ends.close()
             raise
@@ -119,20 +126,6 @@ class Machine:
         with contextlib.suppress(LookupError, TypeError, ValueError):
             self.thread = int(found[0]["thread-id"])
 
-    async def insert(self, images: Sequence[tuple[int, int]]) -> None:
-        """Puts (number of a disk, descriptor of an image): QEMU opens no path. Raises DriverError, TimeoutError."""
-        for number, descriptor in images:
-            name, path = f"image{number}", f"/dev/fdset/{number + 1}"
-            file = {"driver": "file", "node-name": name, "filename": path, "read-only": True, "locking": "off"}
-            disk = {"driver": "raw", "node-name": f"disk{number}", "file": name, "read-only": True}
-            done = self.qemu.qmp.post(
-                ("add-fd", {"fdset-id": number + 1}),
-                ("blockdev-add", file),
-                ("blockdev-reopen", {"options": [disk]}),
-                descriptors=[descriptor],
-            )
-            await asyncio.wait_for(done, RESUME_TIMEOUT_S)
-
     def activate(self, meta: Mapping[str, Any], code: Carried, hostname: str, clock: bool) -> None:
         """Makes it an instance: fresh identity and `code`, then `meta` as SPECIALISE. `clock`: tell the time now, which is right
         only for one that reads at once; a cold one asks. Raises DriverError."""
@@ -150,6 +143,20 @@ class Machine:
         self.init.send(ToInit.ACTIVATE, 0, _encode(identity), code.body)
         told = {**meta, "entropy": secrets.token_hex(32), "paths": code.paths}
         self.channel.send(ToGuest.SPECIALISE, 0, _encode(told))
+
+    async def put_in(self, images: Sequence[int]) -> None:
+        """Makes the images (descriptors) its disks, which were empty. The guest must not have looked at them. Raises DriverError,
+        TimeoutError."""
+        for number, image in enumerate(images):
+            file = {"driver": "file", "node-name": f"image{number}", "read-only": True, "locking": "off"}
+            disk = {"driver": "raw", "node-name": f"disk{number}", "file": f"image{number}", "read-only": True}
+            done = self.qemu.qmp.post(
+                ("add-fd", {"fdset-id": number}),
+                ("blockdev-add", {**file, "filename": f"/dev/fdset/{number}"}),
+                ("blockdev-reopen", {"options": [disk]}),
+                descriptors=[image],
+            )
+            await asyncio.wait_for(done, DISK_TIMEOUT_S)
 
     async def pause(self) -> None:
         """Takes no CPU from then on, until `activate`. Raises DriverError, TimeoutError."""

@@ -5,9 +5,9 @@ import os
 from pathlib import Path
 
 from workers.drivers.limits import Cgroups, detect, name_of, sweep
+from workers.drivers.microvm.confinement import Confinement
 from workers.drivers.microvm.machine import Place
 from workers.drivers.microvm.taps import NoTap, TapPool
-from workers.drivers.users import free_users
 from workers.ports import DriverError
 
 STOP_TIMEOUT_S = 10.0
@@ -16,11 +16,10 @@ STOP_TIMEOUT_S = 10.0
 class Places:
     """Methods run on the event loop; what blocks runs in threads."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, confinement: Confinement) -> None:
         self._folder = folder
         self.cgroups: Cgroups | None = None
-        self.users = (0, 0)
-        self._taken = 0
+        self._confinement = confinement
         self._taps: TapPool | None = None
         self._background: set[asyncio.Future[bool]] = set()
 
@@ -29,10 +28,10 @@ class Places:
         return self._taps is not None
 
     async def open(self) -> list[str]:
-        """Sweeps what a dead predecessor left; what was refused, one line each. Raises OSError."""
-        refused = await asyncio.get_running_loop().run_in_executor(None, self._open_cgroups)
-        if os.geteuid() == 0:
-            self.users = free_users(Path("/proc/self/uid_map").read_text())
+        """Sweeps what a dead predecessor left; what was refused, one line each. Raises OSError, DriverError."""
+        loop = asyncio.get_running_loop()
+        refused = await loop.run_in_executor(None, self._open_cgroups)
+        refused += await loop.run_in_executor(None, self._confinement.open)
         taps = TapPool()
         try:
             await taps.start()
@@ -50,11 +49,7 @@ class Places:
 
     async def take(self, limit_mb: int) -> Place:
         """Raises DriverError, with nothing taken."""
-        place = Place()
-        first, count = self.users
-        if count:
-            place.user = first + self._taken % count
-            self._taken += 1
+        place = Place(self._confinement, self._confinement.take_user())
         try:
             if self.cgroups is not None and self.cgroups.usable:
                 place.cell = self.cgroups.take(limit_mb, 0)
@@ -70,6 +65,7 @@ class Places:
 
     def give_back(self, place: Place) -> None:
         """Its machine has gone."""
+        self._confinement.give_back_user(place.user)
         if place.tap is not None:
             place.tap.close()
         if place.cell is not None and self.cgroups is not None:
@@ -87,3 +83,4 @@ class Places:
             self._taps = None
         if self.cgroups is not None:
             await asyncio.get_running_loop().run_in_executor(None, self.cgroups.close)
+        self._confinement.close()

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from workers.drivers.cells import Cell
+from workers.drivers.microvm.confinement import ENVIRONMENT, SYSTEM_CALLS
 from workers.drivers.microvm.image import OVERHEAD_MB, GuestImage
 from workers.drivers.microvm.qmp import Qmp
 from workers.drivers.microvm.taps import GUEST_ADDRESS, GUEST_GATEWAY, GUEST_MAC, GUEST_PREFIX
@@ -28,10 +28,7 @@ TB_MB = 64
 """Translated code (tcg): the default would be an eighth of the guest's memory, at least 32 MB, up to 1 GB."""
 PROCESS_MB = 96
 """What a QEMU needs beside its guest's memory and translated code."""
-SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
 QMP_TIMEOUT_S = 10.0
-SETPRIV = "setpriv"
-STEP_IN = 'while [ "$1" != -- ]; do echo 0 > "$1" || exit 125; shift; done; shift; exec "$@"'
 KERNEL_WORDS = (
     "console=ttyS0 quiet loglevel=1 reboot=t panic=-1 mitigations=off audit=0 apparmor=0 nowatchdog init_on_alloc=0 "
     "tsc=reliable no_timer_check"
@@ -114,7 +111,7 @@ def arguments(
         line += ["-chardev", "stdio,id=console,signal=off", "-serial", "chardev:console"]
     else:
         line += ["-serial", "null"]
-    line += ["-sandbox", SANDBOX]
+    line += SYSTEM_CALLS
     line += ["-chardev", f"socket,id=monitor,fd={monitor}", "-mon", "chardev=monitor,mode=control"]
     line += ["-device", f"virtio-serial-device,max_ports={SERIAL_PORTS}"]
     for number, (name, end) in enumerate(((CHANNEL, channel), (INIT, init)), 1):
@@ -189,27 +186,18 @@ class Qemu:
         self._on_gone(f"QEMU ended with {how}{': ' + words if words else ''}")
 
 
-def spawn(
-    line: Sequence[str],
-    descriptors: Sequence[int],
-    monitor: socket.socket,
-    user: int,
-    cell: Cell | None,
-    on_gone: Callable[[str], None],
-) -> Qemu:
-    """Starts QEMU as host user `user` (0: ours), in `cell`, to die with this thread. Takes `monitor` over. Raises DriverError.
-
-    Started by setpriv, which lets it die with us and drops what it must not have; and that by a shell that steps into the control
-    groups itself, since moving another process takes many milliseconds."""
-    command = [SETPRIV, "--pdeathsig", "KILL", "--no-new-privs", "--inh-caps=-all"]
-    if user:
-        command += ["--bounding-set=-all", "--reuid", str(user), "--regid", str(user), "--clear-groups"]
-    command += line
-    if cell is not None:
-        command = ["/bin/sh", "-c", STEP_IN, "sh", *cell.doors, "--", *command]
+def spawn(line: Sequence[str], descriptors: Sequence[int], monitor: socket.socket, on_gone: Callable[[str], None]) -> Qemu:
+    """Starts QEMU by a command line that confines it (confinement.py), to die with this thread. Takes `monitor` over. Raises
+    DriverError."""
     try:
         process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, pass_fds=descriptors, cwd="/"
+            line,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            pass_fds=descriptors,
+            cwd="/",
+            env=ENVIRONMENT,
         )
     except OSError as error:
         monitor.close()
