@@ -9,13 +9,15 @@ from pathlib import Path
 
 from workers.drivers.microvm.carried import Carried
 from workers.drivers.microvm.disk import DiskError, Disks
-from workers.drivers.microvm.inline import Inline, inline
+from workers.drivers.microvm.inline import MAX_FILES, Inline, inline
 from workers.ports import DriverError
 
 LAYERS_AT = ("/var/task", "/opt/deps")
 DEVICES = ("vda", "vdb")
 MOST_INLINE = 1 << 20
 """Bytes of a layer that goes inline: sending more takes longer than mounting a disk."""
+WITHOUT_DISKS, FILES_WITHOUT_DISKS = 7 << 20, 4096
+"""Likewise where there are no disks: slow, but it works. A frame holds 16 MiB."""
 KEPT_INLINE = 64 << 20
 """Bytes of inline layers kept in memory, all versions."""
 
@@ -46,6 +48,9 @@ class CodeSource:
                     files += small.below(place)
                     bodies.append(small.body)
                 else:
+                    if missing := self._disks.missing:
+                        most = f"{WITHOUT_DISKS >> 20} MiB or {FILES_WITHOUT_DISKS} files"
+                        raise DiskError(f"{layer} has more than {most}, which needs a disk, and {missing}")
                     disks.append((DEVICES[len(disks)], place))
                     descriptors.append(await asyncio.get_running_loop().run_in_executor(None, self._disks.open, layer))
         except (OSError, DiskError) as error:
@@ -61,7 +66,8 @@ class CodeSource:
         if key in self._kept:
             self._kept.move_to_end(key)
             return self._kept[key]
-        made = await asyncio.get_running_loop().run_in_executor(None, partial(inline, layer, self._python, MOST_INLINE))
+        most = (WITHOUT_DISKS, FILES_WITHOUT_DISKS) if self._disks.missing else (MOST_INLINE, MAX_FILES)
+        made = await asyncio.get_running_loop().run_in_executor(None, partial(inline, layer, self._python, *most))
         if key not in self._kept:
             self._kept[key] = made
             self._bytes += _size(made)
