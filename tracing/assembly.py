@@ -98,6 +98,10 @@ class Assembler:
         """Spans left out by reason, of all tenants."""
         return sum((intake.left_out for intake in self.intakes.values()), self._forgotten.copy())
 
+    def held(self, tenant: TenantId) -> int:
+        """Spans of its traces that are not complete yet."""
+        return self._held[tenant]
+
     def intake(self, tenant: TenantId) -> Intake:
         found = self.intakes.get(tenant)
         if found is None:
