@@ -213,6 +213,11 @@ class Settings(BaseSettings):
         return self.state / "node"
 
     @property
+    def image_folder(self) -> Path:
+        """Of the microVM driver's guest image; `foreglow image build` may fill it before any node starts."""
+        return self.state / "image"
+
+    @property
     def planner_folder(self) -> Path:
         return self.state / "planner"
 

@@ -11,11 +11,13 @@ from workers.drivers.conversation import Conversation
 from workers.drivers.frames import FromInit, ToInit
 from workers.drivers.microvm.carried import Carried
 from workers.drivers.microvm.code import CodeSource
+from workers.drivers.microvm.exercise import exercise
 from workers.drivers.microvm.machine import Machine
 from workers.framing import Frame
 from workers.ports import DriverError, InitReport, Specialisation, Usage
 
 KILL_TIMEOUT_S = 10.0
+EXERCISES = 2  # of a standby: in the first one an emulated guest is still translated
 CODED = Carried()  # a function template has it
 
 
@@ -63,9 +65,22 @@ class MicroVmClone(Conversation):
         if work.withheld is not None:
             meta["withheld"] = work.withheld
         carried = CODED if self._coded else await self._code.carry(work.layers)
+        try:
+            await self.machine.put_in(carried.descriptors)
+        finally:
+            carried.close()
         name = work.version.partition("/")[2].replace(":", "-")[:63] or "function"
         self.machine.activate(meta, carried, name, self.standing)
         return await self._report(began, timeout_s)
+
+    async def rest(self) -> None:
+        try:
+            for _ in range(EXERCISES):
+                await exercise(self.machine)
+            await self.machine.pause()
+        except TimeoutError as error:
+            raise DriverError("a microVM took too long to become a standby") from error
+        self.standing = True
 
     def send(self, kind: int, ident: int, meta: bytes = b"", body: bytes = b"") -> None:
         self.machine.channel.send(kind, ident, meta, body)

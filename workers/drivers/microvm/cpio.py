@@ -14,7 +14,7 @@ _END = "TRAILER!!!"
 
 
 class Entry(msgspec.Struct, frozen=True):
-    """A file (`mode` with its type, `content`), a folder, a link (`content`: where it points), or a device (`device`: its numbers)."""
+    """A file (`mode` with its type, `content`), a folder, a link (`content`: where to), or a device (`device`: its numbers)."""
 
     mode: int
     content: bytes = b""

@@ -10,22 +10,23 @@ from pathlib import Path
 from workers.drivers.limits import CONTROLLERS
 from workers.drivers.microvm import fingerprint, template
 from workers.drivers.microvm.clone import MicroVmClone
-from workers.drivers.microvm.code import CodeSource
+from workers.drivers.microvm.code import MOST_INLINE, CodeSource
 from workers.drivers.microvm.confinement import Confinement
-from workers.drivers.microvm.exercise import SOURCE, exercise
+from workers.drivers.microvm.disk import Disks
 from workers.drivers.microvm.image import GuestImage
 from workers.drivers.microvm.machine import line_of
 from workers.drivers.microvm.places import Places
-from workers.drivers.microvm.qemu import BINARY, Shape
+from workers.drivers.microvm.qemu import BINARY, DISK_BYTES, Shape
 from workers.drivers.microvm.template import Template
 from workers.drivers.microvm.templates import Templates
 from workers.drivers.microvm.tsc import tsc_khz
-from workers.ports import DriverError, FunctionTemplate, IsolationReport, Specialisation
+from workers.ports import DriverError, FunctionTemplate, IsolationReport, Specialisation, Traits
 from workers.versions import SHAPES_MB, Kind
 
 PROBE_TIMEOUT_S = 60.0
 PROBE_SOURCE = "def handler(event, context):\n    return None\n"
-WARMUPS = 2  # of a standby; the first still translates
+DISKS_KEPT = 4 << 30  # bytes of images on the node's disk
+BESIDE_MB = 64  # QEMU itself, and what of the guest is not shared with the template: make bench-microvm
 
 
 class MicroVmDriver:
@@ -36,7 +37,7 @@ class MicroVmDriver:
     when empty."""
 
     name = "microvm"
-    shares_standbys = True
+    traits = Traits(shared_standbys=True, beside_mb=BESIDE_MB)
 
     def __init__(self, folder: Path, image: GuestImage, accel: str, qemu: str = "") -> None:
         self._folder = folder
@@ -44,12 +45,11 @@ class MicroVmDriver:
         self._accel = accel
         self._qemu = qemu
         self._places = Places(folder, Confinement([image.kernel.parent], kvm=accel == "kvm"))
-        self._code = CodeSource()
+        self._code: CodeSource
         self._templates = Templates(self._boot, self._fingerprint)
         self._clones: set[MicroVmClone] = set()
         self._numbers = 0
         self._tsc_khz = 0
-        self._warmth = self._code.inline({"exercise.py": SOURCE})
 
     # -- start and stop
 
@@ -63,6 +63,8 @@ class MicroVmDriver:
         self._qemu = os.path.realpath(found)
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
+            self._disks = await loop.run_in_executor(None, Disks, self._folder / "disks", DISK_BYTES, DISKS_KEPT)
+            self._code = CodeSource(self._disks, self._image.python)
             refused = await self._places.open()
             self._tsc_khz = await loop.run_in_executor(None, tsc_khz)
         except OSError as error:
@@ -92,6 +94,8 @@ class MicroVmDriver:
         assert cgroups is not None
         limits = {controller: cgroups.kind(controller) for controller in CONTROLLERS}
         missing = list(refused)
+        if self._disks.missing:
+            missing.append(f"code: packages of more than {MOST_INLINE >> 20} MB do not start: {self._disks.missing}")
         if limits["memory"] == "none":
             missing.append("memory: no control group; the guest's memory is bounded, QEMU's own is not")
         if limits["cpu"] == "none":
@@ -112,20 +116,6 @@ class MicroVmDriver:
 
     async def clone(self, tenant: str, memory_mb: int) -> MicroVmClone:
         return await self._clone(await self._templates.get(memory_mb))
-
-    async def standby(self, tenant: str, memory_mb: int) -> MicroVmClone:
-        clone = await self.clone(tenant, memory_mb)
-        try:
-            for _ in range(WARMUPS):
-                await exercise(clone.machine, self._warmth)
-            clone.standing = True
-            await clone.machine.pause()
-        except BaseException as error:
-            await clone.kill("it did not become a standby")
-            if isinstance(error, TimeoutError):
-                raise DriverError("a microVM took too long to become a standby") from error
-            raise
-        return clone
 
     async def template(self, tenant: str, work: Specialisation, timeout_s: float) -> FunctionTemplate:
         raise NotImplementedError
@@ -162,7 +152,7 @@ class MicroVmDriver:
         shape = self._shape(memory_mb)
         place = await self._places.take(shape.limit_mb)
         try:
-            return await template.boot(shape, self._image, lambda: self._fingerprint(memory_mb), place, self._warmth)
+            return await template.boot(shape, self._image, lambda: self._fingerprint(memory_mb), place)
         finally:
             self._places.give_back(place)
 

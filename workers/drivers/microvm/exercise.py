@@ -7,7 +7,7 @@ from typing import Any, Literal
 import msgspec
 
 from workers.drivers.frames import FromGuest, FromInit, ToGuest, ToInit
-from workers.drivers.microvm.carried import Carried
+from workers.drivers.microvm.code import written
 from workers.drivers.microvm.machine import Machine
 from workers.framing import Frame
 from workers.ports import DriverError
@@ -17,6 +17,7 @@ def handler(event, context):
     print("exercise")
     return context.invoke("exercise", event)
 """
+WARMTH = written({"exercise.py": SOURCE})
 INVOCATIONS = 3
 STEP_TIMEOUT_S = 30.0
 PAYLOAD = b'{"a":[1,2.5,null,"text"]}'
@@ -24,14 +25,14 @@ PAYLOAD = b'{"a":[1,2.5,null,"text"]}'
 _encode = msgspec.json.Encoder().encode
 
 
-async def exercise(machine: Machine, code: Carried) -> None:
-    """`code` is SOURCE. Raises DriverError, TimeoutError; its answers are not looked at."""
+async def exercise(machine: Machine) -> None:
+    """Raises DriverError, TimeoutError; its answers are not looked at."""
     frames: asyncio.Queue[Frame] = asyncio.Queue()
     before, machine.on_frame = machine.on_frame, frames.put_nowait
     gone = asyncio.get_running_loop().create_task(machine.qemu.gone.wait())
     told = {"version": "-/exercise:1", "handler": "exercise:handler", "kind": "event", "environment": {}}
     try:
-        machine.activate(told, code, "standby", clock=True)
+        machine.activate(told, WARMTH, "standby", clock=True)
         await _until(frames, gone, FromGuest.READY)
         for number in range(1, INVOCATIONS + 1):
             head = {"invocation": "exercise", "content_type": "application/json", "deadline_s": STEP_TIMEOUT_S, "depth": 0}

@@ -26,6 +26,7 @@ RESUME_TIMEOUT_S = 20.0
 BOOT_TIMEOUT_S = 60.0
 """An emulated machine on a busy host takes its time."""
 PAUSE_TIMEOUT_S = 5.0
+DISK_TIMEOUT_S = 5.0
 IGNORE_SHARED = ("migrate-set-capabilities", {"capabilities": [{"capability": "x-ignore-shared", "state": True}]})
 
 _encode = msgspec.json.Encoder().encode
@@ -142,6 +143,20 @@ class Machine:
         self.init.send(ToInit.ACTIVATE, 0, _encode(identity), code.body)
         told = {**meta, "entropy": secrets.token_hex(32), "paths": code.paths}
         self.channel.send(ToGuest.SPECIALISE, 0, _encode(told))
+
+    async def put_in(self, images: Sequence[int]) -> None:
+        """Makes the images (descriptors) its disks, which were empty. The guest must not have looked at them. Raises DriverError,
+        TimeoutError."""
+        for number, image in enumerate(images):
+            file = {"driver": "file", "node-name": f"image{number}", "read-only": True, "locking": "off"}
+            disk = {"driver": "raw", "node-name": f"disk{number}", "file": f"image{number}", "read-only": True}
+            done = self.qemu.qmp.post(
+                ("add-fd", {"fdset-id": number}),
+                ("blockdev-add", {**file, "filename": f"/dev/fdset/{number}"}),
+                ("blockdev-reopen", {"options": [disk]}),
+                descriptors=[image],
+            )
+            await asyncio.wait_for(done, DISK_TIMEOUT_S)
 
     async def pause(self) -> None:
         """Takes no CPU from then on, until `activate`. Raises DriverError, TimeoutError."""

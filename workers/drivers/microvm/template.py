@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable
 
 from workers.drivers.frames import FromInit
-from workers.drivers.microvm.carried import Carried
 from workers.drivers.microvm.exercise import exercise
 from workers.drivers.microvm.fingerprint import Fingerprint
 from workers.drivers.microvm.image import GuestImage
@@ -65,9 +64,7 @@ class Template:
             os.close(self.state)
 
 
-async def boot(
-    shape: Shape, image: GuestImage, fingerprint: Callable[[], Fingerprint], place: Place, warmth: Carried
-) -> Template:
+async def boot(shape: Shape, image: GuestImage, fingerprint: Callable[[], Fingerprint], place: Place) -> Template:
     """Starts a machine, exercises it and keeps it; `place` is free again after. Raises DriverError, TimeoutError."""
     memory = _file("memory", shape.machine_mb << 20)
     try:
@@ -81,7 +78,7 @@ async def boot(
                 said = machine.qemu.words() or "nothing"
                 raise DriverError(f"the guest did not come up in {BOOT_TIMEOUT_S:.0f} s; its console says {said}") from error
             for _ in range(EXERCISES):
-                await exercise(machine, warmth)
+                await exercise(machine)
             await asyncio.sleep(SETTLE_S)
             taken = fingerprint()
             state = await saved(machine)

@@ -96,6 +96,9 @@ class ProcessClone(Conversation):
     def send(self, kind: int, ident: int, meta: bytes = b"", body: bytes = b"") -> None:
         self._wire.send(kind, ident, meta, body)
 
+    async def rest(self) -> None:
+        """It does that by itself, when nobody has specialised it for a moment (template.py)."""
+
     def speculative(self, on: bool) -> None:
         if self.cell is not None and not self._dead:
             with contextlib.suppress(OSError):

@@ -21,7 +21,7 @@ from workers.drivers.process.layers import LayerSource, can_detach
 from workers.drivers.process.templates import CloneRequest, Template
 from workers.drivers.process.tenants import TenantTemplates
 from workers.drivers.process.tiers import Tier
-from workers.ports import DriverError, IsolationReport, Specialisation, TemplateRefused
+from workers.ports import DriverError, IsolationReport, Specialisation, TemplateRefused, Traits
 from workers.versions import SHAPES_MB, Kind
 
 PROBE_TENANT = ""
@@ -73,6 +73,7 @@ class ProcessDriver:
     """
 
     name = "process"
+    traits = Traits()
 
     def __init__(self, folder: Path, python: str = "", allow_no_isolation: bool = False) -> None:
         self._folder = folder
