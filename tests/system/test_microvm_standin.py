@@ -144,9 +144,9 @@ def test_a_clone_that_does_not_come_up_is_an_error_and_leaves_nothing(
     vms.run(check())
 
 
-@pytest.mark.parametrize(("how", "error", "why"), [("never ready", TimeoutError, ""), ("dies at code", DriverError, "exit 9")])
+@pytest.mark.parametrize(("how", "error", "why"), [("never ready", TimeoutError, None), ("dies at code", DriverError, "exit 9")])
 def test_a_clone_that_does_not_take_its_code_is_an_error(
-    vms: Shared, folder: Path, how: str, error: type[Exception], why: str
+    vms: Shared, folder: Path, how: str, error: type[Exception], why: str | None
 ) -> None:
     async def check() -> None:
         behave(folder, how)

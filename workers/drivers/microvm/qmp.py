@@ -119,7 +119,7 @@ class Qmp:
         found = self._waiting.pop(message.get("id", 0), None)
         if found is None or found[1].done():
             return
-        name, future = found
+        name, future, last = found
         if "error" in message:
             error = message["error"]
             words = error.get("desc", "") if isinstance(error, dict) else ""
