@@ -5,10 +5,14 @@ import contextlib
 import os
 import resource
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
+
+import structlog
 
 from workers.drivers.limits import CONTROLLERS
 from workers.drivers.microvm import fingerprint, template
+from workers.drivers.microvm.accel import AccelError, choose
 from workers.drivers.microvm.clone import MicroVmClone
 from workers.drivers.microvm.code import MOST_INLINE, CodeSource
 from workers.drivers.microvm.confinement import Confinement
@@ -16,12 +20,14 @@ from workers.drivers.microvm.disk import Disks
 from workers.drivers.microvm.image import GuestImage
 from workers.drivers.microvm.machine import line_of
 from workers.drivers.microvm.places import Places
-from workers.drivers.microvm.qemu import BINARY, DISK_BYTES, Shape
+from workers.drivers.microvm.qemu import BINARY, DISK_BYTES, Shape, arguments
 from workers.drivers.microvm.template import Template
 from workers.drivers.microvm.templates import Templates
 from workers.drivers.microvm.tsc import tsc_khz
 from workers.ports import DriverError, FunctionTemplate, IsolationReport, Specialisation, Traits
 from workers.versions import SHAPES_MB, Kind
+
+log = structlog.get_logger(__name__)
 
 PROBE_TIMEOUT_S = 60.0
 PROBE_SOURCE = "def handler(event, context):\n    return None\n"
@@ -33,23 +39,25 @@ class MicroVmDriver:
     """Implements workers.ports.Driver. Use it on one event loop, in a thread that lives as long as the node: machines die with
     the thread that started them.
 
-    `folder` is its own; its name (with the process id) names the control groups. `accel`: tcg | kvm. `qemu`: its binary, found
-    when empty."""
+    `folder` is its own; its name (with the process id) names the control groups. `accel`: auto | tcg | kvm. `network`: guests
+    have a card, where that can be. `qemu`: its binary, found when empty."""
 
     name = "microvm"
     traits = Traits(shared_standbys=True, beside_mb=BESIDE_MB)
 
-    def __init__(self, folder: Path, image: GuestImage, accel: str, qemu: str = "") -> None:
+    def __init__(self, folder: Path, image: GuestImage, accel: str, qemu: str = "", network: bool = True) -> None:
         self._folder = folder
         self._image = image
         self._accel = accel
         self._qemu = qemu
-        self._places = Places(folder, Confinement([image.kernel.parent], kvm=accel == "kvm"))
+        self._network = network
+        self._tsc_khz = 0
+        self._places: Places | None = None
+        self._disks: Disks
         self._code: CodeSource
         self._templates = Templates(self._boot, self._fingerprint)
         self._clones: set[MicroVmClone] = set()
         self._numbers = 0
-        self._tsc_khz = 0
 
     # -- start and stop
 
@@ -61,21 +69,29 @@ class MicroVmDriver:
                 f"{self._qemu or BINARY} is not there: install QEMU (Debian: qemu-system-x86), or use the process driver"
             )
         self._qemu = os.path.realpath(found)
+        _raise_open_files()
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
+            self._tsc_khz = await loop.run_in_executor(None, tsc_khz)
+            choice = await loop.run_in_executor(None, choose, self._accel, self._probing_line)
+            self._accel = choice.accel
             self._disks = await loop.run_in_executor(None, Disks, self._folder / "disks", DISK_BYTES, DISKS_KEPT)
             self._code = CodeSource(self._disks, self._image.python)
-            refused = await self._places.open()
-            self._tsc_khz = await loop.run_in_executor(None, tsc_khz)
-        except OSError as error:
+            self._places = Places(self._folder, Confinement([self._image.kernel.parent], kvm=self._accel == "kvm"))
+            refused = await self._places.open(self._network)
+        except (OSError, AccelError, DriverError) as error:
+            await self.stop()
             raise DriverError(str(error)) from error
-        _raise_open_files()
+        log.info("microvm.accel", accel=choice.accel, why=choice.why)
         try:
             await self._probe()
         except (DriverError, TimeoutError, OSError) as error:
             await self.stop()
             raise DriverError(f"no microVM could be made: {error or 'timed out'}") from error
         return self._report(refused)
+
+    def _probing_line(self, accel: str, ends: Sequence[int]) -> list[str]:
+        return arguments(Shape(self._qemu, accel, SHAPES_MB[0], self._tsc_khz), ends, "", shared=False, boot=self._image)
 
     async def _probe(self) -> None:
         """Boots, clones, runs a function's module, takes it apart: what works here is what was seen to work."""
@@ -90,6 +106,7 @@ class MicroVmDriver:
             await clone.kill("the probe is done")
 
     def _report(self, refused: list[str]) -> IsolationReport:
+        assert self._places is not None
         cgroups = self._places.cgroups
         assert cgroups is not None
         limits = {controller: cgroups.kind(controller) for controller in CONTROLLERS}
@@ -107,7 +124,9 @@ class MicroVmDriver:
     async def stop(self) -> None:
         await self._templates.stop()
         await asyncio.gather(*(clone.kill("the node stops") for clone in list(self._clones)), return_exceptions=True)
-        await self._places.close()
+        if self._places is not None:
+            await self._places.close()
+            self._places = None
 
     async def retire(self, tenant: str) -> None:
         """Nothing here is a tenant's own but its instances and function templates."""
@@ -121,11 +140,12 @@ class MicroVmDriver:
         raise NotImplementedError
 
     async def _clone(self, source: Template, coded: bool = False) -> MicroVmClone:
-        place = await self._places.take(source.shape.limit_mb)
+        places = self._started()
+        place = await places.take(source.shape.limit_mb)
         try:
             machine = await source.clone(place)
         except BaseException as error:
-            self._places.give_back(place)
+            places.give_back(place)
             if isinstance(error, TimeoutError):
                 raise DriverError("a microVM did not resume in time") from error
             raise
@@ -136,12 +156,17 @@ class MicroVmDriver:
 
     def _freed(self, clone: MicroVmClone) -> None:
         self._clones.discard(clone)
-        self._places.give_back(clone.machine.place)
+        self._started().give_back(clone.machine.place)
+
+    def _started(self) -> Places:
+        if self._places is None:
+            raise DriverError("the driver has not been started, or has stopped")
+        return self._places
 
     # -- templates
 
     def _shape(self, memory_mb: int) -> Shape:
-        return Shape(self._qemu, self._accel, memory_mb, self._tsc_khz, self._places.network)
+        return Shape(self._qemu, self._accel, memory_mb, self._tsc_khz, self._started().network)
 
     def _fingerprint(self, memory_mb: int) -> fingerprint.Fingerprint:
         shape = self._shape(memory_mb)
@@ -149,12 +174,12 @@ class MicroVmDriver:
         return fingerprint.take(self._qemu, line_of(shape, 0, self._image, tap)((0, 0, 0)), self._tsc_khz, self._image)
 
     async def _boot(self, memory_mb: int) -> Template:
-        shape = self._shape(memory_mb)
-        place = await self._places.take(shape.limit_mb)
+        places, shape = self._started(), self._shape(memory_mb)
+        place = await places.take(shape.limit_mb)
         try:
             return await template.boot(shape, self._image, lambda: self._fingerprint(memory_mb), place)
         finally:
-            self._places.give_back(place)
+            places.give_back(place)
 
 
 def _raise_open_files() -> None:

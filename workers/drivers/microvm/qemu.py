@@ -97,16 +97,19 @@ class Ends:
 def arguments(
     shape: Shape, ends: Sequence[int], memory: str, *, shared: bool, tap: int | None = None, boot: GuestImage | None = None
 ) -> list[str]:
-    """QEMU's command line. `ends`: descriptors of monitor, channel, init. `memory`: path of the memory's file; `shared`: what
-    the guest writes goes into it (the template), else it is a clone's own. `boot`: the image of a machine that starts; without
-    one it waits for a state to come in."""
+    """QEMU's command line. `ends`: descriptors of monitor, channel, init. `memory`: path of the memory's file (empty: memory like
+    any other's); `shared`: what the guest writes goes into it (the template), else it is a clone's own. `boot`: the image of a
+    machine that starts; without one it waits for a state to come in."""
     monitor, channel, init = ends
     accel = f"tcg,tb-size={TB_MB}" if shape.accel == "tcg" else shape.accel
     line = [shape.binary, "-name", "foreglow", "-accel", accel, "-cpu", CPUS[shape.accel], "-smp", "1"]
     line += ["-m", str(shape.machine_mb), "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]
-    sharing = "on" if shared else "off"
-    line += ["-object", f"memory-backend-file,id=mem,mem-path={memory},size={shape.machine_mb}M,share={sharing}"]
-    line += ["-machine", "microvm,acpi=on,pit=off,pic=off,rtc=on,isa-serial=on,usb=off,memory-backend=mem"]
+    machine = "microvm,acpi=on,pit=off,pic=off,rtc=on,isa-serial=on,usb=off"
+    if memory:
+        sharing = "on" if shared else "off"
+        line += ["-object", f"memory-backend-file,id=mem,mem-path={memory},size={shape.machine_mb}M,share={sharing}"]
+        machine += ",memory-backend=mem"
+    line += ["-machine", machine]
     if boot is not None:  # what the kernel says when it fails is kept for the error
         line += ["-chardev", "stdio,id=console,signal=off", "-serial", "chardev:console"]
     else:

@@ -73,7 +73,7 @@ class ProcessDriver:
     """
 
     name = "process"
-    traits = Traits()
+    traits = Traits(lazy_code=True)
 
     def __init__(self, folder: Path, python: str = "", allow_no_isolation: bool = False) -> None:
         self._folder = folder
