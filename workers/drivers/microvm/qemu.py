@@ -13,7 +13,7 @@ import msgspec
 
 from workers.drivers.microvm.confinement import ENVIRONMENT, SYSTEM_CALLS
 from workers.drivers.microvm.image import OVERHEAD_MB, GuestImage
-from workers.drivers.microvm.qmp import Qmp
+from workers.drivers.microvm.qmp import GONE, Qmp
 from workers.drivers.microvm.taps import GUEST_ADDRESS, GUEST_GATEWAY, GUEST_MAC, GUEST_PREFIX
 from workers.ports import DriverError
 
@@ -145,7 +145,8 @@ class Qemu:
         self._loop = asyncio.get_running_loop()
         self._words = bytearray()
         self.gone = asyncio.Event()
-        self.qmp = Qmp(monitor, lambda _why: self.kill())
+        self._why = ""
+        self.qmp = Qmp(monitor, self._lost)
         self._loop.add_reader(self._pidfd, self._exited)
         assert process.stdout is not None
         self._errors = process.stdout.fileno()
@@ -157,6 +158,10 @@ class Qemu:
         if not self.gone.is_set():
             with contextlib.suppress(OSError):
                 signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+
+    def _lost(self, why: str) -> None:
+        self._why = "" if why == GONE else why
+        self.kill()
 
     def _complains(self) -> None:
         try:
@@ -186,7 +191,7 @@ class Qemu:
         words = self.words()
         self.gone.set()
         self.qmp.close(f"QEMU has ended ({how})")
-        self._on_gone(f"QEMU ended with {how}{': ' + words if words else ''}")
+        self._on_gone(self._why or f"QEMU ended with {how}{': ' + words if words else ''}")
 
 
 def spawn(line: Sequence[str], descriptors: Sequence[int], monitor: socket.socket, on_gone: Callable[[str], None]) -> Qemu:
