@@ -154,6 +154,7 @@ def prepare_kernel() -> None:
     mount("sysfs", "/sys", "sysfs", MS_NOSUID | MS_NODEV | MS_NOEXEC)
     mount("devtmpfs", "/dev", "devtmpfs", MS_NOSUID, "mode=755")
     os.umask(0o022)
+    os.chmod("/", 0o755)  # noqa: S103  (the kernel's first root lets everybody write)
     for name, points_to in DEVICE_LINKS.items():
         with contextlib.suppress(FileExistsError):
             os.symlink(points_to, f"/dev/{name}")

@@ -118,6 +118,8 @@ class Init:
         """Forks the runtime, and waits until it waits for SPECIALISE."""
         self._gate, gate = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         (out, child_out), (err, child_err) = os.pipe2(os.O_CLOEXEC), os.pipe2(os.O_CLOEXEC)
+        for descriptor in (child_out, child_err):
+            os.fchown(descriptor, UID, UID)  # else /dev/stdout could not be opened
         self._pid = os.fork()
         if self._pid == 0:
             _Runtime(self._settings, self._channel_port).run(gate, child_out, child_err, self._null)

@@ -75,7 +75,7 @@ class Disks:
             total = sum(size for size, _ in self._held.values())
             for key, (size, layer) in list(self._held.items()):
                 newest = key == next(reversed(self._held))
-                if not layer.exists() or (total > self._bound and not newest):
+                if not _is(layer, key) or (total > self._bound and not newest):
                     del self._held[key]
                     total -= size
                     self._making.pop(key, None)
@@ -135,6 +135,13 @@ def _key(layer: Path) -> str:
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(layer))
     words = f"{os.path.realpath(layer)} {state.st_dev} {state.st_ino} {state.st_ctime_ns}"
     return hashlib.sha256(words.encode()).hexdigest()[:32]
+
+
+def _is(layer: Path, key: str) -> bool:
+    try:
+        return _key(layer) == key
+    except OSError:
+        return False
 
 
 def _words(error: OSError) -> str:

@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from urllib.parse import unquote
@@ -66,7 +67,9 @@ class Apt:
         if found is None:
             raise PackageError(f"package {kernel} names no kernel")
         wanted = sorted({*names, found[1]})
-        listed = self._run(["apt-get", *self._options, "-qq", "--print-uris", "download", *wanted], RESOLVE_TIMEOUT_S)
+        with tempfile.TemporaryDirectory(dir=self._folder) as empty:  # it leaves out what lies in the folder it is called in
+            command = ["apt-get", *self._options, "-qq", "--print-uris", "download", *wanted]
+            listed = self._run(command, RESOLVE_TIMEOUT_S, Path(empty))
         packages: list[Package] = []
         for line in listed.splitlines():
             match = _URI.match(line)
@@ -87,8 +90,8 @@ class Apt:
         self._run(["apt-get", *self._options, "-qq", "update"], UPDATE_TIMEOUT_S)
 
     def download(self, packages: Sequence[Package], folder: Path) -> None:
-        """Puts those that are not in `folder` there, named by their hash, checked. Raises PackageError, OSError."""
-        missing = [package for package in packages if not at(folder, package).exists()]
+        """Puts those that are not in `folder`, whole, there, named by their hash. Raises PackageError, OSError."""
+        missing = [package for package in packages if not _whole(at(folder, package), package)]
         if not missing:
             return
         megabytes = sum(package.size for package in missing) / 1e6
@@ -159,6 +162,10 @@ def unpack(archive: Path, folder: Path) -> None:
     )
     if done.returncode:
         raise PackageError(_said("dpkg-deb", done.stderr))
+
+
+def _whole(archive: Path, package: Package) -> bool:
+    return archive.exists() and archive.stat().st_size == package.size and _digest(archive) == package.sha256
 
 
 def _version(package: Package) -> str:
