@@ -123,7 +123,7 @@ def _standby(decision_id: str, cover: Cover, weighing: Weighing, budget: Budget)
     names = [name_of(one.call.function) for one in group.members]
     listed = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
     more = hold_s(cover.needed, len(samples), group.start_s - group.specialise_s, group.idle_price, weighing.prices.late_s)
-    quantiles = lead_quantiles(group.lead)
+    quantiles = tuple(lead_quantiles([group.lead])[0])
     alone = sum(min(one.cost, one.never) for one in group.members)
     idle_cost = group.idle_price * cover.idle_s
     often = f"{cover.ordinal} of them at once" if cover.ordinal > 1 else "one of them"

@@ -53,6 +53,7 @@ class Weighing(msgspec.Struct):
     starts: list[tuple[float, ...]]
     curves: Curves
     instances: list[Weighed]
+    quantiles: list[list[float]]  # of each lead, see Evidence.lead_quantiles_s
 
 
 def weigh(expected: Sequence[ExpectedCall], prices: Prices, idle: Mapping[FunctionId, int], elapsed_s: float) -> Weighing:
@@ -67,7 +68,7 @@ def weigh(expected: Sequence[ExpectedCall], prices: Prices, idle: Mapping[Functi
         if ordinal > max(0, idle.get(call.function, 0))
     ]
     if not lines:
-        return Weighing(expected, prices, leads, starts, found, [])
+        return Weighing(expected, prices, leads, starts, found, [], [])
     rows = np.array([row for row, _, _ in lines], np.intp)
     needed = np.array([share for _, _, share in lines])
     price = np.array([prices.idle_gb_s * expected[row].memory_mb / 1024 for row, _, _ in lines])
@@ -105,13 +106,13 @@ def weigh(expected: Sequence[ExpectedCall], prices: Prices, idle: Mapping[Functi
         instances.append(
             Weighed(expected[row], row, ordinal, share, each_s, bar, column, at, least, never, idle_s, tuple(others))
         )
-    return Weighing(expected, prices, leads, starts, found, instances)
+    return Weighing(expected, prices, leads, starts, found, instances, lead_quantiles(leads))
 
 
 def evidence(weighing: Weighing, one: Weighed) -> Evidence:
     """What the decision to prepare `one` at its best moment stands on."""
     call, known = one.call, weighing.leads[one.row]
-    quantiles = lead_quantiles(known) if known.known else ()
+    quantiles = tuple(weighing.quantiles[one.row]) if known.known else ()
     idle_cost = one.idle_price * one.idle_s
     return Evidence(
         source=call.source,
@@ -131,10 +132,12 @@ def evidence(weighing: Weighing, one: Weighed) -> Evidence:
     )
 
 
-def lead_quantiles(known: Lead) -> tuple[float, ...]:
-    """The sample nearest to each of QUANTILES."""
-    last = len(known.samples) - 1
-    return tuple(known.samples[[round(share * last) for share in QUANTILES]].tolist())
+def lead_quantiles(leads: Sequence[Lead]) -> list[list[float]]:
+    """Of each lead the sample nearest to each of QUANTILES."""
+    sizes = np.array([len(one.samples) for one in leads])
+    places = np.rint(np.multiply.outer(sizes - 1, QUANTILES)).astype(np.intp) + (np.cumsum(sizes) - sizes)[:, None]
+    found: list[list[float]] = np.concatenate([one.samples for one in leads])[places].tolist()
+    return found
 
 
 def _cost(alternative: Alternative) -> float:
