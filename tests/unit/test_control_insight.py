@@ -65,7 +65,8 @@ class Double:
 
     async def _start(self) -> None:
         table = {what: self._answerer(what) for what in ("graph", "plan", "decisions", "runs", "run", "workflows", "warm", "cool",
-                                                         "prewarm", "observe", "names", "name", "intake", "state", "logs")}  # fmt: skip
+                                                         "prewarm", "observe", "names", "name", "intake", "state",
+                                                         "logs")}  # fmt: skip
         self._server = await listen(self._path, self, self._secret, self._name, table)
 
     async def _stop(self) -> None:

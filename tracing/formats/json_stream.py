@@ -108,10 +108,11 @@ class Elements:
             try:
                 value, end = self._scan(self._text, self._at)
             except JSONDecodeError as error:
+                place = self._place(error.pos)  # reading on moves the text
                 mended = error.msg.startswith("Unterminated string") or error.pos >= len(self._text) - _TAIL
                 if mended and self._more():
                     continue
-                raise FormatError(f"{self._form}: {self._place(error.pos)}: not JSON: {error.msg}") from error
+                raise FormatError(f"{self._form}: {place}: not JSON: {error.msg}") from error
             except RecursionError as error:
                 raise self.error("nested too deeply") from error
             except ValueError as error:  # a number of thousands of digits
