@@ -25,6 +25,7 @@ from workers.code.manifest import (
     check_path,
 )
 
+FOLDER_MODE = 0o755
 LARGE = CHUNK_BYTES // 2
 """A file from this size on has chunks of its own."""
 
@@ -181,7 +182,7 @@ def make_folders(folder: str, path: str, made: set[str]) -> None:
         return
     make_folders(folder, parent, made)
     os.mkdir(f"{folder}/{parent}")
-    os.chmod(f"{folder}/{parent}", 0o755)
+    os.chmod(f"{folder}/{parent}", FOLDER_MODE)
     made.add(parent)
 
 

@@ -259,6 +259,7 @@ class Tier1:
             try:
                 size = await self._bring_new(key, errand, pool)
             finally:
+                self.fetcher.leave(errand)
                 if self.lazy is not None:
                     self.lazy.hand_over(*key)
         except NoRoom:
