@@ -10,7 +10,7 @@ import pytest
 from doubles.layers import CLUSTER_KEY, Faulty, Parcels, publish, version
 from doubles.loop import in_loop, settle, until
 
-from workers.code import fetching, hosting
+from workers.code import fetching, hosting, sweeping
 from workers.code.manifest import PARCEL_CHUNKS
 from workers.code.origin import Origin
 from workers.code.room import Bounds
@@ -203,6 +203,38 @@ async def test_forgetting_a_tenant_ends_what_is_on_its_way_and_it_never_comes_ba
     await settle()
     assert [path.name for path in (scene.folder / "code").iterdir() if path.is_dir()] == ["rival"]
     assert (tier.bytes_of("acme"), tier.held(other)) == (0, True)
+
+
+@in_loop
+async def test_what_was_evicted_is_deleted_when_nobody_waits(scene: Scene) -> None:
+    tier = scene.tier(Bounds(CHUNK, 1 << 30))
+    await tier.fetch(scene.layer(CHUNK))
+    behind = scene.layer(2 * CHUNK, "g")
+    gate = scene.zone.held[behind.package.code] = threading.Event()
+    coming = asyncio.ensure_future(tier.fetch(behind))
+    await until(lambda: scene.zone.asked["chunk"] >= 2)
+    await asyncio.sleep(3 * sweeping.QUIET_S)
+    assert any(".gone-" in name for name in scene.left()), "it is out of the way, and not deleted while another one is waited for"
+    gate.set()
+    await coming
+    await until(lambda: not scene.left())
+
+
+@in_loop
+async def test_what_was_evicted_is_deleted_all_the_same_when_somebody_always_waits(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sweeping, "PUT_OFF_S", 0.3)
+    tier = scene.tier(Bounds(CHUNK, 1 << 30))
+    await tier.fetch(scene.layer(CHUNK))
+    behind = scene.layer(2 * CHUNK, "g")
+    scene.zone.held[behind.package.code] = threading.Event()
+    coming = asyncio.ensure_future(tier.fetch(behind))
+    await until(lambda: any(".gone-" in name for name in scene.left()))
+    await until(lambda: not any(".gone-" in name for name in scene.left()))
+    assert not coming.done()
+    scene.zone.held[behind.package.code].set()
+    await coming
 
 
 # -- parcels

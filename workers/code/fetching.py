@@ -117,6 +117,8 @@ class Fetcher:
         self._decoding = threading.BoundedSemaphore(max(1, os.cpu_count() or 1))
         self._state = threading.Condition()
         self._errands: Counter[Errand] = Counter()  # questions under way
+        self._last_urgent = 0.0  # when somebody last waited, by the monotonic clock
+        self._closed = False
         self.brought: Counter[str] = Counter()  # bytes of content, by source
         self.damaged: Counter[str] = Counter()  # chunks, by source
         self.silent: Counter[str] = Counter()  # questions that failed, by source
@@ -172,7 +174,21 @@ class Fetcher:
         if carried is not None:
             carried.parcel.close()
 
+    def quiet(self, for_s: float, at_most_s: float) -> None:
+        """Returns when nobody has waited for anything for `for_s`, `at_most_s` later at the latest."""
+        deadline = time.monotonic() + at_most_s
+        with self._state:
+            while not self._closed and (now := time.monotonic()) < deadline:
+                waited = any(errand.urgent for errand in self._errands)
+                left = for_s if waited else self._last_urgent + for_s - now
+                if left <= 0:
+                    return
+                self._state.wait(min(left, deadline - now))
+
     def close(self) -> None:
+        with self._state:
+            self._closed = True
+            self._state.notify_all()
         for lane in self._lanes:
             lane.close()
 
@@ -250,6 +266,8 @@ class Fetcher:
             yield
         finally:
             with self._state:
+                if errand.urgent:
+                    self._last_urgent = time.monotonic()
                 self._errands[errand] -= 1
                 if not self._errands[errand]:
                     del self._errands[errand]
