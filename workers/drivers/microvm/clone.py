@@ -10,7 +10,7 @@ from workers.drivers import watch
 from workers.drivers.conversation import Conversation
 from workers.drivers.frames import FromInit, ToInit
 from workers.drivers.microvm.carried import Carried
-from workers.drivers.microvm.code import CodeSource
+from workers.drivers.microvm.code import CodeSource, Given
 from workers.drivers.microvm.exercise import exercise
 from workers.drivers.microvm.machine import Machine
 from workers.framing import Frame
@@ -42,7 +42,7 @@ class MicroVmClone(Conversation):
         self.machine = machine
         self.pid = machine.qemu.pid
         self.standing = False  # exercised: what it is told it reads at once
-        self._code = code
+        self.code: CodeSource | Given = code
         self._freed = freed
         self._coded = coded
         self._usage: Usage | None = None
@@ -65,7 +65,7 @@ class MicroVmClone(Conversation):
         }
         if work.withheld is not None:
             meta["withheld"] = work.withheld
-        carried = CODED if self._coded else await self._code.carry(work.layers)
+        carried = CODED if self._coded else await self.code.carry(work.layers)
         try:
             await self.machine.put_in(carried.descriptors)
         finally:

@@ -193,10 +193,17 @@ class Machine:
 
 
 def line_of(
-    shape: Shape, memory: int, image: GuestImage | None = None, tap: int | None = None
+    shape: Shape,
+    memory: int,
+    image: GuestImage | None = None,
+    *,
+    shared: bool = False,
+    tap: int | None = None,
+    images: Sequence[int] = (),
 ) -> Callable[[Sequence[int]], list[str]]:
-    """`image`: it boots, and writes into the memory's file; without one it is a clone."""
-    return lambda ends: arguments(shape, ends, f"/proc/self/fd/{memory}", shared=image is not None, tap=tap, boot=image)
+    """As qemu.arguments, with descriptors. `image`: it boots."""
+    path = f"/proc/self/fd/{memory}"
+    return lambda ends: arguments(shape, ends, path, shared=shared, tap=tap, boot=image, images=images)
 
 
 def reopened(descriptor: int) -> int:

@@ -95,11 +95,18 @@ class Ends:
 
 
 def arguments(
-    shape: Shape, ends: Sequence[int], memory: str, *, shared: bool, tap: int | None = None, boot: GuestImage | None = None
+    shape: Shape,
+    ends: Sequence[int],
+    memory: str,
+    *,
+    shared: bool,
+    tap: int | None = None,
+    boot: GuestImage | None = None,
+    images: Sequence[int] = (),
 ) -> list[str]:
     """QEMU's command line. `ends`: descriptors of monitor, channel, init. `memory`: path of the memory's file (empty: memory like
     any other's); `shared`: what the guest writes goes into it (the template), else it is a clone's own. `boot`: the image of a
-    machine that starts; without one it waits for a state to come in."""
+    machine that starts; without one it waits for a state to come in. `images`: descriptors of the first disks' images."""
     monitor, channel, init = ends
     accel = f"tcg,tb-size={TB_MB}" if shape.accel == "tcg" else shape.accel
     line = [shape.binary, "-name", "foreglow", "-accel", accel, "-cpu", CPUS[shape.accel], "-smp", "1"]
@@ -122,8 +129,12 @@ def arguments(
         line += ["-device", f"virtserialport,chardev=port{number},name={name},nr={number}"]
     line += ["-device", "virtio-rng-device"]
     for number in range(DISKS):
-        line += ["-blockdev", f"driver=null-co,node-name=nothing{number},size={DISK_BYTES},read-zeroes=on,read-only=on"]
-        line += ["-blockdev", f"driver=raw,node-name=disk{number},file=nothing{number},read-only=on"]
+        if number < len(images):
+            what = f"driver=file,filename=/proc/self/fd/{images[number]},locking=off"
+        else:
+            what = f"driver=null-co,size={DISK_BYTES},read-zeroes=on"
+        line += ["-blockdev", f"{what},node-name=held{number},read-only=on"]
+        line += ["-blockdev", f"driver=raw,node-name=disk{number},file=held{number},read-only=on"]
         line += ["-device", f"virtio-blk-device,drive=disk{number}"]
     if tap is not None:
         line += ["-netdev", f"tap,id=net,fd={tap}", "-device", f"virtio-net-device,netdev=net,mac={GUEST_MAC}"]
