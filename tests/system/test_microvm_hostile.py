@@ -265,6 +265,16 @@ def test_a_stopped_qemu_can_be_killed(vms: Shared) -> None:
     vms.run(check())
 
 
+def test_the_report_says_what_is_not_in_force(vms: Shared) -> None:
+    report = vms.bench.report
+    said = {line.partition(":")[0] for line in report.missing}
+    assert (report.driver, report.tier) == ("microvm", "tcg")
+    if os.geteuid() == 0:
+        assert not said & {"host user", "files", "network", "memory"}
+    else:
+        assert {"host user", "files", "network"} <= said
+
+
 @pytest.mark.needs_root
 def test_from_inside_nothing_is_reached(vms: Shared) -> None:
     source = """
