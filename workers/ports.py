@@ -134,11 +134,13 @@ class FunctionTemplate(Protocol):
 
 class Traits(msgspec.Struct, frozen=True):
     """What the node must know of a driver. `shared_standbys`: a standby is of no tenant until it is used, and so dear that the
-    node keeps as many as the largest live plan draws. `beside_mb`: what a sandbox takes beside its shape. `lazy_code`: layers
+    node keeps as many as the largest live plan draws. `beside_mb`: what a sandbox takes beside its shape,
+    `template_beside_mb`: a function template, at most. `lazy_code`: layers
     may be mounts that are still being filled."""
 
     shared_standbys: bool = False
     beside_mb: int = 0
+    template_beside_mb: int = 0
     lazy_code: bool = False
 
 

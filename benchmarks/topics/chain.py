@@ -20,6 +20,7 @@ from benchmarks.peers.workerd import WorkerLoader
 from benchmarks.platform import Platform
 from benchmarks.predicted import measure_predicted
 from benchmarks.report import OURS, Report
+from benchmarks.topics.microvm import image
 
 LENGTHS = (2, 3, 5, 7, 12)
 PREDICTED_LENGTH = 5
@@ -63,6 +64,7 @@ def run(report: Report, full: bool) -> None:
 
 
 def _run_microvm(report: Report, rounds: int) -> None:
+    image(report)
     lengths = (1, *VM_LENGTHS)
     for standbys in (0, VM_STANDBYS):
         report.progress(f"starting foreglow with microVMs, standbys: {standbys}")

@@ -9,9 +9,10 @@ from collections.abc import Callable
 from benchmarks import processes
 from benchmarks.client import Answer
 from benchmarks.estimates import Estimate, mean, quantile, slope, slope_of
-from benchmarks.platform import Deployed, Platform
+from benchmarks.platform import IMAGE, Deployed, Platform
 from benchmarks.report import Report
 from benchmarks.topics.cold import ECHO, LARGE, kernel_mb, steps
+from workers.drivers.microvm.image import build
 
 ACCEL = "tcg"
 MOST, MARKS = 100, (10, 40, 70, 100)  # standbys; at which memory is read
@@ -23,10 +24,17 @@ REST_S = 0.35
 
 
 def run(report: Report, full: bool) -> None:
+    image(report)
     times = 120 if full else 25
     for network in (True, False):
         _tell_first_requests(report, times, network)
     _tell_pool(report)
+
+
+def image(report: Report) -> None:
+    """The guest image, once a machine: seconds and 39 MB from Debian's servers."""
+    report.progress("the guest image")
+    build(IMAGE, report.progress)
 
 
 def _platform(standbys: int, network: bool = True) -> Platform:

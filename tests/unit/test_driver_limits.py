@@ -168,6 +168,23 @@ def test_sweep_knows_a_number_that_was_given_again_and_one_that_waits_to_be_aske
         living.kill()
 
 
+@pytest.mark.needs_root
+def test_sweep_ends_what_outlived_its_node(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "HOST_PIDS", os.readlink("/proc/self/ns/pid"))
+    layout = detect(Path("/proc/self/mountinfo").read_text(), Path("/proc/self/cgroup").read_text())
+    mine = limits.name_of(Path("/nobody/driver"), os.getpid())
+    dead = Cgroups(layout, limits.name_of(Path("/nobody/driver"), 2**22 + 1))
+    dead.open()
+    cell = dead.take(128, 0)
+    with subprocess.Popen(["sleep", "60"]) as orphan:
+        for door in cell.doors:
+            cells.write(door, str(orphan.pid))
+        cell.close()
+        limits.sweep(layout, mine)
+        assert orphan.wait(5) == -9
+    assert not [folder for folder in cell.folders if os.path.exists(folder)]
+
+
 # -- tiers
 
 

@@ -10,13 +10,14 @@ from workers.drivers import watch
 from workers.drivers.conversation import Conversation
 from workers.drivers.frames import FromInit, ToInit
 from workers.drivers.microvm.carried import Carried
-from workers.drivers.microvm.code import CodeSource
+from workers.drivers.microvm.code import CodeSource, Given
 from workers.drivers.microvm.exercise import exercise
 from workers.drivers.microvm.machine import Machine
 from workers.framing import Frame
 from workers.ports import DriverError, InitReport, Specialisation, Usage
 
 KILL_TIMEOUT_S = 10.0
+MOST_BYTES, MOST_PROCESSES = 1 << 40, 1 << 22
 EXERCISES = 2  # of a standby: in the first one an emulated guest is still translated
 CODED = Carried()  # a function template has it
 
@@ -41,7 +42,7 @@ class MicroVmClone(Conversation):
         self.machine = machine
         self.pid = machine.qemu.pid
         self.standing = False  # exercised: what it is told it reads at once
-        self._code = code
+        self.code: CodeSource | Given = code
         self._freed = freed
         self._coded = coded
         self._usage: Usage | None = None
@@ -64,7 +65,7 @@ class MicroVmClone(Conversation):
         }
         if work.withheld is not None:
             meta["withheld"] = work.withheld
-        carried = CODED if self._coded else await self._code.carry(work.layers)
+        carried = CODED if self._coded else await self.code.carry(work.layers)
         try:
             await self.machine.put_in(carried.descriptors)
         finally:
@@ -89,7 +90,7 @@ class MicroVmClone(Conversation):
         if kind == FromInit.OUTPUT:
             self.on_output("err" if meta.get("stream") == "err" else "out", frame.body)
         elif kind == FromInit.COUNTED:
-            self._usage = Usage(int(meta["memory_bytes"]), int(meta["processes"]))
+            self._usage = _counted(meta["memory_bytes"], meta["processes"])
         elif kind == FromInit.EXIT:
             signal = meta.get("signal")
             self._status = f"exit {int(meta.get('code', 0))}" if signal is None else f"signal {int(signal)}"
@@ -115,7 +116,8 @@ class MicroVmClone(Conversation):
         """What the guest said when it was asked last; each call asks again."""
         if self._ended.is_set():
             return None
-        self.machine.tell(ToInit.COUNT, {})
+        if not self.machine.paused:  # one that stands still reads nothing
+            self.machine.tell(ToInit.COUNT, {})
         return self._usage
 
     # -- the end
@@ -138,3 +140,12 @@ class MicroVmClone(Conversation):
             self._reason = self._short if cell is not None and cell.ran_out_of_memory() else reason
         self._freed(self)
         self._finished()
+
+
+def _counted(memory_bytes: object, processes: object) -> Usage:
+    """What a guest says of itself. Raises ValueError when it is nothing a machine could have."""
+    if not isinstance(memory_bytes, int) or not isinstance(processes, int):
+        raise ValueError("a count that is no number")
+    if not 0 <= memory_bytes <= MOST_BYTES or not 0 <= processes <= MOST_PROCESSES:
+        raise ValueError("a count that is out of range")
+    return Usage(memory_bytes, processes)

@@ -6,7 +6,9 @@ import os
 import resource
 import shutil
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
+from weakref import WeakSet
 
 import structlog
 
@@ -17,14 +19,15 @@ from workers.drivers.microvm.clone import MicroVmClone
 from workers.drivers.microvm.code import MOST_INLINE, CodeSource
 from workers.drivers.microvm.confinement import Confinement
 from workers.drivers.microvm.disk import Disks
-from workers.drivers.microvm.image import GuestImage
+from workers.drivers.microvm.functions import MicroVmFunctionTemplate, make_function_template
+from workers.drivers.microvm.image import OVERHEAD_MB, GuestImage
 from workers.drivers.microvm.machine import line_of
 from workers.drivers.microvm.places import Places
 from workers.drivers.microvm.qemu import BINARY, DISK_BYTES, Shape, arguments
 from workers.drivers.microvm.template import Template
 from workers.drivers.microvm.templates import Templates
 from workers.drivers.microvm.tsc import tsc_khz
-from workers.ports import DriverError, FunctionTemplate, IsolationReport, Specialisation, Traits
+from workers.ports import DriverError, IsolationReport, Specialisation, Traits
 from workers.versions import SHAPES_MB, Kind
 
 log = structlog.get_logger(__name__)
@@ -43,7 +46,7 @@ class MicroVmDriver:
     have a card, where that can be. `qemu`: its binary, found when empty."""
 
     name = "microvm"
-    traits = Traits(shared_standbys=True, beside_mb=BESIDE_MB)
+    traits = Traits(shared_standbys=True, beside_mb=BESIDE_MB, template_beside_mb=OVERHEAD_MB)
 
     def __init__(self, folder: Path, image: GuestImage, accel: str, qemu: str = "", network: bool = True) -> None:
         self._folder = folder
@@ -57,6 +60,7 @@ class MicroVmDriver:
         self._code: CodeSource
         self._templates = Templates(self._boot, self._fingerprint)
         self._clones: set[MicroVmClone] = set()
+        self._function_templates: WeakSet[Template] = WeakSet()
         self._numbers = 0
 
     # -- start and stop
@@ -123,6 +127,8 @@ class MicroVmDriver:
 
     async def stop(self) -> None:
         await self._templates.stop()
+        for one in self._function_templates:
+            one.close()
         await asyncio.gather(*(clone.kill("the node stops") for clone in list(self._clones)), return_exceptions=True)
         if self._places is not None:
             await self._places.close()
@@ -136,14 +142,25 @@ class MicroVmDriver:
     async def clone(self, tenant: str, memory_mb: int) -> MicroVmClone:
         return await self._clone(await self._templates.get(memory_mb))
 
-    async def template(self, tenant: str, work: Specialisation, timeout_s: float) -> FunctionTemplate:
-        raise NotImplementedError
+    async def template(self, tenant: str, work: Specialisation, timeout_s: float) -> MicroVmFunctionTemplate:
+        source = await self._templates.get(work.memory_mb)
+        made = await make_function_template(
+            source,
+            self._clone,
+            partial(self._clone, coded=True),
+            partial(self._fingerprint, work.memory_mb),
+            self._code,
+            work,
+            timeout_s,
+        )
+        self._function_templates.add(made.template)
+        return made
 
-    async def _clone(self, source: Template, coded: bool = False) -> MicroVmClone:
+    async def _clone(self, source: Template, memory: int = -1, coded: bool = False) -> MicroVmClone:
         places = self._started()
         place = await places.take(source.shape.limit_mb)
         try:
-            machine = await source.clone(place)
+            machine = await source.clone(place, memory)
         except BaseException as error:
             places.give_back(place)
             if isinstance(error, TimeoutError):
@@ -171,7 +188,7 @@ class MicroVmDriver:
     def _fingerprint(self, memory_mb: int) -> fingerprint.Fingerprint:
         shape = self._shape(memory_mb)
         tap = 0 if shape.network else None
-        return fingerprint.take(self._qemu, line_of(shape, 0, self._image, tap)((0, 0, 0)), self._tsc_khz, self._image)
+        return fingerprint.take(self._qemu, line_of(shape, 0, self._image, tap=tap)((0, 0, 0)), self._tsc_khz, self._image)
 
     async def _boot(self, memory_mb: int) -> Template:
         places, shape = self._started(), self._shape(memory_mb)

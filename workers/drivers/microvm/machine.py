@@ -18,7 +18,7 @@ from workers.drivers.microvm.confinement import Confinement
 from workers.drivers.microvm.image import GuestImage
 from workers.drivers.microvm.qemu import Ends, Qemu, Shape, arguments, spawn
 from workers.drivers.microvm.taps import Tap
-from workers.drivers.wire import CLOSED, Wire
+from workers.drivers.wire import CLOSED, OUTPUT_BURST, OUTPUT_PER_S, Wire
 from workers.framing import Frame
 from workers.ports import DriverError
 
@@ -80,7 +80,7 @@ class Machine:
         if place.tap is not None:
             place.tap.handed_over()
         self.channel = Wire(channel, self._take, self._lost)
-        self.init = Wire(init, self._take_init, self._lost)
+        self.init = Wire(init, self._take_init, self._lost, OUTPUT_PER_S, OUTPUT_BURST)  # what it says at length is output
 
     # -- what comes
 
@@ -193,10 +193,17 @@ class Machine:
 
 
 def line_of(
-    shape: Shape, memory: int, image: GuestImage | None = None, tap: int | None = None
+    shape: Shape,
+    memory: int,
+    image: GuestImage | None = None,
+    *,
+    shared: bool = False,
+    tap: int | None = None,
+    images: Sequence[int] = (),
 ) -> Callable[[Sequence[int]], list[str]]:
-    """`image`: it boots, and writes into the memory's file; without one it is a clone."""
-    return lambda ends: arguments(shape, ends, f"/proc/self/fd/{memory}", shared=image is not None, tap=tap, boot=image)
+    """As qemu.arguments, with descriptors. `image`: it boots."""
+    path = f"/proc/self/fd/{memory}"
+    return lambda ends: arguments(shape, ends, path, shared=shared, tap=tap, boot=image, images=images)
 
 
 def reopened(descriptor: int) -> int:

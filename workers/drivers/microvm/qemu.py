@@ -13,7 +13,7 @@ import msgspec
 
 from workers.drivers.microvm.confinement import ENVIRONMENT, SYSTEM_CALLS
 from workers.drivers.microvm.image import OVERHEAD_MB, GuestImage
-from workers.drivers.microvm.qmp import Qmp
+from workers.drivers.microvm.qmp import GONE, Qmp
 from workers.drivers.microvm.taps import GUEST_ADDRESS, GUEST_GATEWAY, GUEST_MAC, GUEST_PREFIX
 from workers.ports import DriverError
 
@@ -95,11 +95,18 @@ class Ends:
 
 
 def arguments(
-    shape: Shape, ends: Sequence[int], memory: str, *, shared: bool, tap: int | None = None, boot: GuestImage | None = None
+    shape: Shape,
+    ends: Sequence[int],
+    memory: str,
+    *,
+    shared: bool,
+    tap: int | None = None,
+    boot: GuestImage | None = None,
+    images: Sequence[int] = (),
 ) -> list[str]:
     """QEMU's command line. `ends`: descriptors of monitor, channel, init. `memory`: path of the memory's file (empty: memory like
     any other's); `shared`: what the guest writes goes into it (the template), else it is a clone's own. `boot`: the image of a
-    machine that starts; without one it waits for a state to come in."""
+    machine that starts; without one it waits for a state to come in. `images`: descriptors of the first disks' images."""
     monitor, channel, init = ends
     accel = f"tcg,tb-size={TB_MB}" if shape.accel == "tcg" else shape.accel
     line = [shape.binary, "-name", "foreglow", "-accel", accel, "-cpu", CPUS[shape.accel], "-smp", "1"]
@@ -122,8 +129,12 @@ def arguments(
         line += ["-device", f"virtserialport,chardev=port{number},name={name},nr={number}"]
     line += ["-device", "virtio-rng-device"]
     for number in range(DISKS):
-        line += ["-blockdev", f"driver=null-co,node-name=nothing{number},size={DISK_BYTES},read-zeroes=on,read-only=on"]
-        line += ["-blockdev", f"driver=raw,node-name=disk{number},file=nothing{number},read-only=on"]
+        if number < len(images):
+            what = f"driver=file,filename=/proc/self/fd/{images[number]},locking=off"
+        else:
+            what = f"driver=null-co,size={DISK_BYTES},read-zeroes=on"
+        line += ["-blockdev", f"{what},node-name=held{number},read-only=on"]
+        line += ["-blockdev", f"driver=raw,node-name=disk{number},file=held{number},read-only=on"]
         line += ["-device", f"virtio-blk-device,drive=disk{number}"]
     if tap is not None:
         line += ["-netdev", f"tap,id=net,fd={tap}", "-device", f"virtio-net-device,netdev=net,mac={GUEST_MAC}"]
@@ -145,7 +156,8 @@ class Qemu:
         self._loop = asyncio.get_running_loop()
         self._words = bytearray()
         self.gone = asyncio.Event()
-        self.qmp = Qmp(monitor, lambda _why: self.kill())
+        self._why = ""
+        self.qmp = Qmp(monitor, self._lost)
         self._loop.add_reader(self._pidfd, self._exited)
         assert process.stdout is not None
         self._errors = process.stdout.fileno()
@@ -157,6 +169,10 @@ class Qemu:
         if not self.gone.is_set():
             with contextlib.suppress(OSError):
                 signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+
+    def _lost(self, why: str) -> None:
+        self._why = "" if why == GONE else why
+        self.kill()
 
     def _complains(self) -> None:
         try:
@@ -186,7 +202,7 @@ class Qemu:
         words = self.words()
         self.gone.set()
         self.qmp.close(f"QEMU has ended ({how})")
-        self._on_gone(f"QEMU ended with {how}{': ' + words if words else ''}")
+        self._on_gone(self._why or f"QEMU ended with {how}{': ' + words if words else ''}")
 
 
 def spawn(line: Sequence[str], descriptors: Sequence[int], monitor: socket.socket, on_gone: Callable[[str], None]) -> Qemu:

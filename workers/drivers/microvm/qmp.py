@@ -18,6 +18,7 @@ from workers.ports import DriverError
 
 READ_SIZE = 64 << 10
 MAX_LINE = 1 << 20
+MAX_UNASKED = 4 << 20  # bytes of events between two commands: QEMU lets a guest cause few of them a second
 GONE = "QEMU closed its monitor"
 
 _encode = msgspec.json.Encoder().encode
@@ -39,7 +40,8 @@ class Qmp:
         self._loop = asyncio.get_running_loop()
         self._buffer = bytearray()
         self._numbers = itertools.count(1)
-        self._waiting: dict[int, tuple[str, asyncio.Future[Any]]] = {}
+        self._waiting: dict[int, tuple[str, asyncio.Future[Any], bool]] = {}  # by id; True: its value is the answer
+        self._unasked = 0  # bytes since the last command
         self._events: dict[str, list[asyncio.Future[Mapping[str, Any]]]] = {}
         self._closed = False
         sock.setblocking(False)
@@ -53,9 +55,9 @@ class Qmp:
         lines = []
         for number, (name, arguments) in enumerate(commands):
             ident = next(self._numbers)
-            self._waiting[ident] = (name, answer if number == len(commands) - 1 else self._earlier(answer))
+            self._waiting[ident] = (name, answer, number == len(commands) - 1)
             lines.append(_encode({"execute": name, "arguments": arguments, "id": ident}) + b"\n")
-        text = b"".join(lines)
+        text, self._unasked = b"".join(lines), 0
         try:
             if self._closed:
                 raise BrokenPipeError(GONE)
@@ -65,17 +67,6 @@ class Qmp:
         if sent < len(text):  # a monitor reads at once; one that lets its socket fill is broken
             self._lose("QEMU does not read its monitor")
         return answer
-
-    def _earlier(self, answer: "asyncio.Future[Any]") -> "asyncio.Future[Any]":
-        """Of a command that is not the last: only its failure counts."""
-        future: asyncio.Future[Any] = self._loop.create_future()
-
-        def done(one: "asyncio.Future[Any]") -> None:
-            if not one.cancelled() and (error := one.exception()) is not None and not answer.done():
-                answer.set_exception(error)
-
-        future.add_done_callback(done)
-        return future
 
     async def run(self, name: str, timeout_s: float, /, *, descriptors: Sequence[int] = (), **arguments: Any) -> Any:
         """One command's `return`. Underscores in argument names are dashes. Raises QmpError, TimeoutError."""
@@ -103,6 +94,10 @@ class Qmp:
             self._lose(GONE)
             return
         self._buffer += chunk
+        self._unasked += len(chunk)
+        if self._unasked > MAX_UNASKED:
+            self._lose("QEMU's monitor does not stop talking")
+            return
         try:
             while (end := self._buffer.find(b"\n")) >= 0:
                 line = bytes(self._buffer[:end])
@@ -124,12 +119,12 @@ class Qmp:
         found = self._waiting.pop(message.get("id", 0), None)
         if found is None or found[1].done():
             return
-        name, future = found
+        name, future, last = found
         if "error" in message:
             error = message["error"]
             words = error.get("desc", "") if isinstance(error, dict) else ""
             future.set_exception(QmpError(f"{name}: {str(words)[:500]}"))
-        else:
+        elif last:
             future.set_result(message.get("return"))
 
     def _lose(self, why: str) -> None:
@@ -145,7 +140,7 @@ class Qmp:
         with contextlib.suppress(OSError):
             self._sock.close()
         events = [future for futures in self._events.values() for future in futures]
-        for future in [*(future for _, future in self._waiting.values()), *events]:
+        for future in [*(future for _, future, _ in self._waiting.values()), *events]:
             if not future.done():
                 future.set_exception(QmpError(why))
         self._waiting.clear()

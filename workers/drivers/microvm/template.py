@@ -7,7 +7,7 @@ import asyncio
 import fcntl
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from workers.drivers.frames import FromInit
 from workers.drivers.microvm.exercise import exercise
@@ -21,31 +21,35 @@ EXERCISES = 4
 SETTLE_S = 0.2  # until the guest's kernel has done what it put off
 SAVE_TIMEOUT_S = 30.0
 POLL_S = 0.005
+COPY_SIZE = 64 << 20
 KILL_TIMEOUT_S = 10.0
 SEALS = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
 
 
 class Template:
-    """`memory_bytes`: what the files hold. `made`: clones so far."""
+    """`memory_bytes`: what the files hold. `made`: clones so far. `images`: of the disks that are in the machine."""
 
-    def __init__(self, shape: Shape, fingerprint: Fingerprint, memory: int, state: int) -> None:
-        """Takes both descriptors over."""
+    def __init__(self, shape: Shape, fingerprint: Fingerprint, memory: int, state: int, images: Sequence[int] = ()) -> None:
+        """Takes the descriptors over."""
         self.shape = shape
         self.fingerprint = fingerprint
-        self.memory, self.state = memory, state
+        self.memory, self.state, self.images = memory, state, images
         self.memory_bytes = sum(os.fstat(one).st_blocks * 512 for one in (memory, state))
         self.made = 0
         self.born = time.monotonic()
         self.closed = False
 
-    async def clone(self, place: Place) -> Machine:
-        """A machine that runs from here on, in `place`, which stays the caller's. Raises DriverError, TimeoutError."""
+    async def clone(self, place: Place, memory: int = -1) -> Machine:
+        """A machine that runs from here on, in `place`, which stays the caller's. `memory`: a copy of this one's file, which it
+        writes. Raises DriverError, TimeoutError."""
         if self.closed:
             raise DriverError("the template is gone")
         state = reopened(self.state)
         try:
             tap = None if place.tap is None else place.tap.tap
-            machine = Machine(line_of(self.shape, self.memory, tap=tap), [self.memory, state], place)
+            shared, memory = memory >= 0, memory if memory >= 0 else self.memory
+            line = line_of(self.shape, memory, shared=shared, tap=tap, images=self.images)
+            machine = Machine(line, [memory, state, *self.images], place)
             try:
                 await machine.incoming(state)
             except BaseException:
@@ -60,15 +64,16 @@ class Template:
         """Its clones live on. Idempotent."""
         if not self.closed:
             self.closed = True
-            os.close(self.memory)
-            os.close(self.state)
+            for descriptor in (self.memory, self.state, *self.images):
+                os.close(descriptor)
 
 
 async def boot(shape: Shape, image: GuestImage, fingerprint: Callable[[], Fingerprint], place: Place) -> Template:
     """Starts a machine, exercises it and keeps it; `place` is free again after. Raises DriverError, TimeoutError."""
-    memory = _file("memory", shape.machine_mb << 20)
+    memory = blank("memory", shape.machine_mb << 20)
     try:
-        machine = Machine(line_of(shape, memory, image, None if place.tap is None else place.tap.tap), [memory], place)
+        tap = None if place.tap is None else place.tap.tap
+        machine = Machine(line_of(shape, memory, image, shared=True, tap=tap), [memory], place)
         try:
             standing = machine.heard(FromInit.STANDING)
             await machine.hello()
@@ -87,12 +92,12 @@ async def boot(shape: Shape, image: GuestImage, fingerprint: Callable[[], Finger
     except BaseException:
         os.close(memory)
         raise
-    return _sealed(shape, taken, memory, state)
+    return sealed(shape, taken, memory, state)
 
 
 async def saved(machine: Machine) -> int:
     """The machine's state, but for its memory, in a file; it stands still after. Raises DriverError, TimeoutError."""
-    qmp, state = machine.qemu.qmp, _file("state", 0)
+    qmp, state = machine.qemu.qmp, blank("state", 0)
     try:
         async with asyncio.timeout(SAVE_TIMEOUT_S):
             await qmp.post(IGNORE_SHARED, ("migrate-set-parameters", {"max-bandwidth": 1 << 40}))
@@ -108,19 +113,41 @@ async def saved(machine: Machine) -> int:
     return state
 
 
-def _sealed(shape: Shape, fingerprint: Fingerprint, memory: int, state: int) -> Template:
-    """Takes both over. Raises DriverError."""
+def sealed(shape: Shape, fingerprint: Fingerprint, memory: int, state: int, images: Sequence[int] = ()) -> Template:
+    """Takes the descriptors over. Raises DriverError."""
     try:
         for one in (memory, state):
             fcntl.fcntl(one, fcntl.F_ADD_SEALS, SEALS)
     except OSError as error:
-        os.close(memory)
-        os.close(state)
+        for descriptor in (memory, state, *images):
+            os.close(descriptor)
         raise DriverError(f"the template could not be sealed: {error.strerror}") from error
-    return Template(shape, fingerprint, memory, state)
+    return Template(shape, fingerprint, memory, state, images)
 
 
-def _file(name: str, size: int) -> int:
+def copied(memory: int) -> int:
+    """Another file with the same content, holes kept, that can be written. Blocks for as long as memory is copied. Raises
+    DriverError."""
+    size = os.fstat(memory).st_size
+    made = blank("memory", size)
+    try:
+        at = 0
+        while at < size:
+            try:
+                at = os.lseek(memory, at, os.SEEK_DATA)
+            except OSError:
+                break  # a hole up to the end
+            end = os.lseek(memory, at, os.SEEK_HOLE)
+            os.lseek(made, at, os.SEEK_SET)
+            while at < end:
+                at += os.sendfile(made, memory, at, min(end - at, COPY_SIZE))
+    except OSError as error:
+        os.close(made)
+        raise DriverError(f"memory of a microVM: {error.strerror}") from error
+    return made
+
+
+def blank(name: str, size: int) -> int:
     try:
         descriptor = os.memfd_create(f"foreglow-{name}", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         os.ftruncate(descriptor, size)
