@@ -66,6 +66,7 @@ class Platform:
             addresses = self._wait_for(state / "addresses.json", log)
             self.key = (state / "key").read_text().strip()
             self.port = int(addresses["functions"].rpartition(":")[2])
+            self.otlp_port = int(addresses["otlp"].rpartition(":")[2])
             self._headers = {"Authorization": f"Bearer {self.key}"}
             self.control = httpx.Client(base_url=addresses["control"], headers=self._headers, timeout=60, trust_env=False)
             self.driver, self.tier = self._isolation()

@@ -1,8 +1,8 @@
 """What a node asks of a driver and of the code tiers. Protocols live here, beside their consumer (workers.node)."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import msgspec
 
@@ -233,6 +233,29 @@ class ChunkSource(Protocol):
 
     def chunk(self, tenant: str, digest: str, name: str) -> bytes:
         """A chunk of the layer `digest` as it is stored (workers.code.chunks); the caller unpacks, and so checks, it."""
+
+
+class Parcel(Protocol):
+    """A layer in one answer. One thread at a time; `close` it, whole or not, read or not."""
+
+    @property
+    def manifest(self) -> Manifest:
+        """Checked against its digest."""
+
+    def __iter__(self) -> Iterator[bytes]:
+        """The chunks as they are stored, in their order, as they come: of a small layer all of them, of a larger one none. Empty
+        for one that is not to be had this way. Raises workers.code.origin.OriginError."""
+
+    def close(self) -> None:
+        """Nobody wants the rest."""
+
+
+@runtime_checkable
+class ParcelSource(ChunkSource, Protocol):
+    """One question and one answer instead of a question for the manifest and one for each chunk."""
+
+    def parcel(self, tenant: str, digest: str) -> Parcel:
+        """Raises workers.code.origin.OriginError, as `manifest` does."""
 
 
 class CodeUnavailable(Exception):
