@@ -2,40 +2,23 @@
 
 import math
 import time
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 
 import msgspec
-import structlog
 
 from graph.callgraph import CallGraph
 from graph.ids import FunctionId, TenantId, VersionId, function_of, tenant_of
 from graph.planning import losers, plan
-from graph.plans import (
-    Budget,
-    EdgeSource,
-    Evidence,
-    ExpectedCall,
-    PrewarmDecision,
-    PrewarmPlan,
-    Prices,
-    Skipped,
-    Trigger,
-)
-from graph.prediction import predict
+from graph.plans import Budget, EdgeSource, ExpectedCall, PrewarmDecision, PrewarmPlan, Prices, Skipped, Trigger
 from orchestrator.catalog.watch import RouteTable
+from orchestrator.planner.dispatch import Dispatch
+from orchestrator.planner.forecasts import Forecasts
 from orchestrator.planner.log import DecisionLog, LogEntry
-from orchestrator.planner.peers import Fleet, NodePeer
+from orchestrator.planner.peers import Fleet
 from orchestrator.planner.promises import LiveRun, Promises
 from workers.rpc.connection import RpcError
-from workers.rpc.messages import DecisionUpdate, PrepareItem, TriggerEvent
-from workers.versions import VersionSpec
-
-PREDICTION_KEPT_S = 0.25
-LEAD_FLOOR_S = 0.01  # leads are short where starts are not: without it reach would say little
-PREDICTIONS = 5_000
-
-log = structlog.get_logger(__name__)
+from workers.rpc.messages import DecisionUpdate, TriggerEvent
 
 
 class PlannerLoop:
@@ -62,8 +45,9 @@ class PlannerLoop:
         self._budget = budget
         self._default_policy = default_policy
         self._prices = Prices()
-        self._promises = Promises()
-        self._predictions: OrderedDict[tuple[str, ...], tuple[float, list[ExpectedCall]]] = OrderedDict()
+        self.promises = Promises()
+        self.forecasts = Forecasts(graph, table)
+        self._dispatch = Dispatch(fleet, decisions, self.forecasts.latest, right)
         self._numbers = 0
         self._boot = f"{time.time_ns() // 1_000_000:x}"
 
@@ -86,16 +70,16 @@ class PlannerLoop:
             self._ended(event.trace_id)
         elif not event.parent_id:
             if self.policy_of(tenant) != "off" and self._right(tenant) is not None:
-                run = self._promises.begin(event.trace_id, tenant, function, time.monotonic())
+                run = self.promises.begin(event.trace_id, tenant, function, time.monotonic())
                 self._plan_run(run)
         else:
-            live = self._promises.get(event.trace_id)
+            live = self.promises.get(event.trace_id)
             if live is not None:
-                self._promises.started(live, function)
+                self.promises.started(live, function)
                 self._revise(live)
 
     def _plan_run(self, run: LiveRun) -> None:
-        expected, skipped = self._expected(run.entry, run.seen)
+        expected, skipped = self.forecasts.expected(run.entry, run.seen)
         if not expected and not skipped:
             return
         self._decide(run.tenant, run.entry, expected, skipped, Trigger.INVOCATION, run)
@@ -104,33 +88,33 @@ class PlannerLoop:
         """A stage started: what is expected now may differ; losers are cancelled, newcomers prepared."""
         if not run.promised and not run.decisions:
             return
-        expected, skipped = self._expected(run.entry, run.seen)
+        expected, skipped = self.forecasts.expected(run.entry, run.seen)
         waiting = [one for one in run.decisions.values() if self._log.unready(one.decision_id)]
         if waiting:
-            self._revoke(run.tenant, losers(waiting, expected, self._budget, run.seen))
-        self._promises.keep_only(run, {one.function for one in expected})
+            self._dispatch.revoke(run.tenant, losers(waiting, expected, self._budget, run.seen))
+        self.promises.keep_only(run, {one.function for one in expected})
         self._decide(run.tenant, run.entry, expected, skipped, Trigger.INVOCATION, run)
 
     def _ended(self, trace_id: str) -> None:
-        run = self._promises.end(trace_id)
+        run = self.promises.end(trace_id)
         if run is None or not run.decisions:
             return
-        self._revoke(run.tenant, [(one, "the run ended without it") for one in run.decisions if self._log.unready(one)])
+        self._dispatch.revoke(run.tenant, [(one, "the run ended without it") for one in run.decisions if self._log.unready(one)])
 
     # -- plans
 
     def show(self, tenant: TenantId, entry: FunctionId) -> PrewarmPlan:
         """What would be prepared now if `entry` were invoked; orders nothing."""
-        expected, skipped = self._expected(entry, ())
+        expected, skipped = self.forecasts.expected(entry, ())
         made = self._make(tenant, entry, expected, Trigger.INVOCATION, None)
         return msgspec.structs.replace(made, skipped=(*made.skipped, *skipped))
 
     def warm(self, tenant: TenantId, entry: FunctionId, count: int) -> PrewarmPlan:
         """Prepares `count` instances of `entry` and its whole path now. Raises RpcError (503) where another planner decides."""
-        spec = self._latest(entry)
+        spec = self.forecasts.latest(entry)
         if self._right(tenant) is None:
             raise RpcError("another planner decides for this tenant now; try again")
-        expected, skipped = self._expected(entry, ())
+        expected, skipped = self.forecasts.expected(entry, ())
         own = ExpectedCall(entry, 1.0, (1.0,) * count, (0.0,), 0, 0.0, EdgeSource.REQUESTED, spec.memory_mb if spec else 128, 0.0)
         return self._decide(tenant, entry, [own, *expected], skipped, Trigger.WARM, None)
 
@@ -144,48 +128,21 @@ class PlannerLoop:
         run: LiveRun | None,
     ) -> PrewarmPlan:
         made = self._make(tenant, entry, expected, trigger, run)
-        right = self._right(tenant)
-        if right is None:
+        if self._right(tenant) is None:
             return msgspec.structs.replace(made, decisions=(), skipped=(*made.skipped, *skipped))
         if run is not None:
             for function in made.ready:
                 if not run.promised[function]:
-                    self._promises.promise(run, function, 1)
-        orders: dict[NodePeer, list[PrepareItem]] = {}
-        for decision in made.decisions:
-            if self._order(made, decision, orders) and run is not None:
+                    self.promises.promise(run, function, 1)
+        for decision in self._dispatch.send(made):
+            if run is not None:
                 run.decisions[decision.decision_id] = decision
-                self._promises.promise(run, decision.function, 1)
-        for node, items in orders.items():
-            node.prepare(items, *right)
+                self.promises.promise(run, decision.function, 1)
         return msgspec.structs.replace(made, skipped=(*made.skipped, *skipped))
-
-    def _order(self, made: PrewarmPlan, decision: PrewarmDecision, orders: dict[NodePeer, list[PrepareItem]]) -> bool:
-        """Finds a node for one decision and notes it. False when there is none."""
-        spec = self._latest(decision.function)
-        node = self._fleet.choose(spec) if spec is not None else None
-        if spec is None or node is None:
-            return False
-        self._log.add(made, decision, spec.version, node.name)
-        node.define(spec)
-        orders.setdefault(node, []).append(
-            PrepareItem(
-                decision.decision_id,
-                spec.version,
-                "ready",
-                decision.start_in_s,
-                decision.expires_s,
-                needed_in(decision.evidence),
-            )
-        )
-        return True
 
     def decide_again(self, lost: Iterable[LogEntry], node: str) -> None:
         """What was open or ready on a node that is gone is prepared on another, if there is one."""
         for one in lost:
-            right = self._right(one.tenant)
-            if right is None:
-                continue
             self._numbers += 1
             decision = PrewarmDecision(
                 f"p{self._boot}-{self._numbers}-again",
@@ -205,15 +162,12 @@ class PlannerLoop:
                 self.policy_of(one.tenant),
                 time.time(),
                 one.trace_id or None,
+                (decision,),
             )
-            orders: dict[NodePeer, list[PrepareItem]] = {}
-            self._order(made, decision, orders)
-            run = self._promises.get(one.trace_id)
-            if run is not None and orders:
+            run = self.promises.get(one.trace_id)
+            if self._dispatch.send(made) and run is not None:
                 run.decisions.pop(one.decision_id, None)
                 run.decisions[decision.decision_id] = decision  # the run counted on it all along
-            for other, items in orders.items():
-                other.prepare(items, *right)
 
     def _make(
         self, tenant: TenantId, entry: FunctionId, expected: list[ExpectedCall], trigger: Trigger, run: LiveRun | None
@@ -244,31 +198,8 @@ class PlannerLoop:
         )
 
     def _unpromised(self, function: FunctionId) -> int:
-        spec = self._latest(function)
-        return max(0, self._fleet.idle(spec.version) - self._promises.total(function)) if spec is not None else 0
-
-    def _expected(self, entry: FunctionId, seen: Sequence[FunctionId]) -> tuple[list[ExpectedCall], list[Skipped]]:
-        """Predictions for deployed functions, kept for a moment: a burst of the same workflow asks the same question."""
-        now = time.monotonic()
-        key = (entry, *seen)
-        kept = self._predictions.get(key)
-        if kept is None or now - kept[0] > PREDICTION_KEPT_S:
-            kept = (now, predict(self._graph, entry, seen))
-            self._predictions[key] = kept
-            self._predictions.move_to_end(key)
-            if len(self._predictions) > PREDICTIONS:
-                self._predictions.popitem(last=False)
-        expected, skipped = [], []
-        for one in kept[1]:
-            if self._latest(one.function) is None:
-                skipped.append(Skipped(one.function, "not deployed", one.reach))
-            else:
-                expected.append(one)
-        return expected, skipped
-
-    def _latest(self, function: FunctionId) -> VersionSpec | None:
-        route = self._table.routes.get(function)
-        return self._table.version(route, "") if route is not None else None
+        spec = self.forecasts.latest(function)
+        return max(0, self._fleet.idle(spec.version) - self.promises.total(function)) if spec is not None else 0
 
     # -- outcomes
 
@@ -278,22 +209,3 @@ class PlannerLoop:
             entry = self._log.update(update, node)
             if entry is not None and update.outcome == "ready" and 0 <= update.start_s < math.inf:
                 self._graph.set_start_time(FunctionId(entry.function), update.start_s)
-
-    def _revoke(self, tenant: str, gone: Sequence[tuple[str, str]]) -> None:
-        right = self._right(tenant)
-        if right is None:
-            return
-        by_why: dict[str, list[str]] = {}
-        for decision_id, why in gone:
-            by_why.setdefault(why, []).append(decision_id)
-        for why, ids in by_why.items():
-            for node in self._fleet.up():
-                node.revoke(ids, why, *right)
-
-
-def needed_in(evidence: Evidence) -> float:
-    """Seconds by which nodes order what they prepare: the time until needed, longer for what is unlikely to be needed at all.
-
-    A branch taken in one run of four waits behind a stage of every run that comes a little later.
-    """
-    return ((evidence.lead_s or 0.0) + LEAD_FLOOR_S) / max(evidence.reach, 0.01)

@@ -16,8 +16,9 @@ from graph.ids import FunctionId, TenantId
 from graph.plans import Budget, EdgeSource, Evidence, Trigger
 from orchestrator.catalog.routes import TenantRoute
 from orchestrator.catalog.watch import RouteTable
+from orchestrator.planner.dispatch import needed_in
 from orchestrator.planner.log import DecisionLog
-from orchestrator.planner.loop import PlannerLoop, needed_in
+from orchestrator.planner.loop import PlannerLoop
 from orchestrator.planner.peers import Fleet
 from orchestrator.quotas import OwnQuotas
 from workers.rpc.messages import DecisionUpdate, PrepareItem, TriggerEvent
@@ -155,7 +156,7 @@ def test_a_learned_path_needs_three_runs(bench: Bench) -> None:
     bench.starts("entry", "early")
     assert bench.node.ordered == []
     bench.learn("entry", "a")
-    bench.loop._predictions.clear()  # kept for a quarter of a second
+    bench.loop.forecasts.forget()  # kept for a quarter of a second
     bench.starts("entry", "late")
     assert bench.node.names == ["a"]
     assert bench.log.entries()[0].evidence.samples == 3
@@ -193,7 +194,7 @@ def test_stages_that_start_order_nothing_again(bench: Bench) -> None:
     assert sorted(bench.node.names) == ["a", "b", "c"]
     assert bench.node.revoked == []
     bench.ends()
-    assert [bench.loop._promises.total(fid(name)) for name in "abc"] == [0, 0, 0]
+    assert [bench.loop.promises.total(fid(name)) for name in "abc"] == [0, 0, 0]
 
 
 def test_what_is_idle_is_counted_on_and_not_prepared(bench: Bench) -> None:
@@ -280,7 +281,7 @@ def test_counting_on_an_idle_one_again_and_again_is_counting_on_one(bench: Bench
     bench.starts("entry")
     for name in ("b", "c"):
         bench.calls(name)
-        assert bench.loop._promises.total(fid("a")) == 1
+        assert bench.loop.promises.total(fid("a")) == 1
 
 
 # -- bounds
@@ -367,7 +368,7 @@ def test_showing_a_plan_orders_nothing_and_promises_nothing(bench: Bench) -> Non
     bench.deploy("a")
     shown = bench.loop.show(ACME, fid("entry"))
     assert [one.function for one in shown.decisions] == [fid("a")]
-    assert (bench.node.batches, bench.log.entries(), bench.loop._promises.total(fid("a"))) == ([], [], 0)
+    assert (bench.node.batches, bench.log.entries(), bench.loop.promises.total(fid("a"))) == ([], [], 0)
 
 
 # -- nodes
@@ -444,12 +445,12 @@ def test_in_any_story_the_books_add_up(story: list[tuple[str, int, str]], pick: 
         assert len(ids) == len(set(ids)) == len(bench.log.entries())
         assert set(bench.node.names) <= {"a", "b", "c"}
         for each in "abc":
-            held = sum(run.promised[fid(each)] for run in bench.loop._promises._runs.values())
-            assert bench.loop._promises.total(fid(each)) == held >= 0
+            held = sum(run.promised[fid(each)] for run in bench.loop.promises._runs.values())
+            assert bench.loop.promises.total(fid(each)) == held >= 0
     for trace in list(began):
         bench.ends(trace)
-    assert len(bench.loop._promises) == 0
-    assert all(bench.loop._promises.total(fid(each)) == 0 for each in "abc")
+    assert len(bench.loop.promises) == 0
+    assert all(bench.loop.promises.total(fid(each)) == 0 for each in "abc")
     pending = {one.decision_id for one in bench.log.entries() if one.outcome == "pending"}
     assert pending <= {one for one, _ in bench.node.revoked}, "what nobody waits for any more was taken back"
 

@@ -1,0 +1,73 @@
+"""Decisions to nodes: which node, one batch for each, and taking back what is not wanted any more."""
+
+from collections.abc import Callable, Sequence
+
+from graph.ids import FunctionId
+from graph.plans import Evidence, PrewarmDecision, PrewarmPlan
+from orchestrator.planner.log import DecisionLog
+from orchestrator.planner.peers import Fleet, NodePeer
+from workers.rpc.messages import PrepareItem
+from workers.versions import VersionSpec
+
+LEAD_FLOOR_S = 0.01  # leads are short where starts are not: without it reach would say little
+
+Right = Callable[[str], tuple[str, int] | None]
+"""The lease and epoch under which orders for a tenant go out now, None while another planner decides for it."""
+
+
+class Dispatch:
+    """`latest(function)`: the version that would be prepared, None when it is not deployed."""
+
+    def __init__(
+        self, fleet: Fleet, decisions: DecisionLog, latest: Callable[[FunctionId], VersionSpec | None], right: Right
+    ) -> None:
+        self._fleet = fleet
+        self._log = decisions
+        self._latest = latest
+        self._right = right
+
+    def send(self, made: PrewarmPlan) -> list[PrewarmDecision]:
+        """Orders what was decided; returns what a node was found for. Nothing while another planner decides."""
+        right = self._right(made.tenant)
+        if right is None:
+            return []
+        sent: list[PrewarmDecision] = []
+        orders: dict[NodePeer, list[PrepareItem]] = {}
+        for decision in made.decisions:
+            spec = self._latest(decision.function)
+            node = self._fleet.choose(spec) if spec is not None else None
+            if spec is None or node is None:
+                continue
+            self._log.add(made, decision, spec.version, node.name)
+            node.define(spec)
+            orders.setdefault(node, []).append(_item(decision, spec))
+            sent.append(decision)
+        for node, items in orders.items():
+            node.prepare(items, *right)
+        return sent
+
+    def revoke(self, tenant: str, gone: Sequence[tuple[str, str]]) -> None:
+        """`gone`: decision ids, each with why it is not wanted any more."""
+        right = self._right(tenant)
+        if right is None:
+            return
+        by_why: dict[str, list[str]] = {}
+        for decision_id, why in gone:
+            by_why.setdefault(why, []).append(decision_id)
+        for why, ids in by_why.items():
+            for node in self._fleet.up():
+                node.revoke(ids, why, *right)
+
+
+def _item(decision: PrewarmDecision, spec: VersionSpec) -> PrepareItem:
+    return PrepareItem(
+        decision.decision_id, spec.version, "ready", decision.start_in_s, decision.expires_s, needed_in(decision.evidence)
+    )
+
+
+def needed_in(evidence: Evidence) -> float:
+    """Seconds by which nodes order what they prepare: the time until needed, longer for what is unlikely to be needed at all.
+
+    A branch taken in one run of four waits behind a stage of every run that comes a little later.
+    """
+    return ((evidence.lead_s or 0.0) + LEAD_FLOOR_S) / max(evidence.reach, 0.01)
