@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import time
 from collections import defaultdict, deque
+from collections.abc import Callable
 from functools import partial
 
 import structlog
@@ -56,6 +57,31 @@ class StandbyPool:
         self._nudge.set()
         return waiting.popleft() if waiting else None
 
+    async def make(self, tenant: str, memory_mb: int, priority: float, key: object, wanted: Callable[[], bool]) -> Clone | None:
+        """A clone of the pool's kind for somebody who cannot wait for it to be refilled; None when it is not wanted any more once
+        its turn has come. Raises DriverError, OSError."""
+        place = await self._gate.enter(priority, key)
+        try:
+            return await self._driver.clone(tenant, memory_mb) if wanted() else None
+        finally:
+            self._gate.leave(place)
+
+    def hurry(self, key: object) -> None:
+        """A request waits for what `make` makes under this key, or nobody does any more."""
+        self._gate.hurry(key)
+
+    def room(self, others: int) -> bool:
+        """Whether one more standby may be, beside `others` that are not in the pool."""
+        return len(self) + others < self._limit
+
+    async def give_back(self, tenant: str, memory_mb: int, clone: Clone) -> None:
+        """One that was taken and not used: it waits again where one is missing, and ends where none is."""
+        key = (tenant, memory_mb)
+        if key in self._wanted and len(self._waiting[key]) < self._target and len(self) < self._limit:
+            self._wait(key, clone)
+        else:
+            await clone.kill("not needed")
+
     async def stop(self) -> None:
         if self._task is not None:
             self._task.cancel()
@@ -90,7 +116,7 @@ class StandbyPool:
                 await self._make(key)
 
     async def _make(self, key: tuple[str, int]) -> None:
-        await self._gate.enter(BACKGROUND)
+        place = await self._gate.enter(BACKGROUND)
         try:
             clone = await self._driver.clone(*key)
         except (DriverError, OSError) as error:
@@ -99,10 +125,13 @@ class StandbyPool:
                 self._wanted[key] = time.monotonic() + RETRY_S
             return
         finally:
-            self._gate.leave()
+            self._gate.leave(place)
         if key not in self._wanted:
             await clone.kill("its tenant is gone")
             return
+        self._wait(key, clone)
+
+    def _wait(self, key: tuple[str, int], clone: Clone) -> None:
         waiting = self._waiting[key]
         waiting.append(clone)
         clone.on_exit = partial(self._died, clone, waiting)
