@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from graph.planning import instances, losers, plan
+from graph.pathplan import instances
+from graph.planning import losers, plan
 from graph.plans import Budget, EdgeSource, ExpectedCall, Prices, Trigger
 
 
