@@ -16,6 +16,7 @@ KEPT = 20_000
 class _Open:
     item: PrepareItem
     began: float
+    right: tuple[str, int] = ("", 0)
     ready: bool = False
     timer: asyncio.TimerHandle | None = None
 
@@ -34,12 +35,13 @@ class DecisionBook:
     def __contains__(self, decision_id: str) -> bool:
         return decision_id in self._open
 
-    def accept(self, item: PrepareItem, begin: Callable[[PrepareItem], None]) -> bool:
-        """Takes an order; `begin` is called when its delay is over. False: known already, or the book is full."""
+    def accept(self, item: PrepareItem, begin: Callable[[PrepareItem], None], right: tuple[str, int] = ("", 0)) -> bool:
+        """Takes an order; `begin` is called when its delay is over. False: known already, or the book is full. `right`: the lease
+        and epoch under which it was given."""
         if item.decision_id in self._open or len(self._open) >= KEPT:
             return False
         loop = asyncio.get_running_loop()
-        entry = self._open[item.decision_id] = _Open(item, time.monotonic())
+        entry = self._open[item.decision_id] = _Open(item, time.monotonic(), right)
         if item.delay_s > 0:
             self._delayed.setdefault((item.version, item.trace_id), []).append(entry)
             entry.timer = loop.call_later(item.delay_s, self._begin, entry, begin)
@@ -58,6 +60,12 @@ class DecisionBook:
         decision_id = found.item.decision_id
         self._end(decision_id, Outcome.LATE, invocation_id, "needed before its time had come")
         return decision_id
+
+    def void(self, lease: str, epoch: int) -> None:
+        """Whoever ordered under an older epoch of this lease takes nothing back any more: what has not begun never does."""
+        old = [one for orders in self._delayed.values() for one in orders if one.right[0] == lease and one.right[1] < epoch]
+        for one in old:
+            self._end(one.item.decision_id, Outcome.CANCELLED, detail="its planner was replaced before its time had come")
 
     def _not_delayed(self, entry: _Open) -> None:
         key = (entry.item.version, entry.item.trace_id)

@@ -259,6 +259,8 @@ class Node:
 
     def _prepare(self, connection: Connection, batch: PrepareBatch) -> None:
         obeyed = self._obeys(connection, batch.lease, batch.epoch)
+        if obeyed:
+            self.decisions.void(batch.lease, batch.epoch)
         for item in batch.items:
             if not obeyed:
                 self._tell_decision(DecisionUpdate(item.decision_id, "cancelled", time.time(), detail="older epoch"))
@@ -266,7 +268,7 @@ class Node:
                 self._fetch_only(item)
             elif item.decision_id not in self.decisions:  # the same order again: it stands, and ends once
                 self._expect_code(item)
-                if not self.decisions.accept(item, self._begin_decision):
+                if not self.decisions.accept(item, self._begin_decision, (batch.lease, batch.epoch)):
                     why = "too many open decisions"
                     self._tell_decision(DecisionUpdate(item.decision_id, "cancelled", time.time(), detail=why))
 

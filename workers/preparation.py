@@ -18,7 +18,7 @@ from workers.templating import FunctionTemplates
 from workers.versions import VersionSpec
 
 INIT_TIMEOUT_S = 60.0
-NO_CODE = Fetched((), "tier1")  # a function template has it
+NO_CODE = Fetched((), "")  # a function template has it
 FETCHES = 16
 """Versions whose code is brought at once, those that requests wait for first."""
 

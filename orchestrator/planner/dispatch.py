@@ -40,14 +40,14 @@ class Dispatch:
                 continue
             self._log.add(made, decision, spec.version, node.name)
             node.define(spec)
-            orders.setdefault(node, []).append(_item(decision, spec))
+            orders.setdefault(node, []).append(_item(decision, spec, made.trace_id or ""))
             sent.append(decision)
         for node, items in orders.items():
             node.prepare(items, *right)
         return sent
 
-    def revoke(self, tenant: str, gone: Sequence[tuple[str, str]]) -> None:
-        """`gone`: decision ids, each with why it is not wanted any more."""
+    def revoke(self, tenant: str, gone: Sequence[tuple[str, str]], release: bool = False) -> None:
+        """`gone`: decision ids, each with why it is not wanted any more. `release`: ready ones, too."""
         right = self._right(tenant)
         if right is None:
             return
@@ -56,12 +56,18 @@ class Dispatch:
             by_why.setdefault(why, []).append(decision_id)
         for why, ids in by_why.items():
             for node in self._fleet.up():
-                node.revoke(ids, why, *right)
+                node.revoke(ids, why, *right, release)
 
 
-def _item(decision: PrewarmDecision, spec: VersionSpec) -> PrepareItem:
+def _item(decision: PrewarmDecision, spec: VersionSpec, trace_id: str) -> PrepareItem:
     return PrepareItem(
-        decision.decision_id, spec.version, "ready", decision.start_in_s, decision.expires_s, needed_in(decision.evidence)
+        decision.decision_id,
+        spec.version,
+        decision.level,
+        decision.start_in_s,
+        decision.expires_s,
+        needed_in(decision.evidence),
+        trace_id,
     )
 
 

@@ -18,6 +18,8 @@ class LogEntry(msgspec.Struct):
     """`revision` grows with each change of any entry, so that a reader can follow by asking for what is newer.
 
     `saved_s`: preparing that its invocation did not have to wait for; all of it with a hit, what was done by then when late.
+    `start_in_s`: its delay; `covers`: names of the functions that one of level `standby` can become; `source`: what it was made
+    from, as workers.instances has it.
     """
 
     revision: int
@@ -43,6 +45,16 @@ class LogEntry(msgspec.Struct):
     detail: str = ""
     timings: Timings = Timings()
     saved_s: float = 0.0
+    level: str = "ready"
+    start_in_s: float = 0.0
+    expires_s: float = 0.0
+    covers: tuple[str, ...] = ()
+    source: str = ""
+
+    @property
+    def idle_s(self) -> float:
+        """How long it stood ready, unused; of one that has ended."""
+        return max(0.0, self.ended_at - self.ready_at) if self.ready_at and self.ended_at else 0.0
 
 
 class DecisionTally:
@@ -103,6 +115,10 @@ class DecisionLog:
             decision.evidence,
             decision.memory_mb,
             plan.created_at,
+            level=decision.level,
+            start_in_s=decision.start_in_s,
+            expires_s=decision.expires_s,
+            covers=tuple(decision.covers),
         )
         self._entries[decision.decision_id] = entry
         self.tally.made[plan.trigger] += 1
@@ -123,6 +139,7 @@ class DecisionLog:
         entry.detail = update.detail
         if entry.outcome is Outcome.READY:
             entry.ready_at, entry.start_s, entry.timings = update.at, update.start_s, update.timings
+            entry.source = update.source
         if entry.outcome in (Outcome.HIT, Outcome.LATE):
             entry.saved_s = entry.start_s if entry.outcome is Outcome.HIT else update.start_s
         if entry.outcome.final:
@@ -154,6 +171,10 @@ class DecisionLog:
     def open_of(self, tenant: str) -> list[LogEntry]:
         """Speculative ones: what a version asked for is no guess, and takes nothing from them."""
         return [one for one in self._open.values() if one.tenant == tenant and one.trigger != Trigger.DEPLOY]
+
+    def open_one(self, decision_id: str) -> LogEntry | None:
+        """It has not ended."""
+        return self._open.get(decision_id)
 
     def unready(self, decision_id: str) -> bool:
         """Still to be prepared, or on its way."""
