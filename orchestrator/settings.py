@@ -28,6 +28,7 @@ MAX_SOCKET_PATH = 100  # sun_path holds 108 bytes
 class PrewarmPolicy(StrEnum):
     OFF = "off"
     PATH = "path"
+    PRICED = "priced"
 
 
 class Settings(BaseSettings):

@@ -89,13 +89,15 @@ class DecisionBook:
         loop = asyncio.get_running_loop()
         entry.ready = True
         entry.timer = loop.call_later(entry.item.expires_s, expire, decision_id)
-        self._say(decision_id, Outcome.READY, time.monotonic() - entry.began, timings=timings, source=source)
+        took = time.monotonic() - entry.began
+        self._tell(DecisionUpdate(decision_id, Outcome.READY, time.time(), took, timings=timings, source=source))
 
-    def used(self, decision_id: str, invocation_id: str, detail: str = "") -> None:
-        """An invocation took its instance, or a start its standby: a hit when it was ready, late when it was not."""
+    def used(self, decision_id: str, invocation_id: str, became: str = "") -> None:
+        """An invocation took its instance, or a start of the version `became` its standby: a hit when it was ready, late when it
+        was not."""
         entry = self._open.get(decision_id)
         if entry is not None:
-            self._end(decision_id, Outcome.HIT if entry.ready else Outcome.LATE, invocation_id, detail)
+            self._end(decision_id, Outcome.HIT if entry.ready else Outcome.LATE, invocation_id, became=became)
 
     def lost(self, decision_id: str, why: str) -> None:
         """Its instance is given up: wasted when it was ready, cancelled when it was not."""
@@ -107,22 +109,10 @@ class DecisionBook:
         entry = self._open.get(decision_id)
         return entry is not None and entry.ready
 
-    def _end(self, decision_id: str, outcome: Outcome, invocation_id: str = "", detail: str = "") -> None:
+    def _end(self, decision_id: str, outcome: Outcome, invocation_id: str = "", detail: str = "", became: str = "") -> None:
         entry = self._open.pop(decision_id)
         if entry.timer is not None:
             entry.timer.cancel()
         self._not_delayed(entry)
         took = time.monotonic() - entry.began
-        self._say(decision_id, outcome, took, invocation_id, detail)
-
-    def _say(
-        self,
-        decision_id: str,
-        outcome: Outcome,
-        start_s: float,
-        invocation_id: str = "",
-        detail: str = "",
-        timings: Timings = Timings(),  # noqa: B008 (frozen)
-        source: str = "",
-    ) -> None:
-        self._tell(DecisionUpdate(decision_id, outcome, time.time(), start_s, invocation_id, detail, timings, source))
+        self._tell(DecisionUpdate(decision_id, outcome, time.time(), took, invocation_id, detail, became=became))

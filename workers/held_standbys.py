@@ -28,7 +28,7 @@ class Taker:
     """Who a standby goes to: a request's invocation, empty when it is a decision's instance; and which version it becomes."""
 
     invocation_id: str
-    detail: str
+    version: str
 
 
 @dataclass(slots=True, eq=False)
@@ -88,7 +88,7 @@ class HeldStandbys:
         if coming is None:
             return None
         coming.taken = asyncio.get_running_loop().create_future()
-        self._decisions.used(coming.decision_id, by.invocation_id, by.detail)
+        self._decisions.used(coming.decision_id, by.invocation_id, by.version)
         self._pool.hurry(coming)
         try:
             return await coming.taken
@@ -163,7 +163,7 @@ class HeldStandbys:
     def _use(self, held: _Held, by: Taker) -> Clone | None:
         clone = held.clone
         self._forget(held)
-        self._decisions.used(held.decision_id, by.invocation_id, by.detail)
+        self._decisions.used(held.decision_id, by.invocation_id, by.version)
         return clone
 
     def _expired(self, decision_id: str) -> None:

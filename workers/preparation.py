@@ -165,7 +165,7 @@ class Preparer:
         """Its run's own first, then one that nobody spoke for; for a request one that another run may not need after all."""
         tenant, memory_mb = instance.spec.tenant, instance.memory_mb
         for_id = instance.waiting[0].request.invocation_id if instance.waiting else ""
-        by = Taker(for_id, f"became {instance.spec.version}")
+        by = Taker(for_id, instance.spec.version)
         own = await self._held.take(tenant, memory_mb, instance.trace_id, by)
         if own is not None:
             return own

@@ -1,11 +1,10 @@
 """The decision log: every prewarm decision with its reason, its evidence and how it ended. Bounded; no I/O."""
 
 from collections import Counter, OrderedDict
-from typing import Any
 
 import msgspec
 
-from graph.ids import VersionId, function_of, number_of, tenant_of
+from graph.ids import function_of, number_of, tenant_of
 from graph.plans import EdgeSource, Evidence, Outcome, PrewarmDecision, PrewarmPlan, Trigger, deploy_decision
 from tracing.records import Timings
 from workers.rpc.messages import DecisionUpdate
@@ -18,8 +17,8 @@ class LogEntry(msgspec.Struct):
     """`revision` grows with each change of any entry, so that a reader can follow by asking for what is newer.
 
     `saved_s`: preparing that its invocation did not have to wait for; all of it with a hit, what was done by then when late.
-    `start_in_s`: its delay; `covers`: names of the functions that one of level `standby` can become; `source`: what it was made
-    from, as workers.instances has it.
+    `start_in_s`: its delay; `covers`: the functions that one of level `standby` can become, `became`: the version it did;
+    `source`: what it was made from, as workers.instances has it.
     """
 
     revision: int
@@ -50,6 +49,7 @@ class LogEntry(msgspec.Struct):
     expires_s: float = 0.0
     covers: tuple[str, ...] = ()
     source: str = ""
+    became: str = ""
 
     @property
     def idle_s(self) -> float:
@@ -143,7 +143,7 @@ class DecisionLog:
         if entry.outcome in (Outcome.HIT, Outcome.LATE):
             entry.saved_s = entry.start_s if entry.outcome is Outcome.HIT else update.start_s
         if entry.outcome.final:
-            entry.ended_at, entry.invocation_id = update.at, update.invocation_id
+            entry.ended_at, entry.invocation_id, entry.became = update.at, update.invocation_id, update.became
             self.tally.end(entry)
             del self._open[update.decision_id]
         return entry
@@ -171,6 +171,11 @@ class DecisionLog:
     def open_of(self, tenant: str) -> list[LogEntry]:
         """Speculative ones: what a version asked for is no guess, and takes nothing from them."""
         return [one for one in self._open.values() if one.tenant == tenant and one.trigger != Trigger.DEPLOY]
+
+    def one(self, tenant: str, decision_id: str) -> LogEntry | None:
+        """None when the tenant has none of this id, or has it no more."""
+        found = self._entries.get(decision_id)
+        return found if found is not None and found.tenant == tenant else None
 
     def open_one(self, decision_id: str) -> LogEntry | None:
         """It has not ended."""
@@ -212,41 +217,3 @@ class DecisionLog:
 
 def _given_up(entry: LogEntry) -> Outcome:
     return Outcome.WASTED if entry.outcome is Outcome.READY else Outcome.CANCELLED
-
-
-def as_json(entry: LogEntry) -> dict[str, Any]:
-    """The entry in the API's terms: names without their tenant, milliseconds."""
-    evidence = entry.evidence
-    return {
-        "revision": entry.revision,
-        "decision_id": entry.decision_id,
-        "plan_id": entry.plan_id,
-        "function": entry.function.partition("/")[2],
-        "version": number_of(VersionId(entry.version)),
-        "ordinal": entry.ordinal,
-        "entry": entry.entry.partition("/")[2],
-        "node": entry.node,
-        "trigger": entry.trigger,
-        "trace_id": entry.trace_id,
-        "reason": entry.reason,
-        "evidence": {
-            "source": evidence.source,
-            "reach": evidence.reach,
-            "concurrent": evidence.concurrent,
-            "samples": evidence.samples,
-            "lead_ms": None if evidence.lead_s is None else evidence.lead_s * 1000,
-            "start_ms": None if evidence.start_s is None else evidence.start_s * 1000,
-            "price": evidence.price,
-            "trace_ids": list(evidence.trace_ids),
-        },
-        "memory_mb": entry.memory_mb,
-        "created_at": entry.created_at,
-        "outcome": entry.outcome,
-        "ready_at": entry.ready_at or None,
-        "ended_at": entry.ended_at or None,
-        "start_ms": entry.start_s * 1000,
-        "saved_ms": entry.saved_s * 1000,
-        "steps_ms": msgspec.structs.asdict(entry.timings),
-        "invocation_id": entry.invocation_id,
-        "detail": entry.detail,
-    }

@@ -1,29 +1,50 @@
 """From a trigger to orders: predict, plan, send, and revise while the run goes on. Thin: the policies are in `graph`."""
 
-import math
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 
 import msgspec
 
 from graph.callgraph import CallGraph
+from graph.calls import StartKind
 from graph.ids import FunctionId, TenantId, VersionId, function_of, tenant_of
-from graph.planning import losers, plan
-from graph.plans import Budget, EdgeSource, ExpectedCall, PrewarmDecision, PrewarmPlan, Prices, Skipped, Trigger
+from graph.planning import plan, revise
+from graph.plans import (
+    Budget,
+    EdgeSource,
+    ExpectedCall,
+    Held,
+    Level,
+    Outcome,
+    PrewarmDecision,
+    PrewarmPlan,
+    Prices,
+    Skipped,
+    Standbys,
+    Trigger,
+)
 from orchestrator.catalog.watch import RouteTable
-from orchestrator.planner.dispatch import Dispatch
+from orchestrator.planner.dispatch import Dispatch, Right
 from orchestrator.planner.forecasts import Forecasts
 from orchestrator.planner.log import DecisionLog, LogEntry
+from orchestrator.planner.means import Means
 from orchestrator.planner.peers import Fleet
 from orchestrator.planner.promises import LiveRun, Promises
+from orchestrator.planner.reckoning import Books, Reckoning
+from orchestrator.planner.setbacks import INIT_FAILED, Setbacks
+from orchestrator.planner.start_times import StartSources
+from tracing.records import InvocationRecord
 from workers.rpc.connection import RpcError
 from workers.rpc.messages import DecisionUpdate, TriggerEvent
 
+USED = (Outcome.HIT, Outcome.LATE)
+STARTED = (StartKind.COLD, StartKind.STANDBY, StartKind.ALMOST_WARM)
+
 
 class PlannerLoop:
-    """Holds no policy of its own. `policy_of(tenant)` is path or off. `right(tenant)`: the lease and epoch under which orders for
-    a tenant go out now, None while another planner decides for it."""
+    """Holds no policy of its own. `policy_of(tenant)` is path, priced or off. `right(tenant)`: the lease and epoch under which
+    orders for a tenant go out now, None while another planner decides for it."""
 
     def __init__(
         self,
@@ -34,31 +55,27 @@ class PlannerLoop:
         budget: Budget,
         default_policy: str,
         policies: dict[str, str],
-        right: Callable[[str], tuple[str, int] | None] = lambda tenant: ("", 0),
+        right: Right = lambda tenant: ("", 0),
+        books: Books | None = None,
     ) -> None:
         self._right = right
         self.policies = policies
-        self._graph = graph
-        self._table = table
-        self._fleet = fleet
         self._log = decisions
         self._budget = budget
         self._default_policy = default_policy
-        self._prices = Prices()
+        self.prices = Prices()
+        self.reckoning = Reckoning(books)
         self.promises = Promises()
-        self.forecasts = Forecasts(graph, table)
+        self.sources = StartSources(graph, fleet.driver_of)
+        self.setbacks = Setbacks()
+        self.forecasts = Forecasts(graph, table, self.sources, self.setbacks)
+        self.means = Means(table, fleet, decisions, self.promises, self.forecasts, budget)
         self._dispatch = Dispatch(fleet, decisions, self.forecasts.latest, right)
         self._numbers = 0
         self._boot = f"{time.time_ns() // 1_000_000:x}"
 
     def policy_of(self, tenant: str) -> str:
         return self.policies.get(tenant, self._default_policy)
-
-    def budget_of(self, tenant: str) -> Budget:
-        """The platform's, with the tenant's own quota of prewarmed instances where one was set."""
-        route = self._table.tenants.get(tenant)
-        own = route.quotas.prewarm_instances if route is not None else None
-        return self._budget if own is None else msgspec.structs.replace(self._budget, instances=own)
 
     # -- triggers
 
@@ -75,37 +92,84 @@ class PlannerLoop:
         else:
             live = self.promises.get(event.trace_id)
             if live is not None:
-                self.promises.started(live, function)
+                self.promises.started(live, function, time.monotonic())
                 self._revise(live)
 
     def _plan_run(self, run: LiveRun) -> None:
-        expected, skipped = self.forecasts.expected(run.entry, run.seen)
-        if not expected and not skipped:
-            return
-        self._decide(run.tenant, run.entry, expected, skipped, Trigger.INVOCATION, run)
+        expected, skipped = self.forecasts.expected(run.entry)
+        run.foreseen = {one.function: one.reach for one in expected} | {one.function: one.reach for one in skipped}
+        if expected or skipped:
+            self._decide(run.tenant, run.entry, expected, skipped, Trigger.INVOCATION, run)
 
     def _revise(self, run: LiveRun) -> None:
-        """A stage started: what is expected now may differ; losers are cancelled, newcomers prepared."""
-        if not run.promised and not run.decisions:
+        """A stage started: what is expected now may differ; losers are given up, newcomers prepared."""
+        priced = self.policy_of(run.tenant) == "priced"
+        if not priced and not run.promised and not run.decisions:
             return
-        expected, skipped = self.forecasts.expected(run.entry, run.seen)
-        waiting = [one for one in run.decisions.values() if self._log.unready(one.decision_id)]
-        if waiting:
-            self._dispatch.revoke(run.tenant, losers(waiting, expected, self._budget, run.seen))
+        if self._right(run.tenant) is None:
+            return
+        expected, _ = self.forecasts.expected(run.entry, run.seen, run.seen_at_s if priced else ())
+        held = self._held(run)
+        own = Counter(one.decision.function for one in held if one.decision.level is Level.READY)
+        revision = revise(
+            held,
+            expected,
+            self.prices,
+            self.means.left(run.tenant, {one.decision.decision_id for one in held}),
+            self.means.idle(run.tenant, expected, run, own),
+            time.time(),
+            tenant=run.tenant,
+            entry=run.entry,
+            trigger=Trigger.INVOCATION,
+            policy=self.policy_of(run.tenant),
+            trace_id=run.trace_id,
+            plan_id=self._next_id(),
+            elapsed_s=time.monotonic() - run.began,
+            standbys=self._standbys(run.tenant) if priced else None,
+            seen=run.seen,
+        )
+        self._give_up(run, revision.cancelled, release=priced)
         self.promises.keep_only(run, {one.function for one in expected})
-        self._decide(run.tenant, run.entry, expected, skipped, Trigger.INVOCATION, run)
+        self._send(revision.plan, run)
+
+    def _held(self, run: LiveRun) -> list[Held]:
+        """The run's open decisions, but for those that stages which have just started are about to take."""
+        found: list[Held] = []
+        taken = Counter(run.seen) - run.used
+        entries = [entry for one in run.decisions if (entry := self._log.open_one(one)) is not None]
+        for entry in sorted(entries, key=lambda one: (one.level, one.outcome is not Outcome.READY, one.ordinal)):
+            decision = run.decisions[entry.decision_id]
+            by = next((one for one in (decision.function, *decision.covers) if taken[one] > 0), None)
+            if by is not None:
+                taken[by] -= 1
+                continue
+            ready_at = entry.ready_at if entry.outcome is Outcome.READY else None
+            found.append(Held(decision, entry.created_at, ready_at is not None, ready_at))
+        return found
 
     def _ended(self, trace_id: str) -> None:
         run = self.promises.end(trace_id)
-        if run is None or not run.decisions:
+        if run is None:
             return
-        self._dispatch.revoke(run.tenant, [(one, "the run ended without it") for one in run.decisions if self._log.unready(one)])
+        self.reckoning.run(run.tenant, run.foreseen, set(run.seen))
+        if not run.decisions:
+            return
+        priced = self.policy_of(run.tenant) == "priced"
+        left = [one for one in run.decisions if self._log.unready(one) or (priced and self._log.open_one(one) is not None)]
+        self._dispatch.revoke(run.tenant, [(one, "the run ended without it") for one in left], priced)
+
+    def _give_up(self, run: LiveRun, gone: Sequence[tuple[str, str]], release: bool) -> None:
+        for decision_id, _ in gone:
+            decision = run.decisions.pop(decision_id)
+            if decision.level is Level.READY:
+                self.promises.release(run, decision.function)
+        self._dispatch.revoke(run.tenant, gone, release)
 
     # -- plans
 
     def show(self, tenant: TenantId, entry: FunctionId) -> PrewarmPlan:
         """What would be prepared now if `entry` were invoked; orders nothing."""
-        expected, skipped = self.forecasts.expected(entry, ())
+        expected, skipped = self.forecasts.expected(entry)
         made = self._make(tenant, entry, expected, Trigger.INVOCATION, None)
         return msgspec.structs.replace(made, skipped=(*made.skipped, *skipped))
 
@@ -114,7 +178,7 @@ class PlannerLoop:
         spec = self.forecasts.latest(entry)
         if self._right(tenant) is None:
             raise RpcError("another planner decides for this tenant now; try again")
-        expected, skipped = self.forecasts.expected(entry, ())
+        expected, skipped = self.forecasts.expected(entry)
         own = ExpectedCall(entry, 1.0, (1.0,) * count, (0.0,), 0, 0.0, EdgeSource.REQUESTED, spec.memory_mb if spec else 128, 0.0)
         return self._decide(tenant, entry, [own, *expected], skipped, Trigger.WARM, None)
 
@@ -130,32 +194,60 @@ class PlannerLoop:
         made = self._make(tenant, entry, expected, trigger, run)
         if self._right(tenant) is None:
             return msgspec.structs.replace(made, decisions=(), skipped=(*made.skipped, *skipped))
+        self._send(made, run)
+        return msgspec.structs.replace(made, skipped=(*made.skipped, *skipped))
+
+    def _make(
+        self, tenant: TenantId, entry: FunctionId, expected: list[ExpectedCall], trigger: Trigger, run: LiveRun | None
+    ) -> PrewarmPlan:
+        policy = self.policy_of(tenant) if trigger is not Trigger.WARM else "path"
+        return plan(
+            expected,
+            self.prices,
+            self.means.left(tenant),
+            self.means.idle(tenant, expected, run),
+            time.time(),
+            tenant=tenant,
+            entry=entry,
+            trigger=trigger,
+            policy=policy,
+            trace_id=run.trace_id if run is not None else None,
+            plan_id=self._next_id(),
+            elapsed_s=time.monotonic() - run.began if run is not None else 0.0,
+            standbys=self._standbys(tenant) if policy == "priced" else None,
+        )
+
+    def _send(self, made: PrewarmPlan, run: LiveRun | None) -> None:
+        """Orders it, and notes what the run counts on from now on."""
         if run is not None:
             for function in made.ready:
                 if not run.promised[function]:
                     self.promises.promise(run, function, 1)
+                    run.warm[function] += 1
         for decision in self._dispatch.send(made):
             if run is not None:
                 run.decisions[decision.decision_id] = decision
-                self.promises.promise(run, decision.function, 1)
-        return msgspec.structs.replace(made, skipped=(*made.skipped, *skipped))
+                if decision.level is Level.READY:
+                    self.promises.promise(run, decision.function, 1)
 
     def decide_again(self, lost: Iterable[LogEntry], node: str) -> None:
         """What was open or ready on a node that is gone is prepared on another, if there is one."""
         for one in lost:
-            self._numbers += 1
+            plan_id = self._next_id()
             decision = PrewarmDecision(
-                f"p{self._boot}-{self._numbers}-again",
+                f"{plan_id}-again",
                 FunctionId(one.function),
                 one.ordinal,
                 one.memory_mb,
-                0.0,
-                self._budget.unused_s,
+                max(0.0, one.created_at + one.start_in_s - time.time()) if one.start_in_s else 0.0,
+                one.expires_s or self._budget.unused_s,
                 f"again, {node} was lost: {one.reason}",
                 one.evidence,
+                Level(one.level),
+                tuple(FunctionId(each) for each in one.covers),
             )
             made = PrewarmPlan(
-                f"p{self._boot}-{self._numbers}",
+                plan_id,
                 TenantId(one.tenant),
                 FunctionId(one.entry),
                 Trigger(one.trigger),
@@ -165,47 +257,57 @@ class PlannerLoop:
                 (decision,),
             )
             run = self.promises.get(one.trace_id)
-            if self._dispatch.send(made) and run is not None:
-                run.decisions.pop(one.decision_id, None)
-                run.decisions[decision.decision_id] = decision  # the run counted on it all along
+            sent = self._dispatch.send(made)
+            if run is not None and run.decisions.pop(one.decision_id, None) is not None:
+                if sent:
+                    run.decisions[decision.decision_id] = decision  # the run counted on it all along
+                elif decision.level is Level.READY:
+                    self.promises.release(run, decision.function)
 
-    def _make(
-        self, tenant: TenantId, entry: FunctionId, expected: list[ExpectedCall], trigger: Trigger, run: LiveRun | None
-    ) -> PrewarmPlan:
+    def _standbys(self, tenant: str) -> Standbys | None:
+        return None
+
+    def _next_id(self) -> str:
         self._numbers += 1
-        alive = self._log.open_of(tenant)
-        whole = self.budget_of(tenant)
-        budget = msgspec.structs.replace(
-            whole,
-            instances=max(0, whole.instances - len(alive)),
-            memory_mb=max(0, whole.memory_mb - sum(one.memory_mb for one in alive)),
-        )
-        held = run.promised if run is not None else Counter[FunctionId]()
-        idle = {one.function: self._unpromised(one.function) + held[one.function] for one in expected}
-        return plan(
-            expected,
-            self._prices,
-            budget,
-            idle,
-            time.time(),
-            tenant=tenant,
-            entry=entry,
-            trigger=trigger,
-            policy=self.policy_of(tenant) if trigger is not Trigger.WARM else "path",
-            trace_id=run.trace_id if run is not None else None,
-            plan_id=f"p{self._boot}-{self._numbers}",
-            elapsed_s=time.monotonic() - run.began if run is not None else 0.0,
-        )
-
-    def _unpromised(self, function: FunctionId) -> int:
-        spec = self.forecasts.latest(function)
-        return max(0, self._fleet.idle(spec.version) - self.promises.total(function)) if spec is not None else 0
+        return f"p{self._boot}-{self._numbers}"
 
     # -- outcomes
 
     def on_outcomes(self, updates: Sequence[DecisionUpdate], node: str = "") -> None:
-        """Keeps the log, and learns how long functions take to get ready."""
+        """Keeps the log, and learns how long functions take to get ready and which fail to."""
         for update in updates:
             entry = self._log.update(update, node)
-            if entry is not None and update.outcome == "ready" and 0 <= update.start_s < math.inf:
-                self._graph.set_start_time(FunctionId(entry.function), update.start_s)
+            if entry is None:
+                continue
+            if entry.outcome is Outcome.READY:
+                self.sources.ready(entry, update)
+                self.setbacks.worked(entry.version)
+            elif entry.outcome is Outcome.CANCELLED and entry.detail.startswith(INIT_FAILED):
+                self.setbacks.failed(entry.version, entry.detail.removeprefix(INIT_FAILED).strip()[:200], time.monotonic())
+            if entry.outcome.final:
+                self._settle(entry)
+
+    def on_records(self, records: Sequence[InvocationRecord]) -> None:
+        """What requests waited for starts is learned from, too."""
+        self.sources.observed(records)
+        self.reckoning.invoked(records)
+        for record in records:
+            if record.status == "ok" and record.start in STARTED:
+                self.setbacks.worked(f"{record.function}:{record.version}")
+
+    def forget_tenant(self, tenant: str) -> None:
+        self.policies.pop(tenant, None)
+        self.sources.forget_tenant(tenant)
+        self.reckoning.forget_tenant(tenant)
+
+    def _settle(self, entry: LogEntry) -> None:
+        """A decision has ended; its run may live on."""
+        self.reckoning.ended(entry, self.sources.held_mb(entry))
+        run = self.promises.get(entry.trace_id)
+        decision = run.decisions.pop(entry.decision_id, None) if run is not None else None
+        if run is None or decision is None:
+            return
+        if entry.outcome in USED:
+            run.used[function_of(VersionId(entry.became)) if entry.became else decision.function] += 1
+        elif decision.level is Level.READY:
+            self.promises.release(run, decision.function)

@@ -13,15 +13,21 @@ RUN_S = 1000.0
 
 @dataclass(slots=True, eq=False)
 class LiveRun:
-    """A run between its trigger and its end. `promised`: instances per function it still counts on."""
+    """A run between its trigger and its end. `promised`: instances per function it still counts on. `seen`: the stages that have
+    started, `seen_at_s` when, from when the run began; `used`: of them, those that are known to have found an instance, `warm`
+    those that are going to find one that was idle."""
 
     trace_id: str
     tenant: TenantId
     entry: FunctionId
     seen: list[FunctionId] = field(default_factory=list)
+    seen_at_s: list[float] = field(default_factory=list)
+    used: Counter[FunctionId] = field(default_factory=Counter)
+    warm: Counter[FunctionId] = field(default_factory=Counter)
     promised: Counter[FunctionId] = field(default_factory=Counter)
     decisions: dict[str, PrewarmDecision] = field(default_factory=dict)
     began: float = 0.0
+    foreseen: dict[FunctionId, float] = field(default_factory=dict)  # when it began: the probability of each function
 
 
 class Promises:
@@ -50,9 +56,17 @@ class Promises:
         run.promised[function] += count
         self._totals[function] += count
 
-    def started(self, run: LiveRun, function: FunctionId) -> None:
+    def started(self, run: LiveRun, function: FunctionId, now: float) -> None:
         """A stage of the run took its instance."""
         run.seen.append(function)
+        run.seen_at_s.append(max(0.0, now - run.began))
+        if run.warm[function] > 0:
+            run.warm[function] -= 1
+            run.used[function] += 1
+        self.release(run, function)
+
+    def release(self, run: LiveRun, function: FunctionId) -> None:
+        """The run counts on one less of them, if it did."""
         if run.promised[function] > 0:
             run.promised[function] -= 1
             self._subtract(function, 1)

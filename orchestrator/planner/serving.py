@@ -103,6 +103,7 @@ class Planner:
             settings.prewarm,
             dict(stored.policies) if stored is not None else {},
             self.right,
+            stored.books if stored is not None else None,
         )
         self.assembler = Assembler()
         self.exporter = Exporter(settings.otel_endpoint)
@@ -148,6 +149,7 @@ class Planner:
             known = [one for one in known if one.tenant not in self._removed]
         self.learner.add(known, records.dropped, time.time())
         self.activity.add(known)
+        self.loop.on_records(known)
         self.exporter.submit(known)
 
     def on_outcomes(self, node: str, updates: Sequence[DecisionUpdate]) -> None:
@@ -193,7 +195,7 @@ class Planner:
         self.runs.forget_tenant(tenant)
         self.activity.forget_tenant(tenant)
         self.homes.forget(tenant)
-        self.loop.policies.pop(tenant, None)
+        self.loop.forget_tenant(tenant)
         for node in self.fleet.up():
             node.retire(name)
 
@@ -226,7 +228,14 @@ class Planner:
         revision = (self.decisions.revision, learned, tuple(self.loop.policies.items()), len(self._removed))
         if revision == self._saved_revision:
             return
-        state = PlannerState(FORMAT, dump_graph(self.graph), self.decisions.entries(), self.runs.all(), dict(self.loop.policies))
+        state = PlannerState(
+            FORMAT,
+            dump_graph(self.graph),
+            self.decisions.entries(),
+            self.runs.all(),
+            dict(self.loop.policies),
+            self.loop.reckoning.books(),
+        )
         try:
             await asyncio.to_thread(save, self.path, state)
         except OSError as error:

@@ -6,7 +6,7 @@ tenant's template, with the code from there), `process/standby` (specialising on
 
 import math
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 from graph.callgraph import CallGraph
 from graph.calls import StartKind
@@ -32,9 +32,14 @@ class StartSources:
         self._last: OrderedDict[FunctionId, str] = OrderedDict()
         self._clone_s: dict[str, float] = {}  # by driver
 
-    def tier(self, function: FunctionId) -> str:
-        """From where its last start came, and so most likely the next; empty: not known."""
-        return self._last.get(function, "")
+    @property
+    def tiers(self) -> Mapping[FunctionId, str]:
+        """From where the last start of each function came, and so most likely the next will."""
+        return self._last
+
+    def held_mb(self, entry: LogEntry) -> int:
+        """What it holds of its node's memory while it is ready and unused."""
+        return standby_mb(self._driver_of(entry.node), entry.memory_mb) if entry.level == "standby" else entry.memory_mb
 
     def clone_s(self, driver: str) -> float | None:
         """Expected seconds to make a standby; None before the first clone."""
@@ -80,6 +85,11 @@ class StartSources:
     def _cloned(self, driver: str, timings: Timings) -> None:
         if timings.clone > 0:
             self._clone_s[driver] = smoothed_start(self._clone_s.get(driver), timings.clone / 1000)
+
+
+def standby_mb(driver: str, shape_mb: int) -> int:
+    """What a standby of this shape holds."""
+    return min(shape_mb, STANDBY_MB.get(driver, shape_mb))
 
 
 def _tier(driver: str, source: str, timings: Timings) -> str:

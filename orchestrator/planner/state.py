@@ -10,6 +10,7 @@ import msgspec
 import structlog
 
 from orchestrator.planner.log import LogEntry
+from orchestrator.planner.reckoning import Books
 from tracing.records import InvocationRecord
 
 FORMAT = 1
@@ -29,6 +30,7 @@ class PlannerState(msgspec.Struct, frozen=True):
     decisions: list[LogEntry] = []
     runs: dict[str, list[InvocationRecord]] = {}
     policies: dict[str, str] = {}
+    books: Books = Books()
 
 
 def save(path: Path, state: PlannerState) -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from graph.calls import StartKind
 from workers.ports import DriverError
-from workers.rpc.messages import PrepareItem, Retire, Revoke, Rpc
+from workers.rpc.messages import PrepareBatch, PrepareItem, Retire, Revoke, Rpc
 from workers.versions import VersionSpec
 
 LEFT, RIGHT = spec("left"), spec("right")
@@ -46,7 +46,7 @@ async def test_a_held_standby_becomes_whatever_the_run_calls_and_is_a_hit(tmp_pa
         result, _ = await running.result()
         assert result.start is StartKind.STANDBY
         hit = await told.outcome("s1", ["hit"])
-        assert (hit.invocation_id, hit.detail) == (running.invocation_id, f"became {RIGHT.version}")
+        assert (hit.invocation_id, hit.became) == (running.invocation_id, RIGHT.version)
         assert rig.driver.tries == 1, "it was not cloned again"
         assert rig.node.standbys == 0
 
@@ -110,7 +110,7 @@ async def test_an_instance_that_a_plan_orders_takes_its_runs_standby(tmp_path: P
         told.prepare(PrepareItem("d1", RIGHT.version, trace_id=RUN))
         ready = await told.outcome("d1", ["ready"])
         hit = await told.outcome("s1", ["hit"])
-        assert (ready.source, hit.invocation_id, hit.detail) == ("standby", "", f"became {RIGHT.version}")
+        assert (ready.source, hit.invocation_id, hit.became) == ("standby", "", RIGHT.version)
         assert rig.driver.tries == 1
 
 
@@ -265,6 +265,21 @@ async def test_a_request_takes_the_memory_that_plans_hold_before_they_are_ready(
         assert "gave way" in gone.detail
         rig.driver.init_turn.open()
         assert await running.status() == "ok"
+
+
+@in_loop
+async def test_what_a_replaced_planner_ordered_for_later_never_begins(tmp_path: Path) -> None:
+    async with running_node(tmp_path) as rig:
+        told = await planner(rig)
+        for ident, lease, delay_s in (("d1", "shard-1", 60.0), ("d2", "shard-2", 60.0), ("d3", "shard-1", 0.0)):
+            item = PrepareItem(ident, LEFT.version, "ready", delay_s, 60.0, 0.0, RUN)
+            told.connection.send(Rpc.PREPARE, 0, PrepareBatch([item], 7, lease))
+        await told.outcome("d3", ["ready"])
+        told.connection.send(Rpc.PREPARE, 0, PrepareBatch([], 8, "shard-1"))
+        gone = await told.outcome("d1", ["cancelled"])
+        assert "replaced" in gone.detail
+        await rig.told(told)
+        assert (told.endings("d2"), told.endings("d3")) == ([], []), "another lease's goes on, and so does what has begun"
 
 
 # -- any story

@@ -39,6 +39,8 @@ class FakeNode:
         self.have: Counter[str] = Counter()  # idle or on their way
         self.batches: list[list[PrepareItem]] = []
         self.revoked: list[tuple[str, str]] = []
+        self.released: list[str] = []
+        self.driver = "process"
         self.defined: list[str] = []
 
     def idle(self, version: str) -> int:
@@ -56,8 +58,9 @@ class FakeNode:
         for item in items:
             self.have[item.version] += 1
 
-    def revoke(self, ids: list[str], why: str, lease: str = "", epoch: int = 0) -> None:
+    def revoke(self, ids: list[str], why: str, lease: str = "", epoch: int = 0, release: bool = False) -> None:
         self.revoked += [(one, why) for one in ids]
+        self.released += ids if release else []
 
     @property
     def ordered(self) -> list[PrepareItem]:

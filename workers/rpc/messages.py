@@ -204,7 +204,7 @@ class Hosted(msgspec.Struct, array_like=True, frozen=True):
 class DecisionUpdate(msgspec.Struct, array_like=True, frozen=True):
     """`outcome` as in graph.plans.Outcome. `start_s` (with `ready`): how long preparing took. `invocation_id` with hit and late.
     `detail`: the steps in ms, or why it was cancelled. `source` (with `ready`): what it was made from, see
-    workers.instances.Instance."""
+    workers.instances.Instance. `became`: the version that took a standby."""
 
     decision_id: str
     outcome: str
@@ -214,6 +214,7 @@ class DecisionUpdate(msgspec.Struct, array_like=True, frozen=True):
     detail: str = ""
     timings: Timings = Timings()
     source: str = ""
+    became: str = ""
 
 
 class Outcomes(msgspec.Struct, array_like=True, frozen=True):

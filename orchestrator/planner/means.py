@@ -1,0 +1,76 @@
+"""What a plan may count on and spend: idle instances nobody spoke for, and what the tenant's budget leaves. No policy, no I/O."""
+
+import time
+from collections import Counter
+from collections.abc import Collection, Iterable
+
+import msgspec
+
+from graph.ids import FunctionId
+from graph.plans import Budget, ExpectedCall, Outcome
+from orchestrator.catalog.watch import RouteTable
+from orchestrator.planner.forecasts import Forecasts
+from orchestrator.planner.log import DecisionLog
+from orchestrator.planner.peers import Fleet
+from orchestrator.planner.promises import LiveRun, Promises
+
+
+class Means:
+    def __init__(
+        self,
+        table: RouteTable,
+        fleet: Fleet,
+        decisions: DecisionLog,
+        promises: Promises,
+        forecasts: Forecasts,
+        budget: Budget,
+    ) -> None:
+        self._table = table
+        self._fleet = fleet
+        self._log = decisions
+        self._promises = promises
+        self._forecasts = forecasts
+        self._budget = budget
+
+    def whole(self, tenant: str) -> Budget:
+        """The platform's, with the tenant's own quota of prewarmed instances where one was set."""
+        route = self._table.tenants.get(tenant)
+        own = route.quotas.prewarm_instances if route is not None else None
+        return self._budget if own is None else msgspec.structs.replace(self._budget, instances=own)
+
+    def left(self, tenant: str, besides: Collection[str] = ()) -> Budget:
+        """What other decisions that have not ended leave of it; `besides` are ids of those that do not count."""
+        alive = [one for one in self._log.open_of(tenant) if one.decision_id not in besides]
+        whole = self.whole(tenant)
+        return msgspec.structs.replace(
+            whole,
+            instances=max(0, whole.instances - len(alive)),
+            memory_mb=max(0, whole.memory_mb - sum(one.memory_mb for one in alive)),
+        )
+
+    def idle(
+        self, tenant: str, expected: Iterable[ExpectedCall], run: LiveRun | None, own: Counter[FunctionId] | None = None
+    ) -> dict[FunctionId, int]:
+        """Instances per function that are idle or on their way, for nobody else. `own`: how many of what the run was promised are
+        decisions that the caller counts itself."""
+        coming = self._coming(tenant)
+        found: dict[FunctionId, int] = {}
+        for call in expected:
+            spec = self._forecasts.latest(call.function)
+            there = self._fleet.idle(spec.version) + coming[call.function] if spec is not None else 0
+            free = max(0, there - self._promises.total(call.function))
+            held = run.promised[call.function] if run is not None else 0
+            found[call.function] = free + max(0, held - (own[call.function] if own is not None else 0))
+        return found
+
+    def _coming(self, tenant: str) -> Counter[FunctionId]:
+        """Ordered for later: no node counts them yet, and somebody is promised each."""
+        now = time.time()
+        return Counter(
+            FunctionId(one.function)
+            for one in self._log.open_of(tenant)
+            if one.start_in_s > 0
+            and one.outcome is Outcome.PENDING
+            and one.level == "ready"
+            and one.created_at + one.start_in_s > now
+        )
