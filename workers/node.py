@@ -387,7 +387,8 @@ class Node:
         execution = self.execution
         execution.table.changed.clear()
         counts = execution.table.counts()
-        message = InventoryMessage(counts, execution.memory.free_mb, self.standbys, whole=True, driver=self.report.driver)
+        free, driver = self._standbys.counts(), self.report.driver
+        message = InventoryMessage(counts, execution.memory.free_mb, self.standbys, whole=True, driver=driver, free=free)
         for subscriber in (*self._subscribers, *self._watchers):
             if not subscriber.congested:
                 subscriber.send(Rpc.INVENTORY, 0, message)

@@ -11,6 +11,7 @@ import structlog
 
 from workers.admission import BACKGROUND, CoreGate
 from workers.ports import Clone, Driver, DriverError
+from workers.rpc.messages import StandbyCount
 
 RETRY_S = 5.0
 
@@ -33,6 +34,10 @@ class StandbyPool:
 
     def __len__(self) -> int:
         return sum(map(len, self._waiting.values()))
+
+    def counts(self) -> list[StandbyCount]:
+        """Those waiting, by tenant and shape."""
+        return [StandbyCount(*key, len(waiting)) for key, waiting in self._waiting.items() if waiting]
 
     def start(self) -> None:
         self._task = asyncio.get_running_loop().create_task(self._refill())

@@ -3,6 +3,7 @@
 import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import msgspec
 
@@ -21,7 +22,6 @@ from graph.plans import (
     PrewarmPlan,
     Prices,
     Skipped,
-    Standbys,
     Trigger,
 )
 from orchestrator.catalog.watch import RouteTable
@@ -69,7 +69,7 @@ class PlannerLoop:
         self.sources = StartSources(graph, fleet.driver_of)
         self.setbacks = Setbacks()
         self.forecasts = Forecasts(graph, table, self.sources, self.setbacks)
-        self.means = Means(table, fleet, decisions, self.promises, self.forecasts, budget)
+        self.means = Means(table, fleet, decisions, self.promises, self.forecasts, budget, self.sources)
         self._dispatch = Dispatch(fleet, decisions, self.forecasts.latest, right)
         self._numbers = 0
         self._boot = f"{time.time_ns() // 1_000_000:x}"
@@ -125,7 +125,7 @@ class PlannerLoop:
             trace_id=run.trace_id,
             plan_id=self._next_id(),
             elapsed_s=time.monotonic() - run.began,
-            standbys=self._standbys(run.tenant) if priced else None,
+            standbys=self.means.standbys(run.tenant) if priced else None,
             seen=run.seen,
         )
         self._give_up(run, revision.cancelled, release=priced)
@@ -214,7 +214,7 @@ class PlannerLoop:
             trace_id=run.trace_id if run is not None else None,
             plan_id=self._next_id(),
             elapsed_s=time.monotonic() - run.began if run is not None else 0.0,
-            standbys=self._standbys(tenant) if policy == "priced" else None,
+            standbys=self.means.standbys(tenant) if policy == "priced" else None,
         )
 
     def _send(self, made: PrewarmPlan, run: LiveRun | None) -> None:
@@ -264,9 +264,6 @@ class PlannerLoop:
                 elif decision.level is Level.READY:
                     self.promises.release(run, decision.function)
 
-    def _standbys(self, tenant: str) -> Standbys | None:
-        return None
-
     def _next_id(self) -> str:
         self._numbers += 1
         return f"p{self._boot}-{self._numbers}"
@@ -294,6 +291,10 @@ class PlannerLoop:
         for record in records:
             if record.status == "ok" and record.start in STARTED:
                 self.setbacks.worked(f"{record.function}:{record.version}")
+
+    def reckoned(self, tenant: str) -> dict[str, Any]:
+        """How predictions held and what waiting and idling cost, with what rests now."""
+        return self.reckoning.of(tenant, self.prices)
 
     def forget_tenant(self, tenant: str) -> None:
         self.policies.pop(tenant, None)

@@ -3,16 +3,18 @@
 import time
 from collections import Counter
 from collections.abc import Collection, Iterable
+from typing import Any
 
 import msgspec
 
 from graph.ids import FunctionId
-from graph.plans import Budget, ExpectedCall, Outcome
+from graph.plans import Budget, ExpectedCall, Outcome, Standbys
 from orchestrator.catalog.watch import RouteTable
 from orchestrator.planner.forecasts import Forecasts
 from orchestrator.planner.log import DecisionLog
 from orchestrator.planner.peers import Fleet
 from orchestrator.planner.promises import LiveRun, Promises
+from orchestrator.planner.start_times import STANDBY_MB, StartSources
 
 
 class Means:
@@ -24,6 +26,7 @@ class Means:
         promises: Promises,
         forecasts: Forecasts,
         budget: Budget,
+        sources: StartSources,
     ) -> None:
         self._table = table
         self._fleet = fleet
@@ -31,6 +34,7 @@ class Means:
         self._promises = promises
         self._forecasts = forecasts
         self._budget = budget
+        self._sources = sources
 
     def whole(self, tenant: str) -> Budget:
         """The platform's, with the tenant's own quota of prewarmed instances where one was set."""
@@ -62,6 +66,18 @@ class Means:
             held = run.promised[call.function] if run is not None else 0
             found[call.function] = free + max(0, held - (own[call.function] if own is not None else 0))
         return found
+
+    def standbys(self, tenant: str) -> Standbys | None:
+        """None where no standby was made yet: what one costs is not known."""
+        driver = next((node.driver for node in self._fleet.up() if node.driver), "")
+        clone_s = self._sources.clone_s(driver)
+        if clone_s is None:
+            return None
+        return Standbys(clone_s, dict(self._fleet.free_standbys(tenant)), STANDBY_MB.get(driver))
+
+    def told(self, tenant: str) -> dict[str, Any]:
+        """Prices, and what may be spent."""
+        return {}
 
     def _coming(self, tenant: str) -> Counter[FunctionId]:
         """Ordered for later: no node counts them yet, and somebody is promised each."""

@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Collection, Sequence
 from typing import Any, Protocol
 
@@ -167,6 +168,7 @@ class NodePeer(Peer):
         self.free_mb = 0
         self.standbys = 0
         self.driver = ""
+        self.free_standbys: dict[tuple[str, int], int] = {}  # by tenant and shape
         self.counts: dict[str, VersionCount] = {}
         self._listener = listener
         self._pulse = Pulse()
@@ -233,6 +235,7 @@ class NodePeer(Peer):
             self.free_mb, self.standbys, self.driver = message.free_mb, message.standbys, message.driver
             if message.whole:
                 self.counts.clear()
+                self.free_standbys = {(one.tenant, one.memory_mb): one.count for one in message.free}
             for count in message.versions:
                 self.counts[count.version] = count
             self._listener.on_counts(self, message.versions)
@@ -299,6 +302,15 @@ class Fleet:
     def idle(self, version: str) -> int:
         """Idle or on its way, nobody's yet, on all nodes together."""
         return sum(node.idle(version) for node in self.nodes)
+
+    def free_standbys(self, tenant: str) -> Counter[int]:
+        """By memory shape, on all nodes together: those that nobody spoke for, as they were a second ago at most."""
+        found: Counter[int] = Counter()
+        for node in self.up():
+            for (owner, memory_mb), count in node.free_standbys.items():
+                if owner == tenant:
+                    found[memory_mb] += count
+        return found
 
     def driver_of(self, node: str) -> str:
         """Empty while nothing is known of it."""

@@ -230,14 +230,24 @@ class VersionCount(msgspec.Struct, array_like=True, frozen=True):
     preparing: int
 
 
+class StandbyCount(msgspec.Struct, array_like=True, frozen=True):
+    """Standbys of a tenant and shape that nobody spoke for."""
+
+    tenant: str
+    memory_mb: int
+    count: int
+
+
 class Inventory(msgspec.Struct, array_like=True, frozen=True):
-    """`whole`: all versions are listed, what is missing has none. Otherwise only the changed ones are. `driver`: the node's."""
+    """`whole`: all versions are listed, what is missing has none. Otherwise only the changed ones are, and `free` is empty.
+    `driver`: the node's."""
 
     versions: list[VersionCount]
     free_mb: int
     standbys: int
     whole: bool = False
     driver: str = ""
+    free: list[StandbyCount] = []
 
 
 class TriggerEvent(msgspec.Struct, array_like=True, frozen=True):
