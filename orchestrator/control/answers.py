@@ -227,26 +227,31 @@ class PrewarmAnswer(BaseModel):
 
 
 class CalibrationBin(BaseModel):
+    """A tenth of the predictions, those nearest to each other."""
+
     predicted: float = Field(ge=0, le=1)
     observed: float = Field(ge=0, le=1)
-    weight: float = Field(ge=0, description="Decayed predictions behind it.")
+    count: int = Field(ge=1)
 
 
 class FunctionReckoning(BaseModel):
-    """One function's. The first four compare what was predicted when runs began with what they did; older runs count less."""
+    """One function's. `runs`, `predicted`, `observed` and `brier` compare what was predicted when runs began with what they
+    did, in the latest of them; the rest is since the planner first counted it.
+    """
 
     function: str
     runs: int = Field(ge=0)
     predicted: float | None
     observed: float | None
-    squared_error: float | None
+    brier: float | None = Field(description="Mean squared distance of predicted and observed.")
     invocations: int = Field(ge=0)
     cold: int = Field(ge=0, description="Invocations that waited for their instance for more than 1 ms.")
+    outcomes: dict[str, int]
+    unprepared: int = Field(ge=0, description="Of the cold ones those for which nothing was being prepared.")
     waited_s: float = Field(ge=0)
-    decisions: int = Field(ge=0, description="That have ended.")
-    idle_s: float = Field(ge=0, description="How long what they prepared stood ready, unused.")
-    wasted_s: float = Field(ge=0, description="Of that, for nothing.")
     saved_s: float = Field(ge=0)
+    idle_s: float = Field(ge=0, description="How long what plans prepared stood ready, unused.")
+    wasted_s: float = Field(ge=0, description="Of that, for nothing.")
     wait_cost: float = Field(ge=0)
     idle_cost: float = Field(ge=0)
     resting: str = Field(description="Why it is not prepared now; empty when it may be.")
@@ -272,7 +277,8 @@ class CalibrationAnswer(BaseModel):
     policy: Policy
     prices: PricesAnswer
     spending: SpendingAnswer
-    error: float | None = Field(description="Mean distance of predicted and observed shares, over the bins; null before any run.")
+    error: float | None = Field(description="Mean distance of predicted and observed, over the bins; null before any run.")
+    brier: float | None
     bins: list[CalibrationBin]
     functions: list[FunctionReckoning]
 

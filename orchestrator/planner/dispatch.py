@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 
 from graph.ids import FunctionId
-from graph.plans import Evidence, PrewarmDecision, PrewarmPlan
+from graph.plans import Evidence, Level, PrewarmDecision, PrewarmPlan
 from orchestrator.planner.log import DecisionLog
 from orchestrator.planner.peers import Fleet, NodePeer
 from workers.rpc.messages import PrepareItem
@@ -16,15 +16,21 @@ Right = Callable[[str], tuple[str, int] | None]
 
 
 class Dispatch:
-    """`latest(function)`: the version that would be prepared, None when it is not deployed."""
+    """`latest(function)`: the version that would be prepared, None when it is not deployed. `tried(version)`: it was ordered."""
 
     def __init__(
-        self, fleet: Fleet, decisions: DecisionLog, latest: Callable[[FunctionId], VersionSpec | None], right: Right
+        self,
+        fleet: Fleet,
+        decisions: DecisionLog,
+        latest: Callable[[FunctionId], VersionSpec | None],
+        right: Right,
+        tried: Callable[[str], None],
     ) -> None:
         self._fleet = fleet
         self._log = decisions
         self._latest = latest
         self._right = right
+        self._tried = tried
 
     def send(self, made: PrewarmPlan) -> list[PrewarmDecision]:
         """Orders what was decided; returns what a node was found for. Nothing while another planner decides."""
@@ -40,6 +46,8 @@ class Dispatch:
                 continue
             self._log.add(made, decision, spec.version, node.name)
             node.define(spec)
+            if decision.level is Level.READY:
+                self._tried(spec.version)
             orders.setdefault(node, []).append(_item(decision, spec, made.trace_id or ""))
             sent.append(decision)
         for node, items in orders.items():

@@ -123,7 +123,11 @@ class Insight:
     async def calibration(self, args: Mapping[str, Any]) -> object:
         """How predictions held, what waiting and idling cost, and what the tenant may still spend."""
         tenant = args["tenant"]
-        return {"policy": self._loop.policy_of(tenant), **self._loop.means.told(tenant), **self._loop.reckoned(tenant)}
+        changing = {name_of(function) for function in self._changing_of(TenantId(tenant))}
+        told = self._loop.reckoned(tenant)
+        for one in told["functions"]:
+            one["changing"] = one["function"] in changing
+        return {"policy": self._loop.policy_of(tenant), **self._loop.means.told(tenant), **told}
 
     async def totals(self, args: Mapping[str, Any]) -> object:
         """Added up once per change of the log, however many watch."""
@@ -203,6 +207,15 @@ class Insight:
         if function not in self._table.routes and function not in self._graph.functions(TenantId(args["tenant"])):
             raise RpcError(f"no function {args['name']!r}", 404)
         return function
+
+    def _changing_of(self, tenant: TenantId) -> set[FunctionId]:
+        """What some workflow calls much more or less often than before."""
+        found: set[FunctionId] = set()
+        for entry in self._graph.entries(tenant):
+            reach = self._graph.reach(entry)
+            if reach is not None:
+                found |= {function for function, held in reach.reached.items() if held.changing(reach.clock)}
+        return found
 
     def _changing(self, entry: FunctionId, function: FunctionId) -> bool:
         """Whether only the latest runs count for it now, because it is called much more or less than before."""

@@ -50,6 +50,7 @@ class LogEntry(msgspec.Struct):
     covers: tuple[str, ...] = ()
     source: str = ""
     became: str = ""
+    policy: str = ""
 
     @property
     def idle_s(self) -> float:
@@ -119,6 +120,7 @@ class DecisionLog:
             start_in_s=decision.start_in_s,
             expires_s=decision.expires_s,
             covers=tuple(decision.covers),
+            policy=plan.policy,
         )
         self._entries[decision.decision_id] = entry
         self.tally.made[plan.trigger] += 1

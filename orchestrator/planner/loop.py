@@ -9,7 +9,7 @@ import msgspec
 
 from graph.callgraph import CallGraph
 from graph.calls import StartKind
-from graph.ids import FunctionId, TenantId, VersionId, function_of, tenant_of
+from graph.ids import FunctionId, TenantId, VersionId, function_id, function_of, tenant_of
 from graph.planning import plan, revise
 from graph.plans import (
     Budget,
@@ -20,18 +20,21 @@ from graph.plans import (
     Outcome,
     PrewarmDecision,
     PrewarmPlan,
-    Prices,
     Skipped,
     Trigger,
 )
 from orchestrator.catalog.watch import RouteTable
+from orchestrator.planner.anticipation import Anticipation
 from orchestrator.planner.dispatch import Dispatch, Right
 from orchestrator.planner.forecasts import Forecasts
+from orchestrator.planner.foresight import Foresight
+from orchestrator.planner.learned import Learned
 from orchestrator.planner.log import DecisionLog, LogEntry
 from orchestrator.planner.means import Means
 from orchestrator.planner.peers import Fleet
 from orchestrator.planner.promises import LiveRun, Promises
-from orchestrator.planner.reckoning import Books, Reckoning
+from orchestrator.planner.purses import Purses
+from orchestrator.planner.reckoning import Reckoning
 from orchestrator.planner.setbacks import INIT_FAILED, Setbacks
 from orchestrator.planner.start_times import StartSources
 from tracing.records import InvocationRecord
@@ -56,21 +59,31 @@ class PlannerLoop:
         default_policy: str,
         policies: dict[str, str],
         right: Right = lambda tenant: ("", 0),
-        books: Books | None = None,
+        kept: Learned | None = None,
     ) -> None:
         self._right = right
         self.policies = policies
         self._log = decisions
         self._budget = budget
         self._default_policy = default_policy
-        self.prices = Prices()
-        self.reckoning = Reckoning(books)
-        self.promises = Promises()
+        kept = kept or Learned()
+        self.reckoning = Reckoning(kept.books)
+        self.promises = Promises(self._over)
         self.sources = StartSources(graph, fleet.driver_of)
         self.setbacks = Setbacks()
         self.forecasts = Forecasts(graph, table, self.sources, self.setbacks)
-        self.means = Means(table, fleet, decisions, self.promises, self.forecasts, budget, self.sources)
-        self._dispatch = Dispatch(fleet, decisions, self.forecasts.latest, right)
+        self.means = Means(table, fleet, decisions, self.promises, self.forecasts, budget, self.sources, Purses(kept.spending))
+        self._dispatch = Dispatch(fleet, decisions, self.forecasts.latest, right, self._tried)
+        self.ahead = Anticipation(
+            graph,
+            Foresight(kept.arrivals),
+            self.forecasts,
+            self.sources,
+            lambda tenant: self.policy_of(tenant) == "priced" and right(tenant) is not None,
+            self._foreseen,
+            self._dispatch.send,
+            self._dispatch.revoke,
+        )
         self._numbers = 0
         self._boot = f"{time.time_ns() // 1_000_000:x}"
 
@@ -87,6 +100,7 @@ class PlannerLoop:
             self._ended(event.trace_id)
         elif not event.parent_id:
             if self.policy_of(tenant) != "off" and self._right(tenant) is not None:
+                self.ahead.started(function)
                 run = self.promises.begin(event.trace_id, tenant, function, time.monotonic())
                 self._plan_run(run)
         else:
@@ -110,12 +124,13 @@ class PlannerLoop:
             return
         expected, _ = self.forecasts.expected(run.entry, run.seen, run.seen_at_s if priced else ())
         held = self._held(run)
+        prices, budget = self.means.left(run.tenant, {one.decision.decision_id for one in held})
         own = Counter(one.decision.function for one in held if one.decision.level is Level.READY)
         revision = revise(
             held,
             expected,
-            self.prices,
-            self.means.left(run.tenant, {one.decision.decision_id for one in held}),
+            prices,
+            budget,
             self.means.idle(run.tenant, expected, run, own),
             time.time(),
             tenant=run.tenant,
@@ -151,7 +166,12 @@ class PlannerLoop:
         run = self.promises.end(trace_id)
         if run is None:
             return
-        self.reckoning.run(run.tenant, run.foreseen, set(run.seen))
+        self.reckoning.run(run.foreseen, set(run.seen))
+        self._over(run)
+
+    def _over(self, run: LiveRun) -> None:
+        """Nothing of it is needed any more."""
+        self.ahead.ended(run.entry)
         if not run.decisions:
             return
         priced = self.policy_of(run.tenant) == "priced"
@@ -198,13 +218,20 @@ class PlannerLoop:
         return msgspec.structs.replace(made, skipped=(*made.skipped, *skipped))
 
     def _make(
-        self, tenant: TenantId, entry: FunctionId, expected: list[ExpectedCall], trigger: Trigger, run: LiveRun | None
+        self,
+        tenant: TenantId,
+        entry: FunctionId,
+        expected: list[ExpectedCall],
+        trigger: Trigger,
+        run: LiveRun | None,
+        elapsed_s: float = 0.0,
     ) -> PrewarmPlan:
         policy = self.policy_of(tenant) if trigger is not Trigger.WARM else "path"
+        prices, budget = self.means.left(tenant)
         return plan(
             expected,
-            self.prices,
-            self.means.left(tenant),
+            prices,
+            budget,
             self.means.idle(tenant, expected, run),
             time.time(),
             tenant=tenant,
@@ -213,9 +240,24 @@ class PlannerLoop:
             policy=policy,
             trace_id=run.trace_id if run is not None else None,
             plan_id=self._next_id(),
-            elapsed_s=time.monotonic() - run.began if run is not None else 0.0,
+            elapsed_s=time.monotonic() - run.began if run is not None else elapsed_s,
             standbys=self.means.standbys(tenant) if policy == "priced" else None,
         )
+
+    def _foreseen(
+        self,
+        tenant: TenantId,
+        entry: FunctionId,
+        calls: list[ExpectedCall],
+        skipped: list[Skipped],
+        trigger: Trigger,
+        elapsed_s: float,
+    ) -> PrewarmPlan:
+        made = self._make(tenant, entry, calls, trigger, None, elapsed_s)
+        return msgspec.structs.replace(made, skipped=(*made.skipped, *skipped))
+
+    def _tried(self, version: str) -> None:
+        self.setbacks.tried(version, time.monotonic())
 
     def _send(self, made: PrewarmPlan, run: LiveRun | None) -> None:
         """Orders it, and notes what the run counts on from now on."""
@@ -233,6 +275,7 @@ class PlannerLoop:
     def decide_again(self, lost: Iterable[LogEntry], node: str) -> None:
         """What was open or ready on a node that is gone is prepared on another, if there is one."""
         for one in lost:
+            self._account(one)
             plan_id = self._next_id()
             decision = PrewarmDecision(
                 f"{plan_id}-again",
@@ -284,26 +327,44 @@ class PlannerLoop:
             if entry.outcome.final:
                 self._settle(entry)
 
+    def _account(self, entry: LogEntry) -> None:
+        self.reckoning.ended(entry, self.sources.held_mb(entry))
+        if entry.policy == "priced":
+            self.means.purses.pay(entry)
+
     def on_records(self, records: Sequence[InvocationRecord]) -> None:
         """What requests waited for starts is learned from, too."""
         self.sources.observed(records)
         self.reckoning.invoked(records)
+        self.means.earn(records)
         for record in records:
             if record.status == "ok" and record.start in STARTED:
                 self.setbacks.worked(f"{record.function}:{record.version}")
 
     def reckoned(self, tenant: str) -> dict[str, Any]:
         """How predictions held and what waiting and idling cost, with what rests now."""
-        return self.reckoning.of(tenant, self.prices)
+        told = self.reckoning.of(tenant, self.means.prices)
+        for one in told["functions"]:
+            spec = self.forecasts.latest(function_id(tenant, one["function"]))
+            one["resting"] = self.setbacks.resting(spec.version, time.monotonic()) if spec is not None else ""
+        return told
+
+    def learned(self) -> Learned:
+        """What is written down beside the graph and the log."""
+        return Learned(self.reckoning.books(), self.means.purses.all(), self.ahead.foresight.all())
 
     def forget_tenant(self, tenant: str) -> None:
         self.policies.pop(tenant, None)
         self.sources.forget_tenant(tenant)
         self.reckoning.forget_tenant(tenant)
+        self.means.purses.forget_tenant(tenant)
+        self.ahead.forget_tenant(tenant)
 
     def _settle(self, entry: LogEntry) -> None:
         """A decision has ended; its run may live on."""
-        self.reckoning.ended(entry, self.sources.held_mb(entry))
+        self._account(entry)
+        if entry.outcome is Outcome.WASTED and entry.trigger in (Trigger.PREDICTED, Trigger.TIMER):
+            self.ahead.wasted(FunctionId(entry.entry))
         run = self.promises.get(entry.trace_id)
         decision = run.decisions.pop(entry.decision_id, None) if run is not None else None
         if run is None or decision is None:

@@ -2,19 +2,21 @@
 
 import time
 from collections import Counter
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 import msgspec
 
 from graph.ids import FunctionId
-from graph.plans import Budget, ExpectedCall, Outcome, Standbys
+from graph.plans import Budget, ExpectedCall, Outcome, Prices, Standbys
 from orchestrator.catalog.watch import RouteTable
 from orchestrator.planner.forecasts import Forecasts
 from orchestrator.planner.log import DecisionLog
 from orchestrator.planner.peers import Fleet
 from orchestrator.planner.promises import LiveRun, Promises
+from orchestrator.planner.purses import Purses
 from orchestrator.planner.start_times import STANDBY_MB, StartSources
+from tracing.records import InvocationRecord
 
 
 class Means:
@@ -27,6 +29,7 @@ class Means:
         forecasts: Forecasts,
         budget: Budget,
         sources: StartSources,
+        purses: Purses,
     ) -> None:
         self._table = table
         self._fleet = fleet
@@ -35,6 +38,8 @@ class Means:
         self._forecasts = forecasts
         self._budget = budget
         self._sources = sources
+        self.purses = purses
+        self.prices = Prices()
 
     def whole(self, tenant: str) -> Budget:
         """The platform's, with the tenant's own quota of prewarmed instances where one was set."""
@@ -42,15 +47,17 @@ class Means:
         own = route.quotas.prewarm_instances if route is not None else None
         return self._budget if own is None else msgspec.structs.replace(self._budget, instances=own)
 
-    def left(self, tenant: str, besides: Collection[str] = ()) -> Budget:
-        """What other decisions that have not ended leave of it; `besides` are ids of those that do not count."""
+    def left(self, tenant: str, besides: Collection[str] = ()) -> tuple[Prices, Budget]:
+        """The prices of now, and what other decisions that have not ended leave of the budget; `besides` are ids of those that do
+        not count."""
         alive = [one for one in self._log.open_of(tenant) if one.decision_id not in besides]
         whole = self.whole(tenant)
-        return msgspec.structs.replace(
+        left = msgspec.structs.replace(
             whole,
             instances=max(0, whole.instances - len(alive)),
             memory_mb=max(0, whole.memory_mb - sum(one.memory_mb for one in alive)),
         )
+        return self.purses.steer(tenant, self.prices, left, self._log.open_of(tenant))
 
     def idle(
         self, tenant: str, expected: Iterable[ExpectedCall], run: LiveRun | None, own: Counter[FunctionId] | None = None
@@ -75,9 +82,16 @@ class Means:
             return None
         return Standbys(clone_s, dict(self._fleet.free_standbys(tenant)), STANDBY_MB.get(driver))
 
+    def earn(self, records: Sequence[InvocationRecord]) -> None:
+        """What invocations were busy is what plans may let idle."""
+        budgets = {tenant: self.whole(tenant) for tenant in {one.tenant for one in records}}
+        for tenant, budget in budgets.items():
+            self.purses.earn((one for one in records if one.tenant == tenant), budget)
+
     def told(self, tenant: str) -> dict[str, Any]:
         """Prices, and what may be spent."""
-        return {}
+        spending = self.purses.told(tenant, self.whole(tenant), self._log.open_of(tenant))
+        return {"prices": msgspec.to_builtins(self.prices), "spending": spending}
 
     def _coming(self, tenant: str) -> Counter[FunctionId]:
         """Ordered for later: no node counts them yet, and somebody is promised each."""

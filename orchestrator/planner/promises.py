@@ -1,6 +1,7 @@
 """Which idle instances are spoken for by live runs, so that two plans never count on the same one. Pure bookkeeping."""
 
 from collections import Counter, OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from graph.ids import FunctionId, TenantId
@@ -31,9 +32,11 @@ class LiveRun:
 
 
 class Promises:
-    """Live runs, the newest LIVE_RUNS; totals are kept so that a look costs nothing. `now` never goes back."""
+    """Live runs, the newest LIVE_RUNS; totals are kept so that a look costs nothing. `now` never goes back. `dropped`: runs that
+    made room, or of whose end nobody told."""
 
-    def __init__(self) -> None:
+    def __init__(self, dropped: Callable[[LiveRun], None] = lambda run: None) -> None:
+        self._dropped = dropped
         self._runs: OrderedDict[str, LiveRun] = OrderedDict()
         self._totals: Counter[FunctionId] = Counter()
 
@@ -44,13 +47,18 @@ class Promises:
         return self._runs.get(trace_id)
 
     def begin(self, trace_id: str, tenant: TenantId, entry: FunctionId, now: float) -> LiveRun:
-        self.end(trace_id)
+        self._drop(trace_id)
         run = self._runs[trace_id] = LiveRun(trace_id, tenant, entry, began=now)
         while True:
             oldest = next(iter(self._runs.values()))
             if len(self._runs) <= LIVE_RUNS and oldest.began >= now - RUN_S:
                 return run
-            self.end(oldest.trace_id)
+            self._drop(oldest.trace_id)
+
+    def _drop(self, trace_id: str) -> None:
+        run = self.end(trace_id)
+        if run is not None:
+            self._dropped(run)
 
     def promise(self, run: LiveRun, function: FunctionId, count: int) -> None:
         run.promised[function] += count

@@ -93,7 +93,9 @@ class Planner:
         self.gateways = Members("gateway", gateway, lambda peers: None, partial(_died, self))
         self._local_nodes = [node(at, Peer("node", ""), 0) for at in settings.node_addresses]
         self._local_gateways = [gateway(at, Peer("gateway", ""), 0) for at in settings.gateway_addresses]
-        budget = Budget(settings.prewarm_instances, settings.prewarm_memory_mb, settings.prewarm_unused_s)
+        budget = Budget(
+            settings.prewarm_instances, settings.prewarm_memory_mb, settings.prewarm_unused_s, settings.prewarm_idle_s_per_busy_s
+        )
         self.loop = PlannerLoop(
             self.graph,
             self.table,
@@ -103,7 +105,7 @@ class Planner:
             settings.prewarm,
             dict(stored.policies) if stored is not None else {},
             self.right,
-            stored.books if stored is not None else None,
+            stored.learned if stored is not None else None,
         )
         self.assembler = Assembler()
         self.exporter = Exporter(settings.otel_endpoint)
@@ -222,6 +224,7 @@ class Planner:
     def tick(self, now: float) -> None:
         self.learner.settle(now)
         self.learner.observe(self.assembler.settled(now), now)
+        self.loop.ahead.tick(now)
 
     async def save(self) -> None:
         learned = self.learner.counters.observed + self.learner.counters.records
@@ -234,7 +237,7 @@ class Planner:
             self.decisions.entries(),
             self.runs.all(),
             dict(self.loop.policies),
-            self.loop.reckoning.books(),
+            self.loop.learned(),
         )
         try:
             await asyncio.to_thread(save, self.path, state)

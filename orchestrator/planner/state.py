@@ -9,8 +9,8 @@ from pathlib import Path
 import msgspec
 import structlog
 
+from orchestrator.planner.learned import Learned
 from orchestrator.planner.log import LogEntry
-from orchestrator.planner.reckoning import Books
 from tracing.records import InvocationRecord
 
 FORMAT = 1
@@ -30,7 +30,7 @@ class PlannerState(msgspec.Struct, frozen=True):
     decisions: list[LogEntry] = []
     runs: dict[str, list[InvocationRecord]] = {}
     policies: dict[str, str] = {}
-    books: Books = Books()
+    learned: Learned = msgspec.field(default_factory=Learned)
 
 
 def save(path: Path, state: PlannerState) -> None:

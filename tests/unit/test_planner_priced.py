@@ -3,14 +3,18 @@
 import random
 import time
 
+import msgspec
 import pytest
 from doubles.fleets import ACME, Bench, fid
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from graph.backoff import LONGEST_S
 from graph.calls import StartKind
 from graph.plans import Budget
-from orchestrator.planner.setbacks import REST_S, Setbacks
+from orchestrator.planner.foresight import Foresight
+from orchestrator.planner.learned import Learned
+from orchestrator.planner.setbacks import Setbacks
 from tracing.records import InvocationRecord, Timings
 from workers.rpc.messages import DecisionUpdate
 
@@ -175,19 +179,23 @@ def test_a_function_whose_init_keeps_failing_rests_and_the_plan_says_so(bench: B
     assert len(bench.node.ordered) == ordered + 1
 
 
-def test_setbacks_rest_longer_each_time_up_to_a_bound_and_a_batch_counts_once() -> None:
+def test_setbacks_rest_longer_each_time_up_to_a_bound_and_each_try_waits_for_its_outcome() -> None:
     setbacks, now, rests = Setbacks(), 0.0, []
-    for _ in range(12):
-        for _ in range(3):
-            setbacks.failed("acme/f:1", "no", now)
+    for _ in range(14):
+        assert setbacks.resting("acme/f:1", now) == ""
+        setbacks.tried("acme/f:1", now)
+        setbacks.failed("acme/f:1", "no", now)
         rest = 0.0
         while setbacks.resting("acme/f:1", now + rest):
             rest += 1.0
         rests.append(rest)
-        now += rest + 1.0
-    assert rests[0] >= REST_S[0], "three of one batch are more than one"
+        now += rest
+    assert rests[0] == 0.0, "one failure may be chance"
+    assert rests[1] > 0.0
     assert rests == sorted(rests)
-    assert rests[-1] <= REST_S[1] + 1.0
+    assert rests[-1] <= LONGEST_S
+    setbacks.tried("acme/f:1", now)
+    assert setbacks.resting("acme/f:1", now), "one at a time"
     assert setbacks.resting("acme/f:2", now) == ""
 
 
@@ -267,6 +275,139 @@ def test_what_stood_idle_and_what_was_waited_for_has_a_price(bench: Bench) -> No
     assert one["idle_cost"] == pytest.approx(8.0 * 128 / 1024)
     assert one["wait_cost"] == pytest.approx(19.0)
     assert bench.graph.starts(fid("first")).samples("process/clone/tier1")[-1] == pytest.approx(1.0)
+
+
+# -- what may be spent
+
+
+def test_a_tenant_that_spent_its_idle_seconds_prepares_no_more_until_it_was_busy(bench: Bench) -> None:
+    chain(bench, "first")
+    bench.starts("entry")
+    ident, now = bench.decision("first"), time.time()
+    idle_for = (DecisionUpdate(ident, "ready", now, 0.1, source="clone"), DecisionUpdate(ident, "wasted", now + 100.0))
+    bench.loop.on_outcomes(idle_for)
+    bench.ends()
+    bench.node.have.clear()
+    ordered = len(bench.node.ordered)
+    told = bench.loop.means.told("acme")["spending"]
+    assert (told["spent_s"], told["left_s"]) == (pytest.approx(100.0), 0.0)
+    assert told["dearer"] > 1
+    bench.starts("entry", "poor")
+    assert len(bench.node.ordered) == ordered
+    busy = InvocationRecord("acme", "x", "i", "", "acme/first", 1, 0.0, 90.0, StartKind.WARM, "ok", Timings(run=90_000.0), "n1")
+    bench.loop.on_records([busy])
+    bench.starts("entry", "rich")
+    assert len(bench.node.ordered) == ordered + 1
+
+
+def test_another_tenants_idling_costs_this_one_nothing(bench: Bench) -> None:
+    chain(bench, "first")
+    poor = bench.loop.means.purses
+    bench.starts("entry")
+    one = bench.log.entries()[0]
+    poor.pay(msgspec.structs.replace(one, tenant="rival", ready_at=1.0, ended_at=1000.0))
+    assert bench.loop.means.told("acme")["spending"]["spent_s"] == 0.0
+    assert bench.loop.means.told("rival")["spending"]["left_s"] == 0.0
+
+
+# -- before the request
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1_000_000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def returning(bench: Bench, gaps: list[float], monkeypatch: pytest.MonkeyPatch, entry: str = "entry") -> Clock:
+    """The entry ran and came back after each of these gaps; the clock stands at the end of its last run."""
+    clock = Clock()
+    monkeypatch.setattr("orchestrator.planner.anticipation.time.time", clock)
+    for number, gap in enumerate([0.0, *gaps]):
+        clock.now += gap
+        bench.starts(entry, f"past{number}")
+        clock.now += 0.1
+        bench.ends(f"past{number}")
+    return clock
+
+
+def test_an_entry_with_a_timer_is_prepared_just_before_it_fires(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench.deploy("entry")
+    bench.takes("entry", 0.5)
+    clock = returning(bench, [60.0] * 12, monkeypatch)
+    assert bench.node.ordered == []
+    ended = clock.now
+    for _ in range(600):
+        clock.now += 0.1
+        bench.loop.ahead.tick(clock.now)
+        if bench.node.ordered:
+            break
+    (item,) = bench.node.ordered
+    assert 54.0 < clock.now - ended + item.delay_s < 60.0, "it takes half a second, and is due a minute after the last start"
+    (one,) = bench.log.entries()
+    assert (one.trigger, one.function, one.evidence.source) == ("timer", fid("entry"), "predicted")
+    bench.starts("entry", "it came")
+    assert [what for what, why in bench.node.revoked] == ([item.decision_id] if item.delay_s else [])
+
+
+def test_an_entry_that_comes_when_it_likes_is_not_prepared_for_hours(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench.deploy("entry")
+    bench.takes("entry", 0.05)
+    clock = returning(bench, [10.0 * 3**number for number in range(6)], monkeypatch)
+    idle = sum(item.expires_s for item in bench.node.ordered)
+    for _ in range(200):
+        clock.now += 5.0
+        bench.loop.ahead.tick(clock.now)
+    assert sum(item.expires_s for item in bench.node.ordered) - idle < 60.0
+
+
+def test_only_the_priced_policy_plans_before_the_request(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench.deploy("entry")
+    bench.takes("entry", 0.5)
+    bench.loop.policies["acme"] = "path"
+    clock = returning(bench, [60.0] * 12, monkeypatch)
+    for _ in range(130):
+        clock.now += 0.5
+        bench.loop.ahead.tick(clock.now)
+    assert bench.node.ordered == []
+
+
+def test_what_is_foreseen_outlives_the_planner(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench.deploy("entry")
+    returning(bench, [60.0] * 12, monkeypatch)
+    written = msgspec.msgpack.decode(msgspec.msgpack.encode(bench.loop.learned()), type=Learned)
+    again = Bench(policy="priced", kept=written)
+    assert again.loop.ahead.foresight.all()[fid("entry")].counts == bench.loop.ahead.foresight.all()[fid("entry")].counts
+    assert again.loop.ahead.foresight.forecast(fid("entry"), 1e9) is None, "how the last run ended was not seen"
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    story=st.lists(
+        st.tuples(st.sampled_from(["starts", "ends", "wake", "due"]), st.integers(0, 3), st.floats(0.0, 50.0)), max_size=60
+    )
+)
+def test_each_is_looked_at_once_when_it_is_due_and_never_while_it_runs(story: list[tuple[str, int, float]]) -> None:
+    foresight, now, due = Foresight(), 1000.0, dict[str, float]()
+    for what, number, seconds in story:
+        entry = fid(f"e{number}")
+        if what == "starts":
+            foresight.started(entry, now)
+            due.pop(entry, None)
+        elif what == "ends":
+            foresight.ended(entry, now)
+        elif what == "wake":
+            foresight.wake(entry, now + seconds)
+            if entry in foresight.all():
+                due[entry] = now + seconds
+        else:
+            now += seconds
+            found = foresight.due(now)
+            assert sorted(found) == sorted(one for one, at in due.items() if at <= now)
+            due = {one: at for one, at in due.items() if at > now}
+        assert len(foresight._heap) <= 2 * len(due) + 65
 
 
 # -- any story
