@@ -10,6 +10,7 @@ from graph.arrivals import Kind, expected, path_after
 from graph.callgraph import CallGraph
 from graph.ids import FunctionId, TenantId, tenant_of
 from graph.plans import ExpectedCall, PrewarmDecision, PrewarmPlan, Skipped, Trigger
+from graph.timing import quantile
 from orchestrator.planner.forecasts import Forecasts
 from orchestrator.planner.foresight import Foresight
 from orchestrator.planner.start_times import StartSources
@@ -99,8 +100,11 @@ class Anticipation:
         calls, skipped = self._forecasts.expected(entry)
         trigger = Trigger.TIMER if forecast.kind is Kind.TIMER else Trigger.PREDICTED
         made = self._make(tenant, entry, [own, *path_after(own, calls)], skipped, trigger, now - forecast.since)
-        soon = [one for one in made.decisions if one.start_in_s <= HORIZON_S]
-        later = [one.start_in_s for one in made.decisions if one.start_in_s > HORIZON_S]
+        comes_in_s = quantile(own.offsets_s, 0.5) - (now - forecast.since)
+        # what may begin when it has come is for the run's own plan, which knows when that was
+        ahead = [one for one in made.decisions if one.function == entry or one.start_in_s < comes_in_s]
+        soon = [one for one in ahead if one.start_in_s <= HORIZON_S]
+        later = [one.start_in_s for one in ahead if one.start_in_s > HORIZON_S]
         if later:
             self.foresight.wake(entry, now + min(later) - EARLY_S)
         if soon:

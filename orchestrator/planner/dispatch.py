@@ -11,6 +11,10 @@ from workers.versions import VersionSpec
 
 LEAD_FLOOR_S = 0.01  # leads are short where starts are not: without it reach would say little
 
+TRAVEL_S = 0.01
+"""Orders for later begin so much earlier: they travel, and timers fire late. What is ready that much too soon costs next to
+nothing, what is late costs a wait."""
+
 Right = Callable[[str], tuple[str, int] | None]
 """The lease and epoch under which orders for a tenant go out now, None while another planner decides for it."""
 
@@ -59,6 +63,7 @@ class Dispatch:
         right = self._right(tenant)
         if right is None:
             return
+        self._log.leave(decision_id for decision_id, _ in gone)
         by_why: dict[str, list[str]] = {}
         for decision_id, why in gone:
             by_why.setdefault(why, []).append(decision_id)
@@ -72,7 +77,7 @@ def _item(decision: PrewarmDecision, spec: VersionSpec, trace_id: str) -> Prepar
         decision.decision_id,
         spec.version,
         decision.level,
-        decision.start_in_s,
+        max(0.0, decision.start_in_s - TRAVEL_S),
         decision.expires_s,
         needed_in(decision.evidence),
         trace_id,

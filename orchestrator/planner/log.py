@@ -1,6 +1,7 @@
 """The decision log: every prewarm decision with its reason, its evidence and how it ended. Bounded; no I/O."""
 
 from collections import Counter, OrderedDict
+from collections.abc import Iterable
 
 import msgspec
 
@@ -81,6 +82,7 @@ class DecisionLog:
     def __init__(self, entries: list[LogEntry] | None = None) -> None:
         self._entries: OrderedDict[str, LogEntry] = OrderedDict((one.decision_id, one) for one in entries or [])
         self._open: dict[str, LogEntry] = {}
+        self._leaving: set[str] = set()  # pending, and to be given up: their nodes have not said so yet
         self.tally = DecisionTally()
         self._revision = max((one.revision for one in self._entries.values()), default=0)
         for one in self._entries.values():
@@ -128,6 +130,7 @@ class DecisionLog:
         if len(self._entries) > KEPT:
             oldest, _ = self._entries.popitem(last=False)
             self._open.pop(oldest, None)
+            self._leaving.discard(oldest)
         return entry
 
     def update(self, update: DecisionUpdate, node: str = "") -> LogEntry | None:
@@ -138,6 +141,7 @@ class DecisionLog:
         self._revision += 1
         entry.revision = self._revision
         entry.outcome = Outcome(update.outcome)
+        self._leaving.discard(update.decision_id)
         entry.detail = update.detail
         if entry.outcome is Outcome.READY:
             entry.ready_at, entry.start_s, entry.timings = update.at, update.start_s, update.timings
@@ -183,6 +187,14 @@ class DecisionLog:
         """It has not ended."""
         return self._open.get(decision_id)
 
+    def leave(self, decision_ids: Iterable[str]) -> None:
+        """Their nodes are told to give them up: nobody may count on those that are pending any more."""
+        self._leaving.update(one for one in decision_ids if self.unready(one))
+
+    def coming_of(self, tenant: str) -> list[LogEntry]:
+        """What is ordered and not ready."""
+        return [one for one in self.open_of(tenant) if one.outcome is Outcome.PENDING and one.decision_id not in self._leaving]
+
     def unready(self, decision_id: str) -> bool:
         """Still to be prepared, or on its way."""
         entry = self._open.get(decision_id)
@@ -199,6 +211,7 @@ class DecisionLog:
         for decision_id in [one.decision_id for one in self._entries.values() if one.tenant == tenant]:
             del self._entries[decision_id]
             self._open.pop(decision_id, None)
+            self._leaving.discard(decision_id)
             self._revision += 1
 
     def read(self, tenant: str, function: str = "", run: str = "", limit: int = 100, after: int | None = None) -> list[LogEntry]:

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from graph.ids import FunctionId
-from graph.plans import Budget, ExpectedCall, Outcome, Prices, Standbys
+from graph.plans import Budget, ExpectedCall, Prices, Standbys
 from orchestrator.catalog.watch import RouteTable
 from orchestrator.planner.forecasts import Forecasts
 from orchestrator.planner.log import DecisionLog
@@ -98,9 +98,6 @@ class Means:
         now = time.time()
         return Counter(
             FunctionId(one.function)
-            for one in self._log.open_of(tenant)
-            if one.start_in_s > 0
-            and one.outcome is Outcome.PENDING
-            and one.level == "ready"
-            and one.created_at + one.start_in_s > now
+            for one in self._log.coming_of(tenant)
+            if one.start_in_s > 0 and one.level == "ready" and one.created_at + one.start_in_s > now
         )
