@@ -132,11 +132,17 @@ class HeldStandbys:
     # -- one of them
 
     async def _make(self, held: _Held, needed_at: float) -> None:
-        began = time.perf_counter()
+        began, clone = time.perf_counter(), None
         try:
             clone = await self._pool.make(held.tenant, held.memory_mb, needed_at, held, lambda: not held.gone)
+            if clone is not None and held.taken is None and not held.gone:
+                clone.speculative(True)
+                await clone.rest()
+                clone.speculative(False)
         except (DriverError, OSError) as error:
             log.warning("standby.failed", tenant=held.tenant, memory_mb=held.memory_mb, error=str(error))
+            if clone is not None:
+                await clone.kill("it did not become a standby")
             self._decisions.lost(held.decision_id, f"killed: {type(error).__name__}: {error}"[:500])
             self._forget(held)
             if held.taken is not None and not held.taken.done():

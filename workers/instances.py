@@ -28,8 +28,9 @@ class State(StrEnum):
 
 @dataclass(slots=True, eq=False)
 class Instance:
-    """One running copy of a version. `waiting` holds invocations that adopted it before it was ready. `trace_id`: the run it was
-    begun for. `source`: what it was made from: a function template, a standby, or a clone of the tenant's template."""
+    """One running copy of a version. `waiting` holds invocations that adopted it before it was ready. `memory_mb`: its shape;
+    `held_mb`: what it counts. `trace_id`: the run it was begun for. `source`: what it was made from: a function template, a
+    standby, or a clone of the tenant's template."""
 
     spec: VersionSpec
     memory_mb: int
@@ -47,6 +48,11 @@ class Instance:
     idle_since: float = 0.0
     timings: Timings = Timings()
     next_id: int = 0
+    beside_mb: int = 0
+
+    @property
+    def held_mb(self) -> int:
+        return self.memory_mb + self.beside_mb
 
     @property
     def adopted(self) -> bool:
@@ -174,7 +180,7 @@ class InstanceTable:
             if needed_mb <= 0:
                 break
             chosen.append(one)
-            needed_mb -= one.memory_mb
+            needed_mb -= one.held_mb
         return chosen if needed_mb <= 0 else []
 
     def count(self, version: str) -> VersionCount:

@@ -79,7 +79,7 @@ class Node:
         self._gate = CoreGate(cores)
         self._standbys = StandbyPool(driver, self._gate, standbys)
         self._logs = LogStore()
-        memory, order = MemoryLedger(memory_mb), InitOrder(cores)
+        memory, order = MemoryLedger(memory_mb, driver.traits.beside_mb), InitOrder(cores)
         self.templates = FunctionTemplates(driver, code, sealer, memory, order, templates)
         self.decisions = DecisionBook(self._tell_decision)
         self.held = HeldStandbys(self._standbys, self.decisions, self._start_began)
@@ -261,6 +261,7 @@ class Node:
         obeyed = self._obeys(connection, batch.lease, batch.epoch)
         if obeyed:
             self.decisions.void(batch.lease, batch.epoch)
+            self._expect_standbys(batch)
         for item in batch.items:
             if not obeyed:
                 self._tell_decision(DecisionUpdate(item.decision_id, "cancelled", time.time(), detail="older epoch"))
@@ -280,6 +281,15 @@ class Node:
             self.held.hold(item.decision_id, spec.tenant, spec.memory_mb, item.trace_id, needed_at)
         elif self.execution.begin(spec, needed_at, item.decision_id, trace_id=item.trace_id) is None:
             self.decisions.lost(item.decision_id, "no memory left on the node")
+
+    def _expect_standbys(self, batch: PrepareBatch) -> None:
+        """As many as the plan draws are kept while it lives: where one is dear, the next plan must find as many."""
+        shapes = {
+            item.decision_id: (spec.tenant, spec.memory_mb)
+            for item in batch.items
+            if item.level != "code" and (spec := self._specs.get(item.version)) is not None
+        }
+        self._standbys.plan(shapes)
 
     def _expect_code(self, item: PrepareItem) -> None:
         """What a plan wants keeps its place in tier 1 until the plan is over, and comes now when the instance is for later."""
@@ -361,6 +371,8 @@ class Node:
             self._tell_handle = self._loop.call_later(TELL_EVERY_S, self._tell)
 
     def _tell_decision(self, update: DecisionUpdate) -> None:
+        if update.outcome in ENDS:
+            self._standbys.over(update.decision_id)
         if update.outcome in ENDS and (spec := self._planned.pop(update.decision_id, None)) is not None:
             self._code.unpin(spec)  # its instance, if there is one, has a pin of its own
         self._updates.append(update)

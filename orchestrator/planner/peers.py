@@ -308,7 +308,7 @@ class Fleet:
         found: Counter[int] = Counter()
         for node in self.up():
             for (owner, memory_mb), count in node.free_standbys.items():
-                if owner == tenant:
+                if owner in (tenant, ""):  # empty: they are shared
                     found[memory_mb] += count
         return found
 

@@ -17,7 +17,7 @@ from tracing.records import InvocationRecord, Timings
 from workers.rpc.messages import DecisionUpdate
 
 KNOWN = 20_000
-STANDBY_MB = {"process": 4}
+STANDBY_MB = {"process": 4, "microvm": 40}
 """What a standby takes of a node's memory, where that is far below its shape."""
 
 ON_DEMAND = {StartKind.COLD: "clone", StartKind.STANDBY: "standby"}
