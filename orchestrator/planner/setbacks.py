@@ -23,6 +23,10 @@ class Setbacks:
         if len(self._known) > KNOWN:
             self._known.popitem(last=False)
 
+    def count(self, now: float) -> int:
+        """How many rest."""
+        return sum(1 for state, _ in self._known.values() if not allowed(state, now))
+
     def worked(self, version: str) -> None:
         self._known.pop(version, None)
 
