@@ -24,7 +24,7 @@ A life, seen from the host:
 
 The kernel's command line says what holds for every clone of a template (all optional):
 
-    foreglow.memory_mb=128     of all processes of the function, held by a control group; the machine needs OVERHEAD_MB more
+    foreglow.memory_mb=128     of all processes of the function, held by a control group; the machine needs more
     foreglow.processes=128     likewise
     foreglow.tmp_mb=64         size of /tmp
     foreglow.address=10.0.0.2/24 foreglow.gateway=10.0.0.1    of eth0, when there is one
