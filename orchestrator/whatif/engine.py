@@ -117,8 +117,8 @@ class Simulation:
         self._pool: list[Instance] = []
 
     def run(self) -> Replay:
-        """All of it, until every instance is gone: what is kept alive after the last run is paid for, too. What would never go goes
-        then."""
+        """All of it, until every instance is gone: what is kept alive after the last run is paid for, too. What would never
+        go goes then."""
         began = self.now
         self._policy.attach(self, self._arrivals)
         for _ in range(self._settings.pool):

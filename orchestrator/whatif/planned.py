@@ -13,6 +13,7 @@ from graph.prediction import predict
 from orchestrator.planner.promises import LiveRun, Promises
 from orchestrator.whatif.instances import Instance, State
 from orchestrator.whatif.learning import Learning
+from orchestrator.whatif.measures import calibration_error
 from orchestrator.whatif.policy import Run
 
 _UNENDED = (State.SCHEDULED, State.STARTING, State.IDLE)
@@ -39,7 +40,7 @@ class _Planned:
 
 
 class Planned(Learning):
-    """`policy`: path or priced. `foretold`: (probability said at the start of a run, whether it was reached), run after run."""
+    """`policy`: path or priced. `foretold`: (run, probability said at its start, whether the function was reached)."""
 
     def __init__(
         self, policy: str, keep_s: float, prices: Prices | None = None, budget: Budget | None = None, name: str = ""
@@ -131,6 +132,11 @@ class Planned(Learning):
         for function in reached | held.foretold.keys():
             self.foretold.append((run.number, held.foretold.get(function, 0.0), function in reached))
         super().ended(run, trace)
+
+    def calibration(self, skip: int = 0) -> float:
+        """Its calibration error (measures.calibration_error) over all runs but the first `skip`; 0 when nothing was foretold."""
+        said = [(share, reached) for run, share, reached in self.foretold if run >= skip]
+        return calibration_error(said) if said else 0.0
 
     # -- orders
 
