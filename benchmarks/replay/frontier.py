@@ -48,7 +48,7 @@ class Workload:
 def workload(
     name: str, told: str, entries: Sequence[Sequence[Trace]], functions: Sequence[Loaded], hours: float, seed: int, starts: Starts
 ) -> Workload:
-    """`entries`: of each entry its runs; the first TAUGHT teach (half, when there are fewer than twice that), the others are drawn.
+    """`entries`: of each entry its runs; the first TAUGHT teach (half of fewer than twice that), the others are drawn.
 
     The entries take Azure's functions at even distances in the order of their calls; a minute's calls are uniform in it.
     """
