@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 
+from graph.bounds import over
 from graph.ids import FunctionId, name_of
 from graph.plans import Budget, Evidence, ExpectedCall, PrewarmDecision, Skipped
 from graph.reasons import reason
@@ -45,15 +46,6 @@ def decide(
         memory_mb += call.memory_mb
         decisions.append(_decision(f"{plan_id}-{len(decisions) + 1}", call, ordinal, entry, budget, elapsed_s))
     return decisions, ready, skipped
-
-
-def over(budget: Budget, instances: int, memory_mb: int, more_mb: int) -> str:
-    """Why one more of `more_mb` does not fit beside what is there; empty when it does."""
-    if instances >= budget.instances:
-        return f"the budget of {budget.instances} instances is used up"
-    if memory_mb + more_mb > budget.memory_mb:
-        return f"{more_mb} MB more would exceed the budget of {budget.memory_mb} MB"
-    return ""
 
 
 def instances(call: ExpectedCall, budget: Budget) -> int:

@@ -7,9 +7,8 @@ import hashlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-import msgspec
-
-from graph import pathplan
+from graph import pathplan, pricedplan, pricedrevision
+from graph.bounds import left
 from graph.ids import FunctionId, TenantId
 from graph.pathplan import losers
 from graph.plans import (
@@ -27,7 +26,7 @@ from graph.plans import (
 
 __all__ = ["POLICIES", "losers", "plan", "revise"]
 
-POLICIES = ("path", "off")
+POLICIES = ("path", "priced", "off")
 
 
 def plan(
@@ -63,13 +62,15 @@ def plan(
     Raises ValueError for an unknown policy.
     """
     _check(policy)
-    del prices, standbys
     plan_id = plan_id or _derived_id(tenant, entry, trigger, trace_id, now)
     decisions: list[PrewarmDecision] = []
     ready: list[FunctionId] = []
     skipped: list[Skipped] = []
     if policy == "path":
         decisions, ready, skipped = pathplan.decide(expected, budget, idle, plan_id, entry, elapsed_s)
+    elif policy == "priced":
+        priced = pricedplan.decide(expected, prices, budget, idle, plan_id, entry, elapsed_s, standbys)
+        decisions, ready, skipped = priced.decisions, priced.ready, priced.skipped
     return PrewarmPlan(
         plan_id=plan_id,
         tenant=tenant,
@@ -110,6 +111,25 @@ def revise(
     alive together, this run's own included). Raises ValueError for an unknown policy.
     """
     _check(policy)
+    plan_id = plan_id or _derived_id(tenant, entry, trigger, trace_id, now)
+    if policy == "priced":
+        after = seen[-1] if seen else None
+        priced = pricedrevision.revise(
+            open_decisions, expected, prices, budget, idle, now, plan_id, entry, elapsed_s, standbys, after
+        )
+        made = PrewarmPlan(
+            plan_id=plan_id,
+            tenant=tenant,
+            entry=entry,
+            trigger=trigger,
+            policy=policy,
+            created_at=now,
+            trace_id=trace_id,
+            decisions=tuple(priced.decisions),
+            ready=tuple(priced.ready),
+            skipped=tuple(priced.skipped),
+        )
+        return Revision(made, tuple(priced.cancelled), tuple(priced.kept))
     unready = [held.decision for held in open_decisions if held.ready_at is None]
     cancelled = pathplan.given_up(unready, expected, budget, seen[-1] if seen else None, {}) if policy == "path" else []
     gone = {decision_id for decision_id, _ in cancelled}
@@ -130,15 +150,6 @@ def revise(
         elapsed_s=elapsed_s,
     )
     return Revision(made, tuple(cancelled), tuple(decision.decision_id for decision in kept))
-
-
-def left(budget: Budget, kept: Sequence[PrewarmDecision]) -> Budget:
-    """What `kept` leave of the bounds on what may be alive."""
-    return msgspec.structs.replace(
-        budget,
-        instances=max(0, budget.instances - len(kept)),
-        memory_mb=max(0, budget.memory_mb - sum(decision.memory_mb for decision in kept)),
-    )
 
 
 def _check(policy: str) -> None:

@@ -225,6 +225,8 @@ class ExpectedCall(msgspec.Struct, frozen=True):
     code tier), sorted; empty: `start_s` is all that is known. `standby_s`: expected time from specialising a standby to ready,
     init included; None: no standby can become it. `in_runs`: bit i (of byte i // 8, from the highest bit) says whether the
     i-th of the runs compared reached the function; equal bits of all calls of one prediction are the same run. Empty: unknown.
+    `started`: how often the function has started in this run; above 0 this speaks of further instances, and when those are
+    called nobody counted: `offsets_s` is of the first.
     """
 
     function: FunctionId
@@ -241,6 +243,7 @@ class ExpectedCall(msgspec.Struct, frozen=True):
     starts_s: tuple[float, ...] = ()
     standby_s: float | None = None
     in_runs: bytes = b""
+    started: int = 0
 
 
 _DEPLOY = "deploy"
