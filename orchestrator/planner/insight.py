@@ -7,7 +7,6 @@ from typing import Any
 import msgspec
 
 from graph.callgraph import CallGraph
-from graph.calls import Trace
 from graph.ids import FunctionId, TenantId, function_id, name_of
 from graph.plans import PrewarmPlan
 from graph.prediction import predict
@@ -25,8 +24,6 @@ from workers.rpc.connection import RpcError
 
 MAX_LIMIT = 1000
 MAX_WARM = 100
-
-_decode_traces = msgspec.msgpack.Decoder(list[Trace]).decode
 
 
 class Insight:
@@ -66,7 +63,6 @@ class Insight:
             "runs": self.runs,
             "run": self.run,
             "workflows": self.workflows,
-            "observe": self.observe,
             "prewarm": self.prewarm,
             "state": self.state,
         }
@@ -151,14 +147,6 @@ class Insight:
                 for entry in self._graph.entries(tenant)
             ]
         }
-
-    async def observe(self, args: Mapping[str, Any]) -> object:
-        """Imported traces. They are the caller's tenant's, whatever they say."""
-        tenant = args["tenant"]
-        traces = _decode_traces(args["traces"])
-        if any(trace.tenant != tenant for trace in traces):
-            raise RpcError("a trace names another tenant", 400)
-        return {"observed": self._learner.observe(traces, time.time(), bool(args.get("decay", True)))}
 
     async def prewarm(self, args: Mapping[str, Any]) -> object:
         """Reads or sets the tenant's policy; `open`: its speculative instances that are alive."""

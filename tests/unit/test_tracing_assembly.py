@@ -15,10 +15,13 @@ from tracing.spans import Span, SpanKind
 T = TenantId("t")
 ID = "a" * 32
 MS = 1_000_000
+EPOCH = 1_700_000_000_000  # ms; times in these tests are after it
 
 
 def span(identity, parent, service, name, kind, start_ms, end_ms, trace_id=ID, **more):
-    return Span(trace_id, identity, parent, service, name, SpanKind[kind.upper()], int(start_ms * MS), int(end_ms * MS), **more)
+    """Without a time (None) the span does not say when."""
+    start, end = (0 if at is None else int((EPOCH + at) * MS) for at in (start_ms, end_ms))
+    return Span(trace_id, identity, parent, service, name, SpanKind[kind.upper()], start, end, **more)
 
 
 def call_shape(trace):
