@@ -26,7 +26,7 @@ starts to speak of, and 45 % less."""
 KEEPS_S = (10.0, 60.0, 600.0)
 KEPT_S = (10.0, 60.0, 180.0, 600.0, 1800.0)
 CAPACITY = (0.15, 0.3, 0.6)
-PRICES = (0.25, 1.0, 4.0, 16.0)
+PRICES = (1.0, 16.0)
 """Of a GB*s idle, with a late second at its default: what moves kappa."""
 
 

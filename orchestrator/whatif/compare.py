@@ -46,6 +46,10 @@ POLICIES: dict[str, tuple[str, Callable[[Basis], Policy]]] = {
     "mean just in time": ("path, each for its mean time", lambda basis: MeanJustInTime(basis.keep_s)),
     "orion": ("path, delayed as the 95th percentile allows", lambda basis: Orion(basis.keep_s)),
     "path": ("foreglow: whole path at the entry's start", lambda basis: Planned("path", basis.keep_s, budget=basis.budget)),
+    "priced": (
+        "foreglow: each instance timed and priced",
+        lambda basis: Planned("priced", basis.keep_s, basis.prices, basis.budget),
+    ),
     "clairvoyant": ("knows every call: the bound", lambda basis: Clairvoyant()),
 }
 

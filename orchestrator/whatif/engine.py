@@ -206,6 +206,7 @@ class Simulation:
         self._acquire(number, stage, function, live)
         if stage:
             live.seen.seen.append(function)
+            live.seen.seen_at_s.append(self.now - live.called[0])
             self._policy.called(live.seen, function)
         else:
             self._policy.begins(live.seen)

@@ -1,21 +1,26 @@
 """The platform's own policies: `path`, and `priced`, made by the code that plans on a platform (graph.planning)."""
 
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import msgspec
 
-from graph.calls import Trace
+from graph.calls import StartKind, Trace
 from graph.ids import FunctionId, tenant_of
 from graph.planning import plan, revise
-from graph.plans import Budget, ExpectedCall, Held, Level, PrewarmDecision, PrewarmPlan, Prices, Trigger
+from graph.plans import Budget, ExpectedCall, Held, Level, PrewarmDecision, PrewarmPlan, Prices, Standbys, Trigger
 from graph.prediction import predict
+from graph.starts import STANDBY
 from orchestrator.planner.promises import LiveRun, Promises
 from orchestrator.whatif.instances import Instance, State
 from orchestrator.whatif.learning import Learning
 from orchestrator.whatif.measures import calibration_error
-from orchestrator.whatif.policy import Run
+from orchestrator.whatif.policy import Run, World
+from orchestrator.whatif.programs import Program
 
+_MEASURED = 8
+_MEASURED_SEED = 7
 _UNENDED = (State.SCHEDULED, State.STARTING, State.IDLE)
 
 
@@ -54,11 +59,39 @@ class Planned(Learning):
         self._promises = Promises()
         self._runs: dict[int, _Planned] = {}
         self._alive: dict[str, _Order] = {}
+        self._standbys: Standbys | None = None
+        self._tiers: dict[FunctionId, str] = {}
+
+    def attach(self, world: World, arrivals: Sequence[tuple[float, Program]]) -> None:
+        """Start times are what a platform has measured before: some of each function, with and without a standby."""
+        super().attach(world, arrivals)
+        starts = world.starts
+        dice = random.Random(_MEASURED_SEED)  # noqa: S311
+        functions = sorted({stage.function for _, program in arrivals for stage in program.stages})
+        self._tiers = dict.fromkeys(functions, self._tier)
+        for function in functions:
+            for _ in range(_MEASURED):
+                init_s = starts.init_of(function).draw(dice)
+                self.graph.set_start_time(function, starts.driver.clone.draw(dice) + init_s, self._tier)
+                self.graph.set_start_time(function, starts.driver.standby.draw(dice) + init_s, self._standby_tier)
+        if self._policy == "priced":
+            self._standbys = Standbys(starts.driver.clone.mean_s, memory_mb=max(1, round(starts.driver.standby_mb)))
+
+    @property
+    def _tier(self) -> str:
+        return f"{self.world.starts.driver.name}/tier1"
+
+    @property
+    def _standby_tier(self) -> str:
+        return f"{self.world.starts.driver.name}/{STANDBY}"
+
+    def _expected(self, run: Run) -> list[ExpectedCall]:
+        return predict(self.graph, run.entry, run.seen, seen_at_s=run.seen_at_s, tiers=self._tiers)
 
     def begins(self, run: Run) -> None:
         live = self._promises.begin(str(run.number), tenant_of(run.entry), run.entry, self.world.now)
         held = self._runs[run.number] = _Planned(live)
-        expected = predict(self.graph, run.entry)
+        expected = self._expected(run)
         held.foretold = {call.function: call.reach for call in expected}
         made = plan(
             expected,
@@ -72,6 +105,7 @@ class Planned(Learning):
             policy=self._policy,
             trace_id=live.trace_id,
             plan_id=f"{run.number}.0",
+            standbys=self._standbys,
         )
         self._order(run, held, made)
 
@@ -83,7 +117,7 @@ class Planned(Learning):
         self._account(held, function)
         if not held.live.promised and not held.orders:
             return
-        expected = predict(self.graph, run.entry, run.seen)
+        expected = self._expected(run)
         self._promises.keep_only(held.live, {call.function for call in expected})
         open_orders = [
             Held(
@@ -109,6 +143,7 @@ class Planned(Learning):
             plan_id=f"{run.number}.{len(run.seen)}",
             elapsed_s=self.world.now - run.began,
             seen=run.seen,
+            standbys=self._standbys,
         )
         for decision_id, _ in revision.cancelled:
             order = held.orders.pop(decision_id)
@@ -117,8 +152,9 @@ class Planned(Learning):
         self._order(run, held, revision.plan)
 
     def ready(self, one: Instance, took_s: float) -> None:
-        if one.decision_id and one.function is not None:
-            self.graph.set_start_time(one.function, took_s)
+        if one.function is not None:
+            tier = self._standby_tier if one.made_by is StartKind.STANDBY else self._tier
+            self.graph.set_start_time(one.function, took_s, tier)
 
     def ended(self, run: Run, trace: Trace) -> None:
         held = self._runs.pop(run.number)

@@ -11,15 +11,16 @@ from orchestrator.whatif.starts import Starts
 
 
 class Run:
-    """A run under way, as a policy may know it: nothing of what is still to come."""
+    """A run under way, as a policy may know it: nothing of what is still to come. `seen_at_s`: seconds after `began`."""
 
-    __slots__ = ("began", "entry", "number", "seen")
+    __slots__ = ("began", "entry", "number", "seen", "seen_at_s")
 
     def __init__(self, number: int, entry: FunctionId, began: float) -> None:
         self.number = number
         self.entry = entry
         self.began = began
         self.seen: list[FunctionId] = []
+        self.seen_at_s: list[float] = []
 
 
 class World(Protocol):
