@@ -119,7 +119,10 @@ def _load(told: str, read: "Recorded", runs: int, seed: int) -> "Load":
         )
     if told.startswith("poisson:"):
         return load.poisson(told, programs, runs, seed)
-    return load.per_minute(Path(told), programs, runs, seed)
+    try:
+        return load.per_minute(Path(told), programs, runs, seed)
+    except OSError as error:
+        raise Failure(f"--load: {told!r}: {error.strerror}; give a CSV of runs per minute, or poisson:RATE") from error
 
 
 def _starts(

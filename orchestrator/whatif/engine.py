@@ -115,6 +115,7 @@ class Simulation:
         self._ended: list[Ended] = [Ended(at, 0.0, program.warm_s, len(program.stages)) for at, program in arrivals]
         self._calls: list[Called] = []
         self._pool: list[Instance] = []
+        self._arrived = 0
 
     def run(self) -> Replay:
         """All of it, until every instance is gone: what is kept alive after the last run is paid for, too. What would never
@@ -193,6 +194,7 @@ class Simulation:
 
     def _arrive(self, number: int) -> None:
         at, program = self._arrivals[number]
+        self._arrived += 1
         if number + 1 < len(self._arrivals):
             self._push(self._arrivals[number + 1][0], _Kind.ARRIVE, (number + 1, 0))
         self._live[number] = _Live(program, Run(number, program.entry, at))
@@ -286,6 +288,8 @@ class Simulation:
         if not live.left:
             del self._live[number]
             self._policy.ended(live.seen, _trace(number, live))
+            if not self._live and self._arrived == len(self._arrivals):
+                self._close_pool()
 
     # -- instances
 
@@ -333,10 +337,15 @@ class Simulation:
         return Instance(decision_id, None, memory_gb, run, StartKind.STANDBY, expires_s, covers)
 
     def _refill(self, in_s: float) -> None:
-        last_s = self._arrivals[-1][0] if self._arrivals else 0.0
-        one = self._standby(-1, frozenset(), max(0.0, last_s - self.now), "")
+        one = self._standby(-1, frozenset(), float("inf"), "")
         self._pool.append(one)
         self._start(one, self.now + in_s)
+
+    def _close_pool(self) -> None:
+        """The last run is over: nobody will take one any more."""
+        for one in self._pool:
+            self.give_up(one)
+        self._pool.clear()
 
     def _draw(self, function: FunctionId, standby: bool) -> float:
         """How long one more start of it takes. Each function has its own dice: policies start alike what they start as often."""

@@ -16,6 +16,7 @@ WAITED_S = 0.001
 
 DRAWS = 1000
 BLOCKS = 50
+_ROUNDING_S = 1e-5
 _SEED = 20240229
 _COVERED = 0.95
 _BINS = 10
@@ -78,7 +79,7 @@ def figures(replay: Replay, prices: Prices, skip: int = 0) -> Figures:
     counted = replay.runs[skip:]
     took = np.array([one.took_s for one in counted])
     warm = np.array([one.warm_s for one in counted])
-    added = np.maximum(0.0, took - warm)
+    added = _rounded(took - warm)
     wasted = {kind: _per_run(replay.ledger.wasted[kind], skip) for kind in Waste}
     gigabytes: Samples = np.sum([_per_run(replay.ledger.wasted_gb[kind], skip) for kind in Waste], axis=0)
     whole: Samples = np.sum(list(wasted.values()), axis=0)
@@ -110,7 +111,12 @@ def figures(replay: Replay, prices: Prices, skip: int = 0) -> Figures:
 def _per_run(wasted: Sequence[float], skip: int) -> Samples:
     """The last entry is nobody's."""
     runs = len(wasted) - 1
-    return np.array(wasted[skip:runs]) + wasted[runs] / runs
+    return _rounded(np.array(wasted[skip:runs]) + wasted[runs] / runs)
+
+
+def _rounded(seconds: Samples) -> Samples:
+    """Without what only the rounding of times makes."""
+    return np.where(seconds > _ROUNDING_S, seconds, 0.0)
 
 
 def _waits(calls: Sequence[Called]) -> Waits:

@@ -98,6 +98,7 @@ def best_first(called: NDArray[np.float64], starts: NDArray[np.float64], took_s:
 
     # Nothing that is not late when started at once can be blamed on a delay.
     allowed = max(allowed, late(delays))
+    slack = max(0.0, allowed - float(np.percentile(warm, PERCENTILE)))
     for step in STEPS:
         open_ones = list(range(len(starts)))
         while open_ones:
@@ -106,7 +107,7 @@ def best_first(called: NDArray[np.float64], starts: NDArray[np.float64], took_s:
             at = open_ones[0]
             tried = delays.copy()
             tried[at] += step * grain
-            if tried[at] + starts[at] > float(np.nanmax(earliest[at])) or late(tried) > allowed:
+            if tried[at] + starts[at] > float(np.nanmax(earliest[at])) + slack or late(tried) > allowed:
                 open_ones.remove(at)
             else:
                 delays = tried

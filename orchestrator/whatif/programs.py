@@ -46,8 +46,9 @@ class Program(msgspec.Struct, frozen=True):
 
 
 def program_of(trace: Trace) -> Program:
-    """Waits are taken off: a call's work begins `wait_s` after it was sent. A call sent after its caller had answered counts as
-    sent with the answer; one still running then is not waited for. Raises ValueError when callers do not come before callees.
+    """Waits are taken off: a call's work begins `wait_s` after it was sent. Skewed clocks: a call sent before its caller's
+    work began counts as sent with that, one sent after its answer as sent with the answer. A call that is still running when its caller
+    answers is not waited for. Raises ValueError when callers do not come before callees.
     """
     begins = [max(0.0, trace.wait_s)]
     ends = [max(trace.duration_s, begins[0])]
@@ -56,9 +57,11 @@ def program_of(trace: Trace) -> Program:
     for number, call in enumerate(trace.calls, start=1):
         if not -1 <= call.caller_index < number - 1:
             raise ValueError(f"calls[{number - 1}].caller_index: {call.caller_index} is neither an earlier call nor -1")
-        sent.append(call.offset_s)
-        begins.append(call.offset_s + call.wait_s)
-        ends.append(call.offset_s + max(call.duration_s, call.wait_s))
+        above = call.caller_index + 1
+        at = min(max(call.offset_s, begins[above]), ends[above])
+        sent.append(at)
+        begins.append(at + call.wait_s)
+        ends.append(at + max(call.duration_s, call.wait_s))
         children[call.caller_index + 1].append(number)
     stages = []
     for number, below in enumerate(children):
@@ -85,7 +88,7 @@ def _steps(
     steps = []
     answered = 0
     for at, child in enumerate((*below, FINISH)):
-        moment = ended if child == FINISH else min(max(sent[child], began), ended)
+        moment = ended if child == FINISH else sent[child]
         while (
             answered < len(answers) and ends[answers[answered]] <= moment + _GRAIN_S and place[answers[answered]] < at
         ):  # only what was sent before can have answered: nothing waits for itself
