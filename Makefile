@@ -11,7 +11,7 @@ help:
 	@echo "make demo       the story in the terminal: deploy, invoke cold, learn, prewarm, show why (DEMO_ARGS=--keep leaves it running)"
 	@echo "make test       everything; PYTEST_ARGS selects, TEST_WORKERS=0: one after the other"
 	@echo "make check      ruff, mypy, import rules"
-	@echo "make bench      all benchmarks; make bench-warm, bench-cold, bench-chain, bench-page, bench-code: one topic"
+	@echo "make bench      all benchmarks; make bench-warm, bench-cold, bench-chain, bench-page, bench-code, bench-planner: one topic"
 	@echo "make picture    the README's picture of the page"
 	@echo "make soak       what takes long"
 	@echo "make clean      removes .venv and caches"

@@ -41,6 +41,8 @@ _BROUGHT = (
 )
 _REPLAYED = "Azure's load of 2019, 250 functions over 8 hours on one node, Zipf-sized packages, virtual clock"
 
+_LARGE = "in a graph of 100,000 functions (1,060 workflows of 100 stages)"
+
 _ALL = (
     Metric("warm.p50_ms", "warm", "ms", f"{_WARM}: median latency at one connection", 1.0),
     Metric("warm.p99_ms", "warm", "ms", f"{_WARM}: 99th percentile of latency at one connection", 5.0),
@@ -209,12 +211,29 @@ _ALL = (
     ),
     Metric("code.replay.planned", "code", "ratio", "the same for other bounds, loads and settings", better=Better.HIGHER),
     Metric(
+        "planner.plan100_ms",
+        "planner",
+        "ms",
+        f"predict and plan, policy priced, an entry with 100 downstream functions, {_LARGE}; median",
+        5.0,
+    ),
+    Metric("planner.plan_ms", "planner", "ms", "the same with generic standbys weighed too, by policy path, and a revision"),
+    Metric("planner.plan_cpu_ms", "planner", "ms", "CPU of the same"),
+    Metric(
+        "planner.observe_us",
+        "planner",
+        "us",
+        f"one call of a run of ten, three deep: assembled from records and learned, {_LARGE}; median",
+        50.0,
+    ),
+    Metric("planner.assemble_us", "planner", "us", "the assembling part of the same"),
+    Metric(
         "page.filter_ms", "page", "ms", f"{_PAGE}: from a change of the filter until its picture is on the screen; median", 300.0
     ),
 )
 
 METRICS: Mapping[str, Metric] = {metric.name: metric for metric in _ALL}
-TOPICS = ("warm", "cold", "chain", "page", "code")
+TOPICS = ("warm", "cold", "chain", "page", "code", "planner")
 
 
 def of_topic(topic: str) -> list[Metric]:

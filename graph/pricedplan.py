@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 
 import msgspec
-import numpy as np
 
 from graph.bounds import over
 from graph.ids import FunctionId, name_of
@@ -21,7 +20,7 @@ from graph.plans import (
 from graph.pricing import LEAST_HELD_S, hold_s
 from graph.reasons import duration, percent, reason
 from graph.standbyplan import Cover, choose
-from graph.weighing import QUANTILES, Weighed, Weighing, evidence, weigh
+from graph.weighing import Weighed, Weighing, evidence, lead_quantiles, weigh
 
 
 class Decided(msgspec.Struct):
@@ -124,7 +123,7 @@ def _standby(decision_id: str, cover: Cover, weighing: Weighing, budget: Budget)
     names = [name_of(one.call.function) for one in group.members]
     listed = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
     more = hold_s(cover.needed, len(samples), group.start_s - group.specialise_s, group.idle_price, weighing.prices.late_s)
-    quantiles = tuple(np.quantile(samples, QUANTILES).tolist())
+    quantiles = tuple(lead_quantiles([group.lead])[0])
     alone = sum(min(one.cost, one.never) for one in group.members)
     idle_cost = group.idle_price * cover.idle_s
     often = f"{cover.ordinal} of them at once" if cover.ordinal > 1 else "one of them"
@@ -141,7 +140,7 @@ def _standby(decision_id: str, cover: Cover, weighing: Weighing, budget: Budget)
             reach=float(group.at_least[0]),
             concurrent=cover.needed,
             samples=max(one.call.samples for one in group.members),
-            lead_s=quantiles[QUANTILES.index(0.5)],
+            lead_s=quantiles[len(quantiles) // 2],
             start_s=group.specialise_s,
             price=cover.cost - cover.never,
             trace_ids=first.trace_ids,

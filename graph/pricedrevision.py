@@ -3,8 +3,6 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-import numpy as np
-
 from graph.bounds import left
 from graph.ids import FunctionId, name_of
 from graph.plans import Budget, ExpectedCall, Held, Level, PrewarmDecision, Prices, Standbys
@@ -83,7 +81,7 @@ def _verdict(weighing: Weighing, held: Held, one: Weighed, now: float, since: st
     prices, at = weighing.prices, _ready_in(held, now)
     starts = weighing.starts[one.row]
     if held.ready_at is not None:
-        at, starts = 0.0, np.zeros_like(starts)
+        at, starts = 0.0, (0.0,)
     elif held.started:
         at = min(at, 0.0)
     costs, _ = cost(one.needed, at, weighing.leads[one.row], starts, one.idle_price, prices.late_s)
@@ -121,7 +119,7 @@ def _keep_standbys(
             decided.cancelled.append((held.decision.decision_id, f"nothing competes for it any more{since}"))
             continue
         at = 0.0 if held.ready_at is not None else _ready_in(held, now)
-        starts = np.full(1, 0.0 if held.ready_at is not None else standbys.clone_s)
+        starts = (0.0 if held.ready_at is not None else standbys.clone_s,)
         costs, _ = cost(needed, at, way.lead, starts, way.idle_price, weighing.prices.late_s)
         saved = weighing.prices.late_s * needed * (way.start_s - way.specialise_s)
         if costs > saved:

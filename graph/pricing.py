@@ -14,6 +14,7 @@ See docs/planning.md.
 Exact for the given samples, by prefix sums over them; all calls of a plan at once.
 """
 
+import bisect
 import math
 from collections.abc import Sequence
 
@@ -52,17 +53,19 @@ def lead(offsets_s: Sequence[float], elapsed_s: float, start_s: float, known: bo
     is overdue: what is left is spread, exponentially, over the time by which the last sample exceeds the median.
     """
     if not offsets_s or not known:
-        return Lead(np.array([UNKNOWN_LEAD_S]), known=False)
-    ordered = np.asarray(offsets_s, dtype=np.float64)
-    ahead = ordered[np.searchsorted(ordered, elapsed_s, side="right") :]
-    if len(ahead) == len(ordered):
-        return Lead(ahead - elapsed_s)
-    left = (len(ahead) + 1) / (len(ordered) + 1)
-    if len(ahead):
-        return Lead(ahead - elapsed_s, left)
-    scale = max(float(ordered[-1] - ordered[len(ordered) // 2]), start_s, 1e-3)
+        return _UNKNOWN
+    passed = bisect.bisect_right(offsets_s, elapsed_s)
+    if not passed:
+        return Lead(np.array(offsets_s) - elapsed_s)
+    left = (len(offsets_s) - passed + 1) / (len(offsets_s) + 1)
+    if passed < len(offsets_s):
+        return Lead(np.array(offsets_s[passed:]) - elapsed_s, left)
+    scale = max(offsets_s[-1] - offsets_s[len(offsets_s) // 2], start_s, 1e-3)
     parts = (np.arange(OVERDUE_POINTS) + 0.5) / OVERDUE_POINTS
     return Lead(-scale * np.log1p(-parts), left)
+
+
+_UNKNOWN = Lead(np.array([UNKNOWN_LEAD_S]), known=False)
 
 
 def posterior(reach: float, left: float) -> float:
@@ -70,13 +73,11 @@ def posterior(reach: float, left: float) -> float:
     return reach * left / (1.0 - reach + reach * left) if left < 1.0 and reach > 0.0 else reach
 
 
-def start_points(starts_s: Sequence[float], start_s: float) -> Floats:
+def start_points(starts_s: Sequence[float], start_s: float) -> tuple[float, ...]:
     """START_POINTS equally likely start times: of the samples where there are as many, else all the mean."""
     if len(starts_s) < START_POINTS:
-        return np.full(START_POINTS, max(start_s, 0.0))
-    ordered = np.asarray(starts_s, dtype=np.float64)
-    places = ((np.arange(START_POINTS) + 0.5) / START_POINTS * len(ordered)).astype(np.intp)
-    return ordered[places]
+        return (max(start_s, 0.0),) * START_POINTS
+    return tuple(starts_s[(2 * part + 1) * len(starts_s) // (2 * START_POINTS)] for part in range(START_POINTS))
 
 
 class Curves(msgspec.Struct, frozen=True):
@@ -94,13 +95,13 @@ class Curves(msgspec.Struct, frozen=True):
     missed: Floats
 
 
-def curves(leads: Sequence[Lead], starts: Sequence[Floats]) -> Curves:
+def curves(leads: Sequence[Lead], starts: Sequence[Sequence[float]]) -> Curves:
     """The curves at now and at the moments from which each sample would just be met by the mean start."""
     count = len(leads)
     sizes = np.array([len(one.samples) for one in leads], np.intp)
     width = int(sizes.max(initial=0)) + 1
     flat = np.concatenate([one.samples for one in leads]) if count else np.empty(0)
-    points = np.stack(starts) if count else np.empty((0, START_POINTS))
+    points = np.array(starts, np.float64).reshape(count, START_POINTS)
     mean = points.mean(axis=1)
     first = np.concatenate(([0], np.cumsum(sizes)[:-1])) if count else np.empty(0, np.intp)
     rows = np.repeat(np.arange(count), sizes)
@@ -138,16 +139,16 @@ def curves(leads: Sequence[Lead], starts: Sequence[Floats]) -> Curves:
     return Curves(at, np.maximum(called, 0.0), uncalled, np.maximum(waited, 0.0), mean, missed)
 
 
-def cost(needed: float, at: float, one: Lead, starts: Floats, idle: float, late: float) -> tuple[float, float]:
+def cost(needed: float, at: float, one: Lead, starts: Sequence[float], idle: float, late: float) -> tuple[float, float]:
     """The cost of one preparation that starts, or has started, `at` seconds from now, and the seconds it will idle.
 
     `at` is negative for one under way; 0 with start times of 0 is one that is ready. Starts that would be over by now are over.
     """
-    ready = np.maximum(at + starts, 0.0)[:, None]
+    ready = np.maximum(at + np.array(starts), 0.0)[:, None]
     samples = one.samples[None, :]
     called = float(np.maximum(samples - ready, 0.0).mean())
     uncalled = float(np.maximum(samples[:, -1:] + LEAST_HELD_S - ready, 0.0).mean())
-    waited = float(np.where(samples < at, starts.mean(), np.maximum(ready - samples, 0.0)).mean())
+    waited = float(np.where(samples < at, sum(starts) / len(starts), np.maximum(ready - samples, 0.0)).mean())
     idled = needed * called + (1.0 - needed) * uncalled
     return idle * idled + late * needed * waited, idled
 

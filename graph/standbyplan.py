@@ -27,6 +27,8 @@ SPLITS = 4
 """So many ways of leaving only the less likely calls of a group to standbys are weighed."""
 
 _SAME = 1e-12
+_SAMPLES = 512  # of all members together, in a mixture
+_FEWEST = 4  # of each
 
 
 class Group(msgspec.Struct):
@@ -104,14 +106,14 @@ def together(in_runs: Sequence[bytes], needed: Floats) -> Floats:
 
 
 def _mixed(leads: Sequence[Lead], needed: Floats) -> Lead:
-    """When the first of them comes, roughly: their samples together, each call as heavy as it is likely, thinned to 64."""
-    samples = np.concatenate([one.samples for one in leads])
-    weights = np.concatenate(
-        [np.full(len(one.samples), share / len(one.samples)) for one, share in zip(leads, needed.tolist(), strict=True)]
-    )
+    """When the first of them comes, roughly: their samples together, each call as heavy as it is likely, 64 of them."""
+    most = max(_FEWEST, _SAMPLES // len(leads))
+    steps = [-(-len(one.samples) // most) for one in leads]
+    thinned = [one.samples[step // 2 :: step] for one, step in zip(leads, steps, strict=True)]
+    sizes = [len(one) for one in thinned]
+    samples = np.concatenate(thinned)
+    weights = np.repeat(needed / sizes, sizes)
     order = np.argsort(samples, kind="stable")
-    if len(samples) <= RESERVOIR and len(leads) == 1:
-        return Lead(samples[order])
     reached = np.cumsum(weights[order])
     parts = (np.arange(RESERVOIR) + 0.5) / RESERVOIR * reached[-1]
     places = np.minimum(np.searchsorted(reached, parts), len(order) - 1)
@@ -121,7 +123,7 @@ def _mixed(leads: Sequence[Lead], needed: Floats) -> Lead:
 def covers(ways: Iterable[Group], prices: Prices, standbys: Standbys, held: int) -> list[list[Cover]]:
     """For each way the standbys worth making beyond the `held` ones and the free ones of the shape."""
     listed = list(ways)
-    found = curves([way.lead for way in listed], [np.full(START_POINTS, max(standbys.clone_s, 0.0))] * len(listed))
+    found = curves([way.lead for way in listed], [(max(standbys.clone_s, 0.0),) * START_POINTS] * len(listed))
     return [_worthwhile(way, found, row, prices, standbys.free.get(way.memory_mb, 0) + held) for row, way in enumerate(listed)]
 
 

@@ -1,7 +1,5 @@
 """Start times of one function: the time from the order to prepare an instance until it was ready, by where it came from."""
 
-from collections.abc import Sequence
-
 import msgspec
 
 from graph.timing import DEFAULT_START_S, Reservoir, smoothed_start
@@ -44,16 +42,12 @@ class StartTimes(msgspec.Struct, array_like=True, gc=False):
         """Mean seconds to ready from that tier; over all of them when it was never measured; 0.1 before the first."""
         held = self.of_tier.get(tier) if tier else None
         if held is not None:
-            return _mean(held.samples())
+            return held.mean()
         return self.smoothed if self.smoothed is not None else DEFAULT_START_S
 
     def from_standby_s(self) -> float | None:
         """Mean seconds from specialising a standby to ready; None when that was never seen."""
         for tier, held in self.of_tier.items():
             if tier.rpartition("/")[2] == STANDBY:
-                return _mean(held.samples())
+                return held.mean()
         return None
-
-
-def _mean(samples: Sequence[float]) -> float:
-    return sum(samples) / len(samples)

@@ -7,7 +7,7 @@ import numpy as np
 
 from graph.ids import FunctionId
 from graph.plans import Alternative, Evidence, ExpectedCall, Prices
-from graph.pricing import Curves, Floats, Lead, curves, lead, posterior, start_points
+from graph.pricing import Curves, Lead, curves, lead, posterior, start_points
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 _SAME = 1e-12
@@ -32,6 +32,7 @@ class Weighed(msgspec.Struct):
     cost: float
     never: float
     idle_s: float
+    others: tuple[Alternative, ...]
     claimed: bool = False
 
     @property
@@ -49,9 +50,10 @@ class Weighing(msgspec.Struct):
     expected: Sequence[ExpectedCall]
     prices: Prices
     leads: list[Lead]
-    starts: list[Floats]
+    starts: list[tuple[float, ...]]
     curves: Curves
     instances: list[Weighed]
+    quantiles: list[list[float]]  # of each lead, see Evidence.lead_quantiles_s
 
 
 def weigh(expected: Sequence[ExpectedCall], prices: Prices, idle: Mapping[FunctionId, int], elapsed_s: float) -> Weighing:
@@ -66,46 +68,58 @@ def weigh(expected: Sequence[ExpectedCall], prices: Prices, idle: Mapping[Functi
         if ordinal > max(0, idle.get(call.function, 0))
     ]
     if not lines:
-        return Weighing(expected, prices, leads, starts, found, [])
+        return Weighing(expected, prices, leads, starts, found, [], [])
     rows = np.array([row for row, _, _ in lines], np.intp)
     needed = np.array([share for _, _, share in lines])
     price = np.array([prices.idle_gb_s * expected[row].memory_mb / 1024 for row, _, _ in lines])
+    kappa = price / (prices.late_s + price)
     likely = needed[:, None]
     idled = likely * found.called_s[rows] + (1.0 - likely) * found.uncalled_s[rows]
     cost = price[:, None] * idled + prices.late_s * likely * found.waited_s[rows]
     cost[~np.isfinite(found.at[rows])] = np.inf
     best = cost.shape[1] - 1 - np.argmin(cost[:, ::-1], axis=1)  # of equals the latest
+    sizes = np.array([len(one.samples) for one in leads])[rows]
+    rule = np.minimum((kappa / np.maximum(needed, kappa) * sizes).astype(np.intp) + 1, sizes)
     index = np.arange(len(lines))
     columns = zip(
         lines,
         price.tolist(),
+        kappa.tolist(),
         best.tolist(),
         found.at[rows, best].tolist(),
         cost[index, best].tolist(),
         (prices.late_s * needed * found.never_s[rows]).tolist(),
         idled[index, best].tolist(),
+        cost[:, 0].tolist(),
+        rule.tolist(),
+        cost[index, rule].tolist() if cost.shape[1] > 1 else [0.0] * len(lines),
+        found.at[rows, rule].tolist() if cost.shape[1] > 1 else [0.0] * len(lines),
         strict=True,
     )
-    kappas = {call.memory_mb: prices.kappa(call.memory_mb) for call in expected}
-    instances = [
-        Weighed(expected[row], row, ordinal, share, idle_price, kappas[expected[row].memory_mb], column, at, least, never, idle_s)
-        for (row, ordinal, share), idle_price, column, at, least, never, idle_s in columns
-    ]
-    return Weighing(expected, prices, leads, starts, found, instances)
+    instances = []
+    for (row, ordinal, share), each_s, bar, column, at, least, never, idle_s, at_once, by_rule, ruled, rule_at in columns:
+        others = [Alternative("never", never)]
+        if column:
+            others.append(Alternative("now", at_once, 0.0))
+        if share > bar and by_rule != column and leads[row].known:
+            others.append(Alternative("rule", ruled, rule_at))
+        instances.append(
+            Weighed(expected[row], row, ordinal, share, each_s, bar, column, at, least, never, idle_s, tuple(others))
+        )
+    return Weighing(expected, prices, leads, starts, found, instances, lead_quantiles(leads))
 
 
 def evidence(weighing: Weighing, one: Weighed) -> Evidence:
     """What the decision to prepare `one` at its best moment stands on."""
-    call, samples = one.call, weighing.leads[one.row].samples
-    known = weighing.leads[one.row].known
-    quantiles = tuple(np.quantile(samples, QUANTILES).tolist()) if known else ()
+    call, known = one.call, weighing.leads[one.row]
+    quantiles = tuple(weighing.quantiles[one.row]) if known.known else ()
     idle_cost = one.idle_price * one.idle_s
     return Evidence(
         source=call.source,
-        reach=posterior(call.reach, weighing.leads[one.row].left),
+        reach=posterior(call.reach, known.left),
         concurrent=one.needed,
         samples=call.samples,
-        lead_s=quantiles[QUANTILES.index(0.5)] if known else None,
+        lead_s=quantiles[len(QUANTILES) // 2] if quantiles else None,
         start_s=call.start_s,
         price=one.cost - one.never,
         trace_ids=call.trace_ids,
@@ -114,23 +128,17 @@ def evidence(weighing: Weighing, one: Weighed) -> Evidence:
         idle_cost=idle_cost,
         idle_s=one.idle_s,
         kappa=one.kappa,
-        alternatives=alternatives(weighing, one),
+        alternatives=tuple(sorted(one.others, key=_cost)),
     )
 
 
-def alternatives(weighing: Weighing, one: Weighed) -> tuple[Alternative, ...]:
-    """Never, now, and where the quantile rule alone would have put it; the cheapest first."""
-    found, prices = weighing.curves, weighing.prices
-    columns = {"now": 0}
-    if one.needed > one.kappa and weighing.leads[one.row].known:
-        size = len(weighing.leads[one.row].samples)
-        columns["rule"] = min(size, int(one.kappa / one.needed * size) + 1)
-    listed = [Alternative("never", one.never)]
-    for what, column in columns.items():
-        if column == one.best:
-            continue
-        called, uncalled = found.called_s[one.row, column], found.uncalled_s[one.row, column]
-        idled = one.needed * called + (1.0 - one.needed) * uncalled
-        waited = prices.late_s * one.needed * found.waited_s[one.row, column]
-        listed.append(Alternative(what, float(one.idle_price * idled + waited), float(found.at[one.row, column])))
-    return tuple(sorted(listed, key=lambda each: each.cost))
+def lead_quantiles(leads: Sequence[Lead]) -> list[list[float]]:
+    """Of each lead the sample nearest to each of QUANTILES."""
+    sizes = np.array([len(one.samples) for one in leads])
+    places = np.rint(np.multiply.outer(sizes - 1, QUANTILES)).astype(np.intp) + (np.cumsum(sizes) - sizes)[:, None]
+    found: list[list[float]] = np.concatenate([one.samples for one in leads])[places].tolist()
+    return found
+
+
+def _cost(alternative: Alternative) -> float:
+    return alternative.cost

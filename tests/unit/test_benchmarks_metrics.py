@@ -26,6 +26,8 @@ PROMISED = {
     "code.tier2_1mb.p50_ms": 5,
     "code.origin_share": 0.001,
     "code.planned_tier1_share": 0.99,
+    "planner.plan100_ms": 5,
+    "planner.observe_us": 50,
 }
 
 
