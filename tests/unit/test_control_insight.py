@@ -64,8 +64,8 @@ class Double:
         asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(10)
 
     async def _start(self) -> None:
-        table = {what: self._answerer(what) for what in ("graph", "plan", "decisions", "runs", "run", "workflows", "warm", "cool",
-                                                         "prewarm", "observe", "names", "name", "intake", "state", "logs")}  # fmt: skip
+        names = "graph plan decisions runs run workflows warm cool prewarm observe names name intake state logs"
+        table = {what: self._answerer(what) for what in names.split()}
         self._server = await listen(self._path, self, self._secret, self._name, table)
 
     async def _stop(self) -> None:
