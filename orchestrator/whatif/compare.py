@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 import msgspec
 
 from graph.plans import Budget, Prices
+from orchestrator.whatif.anticipating import Anticipating
 from orchestrator.whatif.engine import Settings, Simulation
 from orchestrator.whatif.foreseeing import Clairvoyant
 from orchestrator.whatif.keeping import GreedyDual, HybridHistogram, KeepAlive
@@ -47,8 +48,8 @@ POLICIES: dict[str, tuple[str, Callable[[Basis], Policy]]] = {
     "orion": ("path, delayed as the 95th percentile allows", lambda basis: Orion(basis.keep_s)),
     "path": ("foreglow: whole path at the entry's start", lambda basis: Planned("path", basis.keep_s, budget=basis.budget)),
     "priced": (
-        "foreglow: each instance timed and priced",
-        lambda basis: Planned("priced", basis.keep_s, basis.prices, basis.budget),
+        "foreglow: entries foreseen, each instance timed and priced",
+        lambda basis: Anticipating(basis.keep_s, basis.prices, basis.budget),
     ),
     "clairvoyant": ("knows every call: the bound", lambda basis: Clairvoyant()),
 }

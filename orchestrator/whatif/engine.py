@@ -6,7 +6,7 @@ Memory and processors are not scarce in it: starts that happen at one time do no
 import heapq
 import random
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from enum import IntEnum
 
 import msgspec
@@ -73,6 +73,7 @@ class _Kind(IntEnum):
     CALL = 3
     ARRIVE = 4
     EXPIRE = 5
+    LATER = 6
 
 
 class _Live:
@@ -94,7 +95,7 @@ class _Live:
         self.holds: list[Instance | None] = [None] * stages
 
 
-_Payload = Instance | tuple[Instance, int] | tuple[int, int] | None
+_Payload = Callable[[], None] | Instance | tuple[Instance, int] | tuple[int, int] | None
 
 
 class Simulation:
@@ -138,6 +139,10 @@ class Simulation:
                 one, token = payload  # type: ignore[misc]
                 if one.state is State.IDLE and one.token == token:  # type: ignore[union-attr]
                     self._instances.end(one, self.now)  # type: ignore[arg-type]
+                    self._policy.expired(one)  # type: ignore[arg-type]
+            elif kind == _Kind.LATER:
+                if self._live or self._arrived < len(self._arrivals):
+                    payload()  # type: ignore[operator,misc]
             elif kind == _Kind.START:
                 self._start_ordered(payload)  # type: ignore[arg-type]
             else:
@@ -185,6 +190,9 @@ class Simulation:
         if one.state in (State.SCHEDULED, State.STARTING, State.IDLE) and one.waiter is None:
             self._instances.end(one, self.now)
 
+    def later(self, in_s: float, what: Callable[[], None]) -> None:
+        self._push(self.now + in_s, _Kind.LATER, what)
+
     def expire(self, one: Instance, in_s: float) -> None:
         one.token += 1
         if in_s < float("inf"):
@@ -211,6 +219,7 @@ class Simulation:
             live.seen.seen_at_s.append(self.now - live.called[0])
             self._policy.called(live.seen, function)
         else:
+            live.seen.waits = live.holds[0] is None
             self._policy.begins(live.seen)
 
     def _acquire(self, number: int, stage: int, function: FunctionId, live: _Live) -> None:

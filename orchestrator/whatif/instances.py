@@ -24,8 +24,8 @@ class State(IntEnum):
 class Instance:
     """One instance, from its order on. A standby has no function until a call of one it covers makes it into that.
 
-    `covers`: of a standby, the functions it may become; empty: any. `run`: who caused it. `token` changes with every use, so that
-    an expiry set before one is void.
+    `covers`: of a standby, the functions it may become; empty: any. `run`: who caused it. `unused_s`: how long it was ready
+    before its first use, or in vain. `token` changes with every use, so that an expiry set before one is void.
     """
 
     decision_id: str
@@ -41,6 +41,7 @@ class Instance:
     ready_at: float = 0.0
     idle_since: float = 0.0
     served: int = 0
+    unused_s: float = 0.0
     token: int = 0
     waiter: Waiter | None = None
 
@@ -122,6 +123,7 @@ class Instances:
             self.idle[one.function].remove(one)  # type: ignore[index]
         if not one.served:
             self.ledger.starting_s += one.ready_at - one.started_at
+            one.unused_s += now - one.ready_at
         one.state = State.BUSY
         one.token += 1
         one.served += 1
@@ -136,6 +138,7 @@ class Instances:
         self._waited(one, now)
         self.ledger.starting_s += one.ready_at - one.started_at
         self.ledger.lifetime_s += now - one.started_at
+        one.unused_s += now - one.ready_at
         self.alive_gb += memory_gb - one.memory_gb
         one.token += 1
         one.function = function
@@ -166,6 +169,7 @@ class Instances:
         elif one.state is State.IDLE:
             self._waited(one, now)
             if not one.served:
+                one.unused_s += now - one.ready_at
                 self.ledger.starting_s += one.ready_at - one.started_at
                 self.ledger.waste(self._kind(one), one.run, one.ready_at - one.started_at, one.memory_gb)
             (self.standbys if one.function is None else self.idle[one.function]).remove(one)

@@ -1,9 +1,10 @@
 """Policies that only keep instances alive: for a fixed time, by a histogram of idle times, by value while memory lasts."""
 
-from collections import Counter, deque
-from typing import NamedTuple
+from collections import Counter, defaultdict
 
+from graph.arrivals import Arrivals
 from graph.ids import FunctionId
+from graph.keepalive import window
 from orchestrator.whatif.instances import Instance, State
 from orchestrator.whatif.policy import Policy
 
@@ -20,80 +21,19 @@ class KeepAlive(Policy):
         return self._keep_s
 
 
-BIN_S = 60.0
-BINS = 240
-HEAD, TAIL, MARGIN = 0.05, 0.99, 0.10
-OUT_OF_BOUNDS = 0.5
-REPRESENTATIVE_CV = 2.0
-FORECAST_PREWARM, FORECAST_KEEP = 0.85, 0.30
-_FORECAST_FROM = 5
-
-
-class Windows(NamedTuple):
-    """Seconds after a call has ended: gone at once when `prewarm_s` > 0 and back then, until `until_s`."""
-
-    prewarm_s: float
-    until_s: float
-
-
-class IdleTimes:
-    """The idle times of one function, in 1-minute bins over 4 hours."""
-
-    def __init__(self) -> None:
-        self.bins = [0] * BINS
-        self._count = 0
-        self._squares = 0
-        self._beyond: deque[float] = deque(maxlen=_FORECAST_FROM)
-        self._beyond_count = 0
-
-    def add(self, idle_s: float) -> None:
-        at = int(idle_s // BIN_S)
-        if at >= BINS:
-            self._beyond.append(idle_s)
-            self._beyond_count += 1
-            return
-        self._squares += 2 * self.bins[at] + 1
-        self.bins[at] += 1
-        self._count += 1
-
-    def windows(self) -> Windows:
-        """Serverless in the Wild (ATC'20), section 4.2. Its ARIMA forecast for functions called less often than the histogram
-        reaches is the mean of the last 5 idle times here."""
-        beyond = self._beyond_count
-        if beyond and beyond / (self._count + beyond) >= OUT_OF_BOUNDS:
-            forecast_s = sum(self._beyond) / len(self._beyond)
-            return Windows(FORECAST_PREWARM * forecast_s, (FORECAST_PREWARM + FORECAST_KEEP) * forecast_s)
-        squared_cv = BINS * self._squares / self._count**2 - 1.0 if self._count else 0.0
-        if squared_cv < REPRESENTATIVE_CV**2:
-            return Windows(0.0, BINS * BIN_S)
-        head, tail = self._percentile(HEAD), self._percentile(TAIL)
-        return Windows(head * BIN_S * (1 - MARGIN), (tail + 1) * BIN_S * (1 + MARGIN))
-
-    def _percentile(self, share: float) -> int:
-        left = share * self._count
-        for at, count in enumerate(self.bins):
-            left -= count
-            if left <= 1e-9 and count:
-                return at
-        return BINS - 1
-
-
 class HybridHistogram(Policy):
-    """Each function by itself: unloaded after a call, loaded again before the next is due, kept until it is overdue."""
+    """Serverless in the Wild (ATC'20), each function by itself: unloaded after a call, loaded again before the next is due, kept
+    until it is overdue (graph.keepalive)."""
 
     name = "hybrid histogram"
 
     def __init__(self) -> None:
         super().__init__()
-        self._times: dict[FunctionId, IdleTimes] = {}
-        self._busy: Counter[FunctionId] = Counter()
-        self._ended_at: dict[FunctionId, float] = {}
+        self._arrivals: dict[FunctionId, Arrivals] = defaultdict(Arrivals)
         self._coming: dict[FunctionId, Instance] = {}
 
     def wanted(self, function: FunctionId) -> None:
-        if not self._busy[function] and function in self._ended_at:
-            self._times.setdefault(function, IdleTimes()).add(self.world.now - self._ended_at[function])
-        self._busy[function] += 1
+        self._arrivals[function].started(self.world.now)
         coming = self._coming.pop(function, None)
         if coming is not None and coming.state is State.SCHEDULED:
             self.world.give_up(coming)
@@ -101,17 +41,17 @@ class HybridHistogram(Policy):
     def keep_s(self, one: Instance) -> float:
         function = one.function
         assert function is not None
-        self._busy[function] -= 1
-        self._ended_at[function] = self.world.now
-        prewarm_s, until_s = self._times.setdefault(function, IdleTimes()).windows()
-        if prewarm_s <= 0.0 or self._busy[function]:
-            return until_s
+        known = self._arrivals[function]
+        known.ended(self.world.now)
+        held = window(known)
+        if held.from_s <= 0.0 or known.running:
+            return held.until_s
         coming = self._coming.get(function)
         if coming is not None:
             self.world.give_up(coming)
         start_s = self.world.starts.mean_s(function)
         self._coming[function] = self.world.prepare(
-            one.run, function, max(0.0, prewarm_s - start_s), max(0.0, until_s - prewarm_s), "histogram"
+            one.run, function, max(0.0, held.from_s - start_s), max(0.0, held.until_s - held.from_s), "histogram"
         )
         return 0.0
 

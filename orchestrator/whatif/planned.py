@@ -1,38 +1,26 @@
 """The platform's own policies: `path`, and `priced`, made by the code that plans on a platform (graph.planning)."""
 
 import random
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-
-import msgspec
 
 from graph.calls import StartKind, Trace
 from graph.ids import FunctionId, tenant_of
 from graph.planning import plan, revise
-from graph.plans import Budget, ExpectedCall, Held, Level, PrewarmDecision, PrewarmPlan, Prices, Standbys, Trigger
+from graph.plans import Budget, ExpectedCall, Level, PrewarmPlan, Prices, Standbys, Trigger
 from graph.prediction import predict
 from graph.starts import STANDBY
 from orchestrator.planner.promises import LiveRun, Promises
 from orchestrator.whatif.instances import Instance, State
 from orchestrator.whatif.learning import Learning
 from orchestrator.whatif.measures import calibration_error
+from orchestrator.whatif.orders import Order, Orders
 from orchestrator.whatif.policy import Run, World
 from orchestrator.whatif.programs import Program
 
 _MEASURED = 8
 _MEASURED_SEED = 7
-_UNENDED = (State.SCHEDULED, State.STARTING, State.IDLE)
-
-
-@dataclass(slots=True)
-class _Order:
-    decision: PrewarmDecision
-    ordered_at: float
-    one: Instance
-
-    @property
-    def open(self) -> bool:
-        return self.one.state in _UNENDED and not self.one.served and self.one.waiter is None
 
 
 @dataclass(slots=True)
@@ -40,25 +28,22 @@ class _Planned:
     """A run's orders, and what was said it would reach."""
 
     live: LiveRun
-    orders: dict[str, _Order] = field(default_factory=dict)
+    orders: dict[str, Order] = field(default_factory=dict)
     foretold: dict[FunctionId, float] = field(default_factory=dict)
 
 
 class Planned(Learning):
     """`policy`: path or priced. `foretold`: (run, probability said at its start, whether the function was reached)."""
 
-    def __init__(
-        self, policy: str, keep_s: float, prices: Prices | None = None, budget: Budget | None = None, name: str = ""
-    ) -> None:
+    def __init__(self, policy: str, keep_s: float, prices: Prices | None = None, budget: Budget | None = None) -> None:
         super().__init__(keep_s)
-        self.name = name or policy
+        self.name = policy
         self.foretold: list[tuple[int, float, bool]] = []
         self._policy = policy
         self._prices = prices or Prices()
-        self._budget = budget or Budget()
         self._promises = Promises()
         self._runs: dict[int, _Planned] = {}
-        self._alive: dict[str, _Order] = {}
+        self._orders = Orders(budget or Budget(), purse=policy == "priced")
         self._standbys: Standbys | None = None
         self._tiers: dict[FunctionId, str] = {}
 
@@ -77,62 +62,30 @@ class Planned(Learning):
         if self._policy == "priced":
             self._standbys = Standbys(starts.driver.clone.mean_s, memory_mb=max(1, round(starts.driver.standby_mb)))
 
-    @property
-    def _tier(self) -> str:
-        return f"{self.world.starts.driver.name}/tier1"
-
-    @property
-    def _standby_tier(self) -> str:
-        return f"{self.world.starts.driver.name}/{STANDBY}"
-
-    def _expected(self, run: Run) -> list[ExpectedCall]:
-        return predict(self.graph, run.entry, run.seen, seen_at_s=run.seen_at_s, tiers=self._tiers)
-
     def begins(self, run: Run) -> None:
         live = self._promises.begin(str(run.number), tenant_of(run.entry), run.entry, self.world.now)
         held = self._runs[run.number] = _Planned(live)
         expected = self._expected(run)
         held.foretold = {call.function: call.reach for call in expected}
-        made = plan(
-            expected,
-            self._prices,
-            self._left(),
-            {call.function: self._unpromised(call.function) for call in expected},
-            self.world.now,
-            tenant=live.tenant,
-            entry=run.entry,
-            trigger=Trigger.INVOCATION,
-            policy=self._policy,
-            trace_id=live.trace_id,
-            plan_id=f"{run.number}.0",
-            standbys=self._standbys,
-        )
-        self._order(run, held, made)
+        # All of it comes later by the entry's own start.
+        ahead_s = self.graph.starts(run.entry).expected_s(self._tier) if run.waits else 0.0
+        made = self._plan(run.entry, expected, Trigger.INVOCATION, f"{run.number}.0", -ahead_s)
+        self._order(run.number, made, held)
 
     def called(self, run: Run, function: FunctionId) -> None:
-        held = self._runs.get(run.number)
-        if held is None:
-            return
+        held = self._runs[run.number]
         self._promises.started(held.live, function)
         self._account(held, function)
         if not held.live.promised and not held.orders:
             return
         expected = self._expected(run)
         self._promises.keep_only(held.live, {call.function for call in expected})
-        open_orders = [
-            Held(
-                order.decision,
-                order.ordered_at,
-                order.one.state is not State.SCHEDULED,
-                order.one.ready_at if order.one.state is State.IDLE else None,
-            )
-            for order in held.orders.values()
-        ]
+        prices, budget = self._orders.means(self._prices, held.orders)
         revision = revise(
-            open_orders,
+            [order.held() for order in held.orders.values()],
             expected,
-            self._prices,
-            self._left(held),
+            prices,
+            budget,
             self._idle_beside(held, expected),
             self.world.now,
             tenant=held.live.tenant,
@@ -147,9 +100,10 @@ class Planned(Learning):
         )
         for decision_id, _ in revision.cancelled:
             order = held.orders.pop(decision_id)
-            self._alive.pop(decision_id, None)
+            if order.decision.level is Level.READY:
+                self._promises.started(held.live, order.decision.function)  # is no longer promised
             self.world.give_up(order.one)
-        self._order(run, held, revision.plan)
+        self._order(run.number, revision.plan, held)
 
     def ready(self, one: Instance, took_s: float) -> None:
         if one.function is not None:
@@ -157,16 +111,16 @@ class Planned(Learning):
             self.graph.set_start_time(one.function, took_s, tier)
 
     def ended(self, run: Run, trace: Trace) -> None:
+        """What it did not need is given up: what is not ready, and, where a price is on idling, what is."""
         held = self._runs.pop(run.number)
         self._promises.end(held.live.trace_id)
-        for decision_id, order in held.orders.items():
-            if order.open and order.one.state is not State.IDLE:
+        for order in held.orders.values():
+            if order.open and (self._policy == "priced" or order.one.state is not State.IDLE):
                 self.world.give_up(order.one)
-            if not order.open:
-                self._alive.pop(decision_id, None)
         reached = {call.callee for call in trace.calls} - {run.entry}
-        for function in reached | held.foretold.keys():
+        for function in sorted(reached | held.foretold.keys()):
             self.foretold.append((run.number, held.foretold.get(function, 0.0), function in reached))
+        self._orders.earn(trace)
         super().ended(run, trace)
 
     def calibration(self, skip: int = 0) -> float:
@@ -174,22 +128,58 @@ class Planned(Learning):
         said = [(share, reached) for run, share, reached in self.foretold if run >= skip]
         return calibration_error(said) if said else 0.0
 
-    # -- orders
+    # -- plans
 
-    def _order(self, run: Run, held: _Planned, made: PrewarmPlan) -> None:
-        for function in made.ready:
-            if not held.live.promised[function]:
-                self._promises.promise(held.live, function, 1)
+    @property
+    def _tier(self) -> str:
+        return f"{self.world.starts.driver.name}/tier1"
+
+    @property
+    def _standby_tier(self) -> str:
+        return f"{self.world.starts.driver.name}/{STANDBY}"
+
+    def _expected(self, run: Run) -> list[ExpectedCall]:
+        return predict(self.graph, run.entry, run.seen, seen_at_s=run.seen_at_s, tiers=self._tiers)
+
+    def _plan(
+        self, entry: FunctionId, expected: Sequence[ExpectedCall], trigger: Trigger, plan_id: str, elapsed_s: float = 0.0
+    ) -> PrewarmPlan:
+        """For a run that has nothing yet."""
+        prices, budget = self._orders.means(self._prices)
+        return plan(
+            expected,
+            prices,
+            budget,
+            self._unpromised(expected),
+            self.world.now,
+            tenant=tenant_of(entry),
+            entry=entry,
+            trigger=trigger,
+            policy=self._policy,
+            plan_id=plan_id,
+            elapsed_s=elapsed_s,
+            standbys=self._standbys,
+        )
+
+    def _order(self, run: int, made: PrewarmPlan, held: _Planned | None) -> list[Order]:
+        ordered = []
+        if held is not None:
+            for function in made.ready:
+                if not held.live.promised[function]:
+                    self._promises.promise(held.live, function, 1)
         for decision in made.decisions:
             if decision.level is Level.STANDBY:
-                one = self.world.hold(run.number, decision.covers, decision.start_in_s, decision.expires_s, decision.decision_id)
+                one = self.world.hold(run, decision.covers, decision.start_in_s, decision.expires_s, decision.decision_id)
             else:
-                one = self.world.prepare(
-                    run.number, decision.function, decision.start_in_s, decision.expires_s, decision.decision_id
-                )
-                self._promises.promise(held.live, decision.function, 1)
-            order = held.orders[decision.decision_id] = _Order(decision, self.world.now, one)
-            self._alive[decision.decision_id] = order
+                one = self.world.prepare(run, decision.function, decision.start_in_s, decision.expires_s, decision.decision_id)
+                if held is not None:
+                    self._promises.promise(held.live, decision.function, 1)
+            order = Order(decision, self.world.now, one)
+            self._orders.add(order)
+            ordered.append(order)
+            if held is not None:
+                held.orders[decision.decision_id] = order
+        return ordered
 
     def _account(self, held: _Planned, function: FunctionId) -> None:
         """A stage has, or waits for, its instance: orders that came to an end so are over, else one of its function is."""
@@ -197,41 +187,24 @@ class Planned(Learning):
         served = any(held.orders[decision_id].one.function == function for decision_id in ended)
         for decision_id in ended:
             del held.orders[decision_id]
-            self._alive.pop(decision_id, None)
         if not served:
-            other = next(
-                (key for key, order in held.orders.items() if order.decision.function == function and order.one.function), None
-            )
+            other = next((key for key, order in held.orders.items() if order.one.function == function), None)
             if other is not None:
                 del held.orders[other]
 
     # -- what is there
 
-    def _left(self, held: _Planned | None = None) -> Budget:
-        """What other runs leave of the bounds."""
-        gone = [decision_id for decision_id, order in self._alive.items() if not order.open]
-        for decision_id in gone:
-            del self._alive[decision_id]
-        own = held.orders.keys() if held else ()
-        others = [order.decision for decision_id, order in self._alive.items() if decision_id not in own]
-        return msgspec.structs.replace(
-            self._budget,
-            instances=max(0, self._budget.instances - len(others)),
-            memory_mb=max(0, self._budget.memory_mb - sum(decision.memory_mb for decision in others)),
-        )
-
-    def _unpromised(self, function: FunctionId) -> int:
-        return max(0, self.world.free(function) + self._scheduled(function) - self._promises.total(function))
-
-    def _scheduled(self, function: FunctionId) -> int:
-        return sum(order.decision.function == function and order.one.state is State.SCHEDULED for order in self._alive.values())
+    def _unpromised(self, expected: Sequence[ExpectedCall]) -> dict[FunctionId, int]:
+        coming = self._orders.scheduled()
+        return {
+            call.function: max(0, self.world.free(call.function) + coming[call.function] - self._promises.total(call.function))
+            for call in expected
+        }
 
     def _idle_beside(self, held: _Planned, expected: Sequence[ExpectedCall]) -> dict[FunctionId, int]:
-        own: dict[FunctionId, int] = {}
-        for order in held.orders.values():
-            if order.one.function is not None:
-                own[order.decision.function] = own.get(order.decision.function, 0) + 1
+        """Without what the run has ordered itself."""
+        own = Counter(order.one.function for order in held.orders.values())
+        promised = held.live.promised
         return {
-            call.function: max(0, self._unpromised(call.function) + held.live.promised[call.function] - own.get(call.function, 0))
-            for call in expected
+            function: free + max(0, promised[function] - own[function]) for function, free in self._unpromised(expected).items()
         }

@@ -1,6 +1,6 @@
 """What a policy is asked, and what it may do."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from graph.calls import Trace
@@ -11,9 +11,12 @@ from orchestrator.whatif.starts import Starts
 
 
 class Run:
-    """A run under way, as a policy may know it: nothing of what is still to come. `seen_at_s`: seconds after `began`."""
+    """A run under way, as a policy may know it: nothing of what is still to come.
 
-    __slots__ = ("began", "entry", "number", "seen", "seen_at_s")
+    `seen_at_s`: seconds after `began`. `waits`: the entry found no instance that was ready.
+    """
+
+    __slots__ = ("began", "entry", "number", "seen", "seen_at_s", "waits")
 
     def __init__(self, number: int, entry: FunctionId, began: float) -> None:
         self.number = number
@@ -21,6 +24,7 @@ class Run:
         self.began = began
         self.seen: list[FunctionId] = []
         self.seen_at_s: list[float] = []
+        self.waits = False
 
 
 class World(Protocol):
@@ -48,6 +52,9 @@ class World(Protocol):
 
     def give_up(self, one: Instance) -> None:
         """Whatever nobody uses or waits for; else nothing happens."""
+
+    def later(self, in_s: float, what: Callable[[], None]) -> None:
+        """`what` is called then, unless the last run is over by that time."""
 
     def expire(self, one: Instance, in_s: float) -> None:
         """An idle instance goes in `in_s` when it is not used before, whatever was said earlier."""
@@ -82,6 +89,9 @@ class Policy:
 
     def ready(self, one: Instance, took_s: float) -> None:
         """An instance became ready `took_s` after its start."""
+
+    def expired(self, one: Instance) -> None:
+        """An instance that waited for a call has gone."""
 
     def keep_s(self, one: Instance) -> float:
         """Its call is done: for how long it waits for the next. 0: it goes."""

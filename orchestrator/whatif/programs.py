@@ -46,9 +46,11 @@ class Program(msgspec.Struct, frozen=True):
 
 
 def program_of(trace: Trace) -> Program:
-    """Waits are taken off: a call's work begins `wait_s` after it was sent. Skewed clocks: a call sent before its caller's
-    work began counts as sent with that, one sent after its answer as sent with the answer. A call that is still running when its caller
-    answers is not waited for. Raises ValueError when callers do not come before callees.
+    """Waits are taken off: a call's work begins `wait_s` after it was sent.
+
+    Skewed clocks: a call sent before its caller's work began counts as sent with that, one sent after its answer as sent with
+    the answer. A call that is still running when its caller answers is not waited for. Raises ValueError when callers do not
+    come before callees.
     """
     begins = [max(0.0, trace.wait_s)]
     ends = [max(trace.duration_s, begins[0])]
