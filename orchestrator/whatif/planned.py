@@ -33,7 +33,10 @@ class _Planned:
 
 
 class Planned(Learning):
-    """`policy`: path or priced. `foretold`: (run, probability said at its start, whether the function was reached)."""
+    """`policy`: path or priced; a budget of infinite idle seconds per busy one bounds nothing.
+
+    `foretold`: (run, probability said at its start, whether the function was reached).
+    """
 
     def __init__(self, policy: str, keep_s: float, prices: Prices | None = None, budget: Budget | None = None) -> None:
         super().__init__(keep_s)
@@ -43,7 +46,8 @@ class Planned(Learning):
         self._prices = prices or Prices()
         self._promises = Promises()
         self._runs: dict[int, _Planned] = {}
-        self._orders = Orders(budget or Budget(), purse=policy == "priced")
+        budget = budget or Budget()
+        self._orders = Orders(budget, purse=policy == "priced" and budget.idle_s_per_busy_s < float("inf"))
         self._standbys: Standbys | None = None
         self._tiers: dict[FunctionId, str] = {}
 
