@@ -6,15 +6,13 @@ The planner is the platform's own, the runs are recorded or published ones, the 
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-
-from benchmarks.estimates import Estimate, bootstrap, share
+from benchmarks.estimates import Estimate, share
 from benchmarks.replay import load
 from benchmarks.replay.frontier import BUSIEST, OURS, RAREST, TAUGHT, Found, Workload, all_cases, envelope
 from benchmarks.replay.workloads import all_workloads
 from benchmarks.report import Report
+from graph.calibration import merged
 from orchestrator.whatif.compare import KEEP_S
-from orchestrator.whatif.measures import calibration_error
 from orchestrator.whatif.plot import frontier
 from orchestrator.whatif.starts import Starts
 
@@ -163,15 +161,10 @@ def _tell_defaults(report: Report, found: Sequence[Found]) -> None:
         wasted_s=_short(_mean_waste(ours)),
         whole_path_wasted_s=_short(_mean_waste([one for one in defaults if one.case.policy == "path"])),
     )
-    said = [each for one in ours for each in one.foretold]
-    report.emit(
-        "replay.calibration_error",
-        bootstrap(
-            [[share for share, _ in said], [float(came) for _, came in said]],
-            lambda groups: calibration_error(list(zip(*(np.asarray(group).tolist() for group in groups), strict=True))),
-            paired=True,
-        ),
-    )
+    said = merged([one.foretold for one in ours if one.foretold is not None])
+    error = said.error() or 0.0
+    each = {one.workload: _short(one.foretold.error() or 0.0) for one in ours if one.foretold is not None}
+    report.emit("replay.calibration_error", Estimate(error, error, error, sum(one.count for one in said.bins())), **each)
 
 
 def _mean_waste(found: Sequence[Found]) -> float:

@@ -67,5 +67,5 @@ def compare(
         rule, make = POLICIES[name]
         policy = make(basis)
         found = Simulation(arrivals, policy, settings).run()
-        calibration = policy.calibration(skip) if isinstance(policy, Planned) else None
+        calibration = policy.calibration(skip).error() if isinstance(policy, Planned) else None
         yield Result(name, rule, figures(found, basis.prices, skip), calibration)

@@ -19,7 +19,6 @@ BLOCKS = 50
 _ROUNDING_S = 1e-5
 _SEED = 20240229
 _COVERED = 0.95
-_BINS = 10
 
 Samples = NDArray[np.float64]
 
@@ -138,13 +137,3 @@ def interval(samples: Samples, times: float = 1.0) -> Interval:
     means = sums[drawn].sum(axis=1) / sizes[drawn].sum(axis=1) * times
     low, high = np.quantile(means, [(1 - _COVERED) / 2, (1 + _COVERED) / 2])
     return Interval(value, float(low), float(high))
-
-
-def calibration_error(foretold: Sequence[tuple[float, bool]]) -> float:
-    """Expected calibration error of (probability said, whether it happened): over 10 bins of equal mass the mean distance of what
-    was said from what happened. Raises ValueError without any."""
-    if not foretold:
-        raise ValueError("foretold: nothing was said")
-    ordered = np.array(sorted(foretold), dtype=np.float64)
-    bins = np.array_split(ordered, min(_BINS, len(ordered)))
-    return float(sum(len(one) * abs(one[:, 0].mean() - one[:, 1].mean()) for one in bins) / len(ordered))

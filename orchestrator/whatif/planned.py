@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from graph.calibration import Calibration
 from graph.calls import StartKind, Trace
 from graph.ids import FunctionId, tenant_of
 from graph.planning import plan, revise
@@ -14,7 +15,6 @@ from graph.starts import STANDBY
 from orchestrator.planner.promises import LiveRun, Promises
 from orchestrator.whatif.instances import Instance, State
 from orchestrator.whatif.learning import Learning
-from orchestrator.whatif.measures import calibration_error
 from orchestrator.whatif.orders import Order, Orders
 from orchestrator.whatif.policy import Run, World
 from orchestrator.whatif.programs import Program
@@ -127,10 +127,13 @@ class Planned(Learning):
         self._orders.earn(trace)
         super().ended(run, trace)
 
-    def calibration(self, skip: int = 0) -> float:
-        """Its calibration error (measures.calibration_error) over all runs but the first `skip`; 0 when nothing was foretold."""
-        said = [(share, reached) for run, share, reached in self.foretold if run >= skip]
-        return calibration_error(said) if said else 0.0
+    def calibration(self, skip: int = 0) -> Calibration:
+        """Of what it said, over all runs but the first `skip`."""
+        said = Calibration()
+        for run, share, reached in self.foretold:
+            if run >= skip:
+                said.add(min(1.0, share), reached)
+        return said
 
     # -- plans
 
