@@ -47,7 +47,10 @@ def predict(
     `seen_at_s`: when each stage in `seen` started, seconds from the run's start, as this run went (waits included). With it
     the offsets are those of this run: measured from its last stages, where enough runs tell. `tiers`: per function from where an
     instance would start now, in the words of CallGraph.set_start_time; start times are then those measured from there.
+    Raises ValueError for `seen_at_s` of another length than `seen`.
     """
+    if seen_at_s and len(seen_at_s) != len(seen):
+        raise ValueError(f"seen_at_s: one time for each of the {len(seen)} stages in seen, not {len(seen_at_s)}")
     stages = [function for function in seen if function != entry]
     reach = graph.reach(entry) or EntryReach()
     started = Counter(stages)

@@ -72,7 +72,7 @@ class Assembler:
 
     def __init__(self, bounds: AssemblyBounds | None = None, names: Mapping[TenantId, Mapping[str, str]] | None = None) -> None:
         self.intakes: dict[TenantId, Intake] = {}
-        self._forgotten: Counter[str] = Counter()  # left out of tenants that are gone: the sums of this process never shrink
+        self._gone = Intake()  # of tenants that were forgotten: the sums of this process never shrink
         self._bounds = bounds or AssemblyBounds()
         self._names: Mapping[TenantId, Mapping[str, str]] = {} if names is None else names
         self._incoming: dict[_Key, _Incoming] = {}
@@ -96,7 +96,17 @@ class Assembler:
     @property
     def dropped(self) -> Counter[str]:
         """Spans left out by reason, of all tenants."""
-        return sum((intake.left_out for intake in self.intakes.values()), self._forgotten.copy())
+        return sum((intake.left_out for intake in self.intakes.values()), self._gone.left_out.copy())
+
+    @property
+    def received(self) -> int:
+        """Spans that came, of all tenants."""
+        return sum(intake.spans for intake in self.intakes.values()) + self._gone.spans
+
+    @property
+    def early(self) -> int:
+        """Traces that were not waited for, of all tenants."""
+        return sum(intake.early for intake in self.intakes.values()) + self._gone.early
 
     def held(self, tenant: TenantId) -> int:
         """Spans of its traces that are not complete yet."""
@@ -181,7 +191,10 @@ class Assembler:
         self._rootless.pop(tenant, None)
         gone = self.intakes.pop(tenant, None)
         if gone is not None:
-            self._forgotten += gone.left_out
+            self._gone.spans += gone.spans
+            self._gone.traces += gone.traces
+            self._gone.early += gone.early
+            self._gone.left_out += gone.left_out
 
     # -- room
 

@@ -109,7 +109,7 @@ class SpanTree:
                 above = other[span.span_id]
             else:
                 above = called.get(span.parent_id) or other.get(span.parent_id) or []
-                if not above and span.link_span and span.link_trace:
+                if not above and span.link_trace == span.trace_id and span.link_span != span.span_id:
                     above = other.get(span.link_span) or called.get(span.link_span) or []
             if above:
                 parent = above[0] if len(above) == 1 else self._nearest(above, span)

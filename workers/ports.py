@@ -1,8 +1,8 @@
 """What a node asks of a driver and of the code tiers. Protocols live here, beside their consumer (workers.node)."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import msgspec
 
@@ -107,6 +107,9 @@ class Clone(Protocol):
     def usage(self) -> Usage | None:
         """Memory and processes now; None when it cannot be read."""
 
+    async def rest(self) -> None:
+        """Becomes a standby: does ahead what specialising would do, and takes no CPU from then on. Raises DriverError."""
+
     async def kill(self, reason: str) -> None:
         """Ends every process of the sandbox and frees what it held. Idempotent; returns when they are gone."""
 
@@ -129,16 +132,30 @@ class FunctionTemplate(Protocol):
         """Frees what it holds; its clones live on. Idempotent."""
 
 
+class Traits(msgspec.Struct, frozen=True):
+    """What the node must know of a driver. `shared_standbys`: a standby is of no tenant until it is used, and so dear that the
+    node keeps as many as the largest live plan draws. `beside_mb`: what a sandbox takes beside its shape,
+    `template_beside_mb`: a function template, at most. `lazy_code`: layers
+    may be mounts that are still being filled."""
+
+    shared_standbys: bool = False
+    beside_mb: int = 0
+    template_beside_mb: int = 0
+    lazy_code: bool = False
+
+
 class Driver(Protocol):
     """Makes templates and clones. One per node process."""
 
     name: str
+    traits: Traits
 
     async def start(self) -> IsolationReport:
         """Probes by doing it, sweeps what a dead predecessor left, and is ready to clone. Raises DriverError."""
 
     async def clone(self, tenant: str, memory_mb: int) -> Clone:
-        """A new sandbox for `tenant` with no code in it, waiting to be specialised. Raises DriverError."""
+        """A new sandbox for `tenant` (empty: whoever uses it first) with no code in it, waiting to be specialised. Raises
+        DriverError."""
 
     async def template(self, tenant: str, work: Specialisation, timeout_s: float) -> FunctionTemplate:
         """Imports the version's module, with `work.withheld` and without its environment, and keeps that to clone from.
@@ -216,6 +233,29 @@ class ChunkSource(Protocol):
 
     def chunk(self, tenant: str, digest: str, name: str) -> bytes:
         """A chunk of the layer `digest` as it is stored (workers.code.chunks); the caller unpacks, and so checks, it."""
+
+
+class Parcel(Protocol):
+    """A layer in one answer. One thread at a time; `close` it, whole or not, read or not."""
+
+    @property
+    def manifest(self) -> Manifest:
+        """Checked against its digest."""
+
+    def __iter__(self) -> Iterator[bytes]:
+        """The chunks as they are stored, in their order, as they come: of a small layer all of them, of a larger one none. Empty
+        for one that is not to be had this way. Raises workers.code.origin.OriginError."""
+
+    def close(self) -> None:
+        """Nobody wants the rest."""
+
+
+@runtime_checkable
+class ParcelSource(ChunkSource, Protocol):
+    """One question and one answer instead of a question for the manifest and one for each chunk."""
+
+    def parcel(self, tenant: str, digest: str) -> Parcel:
+        """Raises workers.code.origin.OriginError, as `manifest` does."""
 
 
 class CodeUnavailable(Exception):

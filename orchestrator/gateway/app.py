@@ -9,9 +9,9 @@ from graph.calls import StartKind
 from orchestrator.catalog.watch import RouteTable
 from orchestrator.gateway.allowances import Allowances, OverQuota
 from orchestrator.gateway.answers import Headers, answer, headers_of, problem_answer
-from orchestrator.gateway.listener import MAX_HEAD
 from orchestrator.gateway.resolve import NotFound, Unauthorized, authenticate, resolve
 from orchestrator.gateway.runs import Run, Runs, new_span_id, new_trace_id
+from orchestrator.heads import MAX_HEAD
 from tracing import propagation
 from workers.rpc.messages import HttpRequest
 from workers.versions import Kind

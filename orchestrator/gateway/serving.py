@@ -15,12 +15,12 @@ from orchestrator.catalog.watch import RouteTable, RouteWatcher
 from orchestrator.gateway.allowances import Allowances
 from orchestrator.gateway.app import GatewayApp
 from orchestrator.gateway.links import NodeLink
-from orchestrator.gateway.listener import BoundedHttp
 from orchestrator.gateway.metrics import GatewayMetrics, gateway_checks
 from orchestrator.gateway.presence import Presence
 from orchestrator.gateway.reports import Reports
 from orchestrator.gateway.runs import Runs
 from orchestrator.gateway.waiting import WaitingRoom
+from orchestrator.heads import BoundedHttp
 from orchestrator.members import LOCAL, Members, admit
 from orchestrator.membership import Self
 from orchestrator.ops.listener import Operations

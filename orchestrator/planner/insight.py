@@ -20,6 +20,7 @@ from orchestrator.planner.loop import PlannerLoop
 from orchestrator.planner.peers import Fleet
 from orchestrator.planner.runs import RunBook
 from orchestrator.planner.totals import totals
+from tracing.assembly import Assembler
 from workers.rpc.connection import RpcError
 
 MAX_LIMIT = 1000
@@ -39,6 +40,7 @@ class Insight:
         runs: RunBook,
         learner: Learner,
         activity: Activity,
+        assembler: Assembler,
     ) -> None:
         self._graph = graph
         self._table = table
@@ -48,6 +50,7 @@ class Insight:
         self._runs = runs
         self._learner = learner
         self._activity = activity
+        self._assembler = assembler
         self._totals: tuple[int, dict[tuple[str, str], dict[str, Any]]] = (-1, {})
 
     def answers(self) -> dict[str, Callable[[Mapping[str, Any]], Awaitable[object]]]:
@@ -164,6 +167,7 @@ class Insight:
                 for one in self._fleet.nodes
             ],
             "learned": {name: getattr(self._learner.counters, name) for name in self._learner.counters.__slots__},
+            "spans": {"received": self._assembler.received, "left_out": self._assembler.dropped.total()},
         }
 
     def _known(self, args: Mapping[str, Any]) -> FunctionId:

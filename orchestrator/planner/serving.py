@@ -342,6 +342,7 @@ async def _serve(settings: Settings, secret: str, own: Self) -> None:
         planner.runs,
         planner.learner,
         planner.activity,
+        planner.assembler,
     )
     teaching = Teaching(planner.graph, planner.table, planner.learner, planner.assembler, planner.names)
     told = Listening(name, "planner", admits=admit(("control",), planner.table.nodes))

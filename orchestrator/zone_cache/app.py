@@ -1,14 +1,20 @@
-"""The HTTP of a zone cache: manifests, chunks (whole or a range) and filling.
+"""The HTTP of a zone cache: manifests, chunks (whole or a range), parcels and filling.
 
     GET  /v1/layers/{tenant}/{hex}/manifest
     GET  /v1/layers/{tenant}/{hex}/chunks/{name}
+    GET  /v1/layers/{tenant}/{hex}/parcel
     POST /v1/layers/{tenant}/{hex}/fill          {"chunks": [names], "within_s": seconds} -> {"missing": n, "reason": ""}
+
+A parcel is the manifest and, of a small layer, all chunks in their order, each behind its length in four bytes, big-endian;
+length 0 stands for a chunk that this cache does not hold.
 
 Refusals are one line of text: 403 not for this caller, 404 not in the origin or not of that layer, 503 not to be had now.
 """
 
+import asyncio
+import contextlib
 import re
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from typing import Annotated, Any
 
 import msgspec
@@ -21,10 +27,13 @@ from starlette.routing import Route
 from graph.ids import TENANT_PATTERN
 from orchestrator.zone_cache.admission import Judge
 from orchestrator.zone_cache.holding import Holding, NotHere, Unavailable
-from workers.code.manifest import LayerError, check_name, hex_of
+from workers.code.manifest import PARCEL_LENGTH_BYTES, LayerError, check_name, hex_of
 
 MAX_BODY = 1 << 20
 MAX_WITHIN_S = 5.0
+PARCEL_S = 20.0
+"""Who reads a parcel no faster than this loses it: it holds a place among those that are answered at once."""
+
 OBJECT = "application/octet-stream"
 RANGE = re.compile(r"bytes=(\d{0,12})-(\d{0,12})")
 
@@ -51,6 +60,7 @@ class ZoneApp:
         self.app = Starlette(
             routes=[
                 Route(f"{layer}/manifest", self._manifest, methods=["GET"]),
+                Route(f"{layer}/parcel", self._parcel, methods=["GET"]),
                 Route(f"{layer}/chunks/{{name}}", self._chunk, methods=["GET"]),
                 Route(f"{layer}/fill", self._fill, methods=["POST"]),
             ],
@@ -69,6 +79,20 @@ class ZoneApp:
             return refusal
         layer = await self._holding.layer(tenant, digest)
         return self._object(request, layer.stored, hex_of(digest))
+
+    async def _parcel(self, request: Request) -> Any:
+        tenant, digest = self._named(request)
+        refusal = self._refused(request, tenant)
+        if refusal is not None:
+            return refusal
+        layer = await self._holding.layer(tenant, digest)
+        self._holding.tally.served_bytes += len(layer.stored)
+        return _Parcel(_part(layer.stored), self._parts(self._holding.parcel(tenant, layer)))
+
+    async def _parts(self, chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+        async for stored in chunks:
+            self._holding.tally.served_bytes += len(stored)
+            yield _part(stored)
 
     async def _chunk(self, request: Request) -> Response:
         tenant, digest = self._named(request)
@@ -122,6 +146,27 @@ class ZoneApp:
         self._holding.tally.served_bytes += last + 1 - first
         headers["content-range"] = f"bytes {first}-{last}/{len(stored)}"
         return Response(stored[first : last + 1], 206, headers, OBJECT)
+
+
+class _Parcel:
+    """An answer that is sent part by part, as the reader takes them, and broken off after PARCEL_S."""
+
+    def __init__(self, first: bytes, rest: AsyncIterator[bytes]) -> None:
+        self._first = first
+        self._rest = rest
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        with contextlib.suppress(TimeoutError):  # what is not whole when this returns ends with the connection
+            async with asyncio.timeout(PARCEL_S):
+                await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", OBJECT.encode())]})
+                await send({"type": "http.response.body", "body": self._first, "more_body": True})
+                async for part in self._rest:
+                    await send({"type": "http.response.body", "body": part, "more_body": True})
+                await send({"type": "http.response.body", "body": b""})
+
+
+def _part(stored: bytes) -> bytes:
+    return len(stored).to_bytes(PARCEL_LENGTH_BYTES, "big") + stored
 
 
 def byte_range(header: str, size: int) -> tuple[int, int] | None:

@@ -7,7 +7,7 @@ import asyncio
 import contextlib
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TypeVar
@@ -17,7 +17,7 @@ import structlog
 
 from orchestrator.zone_cache.disk import Key, ZoneDisk
 from workers.code.chunks import intact
-from workers.code.manifest import LayerError, decode_manifest, encode_manifest, hex_of
+from workers.code.manifest import PARCEL_CHUNKS, LayerError, decode_manifest, encode_manifest, hex_of
 from workers.code.origin import OriginError
 from workers.ports import ChunkSource
 from workers.tallies import Histogram
@@ -48,10 +48,11 @@ class Unavailable(Exception):
 
 
 class Layer(msgspec.Struct, frozen=True):
-    """A manifest as it is stored, and the names of the chunks in it."""
+    """A manifest as it is stored, and the names of the chunks in it. `few`: in their order, of a layer that is one parcel."""
 
     stored: bytes
     names: frozenset[str]
+    few: Sequence[str] = ()
 
     @property
     def weight(self) -> int:
@@ -98,7 +99,8 @@ class Holding:
         key = (tenant, "manifests", hex_of(digest))
         stored = await self._object(key, partial(self._manifest, tenant, digest), partial(_is_manifest, digest=digest))
         manifest = await self._in(self._readers, partial(decode_manifest, stored, digest))
-        layer = Layer(stored, frozenset(chunk.name for chunk in manifest.chunks))
+        names = [chunk.name for chunk in manifest.chunks]
+        layer = Layer(stored, frozenset(names), names if len(names) <= PARCEL_CHUNKS else ())
         self._remember((tenant, digest), layer)
         return layer
 
@@ -108,6 +110,15 @@ class Holding:
             self.tally.absent += 1
             raise NotHere(f"layer {digest[:19]} holds no chunk {name[:12]}")
         return await self._object((tenant, "chunks", name), partial(self._origin.chunk, tenant, digest, name), intact)
+
+    async def parcel(self, tenant: str, layer: Layer) -> AsyncIterator[bytes]:
+        """The chunks of a small layer in their order, those of a larger one not. Empty for one that is not held: who needs it
+        asks for it alone, maybe another replica."""
+        for name in layer.few:
+            key = (tenant, "chunks", name)
+            stored = await self._in(self._readers, partial(self._read, key, intact)) if tenant not in self.removed else None
+            self.tally.hits += stored is not None
+            yield stored or b""
 
     async def fill(self, tenant: str, digest: str, names: Iterable[str], within_s: float) -> Filled:
         """Brings what is missing, for `within_s` seconds; asked again it goes on. Raises as `layer` does, for the

@@ -8,9 +8,9 @@ from typing import Any
 import structlog
 import uvicorn
 from starlette.responses import PlainTextResponse
-from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.server import ServerState
 
+from orchestrator.heads import BoundedHttp
 from workers.rpc.transport import Address, Identity, NotTrusted, prepare, serve
 
 CONNECTIONS = 4096
@@ -27,8 +27,8 @@ STOP_S = 2.0
 log = structlog.get_logger(__name__)
 
 
-class MemberHttp(H11Protocol):
-    """Puts who is calling into the scope's state. Its parser bounds a request's head."""
+class MemberHttp(BoundedHttp):
+    """Puts who is calling into the scope's state."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)

@@ -3,11 +3,11 @@
 import io
 import threading
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 from workers.code.chunks import chunk_key
 from workers.code.layers import Source
-from workers.code.manifest import Manifest
+from workers.code.manifest import PARCEL_CHUNKS, Manifest
 from workers.code.origin import Origin, OriginError
 from workers.code.publishing import publish_layer
 from workers.versions import CodePackage, Kind, VersionSpec
@@ -63,3 +63,40 @@ class Faulty:
             raise OriginError("a test left it closed")
         if self.away:
             raise OriginError("connection refused")
+
+
+class Parcels(Faulty):
+    """The same, of a source that sends small layers as parcels. `holds` and `breaks` are asked with the number of a chunk."""
+
+    def __init__(self, behind: Origin, name: str) -> None:
+        super().__init__(behind, name)
+        self.holds: Callable[[int], bool] = lambda number: True
+        self.breaks: Callable[[int], bool] = lambda number: False
+        self.opened = self.open = 0  # parcels
+
+    def parcel(self, tenant: str, digest: str) -> "SentParcel":
+        self._came("parcel")
+        return SentParcel(self, tenant, self._behind.manifest(tenant, digest))
+
+
+class SentParcel:
+    def __init__(self, source: Parcels, tenant: str, manifest: Manifest) -> None:
+        self.manifest = manifest
+        self._source = source
+        self._tenant = tenant
+        self._closed = False
+        source.opened += 1
+        source.open += 1
+
+    def __iter__(self) -> Iterator[bytes]:
+        if len(self.manifest.chunks) > PARCEL_CHUNKS:
+            return
+        for number, chunk in enumerate(self.manifest.chunks, 1):
+            if self._source.breaks(number):
+                raise OriginError("a test broke it off")
+            stored = self._source._behind.chunk(self._tenant, self.manifest.digest, chunk.name)
+            yield self._source.spoil(number, stored) if self._source.holds(number) else b""
+
+    def close(self) -> None:
+        self._source.open -= not self._closed
+        self._closed = True

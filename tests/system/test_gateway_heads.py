@@ -6,7 +6,7 @@ import contextlib
 import uvicorn
 from doubles.loop import in_loop, until
 
-from orchestrator.gateway.listener import MAX_HEAD, BoundedHttp
+from orchestrator.heads import MAX_HEAD, BoundedHttp
 
 
 async def _app(scope, receive, send):  # type: ignore[no-untyped-def]

@@ -7,10 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from doubles.layers import CLUSTER_KEY, Faulty, publish, version
+from doubles.layers import CLUSTER_KEY, Faulty, Parcels, publish, version
 from doubles.loop import in_loop, settle, until
 
-from workers.code import fetching, hosting
+from workers.code import fetching, hosting, sweeping
+from workers.code.manifest import PARCEL_CHUNKS
 from workers.code.origin import Origin
 from workers.code.room import Bounds
 from workers.code.tier1 import Tier1
@@ -202,6 +203,112 @@ async def test_forgetting_a_tenant_ends_what_is_on_its_way_and_it_never_comes_ba
     await settle()
     assert [path.name for path in (scene.folder / "code").iterdir() if path.is_dir()] == ["rival"]
     assert (tier.bytes_of("acme"), tier.held(other)) == (0, True)
+
+
+@in_loop
+async def test_what_was_evicted_is_deleted_when_nobody_waits(scene: Scene) -> None:
+    tier = scene.tier(Bounds(CHUNK, 1 << 30))
+    await tier.fetch(scene.layer(CHUNK))
+    behind = scene.layer(2 * CHUNK, "g")
+    gate = scene.zone.held[behind.package.code] = threading.Event()
+    coming = asyncio.ensure_future(tier.fetch(behind))
+    await until(lambda: scene.zone.asked["chunk"] >= 2)
+    await asyncio.sleep(3 * sweeping.QUIET_S)
+    assert any(".gone-" in name for name in scene.left()), "it is out of the way, and not deleted while another one is waited for"
+    gate.set()
+    await coming
+    await until(lambda: not scene.left())
+
+
+@in_loop
+async def test_what_was_evicted_is_deleted_all_the_same_when_somebody_always_waits(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sweeping, "PUT_OFF_S", 0.3)
+    tier = scene.tier(Bounds(CHUNK, 1 << 30))
+    await tier.fetch(scene.layer(CHUNK))
+    behind = scene.layer(2 * CHUNK, "g")
+    scene.zone.held[behind.package.code] = threading.Event()
+    coming = asyncio.ensure_future(tier.fetch(behind))
+    await until(lambda: any(".gone-" in name for name in scene.left()))
+    await until(lambda: not any(".gone-" in name for name in scene.left()))
+    assert not coming.done()
+    scene.zone.held[behind.package.code].set()
+    await coming
+
+
+# -- parcels
+
+
+class ParcelScene(Scene):
+    """The zone sends parcels."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.zone: Parcels = Parcels(self.store, "tier2")
+
+
+@pytest.fixture
+def parcels(tmp_path: Path) -> Iterator[ParcelScene]:
+    made = ParcelScene(tmp_path)
+    yield made
+    for tier in made.made:
+        tier.close()
+    assert made.zone.open == 0, "every parcel was closed"
+
+
+@in_loop
+async def test_a_small_layer_comes_in_one_answer(parcels: ParcelScene) -> None:
+    tier, one = parcels.tier(), parcels.layer(PARCEL_CHUNKS * CHUNK)
+    fetched = await tier.fetch(one)
+    assert fetched.source == "tier2"
+    assert (fetched.folders[0] / "handler.py").stat().st_size == PARCEL_CHUNKS * CHUNK
+    assert parcels.zone.asked == {"parcel": 1}
+    assert tier.fetcher.brought == {"tier2": PARCEL_CHUNKS * CHUNK}
+
+
+@in_loop
+async def test_of_a_larger_layer_and_of_what_nobody_waits_for_each_chunk_is_asked_for(parcels: ParcelScene) -> None:
+    tier, large, small = parcels.tier(), parcels.layer((PARCEL_CHUNKS + 1) * CHUNK), parcels.layer(CHUNK, "g")
+    assert (await tier.fetch(large)).source == "tier2"
+    assert parcels.zone.asked == {"parcel": 1, "chunk": PARCEL_CHUNKS + 1}
+    await tier.bring_ahead(small)
+    assert parcels.zone.asked == {"parcel": 1, "manifest": 1, "chunk": PARCEL_CHUNKS + 2}
+
+
+@pytest.mark.parametrize("wrong", ["not held", "broken off", "damaged"])
+@in_loop
+async def test_what_a_parcel_lacks_is_asked_for_alone(parcels: ParcelScene, wrong: str) -> None:
+    tier, one = parcels.tier(), parcels.layer(5 * CHUNK)
+    if wrong == "not held":
+        parcels.zone.holds = lambda number: number != 2
+    elif wrong == "broken off":
+        parcels.zone.breaks = lambda number: number == 4
+    else:
+        spoilt = iter([b"damaged"])
+        parcels.zone.spoil = lambda number, stored: next(spoilt, stored) if number == 3 else stored
+    assert (await tier.fetch(one)).source == "tier2"
+    assert parcels.zone.asked == {"parcel": 1, "chunk": 2 if wrong == "broken off" else 1}
+    assert tier.fetcher.damaged == ({"tier2": 1} if wrong == "damaged" else {})
+
+
+@in_loop
+async def test_a_parcel_for_which_there_is_no_room_is_given_up(parcels: ParcelScene) -> None:
+    tier, one = parcels.tier(Bounds(1 << 30, CHUNK)), parcels.layer(2 * CHUNK)
+    with pytest.raises(CodeUnavailable, match="TENANT_BYTES"):
+        await tier.fetch(one)
+    assert parcels.zone.asked == {"parcel": 1}
+
+
+@in_loop
+async def test_a_parcel_that_comes_when_the_zone_was_left_alone_is_closed(parcels: ParcelScene) -> None:
+    tier, one = parcels.tier(), parcels.layer(CHUNK)
+    for lane in tier.fetcher._lanes:
+        lane.answer_s = 0.2
+    parcels.zone.turn.clear()
+    assert (await tier.fetch(one)).source == "origin"
+    parcels.zone.turn.set()
+    await until(lambda: parcels.zone.opened and not parcels.zone.open)
 
 
 # -- ahead of need

@@ -6,6 +6,7 @@ import ssl
 import threading
 from collections.abc import AsyncIterator, Callable
 from hashlib import sha256
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -14,18 +15,19 @@ import msgspec
 import pytest
 from doubles.cluster import identity, port_of
 from doubles.loop import in_loop, until
-from doubles.zones import publish, read_all
+from doubles.zones import CLUSTER_KEY, big_layer, content, publish, read_all
 
 from orchestrator.authority import Authority
 from orchestrator.catalog.routes import NodeRoute
 from orchestrator.catalog.watch import RouteTable
-from orchestrator.zone_cache import listener
+from orchestrator.zone_cache import app, listener
 from orchestrator.zone_cache.admission import judge
 from orchestrator.zone_cache.app import ZoneApp
 from orchestrator.zone_cache.disk import ZoneDisk
 from orchestrator.zone_cache.holding import Holding
 from orchestrator.zone_cache.listener import MemberListener
-from workers.code.manifest import Manifest, hex_of
+from workers.code.chunks import chunk_key, unpack
+from workers.code.manifest import CHUNK_BYTES, PARCEL_CHUNKS, Manifest, hex_of
 from workers.code.origin import Origin, OriginError
 from workers.code.zone import ZoneClient
 from workers.rpc.transport import HostPort, Identity
@@ -40,7 +42,8 @@ class Cluster:
         self.table = RouteTable()
         self.origin = Origin((folder / "origin").as_uri())
         self.holding = Holding(ZoneDisk(folder / "zone", 1 << 30), self.origin)
-        self.listener = MemberListener(ZoneApp(self.holding, judge(self.table.nodes), self.table.loaded.is_set).app)
+        self.app = ZoneApp(self.holding, judge(self.table.nodes), self.table.loaded.is_set)
+        self.listener = MemberListener(self.app.app)
         self.clients: list[ZoneClient] = []
 
     @property
@@ -112,6 +115,72 @@ async def test_a_node_gets_nothing_of_tenants_it_may_not_hold(tmp_path: Path) ->
         assert made.holding.tally.refused == 2
         made.table.change("node", "n1", msgspec.structs.replace(made.table.nodes["n1"], tenants=()))
         assert await said(read_all, node, "globex", globex) == "", "the operator lifted it"
+
+
+def unpacked(client: ZoneClient, tenant: str, wanted: Manifest, at_most: int = 99) -> list[bytes]:
+    """The content of the chunks of a parcel, b"" for one that it does not hold."""
+    parcel, key = client.parcel(tenant, wanted.digest), chunk_key(CLUSTER_KEY, tenant)
+    try:
+        assert parcel.manifest == wanted
+        stored = list(islice(parcel, at_most))
+    finally:
+        parcel.close()
+    return [unpack(key, chunk.name, one) if one else b"" for chunk, one in zip(wanted.chunks, stored, strict=False)]
+
+
+@in_loop
+async def test_a_small_layer_is_one_answer_and_its_connection_is_used_again(tmp_path: Path) -> None:
+    async with cluster(tmp_path) as made:
+        one, node = big_layer(made.origin, "acme", PARCEL_CHUNKS), made.client(made.join("n1"))
+        plain = [content(CHUNK_BYTES, number) for number in range(PARCEL_CHUNKS)]
+        assert await asyncio.to_thread(unpacked, node, "acme", one) == [b""] * PARCEL_CHUNKS, "a parcel asks no origin"
+        before = set(made.listener._state.connections)
+        await asyncio.to_thread(read_all, node, "acme", one)
+        assert await asyncio.to_thread(unpacked, node, "acme", one) == plain
+        made.holding.disk.drop(("acme", "chunks", one.chunks[2].name))
+        made.holding.disk.keep(("acme", "chunks", one.chunks[4].name), b"damaged")
+        plain[2] = plain[4] = b""
+        assert await asyncio.to_thread(unpacked, node, "acme", one) == plain
+        assert made.listener._state.connections == before
+        assert len(before) == 1
+        assert len(await asyncio.to_thread(unpacked, node, "acme", one, 2)) == 2
+        await until(lambda: not made.listener._state.connections)
+        large = big_layer(made.origin, "acme", PARCEL_CHUNKS + 1)
+        await asyncio.to_thread(read_all, node, "acme", large)
+        assert await asyncio.to_thread(unpacked, node, "acme", large) == []
+
+
+@in_loop
+async def test_a_parcel_is_refused_as_its_chunks_are(tmp_path: Path) -> None:
+    async with cluster(tmp_path) as made:
+        acme, globex = layer(made), layer(made, "globex")
+        node = made.client(made.join("n1", "node", "acme"))
+        assert "may not hold code of tenant globex" in await said(unpacked, node, "globex", globex)
+        assert "not in the origin" in await said(node.parcel, "acme", globex.digest)
+        made.table.change("node", "n1", None)
+        assert "no member of this cluster" in await said(unpacked, node, "acme", acme)
+
+
+@in_loop
+async def test_a_cache_of_an_earlier_release_sends_the_manifest_alone(tmp_path: Path) -> None:
+    async with cluster(tmp_path) as made:
+        one, node = layer(made), made.client(made.join("n1"))
+        routes = made.app.app.router.routes
+        routes[:] = [route for route in routes if not route.path.endswith("/parcel")]  # type: ignore[attr-defined]
+        assert await asyncio.to_thread(unpacked, node, "acme", one) == []
+
+
+@in_loop
+async def test_who_does_not_read_a_parcel_loses_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(app, "PARCEL_S", 0.3)
+    async with cluster(tmp_path) as made:
+        one, node = big_layer(made.origin, "acme", PARCEL_CHUNKS), made.client(made.join("n1"))
+        await asyncio.to_thread(read_all, node, "acme", one)
+        parcel = await asyncio.to_thread(node.parcel, "acme", one.digest)
+        await until(lambda: not made.listener._state.connections)
+        with pytest.raises(OriginError, match="in the middle of a parcel"):
+            await asyncio.to_thread(list, parcel)
+        parcel.close()
 
 
 @in_loop

@@ -60,10 +60,8 @@ class Elements:
         column = at - self._text.rfind("\n", 0, at) if lines else self._column + at
         return f"line {self._lines + lines}, character {column}"
 
-    def _more(self) -> bool:
-        """Reads on; what is behind is given up. False at the end."""
-        if self._ended:
-            return False
+    def _more(self) -> None:
+        """Reads on; what is behind is given up, so that places in the text are others then."""
         lines = self._text.count("\n", 0, self._at)
         self._lines += lines
         self._column = self._at - self._text.rfind("\n", 0, self._at) if lines else self._column + self._at
@@ -80,7 +78,6 @@ class Elements:
         except UnicodeDecodeError as error:
             raise FormatError(f"{self._form}: after line {self._lines + left.count(chr(10))}: not UTF-8 text") from error
         self._at = 0
-        return not self._ended or len(self._text) > len(left)
 
     def _next(self) -> bool:
         """Goes to the next character that is no space. False at the end."""
@@ -89,8 +86,9 @@ class Elements:
                 self._at += 1
             if self._at < len(self._text):
                 return True
-            if not self._more() and self._at >= len(self._text):
+            if self._ended:
                 return False
+            self._more()
 
     def _take(self, *wanted: str) -> str:
         if not self._next():
@@ -109,15 +107,17 @@ class Elements:
                 value, end = self._scan(self._text, self._at)
             except JSONDecodeError as error:
                 mended = error.msg.startswith("Unterminated string") or error.pos >= len(self._text) - _TAIL
-                if mended and self._more():
+                if mended and not self._ended:
+                    self._more()
                     continue
                 raise FormatError(f"{self._form}: {self._place(error.pos)}: not JSON: {error.msg}") from error
             except RecursionError as error:
                 raise self.error("nested too deeply") from error
             except ValueError as error:  # a number of thousands of digits
                 raise self.error(str(error)[:100]) from error
-            if end == len(self._text) and self._more():
-                continue  # a number may go on
+            if end >= len(self._text) - 2 and not self._ended:  # a number may go on: "1", "1.", "1e-"
+                self._more()
+                continue
             self._at = end
             return value
 

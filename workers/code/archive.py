@@ -119,7 +119,7 @@ def unpack_archive(stream: BinaryIO, folder: Path, limits: Limits) -> Listing:
                     raise LayerError(f"{path!r}: only plain files with mode 0644 or 0755 belong in a layer")
                 if size > limits.size or len(files) >= limits.files:
                     raise LayerError(f"over {limits.size} bytes or {limits.files} files")
-                make_folders(folder, path, made)
+                make_folders(str(folder), path, made)
                 content = archive.extractfile(entry)
                 assert content is not None
                 digest = hashlib.sha256()

@@ -15,16 +15,22 @@ from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeout
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
+
+import msgspec
+import structlog
 
 from workers.code.chunks import chunk_key, unpack
 from workers.code.layers import assemble
 from workers.code.manifest import Chunk, LayerError, Manifest
 from workers.code.origin import OldLayer, OriginError
-from workers.ports import ChunkSource
+from workers.ports import ChunkSource, Parcel, ParcelSource
 
 AHEAD = 8
 """Chunks under way for one layer that somebody waits for: 4 MiB of memory."""
+
+UNPACKED_AHEAD = 3
+"""Of a parcel: what comes behind it waits in the kernel while the files of these are written."""
 
 AHEAD_IN_BACKGROUND = 2
 THREADS = 16
@@ -37,6 +43,7 @@ YIELD_S = 0.25
 """What is brought ahead of need moves on by a chunk in this time even while others are being waited for."""
 
 Answer = TypeVar("Answer")
+log = structlog.get_logger(__name__)
 
 
 class Ended(OriginError):
@@ -52,6 +59,7 @@ class Errand:
         self.urgent = urgent
         self.ended = False
         self.rank = 0
+        self.parcel: _Carried | None = None  # begun, and not read yet
         self.deadline = time.monotonic() + LAYER_S
 
 
@@ -77,11 +85,25 @@ class _Lane:
             return future.result(max(0.0, min(self.answer_s, at_most)))
         except (FutureTimeout, CancelledError):
             future.cancel()
+            future.add_done_callback(_let_go)
             self._rests_until = time.monotonic() + REST_S
             raise OriginError(f"no answer within {self.answer_s:g} s") from None
 
     def close(self) -> None:
         self._threads.shutdown(wait=False, cancel_futures=True)
+
+
+class _Carried(msgspec.Struct, frozen=True):
+    """A parcel that has begun to come, and where from."""
+
+    lane: _Lane
+    parcel: Parcel
+
+
+def _let_go(late: "Future[Any]") -> None:
+    """A parcel that came when nobody waited for it any more."""
+    if not late.cancelled() and late.exception() is None and isinstance(late.result(), _Carried):
+        late.result().parcel.close()
 
 
 class Fetcher:
@@ -95,6 +117,8 @@ class Fetcher:
         self._decoding = threading.BoundedSemaphore(max(1, os.cpu_count() or 1))
         self._state = threading.Condition()
         self._errands: Counter[Errand] = Counter()  # questions under way
+        self._last_urgent = 0.0  # when somebody last waited, by the monotonic clock
+        self._closed = False
         self.brought: Counter[str] = Counter()  # bytes of content, by source
         self.damaged: Counter[str] = Counter()  # chunks, by source
         self.silent: Counter[str] = Counter()  # questions that failed, by source
@@ -105,19 +129,31 @@ class Fetcher:
 
     def manifest(self, errand: Errand) -> Manifest:
         """Raises OriginError; OldLayer when the layer is in the form of an earlier release."""
+
+        def ask(source: ChunkSource) -> "Manifest | _Carried":
+            if errand.urgent and isinstance(source, ParcelSource):
+                lane = next(lane for lane in self._lanes if lane.source is source)
+                return _Carried(lane, source.parcel(errand.tenant, errand.digest))
+            return source.manifest(errand.tenant, errand.digest)
+
         with self._under_way(errand):
-            return self._first_good(errand, lambda source: source.manifest(errand.tenant, errand.digest))
+            found = self._first_good(errand, ask)
+        if isinstance(found, Manifest):
+            return found
+        errand.parcel = found
+        return found.parcel.manifest
 
     def layer(self, errand: Errand, manifest: Manifest, folder: Path) -> None:
         """Writes the layer into the empty `folder`, verified. Raises OriginError (Ended when it was given up), LayerError,
         OSError; what was written by then stays."""
-        with self._under_way(errand), closing(_Reader(self, errand, manifest.chunks)) as reader:
+        carried, errand.parcel = errand.parcel, None
+        with self._under_way(errand), closing(_Reader(self, errand, manifest.chunks, carried)) as reader:
             assemble(manifest, reader.read, folder)
 
     def chunk(self, errand: Errand, chunk: Chunk) -> bytes:
         """The content of one chunk, verified. Raises OriginError."""
         with self._under_way(errand):
-            return self._first_good(errand, self._asking(errand, chunk))
+            return self._first_good(errand, self.asking(errand, chunk))
 
     def hurry(self, errand: Errand) -> None:
         """Somebody waits for it now; the time that it took before does not count."""
@@ -132,7 +168,27 @@ class Fetcher:
             errand.ended = True
             self._state.notify_all()
 
+    def leave(self, errand: Errand) -> None:
+        """What was begun for it, and not read, is wanted no more."""
+        carried, errand.parcel = errand.parcel, None
+        if carried is not None:
+            carried.parcel.close()
+
+    def quiet(self, for_s: float, at_most_s: float) -> None:
+        """Returns when nobody has waited for anything for `for_s`, `at_most_s` later at the latest."""
+        deadline = time.monotonic() + at_most_s
+        with self._state:
+            while not self._closed and (now := time.monotonic()) < deadline:
+                waited = any(errand.urgent for errand in self._errands)
+                left = for_s if waited else self._last_urgent + for_s - now
+                if left <= 0:
+                    return
+                self._state.wait(min(left, deadline - now))
+
     def close(self) -> None:
+        with self._state:
+            self._closed = True
+            self._state.notify_all()
         for lane in self._lanes:
             lane.close()
 
@@ -143,15 +199,20 @@ class Fetcher:
         to be asked already: where a zone is down or empty, chunks would else come from the origin one at a time."""
         return next((lane for lane in self._lanes[errand.rank :] if not lane.rests), self._lanes[-1])
 
-    def _asking(self, errand: Errand, chunk: Chunk) -> Callable[[ChunkSource], bytes]:
-        key = chunk_key(self._cluster_key, errand.tenant)
-
+    def asking(self, errand: Errand, chunk: Chunk) -> Callable[[ChunkSource], bytes]:
         def ask(source: ChunkSource) -> bytes:
-            stored = source.chunk(errand.tenant, errand.digest, chunk.name)
-            with self._decoding:
-                return unpack(key, chunk.name, stored)
+            return self.unpacking(errand, chunk, source.chunk(errand.tenant, errand.digest, chunk.name))(source)
 
         return ask
+
+    def unpacking(self, errand: Errand, chunk: Chunk, stored: bytes) -> Callable[[ChunkSource], bytes]:
+        """The same when it is here already."""
+
+        def unpacked(_: ChunkSource) -> bytes:
+            with self._decoding:
+                return unpack(chunk_key(self._cluster_key, errand.tenant), chunk.name, stored)
+
+        return unpacked
 
     def _first_good(
         self,
@@ -205,6 +266,8 @@ class Fetcher:
             yield
         finally:
             with self._state:
+                if errand.urgent:
+                    self._last_urgent = time.monotonic()
                 self._errands[errand] -= 1
                 if not self._errands[errand]:
                     del self._errands[errand]
@@ -217,26 +280,59 @@ class Fetcher:
 
 
 class _Reader:
-    """The chunks of one layer in their order, some of them asked for ahead."""
+    """The chunks of one layer in their order, some of them asked for ahead, or on their way in a parcel."""
 
-    def __init__(self, fetcher: Fetcher, errand: Errand, chunks: Sequence[Chunk]) -> None:
+    def __init__(self, fetcher: Fetcher, errand: Errand, chunks: Sequence[Chunk], carried: _Carried | None) -> None:
         self._fetcher = fetcher
         self._errand = errand
         self._rest = deque(chunks)
         self._coming: deque[tuple[Chunk, _Lane, Future[bytes]]] = deque()
+        self._carried = carried
+        self._parts = iter(carried.parcel) if carried is not None else iter(())
 
     def read(self, chunk: Chunk) -> bytes:
         fetcher, errand = self._fetcher, self._errand
         if not errand.urgent:
             fetcher.give_way(errand)
-        ahead = AHEAD if errand.urgent else AHEAD_IN_BACKGROUND
+        ahead = UNPACKED_AHEAD if self._carried is not None else AHEAD if errand.urgent else AHEAD_IN_BACKGROUND
         while self._rest and len(self._coming) < ahead:
-            following, lane = self._rest.popleft(), fetcher.lane(errand)
-            self._coming.append((following, lane, lane.submit(fetcher._asking(errand, following))))
+            following = self._rest.popleft()
+            stored = self._next_part()
+            if stored and self._carried is not None:
+                lane, ask = self._carried.lane, fetcher.unpacking(errand, following, stored)
+            else:
+                lane, ask = fetcher.lane(errand), fetcher.asking(errand, following)
+            self._coming.append((following, lane, lane.submit(ask)))
+        if not self._rest:
+            self._next_part()  # nothing but the end, behind which the connection can be used again
+            self._close_parcel()
         asked, lane, future = self._coming.popleft()
         assert asked is chunk, "chunks are read in their order"
-        return fetcher._first_good(errand, fetcher._asking(errand, chunk), (lane, future))
+        return fetcher._first_good(errand, fetcher.asking(errand, chunk), (lane, future))
 
     def close(self) -> None:
         for _, _, future in self._coming:
             future.cancel()
+        self._close_parcel()
+
+    def _next_part(self) -> bytes:
+        """Of the parcel; empty when there is none, or it does not hold this chunk, or it broke off.
+
+        Read here, and not in a thread of its source: that one would wait for its turn to run at each of many short calls.
+        """
+        if self._carried is None:
+            return b""
+        try:
+            stored = next(self._parts, None)
+        except OriginError as error:
+            self._fetcher.silent[self._carried.lane.source.name] += 1
+            log.info("code.parcel_broken", layer=self._errand.digest[:19], reason=str(error), instead="chunk by chunk")
+            stored = None
+        if stored is None:
+            self._close_parcel()
+        return stored or b""
+
+    def _close_parcel(self) -> None:
+        if self._carried is not None:
+            self._carried.parcel.close()
+            self._carried = None

@@ -25,6 +25,7 @@ from workers.code.manifest import (
     check_path,
 )
 
+FOLDER_MODE = 0o755
 LARGE = CHUNK_BYTES // 2
 """A file from this size on has chunks of its own."""
 
@@ -135,12 +136,17 @@ def assemble(
     if manifest.size > limits.size or len(manifest.files) > limits.files:
         raise LayerError(f"over {limits.size} bytes or {limits.files} files")
     content = _Content(_checked(manifest.chunks, chunk_of))
-    made = {""}
+    root, made = str(folder), {""}
     try:
+        for file in manifest.files:  # all of them first: the first chunk is on its way meanwhile
+            make_folders(root, file.path, made)
         for file in manifest.files:
-            make_folders(folder, file.path, made)
-            with new_file(folder / file.path, file.mode) as write:
-                content.copy(file.size, write)
+            descriptor = _create(f"{root}/{file.path}")
+            try:
+                content.copy(file.size, descriptor)
+                os.fchmod(descriptor, file.mode)
+            finally:
+                os.close(descriptor)
     except (FileExistsError, NotADirectoryError) as error:
         raise LayerError(f"{error.filename}: a file and a folder of one name") from error
 
@@ -160,34 +166,37 @@ class _Content:
         self._chunks = chunks
         self._rest = memoryview(b"")
 
-    def copy(self, size: int, write: Callable[[bytes | memoryview], object]) -> None:
+    def copy(self, size: int, descriptor: int) -> None:
         while size:
             if not self._rest:
                 self._rest = memoryview(next(self._chunks))  # there is one: the manifest was checked
-            part = self._rest[:size]
-            write(part)
-            self._rest = self._rest[len(part) :]
-            size -= len(part)
+            written = os.write(descriptor, self._rest[:size])  # a full disk may take a part, and says so at the next
+            self._rest = self._rest[written:]
+            size -= written
 
 
-def make_folders(folder: Path, path: str, made: set[str]) -> None:
+def make_folders(folder: str, path: str, made: set[str]) -> None:
     """The folders above `path`, those in `made` excepted, each 0755. Raises FileExistsError when something has the name."""
     parent = path.rpartition("/")[0]
     if parent in made:
         return
     make_folders(folder, parent, made)
-    (folder / parent).mkdir()
-    (folder / parent).chmod(0o755)
+    os.mkdir(f"{folder}/{parent}")
+    os.chmod(f"{folder}/{parent}", FOLDER_MODE)
     made.add(parent)
 
 
-@contextmanager
-def new_file(target: Path, mode: int) -> Iterator[Callable[[bytes | memoryview], object]]:
-    """Writes one file that was not there; its mode comes last."""
-    descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-    with os.fdopen(descriptor, "wb", buffering=0) as file:
+def _create(path: str) -> int:
+    """A descriptor of a file that was not there, and that nobody else may read yet."""
+    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
 
-        def write(part: bytes | memoryview) -> None:
+
+@contextmanager
+def new_file(target: Path, mode: int) -> Iterator[Callable[[bytes], object]]:
+    """Writes one file that was not there; its mode comes last."""
+    with os.fdopen(_create(str(target)), "wb", buffering=0) as file:
+
+        def write(part: bytes) -> None:
             rest = memoryview(part)
             while rest:  # a full disk may take a part, and says so at the next
                 rest = rest[file.write(rest) :]

@@ -15,6 +15,12 @@ import msgspec
 import zstandard
 
 CHUNK_BYTES = 512 << 10
+PARCEL_CHUNKS = 8
+"""A layer of so many chunks at most is sent as one parcel: its manifest, and then all its chunks."""
+
+PARCEL_LENGTH_BYTES = 4
+"""Before each part of a parcel: its length, big-endian."""
+
 MAX_PATH_BYTES = 1024
 MAX_COMPONENT_BYTES = 255
 MAX_FILES = 50_000

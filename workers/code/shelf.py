@@ -10,9 +10,11 @@ passed through by who knows a digest and listed by nobody else, so one tenant's 
 """
 
 import contextlib
+import fcntl
 import os
 import secrets
 import shutil
+import struct
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -24,6 +26,9 @@ BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 BOOT_FILE = ".boot"
 DOUBTFUL = ".doubtful"
 BLOCK = 4096
+FS_IOC_GETFLAGS, FS_IOC_SETFLAGS, FS_TOPDIR_FL = 0x80086601, 0x40086602, 0x00020000
+"""linux/fs.h; the flags are an int, whatever the numbers say."""
+
 
 Key = tuple[str, str]
 """Tenant and digest."""
@@ -53,8 +58,10 @@ class Shelf:
     def begin(self, key: Key) -> Path:
         """An empty folder to write the layer into, readable by nobody else."""
         path = self.path(key)
-        path.parent.mkdir(exist_ok=True)
-        path.parent.chmod(0o711)
+        if not path.parent.exists():
+            path.parent.mkdir(exist_ok=True)
+            path.parent.chmod(0o711)
+            _spread(path.parent)
         temporary = path.with_name(f"{path.name}.tmp-{secrets.token_hex(4)}")
         temporary.mkdir(mode=0o700)
         return temporary
@@ -91,6 +98,7 @@ class Shelf:
         for tenant in self._folder.iterdir():
             if not tenant.is_dir():
                 continue
+            _spread(tenant)
             for layer in list(tenant.iterdir()):
                 key = (tenant.name, f"sha256:{layer.name.removesuffix(DOUBTFUL)}")
                 try:
@@ -106,6 +114,22 @@ class Shelf:
         if another_boot:
             marked.write_text(boot)  # last: a start that is killed on the way begins anew
         return [one for _, one in sorted(found, key=lambda pair: pair[0])]
+
+
+def _spread(folder: Path) -> None:
+    """Tells the file system that the folders below have nothing to do with each other (`chattr +T`), where it knows that.
+
+    ext4 else puts all their inodes into one group of its disk, and passes by those that were freed there in the last minutes,
+    one by one, for each new file: where layers are evicted, a new layer took ten times as long to be written.
+    """
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        flags = struct.unpack("i", fcntl.ioctl(descriptor, FS_IOC_GETFLAGS, bytes(4)))[0]
+        fcntl.ioctl(descriptor, FS_IOC_SETFLAGS, struct.pack("i", flags | FS_TOPDIR_FL))
+    except OSError:  # it does not know it
+        pass
+    finally:
+        os.close(descriptor)
 
 
 def footprint(sizes: Iterable[int], folders: int = 0) -> int:

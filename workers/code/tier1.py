@@ -9,7 +9,7 @@ import contextlib
 import errno
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -28,6 +28,7 @@ from workers.code.manifest import LayerError, Manifest
 from workers.code.origin import OldLayer, Origin, OriginError
 from workers.code.room import Bounds, NoRoom, Room, mib
 from workers.code.shelf import Key, Shelf, folders_of, footprint, size_of
+from workers.code.sweeping import Sweeper
 from workers.code.tally import FAILED, TIER1, CodeTally
 from workers.ports import ChunkSource, CodeReport, CodeUnavailable, Fetched
 from workers.versions import VersionSpec
@@ -38,9 +39,6 @@ LAYERS_AT_ONCE = 16
 AHEAD_AT_ONCE = 4
 """Those that nobody waits for. As many as a node ever brings ahead: somebody may begin to wait for one, and it must not be behind
 others then."""
-
-SWEEP_S = 30.0
-"""How long a fetch on a full disk waits for what was evicted to be gone."""
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
 Answer = TypeVar("Answer")
@@ -80,11 +78,10 @@ class Tier1:
         self._owners: dict[Key, str] = {}  # the function that a layer came for; others may share it
         self._doubtful: set[Key] = set()  # here, and to be verified before their first use
         self._coming: dict[Key, _Coming] = {}
-        self._sweeping: set[Future[None]] = set()
         self._gone: set[str] = set()  # tenants; a name is never given again
         self._threads = ThreadPoolExecutor(LAYERS_AT_ONCE, thread_name_prefix="tier1")
         self._behind = ThreadPoolExecutor(AHEAD_AT_ONCE, thread_name_prefix="tier1-ahead")
-        self._sweeper = ThreadPoolExecutor(1, thread_name_prefix="tier1-sweep")
+        self._sweeper = Sweeper(self._shelf, self.fetcher.quiet)
         self.hosting = Hosting(self.bring_ahead)
         for found in self._shelf.open():
             self._keep(found.key, found.path, found.size)
@@ -160,7 +157,7 @@ class Tier1:
         for key in self._room.keys_of(tenant):
             self._drop(key)
         self.tally.forget(tenant)
-        await self._run(self._sweeper, self._shelf.forget, tenant)
+        await self._sweeper.forget(tenant)
 
     def report(self) -> CodeReport:
         ms = {tier: times.total * 1000 for tier, times in self.tally.seconds.items()}
@@ -200,8 +197,8 @@ class Tier1:
             self.fetcher.end(one.errand)
         self._threads.shutdown(wait=True, cancel_futures=True)
         self._behind.shutdown(wait=True, cancel_futures=True)
-        self._sweeper.shutdown(wait=True)
         self.fetcher.close()
+        self._sweeper.close()
 
     # -- bringing
 
@@ -259,6 +256,7 @@ class Tier1:
             try:
                 size = await self._bring_new(key, errand, pool)
             finally:
+                self.fetcher.leave(errand)
                 if self.lazy is not None:
                     self.lazy.hand_over(*key)
         except NoRoom:
@@ -319,8 +317,7 @@ class Tier1:
             log.warning("code.disk_full", tenant=key[0], layer=key[1][:19], wanted=size, freed=freed, held=self.bytes_held)
             if not freed:
                 raise self._no_space(size) from error
-        if sweeping := [asyncio.wrap_future(one) for one in list(self._sweeping)]:
-            await asyncio.wait(sweeping, timeout=SWEEP_S)
+        await self._sweeper.wait()
         try:
             return await self._run(pool, self._put, key, write)
         except OSError as error:
@@ -368,9 +365,7 @@ class Tier1:
     def _sweep(self, key: Key) -> None:
         self._doubtful.discard(key)
         self._owners.pop(key, None)
-        sweeping = self._sweeper.submit(self._shelf.sweep, self._shelf.set_aside(self._paths.pop(key)))
-        self._sweeping.add(sweeping)
-        sweeping.add_done_callback(self._sweeping.discard)
+        self._sweeper.sweep(self._paths.pop(key))
 
     async def _run(self, pool: ThreadPoolExecutor, work: Callable[..., Answer], *args: object) -> Answer:
         return await asyncio.get_running_loop().run_in_executor(pool, partial(work, *args))

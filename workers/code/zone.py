@@ -8,16 +8,25 @@ that the other runs as the same user. Blocking: it is called from threads.
 import json
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
 
 import structlog
 
 from workers.code.chunks import MAX_STORED_BYTES
-from workers.code.manifest import MAX_MANIFEST_BYTES, LayerError, Manifest, check_name, decode_manifest, hex_of
+from workers.code.manifest import (
+    MAX_MANIFEST_BYTES,
+    PARCEL_CHUNKS,
+    LayerError,
+    Manifest,
+    check_name,
+    decode_manifest,
+    hex_of,
+)
 from workers.code.origin import OriginError
 from workers.code.rendezvous import ranked
-from workers.code.replica import Replica, ReplicaAway, ReplicaRefused
+from workers.code.replica import Body, Replica, ReplicaAway, ReplicaRefused
 from workers.rpc.transport import Address, Identity, NotTrusted, parse_address
 
 TRIES = 2
@@ -29,7 +38,9 @@ FILL_READ_S = 3.0
 
 STALLED_ROUNDS = 3
 MAX_ANSWER = 64 << 10
+NOT_FOUND = 404
 
+Told = TypeVar("Told")
 Answer = tuple[int, str] | str
 """How many objects a replica lacks and why, or why it does not say."""
 
@@ -79,21 +90,31 @@ class ZoneClient:
         """The layer's manifest, its digest checked."""
         try:
             path = f"{_layer(tenant, digest)}/manifest"
-            return decode_manifest(self._get(digest, path, MAX_MANIFEST_BYTES), digest)
+            stored = self._first(digest, lambda replica: replica.ask("GET", path, MAX_MANIFEST_BYTES))
+            return decode_manifest(stored, digest)
+        except LayerError as error:
+            raise OriginError(f"zone {self.zone}: {error}") from error
+
+    def parcel(self, tenant: str, digest: str) -> "ZoneParcel":
+        """The layer in one answer, of the replica that is asked for the manifest; it sends the chunks that it holds."""
+        try:
+            return self._first(digest, lambda replica: _parcel(replica, _layer(tenant, digest), digest))
         except LayerError as error:
             raise OriginError(f"zone {self.zone}: {error}") from error
 
     def chunk(self, tenant: str, digest: str, name: str) -> bytes:
         """The chunk as it is stored; whoever has the key unpacks and checks it."""
         try:
-            return self._get(name, f"{_layer(tenant, digest)}/chunks/{check_name(name)}", MAX_STORED_BYTES)
+            path = f"{_layer(tenant, digest)}/chunks/{check_name(name)}"
+            return self._first(name, lambda replica: replica.ask("GET", path, MAX_STORED_BYTES))
         except LayerError as error:
             raise OriginError(f"zone {self.zone}: {error}") from error
 
     def close(self) -> None:
         self.use(())
 
-    def _get(self, key: str, path: str, at_most: int) -> bytes:
+    def _first(self, key: str, ask: Callable[[Replica], Told]) -> Told:
+        """What the first replica for `key` says that answers."""
         why: list[str] = []
         for replica_name, replica in self._in_order(key):
             if len(why) == TRIES:
@@ -101,7 +122,7 @@ class ZoneClient:
             if not replica.admits(time.monotonic()):
                 continue
             try:
-                return replica.ask("GET", path, at_most)
+                return ask(replica)
             except ReplicaAway as error:
                 why.append(f"{_shown(replica_name)}: {error}")
             except ReplicaRefused as error:
@@ -170,6 +191,46 @@ class ZoneClient:
 
         with ThreadPoolExecutor(len(shares), thread_name_prefix="fill") as threads:
             return dict(zip(shares, threads.map(ask, shares), strict=True))
+
+
+class ZoneParcel:
+    """A Parcel (workers.ports) on its way; without `body` it is the manifest alone. Raises OriginError."""
+
+    def __init__(self, manifest: Manifest, body: Body | None) -> None:
+        self.manifest = manifest
+        self._body = body
+
+    def __iter__(self) -> Iterator[bytes]:
+        try:
+            while self._body is not None and (stored := self._body.part(MAX_STORED_BYTES)) is not None:
+                yield stored
+        except ReplicaAway as error:
+            raise OriginError(f"in the middle of a parcel: {error}") from error
+
+    def close(self) -> None:
+        if self._body is not None:
+            self._body.close()
+
+
+def _parcel(replica: Replica, layer: str, digest: str) -> ZoneParcel:
+    """Raises ReplicaAway, ReplicaRefused, LayerError."""
+    try:
+        body = replica.open(f"{layer}/parcel")
+    except ReplicaRefused as refused:
+        if refused.status != NOT_FOUND:
+            raise
+        # no such layer, or a cache of an earlier release, which knows no parcels
+        return ZoneParcel(decode_manifest(replica.ask("GET", f"{layer}/manifest", MAX_MANIFEST_BYTES), digest), None)
+    try:
+        manifest = decode_manifest(body.part(MAX_MANIFEST_BYTES) or b"", digest)
+        if len(manifest.chunks) <= PARCEL_CHUNKS:
+            return ZoneParcel(manifest, body)
+        body.part(0)  # nothing follows
+    except BaseException:
+        body.close()
+        raise
+    body.close()
+    return ZoneParcel(manifest, None)
 
 
 def _shown(replica: str) -> str:

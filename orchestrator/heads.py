@@ -1,4 +1,4 @@
-"""The HTTP protocol of the functions listener: uvicorn's fast one, with a bound on what a request's head may cost."""
+"""uvicorn's fast HTTP protocol, with a bound on what a request's head may cost: for listeners that many ask."""
 
 import asyncio
 import contextlib
