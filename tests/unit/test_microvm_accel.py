@@ -65,7 +65,7 @@ def device(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("how", ["boots", "boots in pieces"])
 def test_a_guest_that_boots_decides_for_kvm(tmp_path: Path, device: Path, how: str) -> None:
-    before, running = set(os.listdir("/proc/self/fd")), children()
+    before = set(os.listdir("/proc/self/fd"))
     assert choose("auto", Standin(tmp_path, how).line, 20, device).accel == "kvm"
     assert set(os.listdir("/proc/self/fd")) == before
 
