@@ -4,20 +4,26 @@ BIN := .venv/bin
 PYTEST_ARGS ?=
 TEST_WORKERS ?= 2
 export PYTHON
+DRIVER ?= process
+# MicroVMs are emulated in all that is made here unless it says otherwise: a KVM device that opens promises nothing.
+ACCEL ?= tcg
+export FOREGLOW_ACCEL = $(ACCEL)
+export DRIVER
 
-.PHONY: help demo check test soak bench picture system environment lock clean
+.PHONY: help demo check test soak soak-traces bench picture system environment lock clean
 
 help:
-	@echo "make demo       the story in the terminal: deploy, invoke cold, learn, prewarm, show why (DEMO_ARGS=--keep leaves it running)"
+	@echo "make demo       the story in the terminal: deploy, invoke cold, learn, prewarm, show why (DEMO_ARGS=--keep leaves it running, DRIVER=microvm)"
 	@echo "make test       everything; PYTEST_ARGS selects, TEST_WORKERS=0: one after the other"
 	@echo "make check      ruff, mypy, import rules"
-	@echo "make bench      all benchmarks; make bench-warm, bench-cold, bench-chain, bench-page, bench-code: one topic"
+	@echo "make bench      all benchmarks; make bench-warm, bench-cold, bench-microvm, bench-chain, bench-page, bench-code,"
+	@echo "                bench-planner, bench-replay: one topic"
 	@echo "make picture    the README's picture of the page"
-	@echo "make soak       what takes long"
+	@echo "make soak       what takes long; make soak-traces: 10,000 spans a second for 10 minutes"
 	@echo "make clean      removes .venv and caches"
 
 demo: .venv/.made-run
-	@$(BIN)/python examples/demo.py $(DEMO_ARGS)
+	@$(BIN)/python examples/demo.py --driver $(DRIVER) $(DEMO_ARGS)
 
 check: .venv/.made-dev
 	$(BIN)/ruff check .
@@ -36,6 +42,10 @@ bench: system .venv/.made-dev
 
 bench-%: system .venv/.made-dev
 	$(BIN)/python -m benchmarks $*
+
+# Ten minutes of spans, a third of whose traces never complete; SOAK_ARGS="--seconds 60 --rate 5000" for less.
+soak-traces: .venv/.made-dev
+	@$(BIN)/python -m benchmarks.soak_traces $(SOAK_ARGS)
 
 # docs/images/page.png again, out of the browser tests.
 picture: system .venv/.made-dev

@@ -39,7 +39,10 @@ _BROUGHT = (
     "start: its files on "
     "this node's disk, verified, detached as a mount; tier 1 of the node in this process"
 )
+_VM = "driver microvm, tcg"
 _REPLAYED = "Azure's load of 2019, 250 functions over 8 hours on one node, Zipf-sized packages, virtual clock"
+
+_LARGE = "in a graph of 100,000 functions (1,060 workflows of 100 stages)"
 
 _ALL = (
     Metric("warm.p50_ms", "warm", "ms", f"{_WARM}: median latency at one connection", 1.0),
@@ -108,6 +111,47 @@ _ALL = (
         "cold",
         "MB",
         "the same slope without what the kernel holds for them",
+    ),
+    Metric(
+        "microvm.cold.p50_ms",
+        "microvm",
+        "ms",
+        f"{_VM}: no instance, no standby: echo in a microVM cloned from its template on demand, no private network; {_FIRST}",
+        180.0,
+    ),
+    Metric("microvm.cold.p99_ms", "microvm", "ms", "99th percentile of the same requests"),
+    Metric("microvm.cold.step_ms", "microvm", "ms", "as process.cold.step_ms"),
+    Metric(
+        "microvm.standby.p50_ms",
+        "microvm",
+        "ms",
+        f"{_VM}: no instance, a paused standby is waiting: echo specialised on demand, no private network; {_FIRST}",
+        15.0,
+    ),
+    Metric("microvm.standby.p99_ms", "microvm", "ms", "99th percentile of the same requests"),
+    Metric("microvm.standby.step_ms", "microvm", "ms", "as process.cold.step_ms"),
+    Metric("microvm.warm.p50_ms", "microvm", "ms", f"{_VM}: a warm echo by the same client after the same pause"),
+    Metric(
+        "microvm.clones_per_s",
+        "microvm",
+        "1/s",
+        f"{_VM}: standbys made a second (cloned, exercised, paused) while the pool fills from 4 to 100, nothing else to do",
+        better=Better.HIGHER,
+    ),
+    Metric(
+        "microvm.standby.mb",
+        "microvm",
+        "MB",
+        f"{_VM}: slope of used memory from 10 to 100 standbys: proportional set size of the node and all below it, and the "
+        "kernel's part",
+        35.0,
+    ),
+    Metric("microvm.standby.pss_mb", "microvm", "MB", "the same slope without what the kernel holds for them"),
+    Metric(
+        "microvm.up_s",
+        "microvm",
+        "s",
+        f"{_VM}: from starting `foreglow up` on an empty folder, its guest image there, until it serves",
     ),
     Metric(
         "chain.cse.mean",
@@ -209,12 +253,29 @@ _ALL = (
     ),
     Metric("code.replay.planned", "code", "ratio", "the same for other bounds, loads and settings", better=Better.HIGHER),
     Metric(
+        "planner.plan100_ms",
+        "planner",
+        "ms",
+        f"predict and plan, policy priced, an entry with 100 downstream functions, {_LARGE}; median",
+        5.0,
+    ),
+    Metric("planner.plan_ms", "planner", "ms", "the same with generic standbys weighed too, by policy path, and a revision"),
+    Metric("planner.plan_cpu_ms", "planner", "ms", "CPU of the same"),
+    Metric(
+        "planner.observe_us",
+        "planner",
+        "us",
+        f"one call of a run of ten, three deep: assembled from records and learned, {_LARGE}; median",
+        50.0,
+    ),
+    Metric("planner.assemble_us", "planner", "us", "the assembling part of the same"),
+    Metric(
         "page.filter_ms", "page", "ms", f"{_PAGE}: from a change of the filter until its picture is on the screen; median", 300.0
     ),
 )
 
 METRICS: Mapping[str, Metric] = {metric.name: metric for metric in _ALL}
-TOPICS = ("warm", "cold", "chain", "page", "code")
+TOPICS = ("warm", "cold", "microvm", "chain", "page", "code", "planner")
 
 
 def of_topic(topic: str) -> list[Metric]:

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import shutil
 import sys
 import tempfile
@@ -19,8 +20,9 @@ from benchmarks import processes
 from benchmarks.client import Answer, request
 
 FUNCTIONS = Path(__file__).with_name("functions")
-READY_TIMEOUT_S = 90.0
+READY_TIMEOUT_S = 120.0
 DEPLOY_TIMEOUT_S = 180.0  # the first time wheels are fetched
+IMAGE = Path(tempfile.gettempdir()) / f"foreglow-bench-image-{os.geteuid()}"  # of guests: benchmarks.topics.microvm makes it
 PROCESSES = ("control", "gateway", "planner", "node", "flow")
 
 
@@ -36,13 +38,19 @@ class Deployed:
 
 class Platform:
     """Started by `with`; ended and its folder removed at the end. `standbys` as in `foreglow up --standbys`; `templates` off:
-    no version gets a function template; `environment` beside its own."""
+    no version gets a function template; `environment` beside its own; `driver`: process | microvm, the latter always emulated."""
 
     def __init__(
-        self, standbys: int, prewarm: str = "off", templates: bool = True, environment: Mapping[str, str] | None = None
+        self,
+        standbys: int,
+        prewarm: str = "off",
+        templates: bool = True,
+        environment: Mapping[str, str] | None = None,
+        driver: str = "process",
     ) -> None:
         templated = {} if templates else {"FOREGLOW_TEMPLATE_INIT_MS": "0"}
-        self._environment = {"FOREGLOW_LOG_LEVEL": "warning", **templated, **(environment or {})}
+        driven = {"FOREGLOW_DRIVER": driver, "FOREGLOW_ACCEL": "tcg", "FOREGLOW_IMAGE": str(IMAGE)}
+        self._environment = {"FOREGLOW_LOG_LEVEL": "warning", **driven, **templated, **(environment or {})}
         self._options = ["--standbys", str(standbys), "--prewarm", prewarm]
         self._packages: dict[str, str] = {}
         self.standbys = standbys
@@ -58,6 +66,7 @@ class Platform:
             addresses = self._wait_for(state / "addresses.json", log)
             self.key = (state / "key").read_text().strip()
             self.port = int(addresses["functions"].rpartition(":")[2])
+            self.otlp_port = int(addresses["otlp"].rpartition(":")[2])
             self._headers = {"Authorization": f"Bearer {self.key}"}
             self.control = httpx.Client(base_url=addresses["control"], headers=self._headers, timeout=60, trust_env=False)
             self.driver, self.tier = self._isolation()

@@ -113,6 +113,9 @@ def isolation(status: Mapping) -> str:
     }
     tier = str(report.get("tier", "unknown"))
     missing = "".join(f"\n  not in force: {line}" for line in report.get("missing", ()))
+    if report.get("driver") == "microvm":
+        how = "emulated: tcg" if tier == "tcg" else f"hardware virtualisation: {tier}"
+        return f"A virtual machine per instance ({how}).{missing}"
     return f"Isolation tier: {tier} ({means.get(tier, 'not reported')}). A process sandbox, no virtual machine.{missing}"
 
 

@@ -13,8 +13,8 @@ from graph.calls import CallEdge, Trace
 from graph.ids import FunctionId, TenantId, tenant_of
 from graph.reach import EntryReach
 from graph.runs import Run, check, runs_of
+from graph.starts import StartTimes
 from graph.statistics import DEFAULT_MEMORY_MB, EdgeStatistics, FunctionStatistics
-from graph.timing import DEFAULT_START_S, smoothed_start
 
 
 class Bounds(msgspec.Struct, frozen=True):
@@ -214,12 +214,12 @@ class CallGraph:
         """All of it."""
         self.tenants.pop(tenant, None)
 
-    def set_start_time(self, function: FunctionId, start_s: float) -> None:
-        """One more measured time from the order to prepare an instance until it was ready, seconds."""
-        graph = self.tenants.get(tenant_of(function))
-        if graph and function in graph.functions:
-            statistics = graph.functions[function]
-            statistics.start_s = smoothed_start(statistics.start_s, max(0.0, start_s))
+    def set_start_time(self, function: FunctionId, start_s: float, tier: str = "") -> None:
+        """One more measured time from the order to prepare an instance until it was ready, seconds. `tier`: see StartTimes."""
+        held = self._held(function)
+        if held is not None:
+            held.starts = held.start_times()
+            held.starts.add(max(0.0, start_s), tier)
 
     def observe(self, trace: Trace, now: float, decay: bool = True) -> None:
         """Learns one trace: as a run of its entry, and of every function below it.
@@ -313,8 +313,12 @@ class CallGraph:
 
     def start_s(self, function: FunctionId) -> float:
         """Expected seconds to ready; 0.1 until one was measured."""
+        return self.starts(function).expected_s()
+
+    def starts(self, function: FunctionId) -> StartTimes:
+        """Its measured start times, to be read only."""
         held = self._held(function)
-        return held.start_s if held and held.start_s is not None else DEFAULT_START_S
+        return held.start_times() if held else StartTimes()
 
     def _held(self, function: FunctionId) -> FunctionStatistics | None:
         graph = self.tenants.get(tenant_of(function))

@@ -39,6 +39,14 @@ class EdgeSource(StrEnum):
     LEARNED = "learned"
     BOTH = "declared+learned"
     REQUESTED = "requested"  # the entry itself, asked for by name
+    PREDICTED = "predicted"  # the entry itself, expected to be called (graph.arrivals)
+
+
+class Level(StrEnum):
+    """What a decision prepares."""
+
+    READY = "ready"  # an instance of the function
+    STANDBY = "standby"  # a clone without code, made into an instance of whichever of `covers` is called
 
 
 class Prices(msgspec.Struct, frozen=True):
@@ -52,6 +60,11 @@ class Prices(msgspec.Struct, frozen=True):
     idle_gb_s: float = 1.0
     late_s: float = 19.0
 
+    def kappa(self, memory_mb: int) -> float:
+        """The probability under which an instance of this size is not worth preparing."""
+        idle = self.idle_gb_s * memory_mb / 1024
+        return idle / (self.late_s + idle) if idle else 0.0
+
 
 class Budget(msgspec.Struct, frozen=True):
     """Bounds of one plan, per tenant. `path` is bounded by the first three, `priced` by all.
@@ -59,6 +72,7 @@ class Budget(msgspec.Struct, frozen=True):
     `instances` and `memory_mb`: speculative ones alive at once, what other live plans hold already taken off.
     `unused_s`: how long a prepared instance may stay unused. `idle_s_per_busy_s`: the priced policy's rate.
     `min_reach`: reach probability under which `path` leaves a function out.
+    `idle_s`: idle instance-seconds this plan may be expected to cost, what the tenant has left (graph.spending); None: no bound.
     """
 
     instances: int = 64
@@ -66,6 +80,19 @@ class Budget(msgspec.Struct, frozen=True):
     unused_s: float = 60.0
     idle_s_per_busy_s: float = 1.0
     min_reach: float = 0.05
+    idle_s: float | None = None
+
+
+class Alternative(msgspec.Struct, frozen=True):
+    """What could have been decided instead, and what it would be expected to cost in the unit of `Prices`.
+
+    `what`: now, never, the best sample point ("at 42 ms"), the quantile rule ("rule"), a standby ("standby"), or keeping what is
+    there ("keep"). `start_in_s`: when its preparation would start, None where none would.
+    """
+
+    what: str
+    cost: float
+    start_in_s: float | None = None
 
 
 class Evidence(msgspec.Struct, frozen=True):
@@ -76,6 +103,11 @@ class Evidence(msgspec.Struct, frozen=True):
     `lead_s`: expected time from now to the call (None: never observed). `start_s`: expected time to ready.
     `price`: expected cost of preparing less that of not preparing (0 where the policy does not price).
     `trace_ids`: up to 3 recent traces in which the call was seen.
+
+    Of the priced policy, costs in the unit of `Prices`: `lead_quantiles_s`: 5, 25, 50, 75 and 95 % of the time from now to
+    the call, given that it has not come. `wait_cost`: what calls are still expected to wait with this decision, times
+    `late_s`. `idle_cost`: what the instance is expected to idle, times `idle_gb_s` and its GB; `idle_s` is that time in seconds.
+    `kappa`: the probability under which it does not pay. `alternatives`: what else was weighed, the cheapest first.
     """
 
     source: EdgeSource
@@ -86,10 +118,20 @@ class Evidence(msgspec.Struct, frozen=True):
     start_s: float | None = None
     price: float = 0.0
     trace_ids: tuple[str, ...] = ()
+    lead_quantiles_s: tuple[float, ...] = ()
+    wait_cost: float = 0.0
+    idle_cost: float = 0.0
+    idle_s: float = 0.0
+    kappa: float = 0.0
+    alternatives: tuple[Alternative, ...] = ()
 
 
 class PrewarmDecision(msgspec.Struct, frozen=True):
-    """One instance of one function to prepare. `start_in_s` is relative to the plan; `expires_s` to being ready."""
+    """One instance of one function to prepare. `start_in_s` is relative to the plan; `expires_s` to being ready.
+
+    With level `standby` it is a clone without code of shape `memory_mb`, for whichever of `covers` is called first;
+    `function` is the likeliest of them, to say where it is placed. Specialised when a call comes, never before.
+    """
 
     decision_id: str
     function: FunctionId
@@ -99,6 +141,8 @@ class PrewarmDecision(msgspec.Struct, frozen=True):
     expires_s: float
     reason: str
     evidence: Evidence
+    level: Level = Level.READY
+    covers: tuple[FunctionId, ...] = ()
 
 
 class Skipped(msgspec.Struct, frozen=True):
@@ -110,7 +154,10 @@ class Skipped(msgspec.Struct, frozen=True):
 
 
 class PrewarmPlan(msgspec.Struct, frozen=True):
-    """What to prepare because `entry` is about to run. `ready` names what already was, so nothing was decided."""
+    """What to prepare because `entry` is about to run. `ready` names what already was, so nothing was decided.
+
+    `expected_idle_s`: what its decisions are expected to idle together, to be reserved in graph.spending.
+    """
 
     plan_id: str
     tenant: TenantId
@@ -123,6 +170,48 @@ class PrewarmPlan(msgspec.Struct, frozen=True):
     ready: tuple[FunctionId, ...] = ()
     skipped: tuple[Skipped, ...] = ()
 
+    @property
+    def expected_idle_s(self) -> float:
+        return sum(decision.evidence.idle_s for decision in self.decisions)
+
+
+class Held(msgspec.Struct, frozen=True):
+    """A decision of a run that has not ended, as its next revision finds it.
+
+    `ordered_at`: the `created_at` of its plan, so that it was to start at `ordered_at + decision.start_in_s`. `started`: its
+    preparation has begun, as far as is known (revise() also takes it for begun once that time has passed). `ready_at`: since
+    when it is ready, None before.
+    """
+
+    decision: PrewarmDecision
+    ordered_at: float
+    started: bool = False
+    ready_at: float | None = None
+
+
+class Revision(msgspec.Struct, frozen=True):
+    """What a stage start changes: give up `cancelled` (decision id, why), order the decisions of `plan`, leave `kept` alone.
+
+    Among `cancelled` may be ready ones, with the policy `priced`; it gives them up, see docs/decisions/0029. One that is only
+    moved to another time is in `cancelled`, and a new decision for it is in `plan`.
+    """
+
+    plan: PrewarmPlan
+    cancelled: tuple[tuple[str, str], ...] = ()
+    kept: tuple[str, ...] = ()
+
+
+class Standbys(msgspec.Struct, frozen=True):
+    """What plan() must know to hold generic standbys. `clone_s`: expected time to make one.
+
+    `free`: per memory shape (MB), those that stand ready and are promised to nobody. `memory_mb`: what one occupies while it
+    waits, None: its whole shape (a clone without code holds far less, where the driver accounts for what is really used).
+    """
+
+    clone_s: float
+    free: dict[int, int] = {}
+    memory_mb: int | None = None
+
 
 class ExpectedCall(msgspec.Struct, frozen=True):
     """One function the entry is expected to reach; what predict() returns and plan() takes.
@@ -131,6 +220,13 @@ class ExpectedCall(msgspec.Struct, frozen=True):
     `offsets_s`: up to 64 sorted samples of the time from the entry's start to the call, cold waits taken off.
     `start_s`: expected time to ready. `weight`: decayed traces of the entry behind it. `given`: the stage that had started
     last when this was predicted, None before any.
+
+    Read by the priced policy only: `starts_s`, samples of the time to ready, from where an instance would start now (driver and
+    code tier), sorted; empty: `start_s` is all that is known. `standby_s`: expected time from specialising a standby to ready,
+    init included; None: no standby can become it. `in_runs`: bit i (of byte i // 8, from the highest bit) says whether the
+    i-th of the runs compared reached the function; equal bits of all calls of one prediction are the same run. Empty: unknown.
+    `started`: how often the function has started in this run; above 0 this speaks of further instances, and when those are
+    called nobody counted: `offsets_s` is of the first.
     """
 
     function: FunctionId
@@ -144,6 +240,10 @@ class ExpectedCall(msgspec.Struct, frozen=True):
     start_s: float
     trace_ids: tuple[str, ...] = ()
     given: FunctionId | None = None
+    starts_s: tuple[float, ...] = ()
+    standby_s: float | None = None
+    in_runs: bytes = b""
+    started: int = 0
 
 
 _DEPLOY = "deploy"

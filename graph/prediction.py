@@ -25,9 +25,17 @@ class _Learned(msgspec.Struct, frozen=True):
     shares: Mapping[FunctionId, float]
     runs: int = 0
     weight: float = 0.0
+    in_runs: Mapping[FunctionId, bytes] = {}
 
 
-def predict(graph: CallGraph, entry: FunctionId, seen: Sequence[FunctionId] = ()) -> list[ExpectedCall]:
+def predict(
+    graph: CallGraph,
+    entry: FunctionId,
+    seen: Sequence[FunctionId] = (),
+    *,
+    seen_at_s: Sequence[float] = (),
+    tiers: Mapping[FunctionId, str] | None = None,
+) -> list[ExpectedCall]:
     """The functions `entry` reaches, the earliest needed first, without the entry itself.
 
     `seen` are the stages of this run that have started, in order (the entry may be among them). Each start of a function
@@ -35,13 +43,24 @@ def predict(graph: CallGraph, entry: FunctionId, seen: Sequence[FunctionId] = ()
     as far as more calls of it were busy at once before. Learned shares count from the third run of the entry on, and
     are cautious (see graph.decay.cautious) up to the 20th. A declared call counts as certain, given its caller, until
     runs of that caller outweigh the declaration; declared calls are followed transitively, cycles end.
+
+    `seen_at_s`: when each stage in `seen` started, seconds from the run's start, as this run went (waits included). With it
+    the offsets are those of this run: measured from its last stages, where enough runs tell. `tiers`: per function from where an
+    instance would start now, in the words of CallGraph.set_start_time; start times are then those measured from there.
+    Raises ValueError for `seen_at_s` of another length than `seen`.
     """
+    if seen_at_s and len(seen_at_s) != len(seen):
+        raise ValueError(f"seen_at_s: one time for each of the {len(seen)} stages in seen, not {len(seen_at_s)}")
     stages = [function for function in seen if function != entry]
     reach = graph.reach(entry) or EntryReach()
     started = Counter(stages)
     learned = _learned(reach, stages)
     likely, declared = _blend(graph, entry, learned, started)
     given = stages[-1] if stages else None
+    moved: Mapping[FunctionId, tuple[float, ...]] = {}
+    if seen_at_s and learned.runs:
+        moved = reach.offsets_after({one: at for one, at in zip(seen, seen_at_s, strict=True) if one != entry})
+    tiers = tiers or {}
     expected = []
     for function, share in likely.items():
         held = reach.reached.get(function) if learned.runs else None
@@ -54,19 +73,26 @@ def predict(graph: CallGraph, entry: FunctionId, seen: Sequence[FunctionId] = ()
         source = EdgeSource.LEARNED
         if function in declared:
             source = EdgeSource.BOTH if held else EdgeSource.DECLARED
+        offsets = moved.get(function) or (held.offsets.samples() if held else ())
+        starts = graph.starts(function)
+        tier = tiers.get(function, "")
         expected.append(
             ExpectedCall(
                 function=function,
                 reach=concurrent[0],
                 concurrent=concurrent,
-                offsets_s=held.offsets.samples() if held else (),
+                offsets_s=offsets,
                 samples=learned.runs if held else 0,
                 weight=learned.weight,
                 source=source,
                 memory_mb=graph.memory_mb(function),
-                start_s=graph.start_s(function),
+                start_s=starts.expected_s(tier),
                 trace_ids=held.trace_ids if held else (),
                 given=given,
+                starts_s=starts.samples(tier),
+                standby_s=starts.from_standby_s(),
+                in_runs=b"" if times else learned.in_runs.get(function, b""),
+                started=times,
             )
         )
     expected.sort(key=_needed)
@@ -85,10 +111,9 @@ def _learned(reach: EntryReach, stages: Sequence[FunctionId]) -> _Learned:
     known = reach.given(stages)
     if known is None:
         shares = {function: cautious(held.value(reach.clock), runs) for function, held in reach.reached.items()}
-        return _Learned(shares, runs, reach.clock.total)
-    given, comparable = known
-    shares = {function: cautious(share, comparable) for function, share in given.items()}
-    return _Learned(shares, comparable, min(float(comparable), reach.clock.total))
+        return _Learned(shares, runs, reach.clock.total, reach.in_runs())
+    shares = {function: cautious(share, known.runs) for function, share in known.shares.items()}
+    return _Learned(shares, known.runs, min(float(known.runs), reach.clock.total), known.in_runs)
 
 
 def _blend(

@@ -1,12 +1,13 @@
 """Per entry: which functions its runs reach, how often, when, how many at once, and given the stages seen."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import msgspec
+import numpy as np
 
 from graph.decay import SLOW, RunClock, Share
 from graph.ids import FunctionId
-from graph.recent import RecentRuns
+from graph.recent import COMPARABLE, RecentRuns
 from graph.runs import Run
 from graph.timing import Reservoir
 
@@ -14,6 +15,9 @@ AT_ONCE = 64
 """Calls of one function at once are counted up to this many."""
 
 TRACE_IDS = 3
+
+ANCHORS = 3
+"""So many of the stages that started last are tried as what a time is measured from."""
 
 
 class Reached(Share, array_like=True, gc=False):
@@ -55,6 +59,14 @@ class Reached(Share, array_like=True, gc=False):
         return tuple(share for share in tail if share > 1e-9)
 
 
+class Given(msgspec.Struct, frozen=True):
+    """For each function the probability that it is still to come, the number of comparable runs, and which of them reached it."""
+
+    shares: dict[FunctionId, float]
+    runs: int
+    in_runs: dict[FunctionId, bytes]
+
+
 class EntryReach(msgspec.Struct, array_like=True, gc=False):
     """What the runs of one function reach. Holds at most `limit` functions; the rarest make room for new ones.
 
@@ -85,8 +97,9 @@ class EntryReach(msgspec.Struct, array_like=True, gc=False):
 
     def _remember(self, run: Run) -> None:
         stages = sorted(run.visits, key=lambda function: run.visits[function].first_s)
-        columns = [self.reached[function].column for function in stages if function in self.reached]
-        self.recent.add(columns, self.clock.ticks)
+        stages = [function for function in stages if function in self.reached]
+        columns = [self.reached[function].column for function in stages]
+        self.recent.add(columns, self.clock.ticks, [run.visits[function].first_s for function in stages])
 
     def _new(self, function: FunctionId, limit: int) -> Reached:
         if len(self.reached) >= limit:
@@ -111,8 +124,8 @@ class EntryReach(msgspec.Struct, array_like=True, gc=False):
         reached = self.reached.get(function)
         return reached.value(self.clock) if reached else 0.0
 
-    def given(self, seen: Sequence[FunctionId]) -> tuple[dict[FunctionId, float], int] | None:
-        """For each function not in `seen` the probability that it is still to come, and the number of comparable runs.
+    def given(self, seen: Sequence[FunctionId]) -> Given | None:
+        """What is still to come of the functions not in `seen`.
 
         None when nothing comparable was seen: the plain shares are the best there is. A stage this entry never reached
         is not comparable to anything and is left out of the comparison.
@@ -129,5 +142,46 @@ class EntryReach(msgspec.Struct, array_like=True, gc=False):
         )
         if known is None:
             return None
-        shares, runs = known
-        return {function: shares.get(column, 0.0) for column, (function, _) in others.items()}, runs
+        return Given(
+            shares={function: known.shares.get(column, 0.0) for column, (function, _) in others.items()},
+            runs=known.runs,
+            in_runs={others[column][0]: bits for column, bits in known.in_runs.items()},
+        )
+
+    def in_runs(self) -> dict[FunctionId, bytes]:
+        """In which of the latest runs each function was reached, see ExpectedCall.in_runs."""
+        of_column = self.recent.in_runs([reached.column for reached in self.reached.values()])
+        held = ((function, of_column.get(reached.column)) for function, reached in self.reached.items())
+        return {function: bits for function, bits in held if bits is not None}
+
+    def offsets_after(self, started: Mapping[FunctionId, float]) -> dict[FunctionId, tuple[float, ...]]:
+        """For functions not in `started`, sorted samples of the time from this run's start to their call.
+
+        `started`: the stages seen, in order, with the time from the run's start to their (last) start. Times are measured from
+        the one of the last three from which they vary least, in the latest runs that reached these stages and the function after
+        it; where fewer than 8 did, it is left out. So they are as late as this run is, and as certain as its last stage.
+        """
+        anchors = [function for function in started if function in self.reached][-ANCHORS:]
+        others = [function for function in self.reached if function not in started]
+        if not anchors or not others:
+            return {}
+        at = self.recent.seconds([self.reached[function].column for function in anchors])
+        ahead = self.recent.seconds([self.reached[function].column for function in others])
+        alike = ~np.isnan(at).any(axis=1)
+        if alike.sum() < COMPARABLE:
+            alike = ~np.isnan(at[:, -1])
+        best: dict[FunctionId, tuple[float, tuple[float, ...]]] = {}
+        for index in range(len(anchors) - 1, -1, -1):
+            since = ahead[alike] - at[alike, index][:, None]
+            counted = since >= 0.0  # False where it is not a number
+            runs = counted.sum(axis=0)
+            values = np.where(counted, since, 0.0)
+            mean = values.sum(axis=0) / np.maximum(runs, 1)
+            spread = (np.where(counted, since - mean, 0.0) ** 2).sum(axis=0) / np.maximum(runs, 1)
+            base = started[anchors[index]]
+            for column in np.flatnonzero(runs >= COMPARABLE).tolist():
+                function, varies = others[column], float(spread[column])
+                if function not in best or varies < best[function][0]:
+                    samples = np.sort(since[counted[:, column], column]) + base
+                    best[function] = varies, tuple(samples.tolist())
+        return {function: samples for function, (_, samples) in best.items()}

@@ -7,18 +7,26 @@ from graph.decay import SLOW, RunClock, Share, prior_weight
 from graph.ids import FunctionId
 from graph.plans import EdgeSource
 from graph.reach import EntryReach
+from graph.starts import StartTimes
 from graph.timing import Reservoir, quantile
 
 DEFAULT_MEMORY_MB = 128
 
 
 class FunctionStatistics(msgspec.Struct, array_like=True, gc=False):
-    """`deployed`: declare() named it. Otherwise it was observed, or is declared by a caller and not deployed."""
+    """`deployed`: declare() named it. Otherwise it was observed, or is declared by a caller and not deployed.
+
+    `start_s` is what programs before `starts` kept of start times; it is only read where `starts` has nothing yet.
+    """
 
     memory_mb: int = DEFAULT_MEMORY_MB
     deployed: bool = False
     start_s: float | None = None
     reach: EntryReach = msgspec.field(default_factory=EntryReach)
+    starts: StartTimes = msgspec.field(default_factory=StartTimes)
+
+    def start_times(self) -> StartTimes:
+        return self.starts if self.starts.smoothed is not None else StartTimes(self.start_s)
 
 
 class EdgeStatistics(Share, array_like=True, gc=False):

@@ -39,7 +39,14 @@ class Reservoir(msgspec.Struct, array_like=True, gc=False):
 
     def samples(self) -> tuple[float, ...]:
         """Sorted, seconds."""
-        return tuple(sorted(struct.unpack(f"<{len(self.packed) // 4}f", self.packed)))
+        return tuple(sorted(self._unpacked()))
+
+    def mean(self) -> float:
+        """Seconds; 0 before the first sample."""
+        return sum(self._unpacked()) / max(len(self.packed) // 4, 1)
+
+    def _unpacked(self) -> tuple[float, ...]:
+        return struct.unpack(f"<{len(self.packed) // 4}f", self.packed)
 
 
 def _scatter(number: int) -> int:

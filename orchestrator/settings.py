@@ -15,6 +15,7 @@ from orchestrator.zones import DEFAULT_ZONE
 from workers.rpc.transport import Address, parse_address
 
 LEVELS = ("debug", "info", "warning", "error", "critical")
+CHOICES = {"driver": ("process", "microvm"), "accel": ("auto", "tcg", "kvm")}
 SCHEMES = {
     "redis_url": ("redis", "rediss", "unix"),
     "database_url": ("sqlite", "postgresql"),
@@ -71,6 +72,9 @@ class Settings(BaseSettings):
     quota_invocations_per_s: float = Field(default=Quotas().invocations_per_s, ge=0, allow_inf_nan=False)
 
     driver: str = "process"
+    accel: str = "auto"  # of the microVM driver: kvm where a guest boots with it, else tcg; either may be named
+    microvm_network: bool = True  # microVMs have a network card where the node may make one
+    image: str = ""  # folder of the guest image; empty: in the state folder
     allow_no_isolation: bool = False
     python: str = ""  # the interpreter of the runtime; empty: found by workers.drivers.process.interpreter
     node_memory_mb: int = Field(default=0, ge=0)  # 0: 80 % of what the machine has
@@ -123,6 +127,14 @@ class Settings(BaseSettings):
         if not known:
             raise ValueError(f"not an address that begins with one of {', '.join(f'{one}://' for one in schemes)}")
         return url
+
+    @field_validator("driver", "accel")
+    @classmethod
+    def _one_of(cls, told: str, field: ValidationInfo) -> str:
+        names = CHOICES[str(field.field_name)]
+        if told not in names:
+            raise ValueError(f"{told!r} is not one of {', '.join(names)}")
+        return told
 
     @field_validator("log_level")
     @classmethod
@@ -211,6 +223,11 @@ class Settings(BaseSettings):
     @property
     def node_folder(self) -> Path:
         return self.state / "node"
+
+    @property
+    def image_folder(self) -> Path:
+        """Of the microVM driver's guest image; `foreglow image build` may fill it before any node starts."""
+        return Path(self.image).expanduser().absolute() if self.image else self.state / "image"
 
     @property
     def planner_folder(self) -> Path:

@@ -19,6 +19,8 @@ azurite=azurite@3.35.0 # an Azure blob store for the tests of the origin; only n
 command -v azurite-blob >/dev/null 2>&1 && azurite="" || need npm npm
 need chromium chromium
 need gcc gcc
+need qemu-system-x86_64 qemu-system-x86
+need mkfs.erofs erofs-utils
 [ -e /usr/include/python3.11/Python.h ] || [ ! -x /usr/bin/python3.11 ] || missing="$missing python3.11-dev libc6-dev" # what is built from C source
 [ -d /usr/share/fonts/truetype/dejavu ] || missing="$missing fonts-dejavu-core"
 sh "$(dirname "$0")/find-python.sh" >/dev/null 2>&1 || missing="$missing python3.11 python3.11-venv"

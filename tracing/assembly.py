@@ -1,7 +1,7 @@
 """Traces from spans as they come in, from heaps of imported spans, and from our own records."""
 
 import heapq
-from collections import Counter, OrderedDict
+from collections import Counter, OrderedDict, deque
 from collections.abc import Iterable, Mapping, Sequence
 
 import msgspec
@@ -9,13 +9,17 @@ import msgspec
 from graph.calls import Trace
 from graph.ids import TenantId
 from tracing.invocations import assemble
+from tracing.links import joined, leader_of
 from tracing.records import InvocationRecord
 from tracing.spans import Span, SpanKind
 
 __all__ = ["Assembler", "AssemblyBounds", "Span", "assemble", "records_to_trace", "traces_of"]
 
-SETTLED_AT_ONCE = 200
-"""Traces `Assembler.settled` gives back in one call at most; the rest waits for the next."""
+SETTLED_AT_ONCE = 50
+"""Traces `Assembler.settled` gives back in one call, about; the rest waits for the next."""
+
+READY = 2_000
+"""Traces finished before their time, to make room, that may wait for the next `settled`."""
 
 _Key = tuple[TenantId, str]
 
@@ -23,8 +27,9 @@ _Key = tuple[TenantId, str]
 class AssemblyBounds(msgspec.Struct, frozen=True):
     """`idle_s`: a trace whose root has come is complete when no span came for this long (exporters send every 5 s).
 
-    `rootless_s`: the same without a root. `age_s`: complete at this age, whatever still comes. `spans` and `finished` (ids of
-    completed traces, to know late spans) are over all tenants, `spans_per_tenant` keeps one from crowding out others.
+    `rootless_s`: the same without a root; shorter while there is no room. `age_s`: complete at this age, whatever still comes.
+    `spans` and `finished` (ids of completed traces, to know late spans) are over all tenants, `spans_per_tenant` keeps one
+    from crowding out others.
     """
 
     idle_s: float = 6.0
@@ -39,95 +44,245 @@ class AssemblyBounds(msgspec.Struct, frozen=True):
 class _Incoming:
     """A trace that is still coming in."""
 
-    __slots__ = ("rooted", "since", "spans", "touched")
+    __slots__ = ("follows", "rooted", "since", "spans", "touched")
 
     def __init__(self, now: float) -> None:
         self.since = self.touched = now
         self.rooted = False
+        self.follows: _Key | None = None  # the trace its root is linked to
         self.spans: list[Span] = []
+
+
+class Intake(msgspec.Struct):
+    """What came of a tenant since the process started. `early`: traces without a root that were not waited for, to make room."""
+
+    spans: int = 0
+    traces: int = 0
+    early: int = 0
+    left_out: Counter[str] = msgspec.field(default_factory=Counter)
 
 
 class Assembler:
     """Takes spans as they come and gives traces back. Does nothing by itself: `now` is in seconds of any one epoch.
 
-    `names`: per tenant, observed function names to deployed ones, read when a trace completes. `dropped` counts spans left
-    out by reason: those of tracing.tree.SpanTree, `late` (their trace was complete), `trace too long`, `too many spans`.
+    `names`: per tenant, observed function names to deployed ones, read when a trace completes. Spans left out are counted by
+    reason: those of tracing.invocations.assemble, `late` (their trace was complete), `trace too long`, `too many spans`.
+    When there is no room, the traces without a root of which nothing has come for longest are complete early.
     """
 
     def __init__(self, bounds: AssemblyBounds | None = None, names: Mapping[TenantId, Mapping[str, str]] | None = None) -> None:
-        self.dropped: Counter[str] = Counter()
+        self.intakes: dict[TenantId, Intake] = {}
+        self._gone = Intake()  # of tenants that were forgotten: the sums of this process never shrink
         self._bounds = bounds or AssemblyBounds()
         self._names: Mapping[TenantId, Mapping[str, str]] = {} if names is None else names
         self._incoming: dict[_Key, _Incoming] = {}
+        self._rootless: dict[TenantId, OrderedDict[_Key, None]] = {}  # the one touched last at the end
+        self._followers: dict[_Key, list[_Key]] = {}
         self._looks: list[tuple[float, _Key]] = []  # heap: when to look at a trace next, one entry each
         self._finished: OrderedDict[_Key, None] = OrderedDict()
+        self._ready: deque[Trace] = deque()
         self._held: Counter[TenantId] = Counter()
+        self._count = 0
 
     def __len__(self) -> int:
         """Spans held."""
-        return self._held.total()
+        return self._count
+
+    @property
+    def traces(self) -> int:
+        """Traces that are not complete yet."""
+        return len(self._incoming)
+
+    @property
+    def dropped(self) -> Counter[str]:
+        """Spans left out by reason, of all tenants."""
+        return sum((intake.left_out for intake in self.intakes.values()), self._gone.left_out.copy())
+
+    @property
+    def received(self) -> int:
+        """Spans that came, of all tenants."""
+        return sum(intake.spans for intake in self.intakes.values()) + self._gone.spans
+
+    @property
+    def early(self) -> int:
+        """Traces that were not waited for, of all tenants."""
+        return sum(intake.early for intake in self.intakes.values()) + self._gone.early
+
+    def held(self, tenant: TenantId) -> int:
+        """Spans of its traces that are not complete yet."""
+        return self._held[tenant]
+
+    def intake(self, tenant: TenantId) -> Intake:
+        found = self.intakes.get(tenant)
+        if found is None:
+            found = self.intakes[tenant] = Intake()
+        return found
 
     def add(self, tenant: TenantId, spans: Iterable[Span], now: float) -> int:
-        """Takes spans in; returns how many were kept. The others are counted in `dropped`."""
-        kept = 0
-        room = min(self._bounds.spans - len(self), self._bounds.spans_per_tenant - self._held[tenant])
+        """Takes spans in; returns how many were kept. The others are counted."""
+        kept, came, taken = 0, 0, 0
+        intake = self.intake(tenant)
+        left_out, bounds = intake.left_out, self._bounds
+        incoming, finished = self._incoming, self._finished
+        rootless = self._rootless.setdefault(tenant, OrderedDict())
+        room = self._room(tenant)
         for span in spans:
+            came += 1
             key = (tenant, span.trace_id)
-            trace = self._incoming.get(key)
-            if key in self._finished:
-                self.dropped["late"] += 1
-            elif kept >= room:
-                self.dropped["too many spans"] += 1
-            elif trace is not None and len(trace.spans) >= self._bounds.spans_per_trace:
-                self.dropped["trace too long"] += 1
-            else:
-                if trace is None:
-                    trace = self._incoming[key] = _Incoming(now)
-                    heapq.heappush(self._looks, (now + min(self._bounds.idle_s, self._bounds.age_s), key))
-                trace.spans.append(span)
+            trace = incoming.get(key)
+            if trace is None:
+                if key in finished:
+                    left_out["late"] += 1
+                    continue
+            elif len(trace.spans) >= bounds.spans_per_trace:
+                left_out["trace too long"] += 1
+                continue
+            if kept >= room:
+                self._held[tenant] += kept
+                self._count += kept
+                kept, room = 0, self._make_room(tenant, now)
+                trace = incoming.get(key)
+                if not room:
+                    left_out["too many spans"] += 1
+                    continue
+            if trace is None:
+                trace = incoming[key] = _Incoming(now)
+                rootless[key] = None
+                heapq.heappush(self._looks, (now + min(bounds.idle_s, bounds.age_s), key))
+            trace.spans.append(span)
+            kept += 1
+            taken += 1
+            if not span.parent_id:
+                self._rooted(key, trace, span, rootless)
+            if trace.touched != now:
                 trace.touched = now
-                trace.rooted = trace.rooted or not span.parent_id
-                kept += 1
+                if not trace.rooted:
+                    rootless.move_to_end(key)
         self._held[tenant] += kept
-        return kept
+        self._count += kept
+        intake.spans += came
+        return taken
 
     def settled(self, now: float) -> list[Trace]:
-        """The traces that are complete, in the order in which they became so. Late spans of them are dropped from here on."""
-        complete: list[Trace] = []
-        while self._looks and self._looks[0][0] <= now and len(complete) < SETTLED_AT_ONCE:
-            key = heapq.heappop(self._looks)[1]
-            trace = self._incoming[key]
-            due = self._due(trace)
+        """The traces that are complete, in the order in which they became so. Late spans of them are dropped from here on.
+
+        As long as it gives some back there may be more.
+        """
+        complete = [self._ready.popleft() for _ in range(min(len(self._ready), SETTLED_AT_ONCE))]
+        looks, idle_s = self._looks, self._bounds.idle_s
+        while looks and looks[0][0] <= now and len(complete) < SETTLED_AT_ONCE:
+            key = heapq.heappop(looks)[1]
+            trace = self._incoming.get(key)
+            if trace is None:
+                continue  # it went with another, or to make room
+            due = self._due(key, trace)
             if due > now:
-                heapq.heappush(self._looks, (min(due, now + self._bounds.idle_s), key))  # its root may come before
+                heapq.heappush(looks, (min(due, now + idle_s), key))  # its root may come before
                 continue
-            found = self._finish(key)
-            if found is not None:
-                complete.append(found)
+            complete += self._finish(key)
         return complete
 
     def forget_tenant(self, tenant: TenantId) -> None:
         """What is still coming in of it will be nobody's."""
         for key in [key for key in self._incoming if key[0] == tenant]:
             self._incoming[key].spans.clear()
-        del self._held[tenant]
+        self._ready = deque(trace for trace in self._ready if trace.tenant != tenant)
+        self._count -= self._held.pop(tenant, 0)
+        self._rootless.pop(tenant, None)
+        gone = self.intakes.pop(tenant, None)
+        if gone is not None:
+            self._gone.spans += gone.spans
+            self._gone.traces += gone.traces
+            self._gone.early += gone.early
+            self._gone.left_out += gone.left_out
 
-    def _due(self, trace: _Incoming) -> float:
-        idle = self._bounds.idle_s if trace.rooted else self._bounds.rootless_s
-        return min(trace.touched + idle, trace.since + self._bounds.age_s)
+    # -- room
 
-    def _finish(self, key: _Key) -> Trace | None:
-        tenant, _ = key
-        spans = self._incoming.pop(key).spans
-        self._held[tenant] -= len(spans)
-        if not self._held[tenant]:
+    def _room(self, tenant: TenantId) -> int:
+        bounds = self._bounds
+        return max(0, min(bounds.spans - self._count, bounds.spans_per_tenant - self._held[tenant]))
+
+    def _make_room(self, tenant: TenantId, now: float) -> int:
+        """Finishes the tenant's traces without a root that were idle for longest; those a root may be on its way to stay."""
+        rootless = self._rootless[tenant]
+        enough = self._bounds.spans_per_tenant // 100 + 1
+        while rootless and self._room(tenant) < enough and len(self._ready) < READY:
+            key = next(iter(rootless))
+            if self._incoming[key].touched + self._bounds.idle_s > now:
+                break
+            self.intake(tenant).early += 1
+            self._ready.extend(self._finish(key))
+        return self._room(tenant)
+
+    # -- completion
+
+    def _rooted(self, key: _Key, trace: _Incoming, root: Span, rootless: OrderedDict[_Key, None]) -> None:
+        if trace.rooted:
+            return
+        trace.rooted = True
+        rootless.pop(key, None)
+        linked = leader_of(root)
+        if linked:
+            trace.follows = (key[0], linked)
+            self._followers.setdefault(trace.follows, []).append(key)
+
+    def _due(self, key: _Key, trace: _Incoming) -> float:
+        """A trace and those whose roots are linked to it complete together."""
+        due, seen, waiting = 0.0, {key}, [(key, trace)]
+        while waiting:
+            one, held = waiting.pop()
+            idle = self._bounds.idle_s if held.rooted else self._bounds.rootless_s
+            due = max(due, min(held.touched + idle, held.since + self._bounds.age_s))
+            beside = [*self._followers.get(one, ())]
+            if held.follows is not None:
+                beside.append(held.follows)
+            for other in beside:
+                if other not in seen and other in self._incoming:
+                    seen.add(other)
+                    waiting.append((other, self._incoming[other]))
+        return min(due, trace.since + self._bounds.age_s)
+
+    def _finish(self, key: _Key) -> list[Trace]:
+        """Takes it out, and what is linked to it; several traces come of it when they were not one after all."""
+        tenant = key[0]
+        together: dict[str, list[Span]] = {}
+        waiting = [key]
+        while waiting:
+            one = waiting.pop()
+            held = self._incoming.pop(one, None)
+            if held is None:
+                continue
+            together[one[1]] = held.spans
+            if tenant in self._rootless:
+                self._rootless[tenant].pop(one, None)
+            self._finished[one] = None
+            if len(self._finished) > self._bounds.finished:
+                self._finished.popitem(last=False)
+            waiting += self._followers.pop(one, ())
+            if held.follows is not None:
+                siblings = self._followers.get(held.follows)
+                if siblings is not None:
+                    siblings.remove(one)
+                    if not siblings:
+                        del self._followers[held.follows]
+                waiting.append(held.follows)
+        spans = sum(map(len, together.values()))
+        self._count -= spans
+        self._held[tenant] -= spans
+        if self._held[tenant] <= 0:
             del self._held[tenant]
-        self._finished[key] = None
-        if len(self._finished) > self._bounds.finished:
-            self._finished.popitem(last=False)
-        trace, dropped = assemble(tenant, spans, self._names.get(tenant))
-        self.dropped += dropped
-        return trace
+        if not spans:
+            return []
+        intake = self.intake(tenant)
+        names = self._names.get(tenant)
+        traces: list[Trace] = []
+        for heap in joined(together):
+            trace, left_out = assemble(tenant, heap, names)
+            intake.left_out += left_out
+            if trace is not None:
+                intake.traces += 1
+                traces.append(trace)
+        return traces
 
 
 def traces_of(
@@ -139,12 +294,17 @@ def traces_of(
         together.setdefault(span.trace_id, []).append(span)
     traces: list[Trace] = []
     dropped: Counter[str] = Counter()
-    for held in sorted(together.values(), key=lambda held: min(span.start_ns for span in held)):
+    for held in sorted(joined(together), key=began):
         trace, left_out = assemble(tenant, held, names)
         dropped += left_out
         if trace is not None:
             traces.append(trace)
     return traces, dropped
+
+
+def began(spans: Iterable[Span]) -> tuple[int, str]:
+    """When the first of them began, for order; those that do not say come first."""
+    return min(((span.start_ns, span.trace_id) for span in spans if span.start_ns), default=(0, ""))
 
 
 def records_to_trace(records: Sequence[InvocationRecord]) -> Trace:

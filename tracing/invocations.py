@@ -11,6 +11,9 @@ from tracing.tree import SpanTree
 
 NAME_LIMIT = 255
 
+LONGEST_S = 86_400.0
+"""A call later than this after its caller began is none that anybody could prepare for: its times are wrong."""
+
 
 def observed_name(span: Span) -> str:
     """The function a callee's span stands for: what it says (faas.name), else `service/operation`; at most 255 characters."""
@@ -26,7 +29,8 @@ def assemble(
     """The trace these spans (of one trace id) form, and the number of spans left out by reason (see tracing.tree.SpanTree).
 
     They may come in any order, more than once, with parents missing. Spans inside a function, between the callee's half
-    above and the caller's half below, belong to the function. `names` maps observed functions to deployed ones.
+    above and the caller's half below, belong to the function. `names` maps observed functions to deployed ones. A call of
+    which nobody says when it was, neither half of it and nothing below, is left out with what is below: `no time`.
     None when there is no span.
     """
     tree = SpanTree(spans)
@@ -40,6 +44,7 @@ class _Walk:
 
     def __init__(self, tenant: TenantId, tree: SpanTree, names: Mapping[str, str]) -> None:
         self._tenant = tenant
+        self._tree = tree
         self._spans = tree.spans
         self._children = tree.children
         self._names = names
@@ -47,20 +52,20 @@ class _Walk:
         self._entry = tree.spans[tree.top]
         self._functions: list[FunctionId] = [self._function(observed_name(self._entry))]
         self._began: list[float] = [0.0]  # per invocation: its work's begin, seconds after the entry's
-        self._held: list[Span] = [self._entry]  # per invocation: its own span, whose clock it lives in
+        self._held: list[int] = [tree.top]  # per invocation: its own span, whose clock it lives in
         self._calls: list[Call] = []
         self._silent: dict[int, int] = {}  # caller's half that names its callee -> invocation, while no callee's half was found
         self._descend(tree.top)
 
     def trace(self) -> Trace:
         for half, caller in self._silent.items():
-            self._call_unseen(self._spans[half], caller)
+            self._call_unseen(half, caller)
         entry, calls, functions = self._entry, self._calls, self._functions
         first = [index for index, call in enumerate(calls) if call.caller_index == -1]
         if entry.kind.calling and first == [0] and len(self._held) > 1:
             # The outermost span is only the caller's half of the call that the trace is about.
             began = self._began[1]
-            entry, functions = self._held[1], functions[1:]
+            entry, functions = self._spans[self._held[1]], functions[1:]
             calls = [
                 Call(
                     call.caller,
@@ -95,8 +100,12 @@ class _Walk:
             index, parent, caller, half = waiting.pop()
             span = self._spans[index]
             if self._is_call(span, self._spans[parent], caller, half):
+                offset = self._offset(index, caller, half)
+                if offset is None:
+                    self._tree.dropped["no time"] += self._tree.size(index)
+                    continue
                 self._silent.pop(half, None)
-                caller, half = self._call(span, caller, self._spans[half] if half >= 0 else None), -1
+                caller, half = self._call(index, caller, half, offset), -1
             elif span.kind.calling:
                 half = index
                 if span.invoked:
@@ -111,33 +120,58 @@ class _Walk:
             return half >= 0 or bool(span.function) or span.service != parent.service
         if span.function:
             return self._function(span.function) != self._functions[caller]
-        return span.kind is SpanKind.UNSPECIFIED and span.service != parent.service
+        # Another process: somebody called it, whatever its span's kind.
+        return bool(span.service) and span.service != parent.service
 
-    def _call(self, span: Span, caller: int, half: Span | None) -> int:
-        """Appends the call; returns the number of the callee's invocation."""
+    def _offset(self, index: int, caller: int, half: int) -> float | None:
+        """When the caller sent the call, seconds after the entry began; in the caller's own clock where that tells.
+
+        Without a time of the caller's half the callee's stands for it: no two clocks are the same, so it counts as far as it
+        lies in the caller's own time. None when nobody says.
+        """
         own = self._held[caller]
-        sent = (half or span).start_ns - own.start_ns
-        offset = self._began[caller] + max(0, sent) / 1e9
+        caller_span, began = self._spans[own], self._tree.starts[own]
+        sender = half if half >= 0 and self._spans[half].start_ns else index
+        sent = self._tree.starts[sender]
+        if not sent or not began:
+            return None
+        passed = max(0, sent - began) / 1e9
+        if self._spans[sender].service != caller_span.service and not self._waits(index, half):
+            passed = min(passed, caller_span.duration_s) if caller_span.end_ns else passed
+        return self._began[caller] + passed if passed <= LONGEST_S else None
+
+    def _waits(self, index: int, half: int) -> bool:
+        """A message: it may be taken long after its sender ended."""
+        return self._spans[index].kind is SpanKind.CONSUMER or (half >= 0 and self._spans[half].kind is SpanKind.PRODUCER)
+
+    def _call(self, index: int, caller: int, half: int, offset: float) -> int:
+        """Appends the call; returns the number of the callee's invocation."""
+        span = self._spans[index]
         lag, duration = 0.0, span.duration_s
-        if half is not None:
-            raw = (span.start_ns - half.start_ns) / 1e9
-            if half.kind is SpanKind.PRODUCER:
-                lag = max(0.0, raw)  # a message may be taken long after it was sent
+        if half >= 0 and self._spans[half].start_ns:
+            sender = self._spans[half]
+            raw = (span.start_ns - sender.start_ns) / 1e9 if span.start_ns else 0.0
+            if sender.kind is SpanKind.PRODUCER:
+                lag = min(max(0.0, raw), LONGEST_S)  # a message may be taken long after it was sent
                 duration += lag
             else:
                 # Two clocks: where the callee's span does not lie inside the caller's, the way there and back are taken as equal.
-                room = half.duration_s - span.duration_s
+                room = sender.duration_s - span.duration_s
                 lag = raw if 0.0 <= raw <= room else max(0.0, room / 2)
-                duration = max(half.duration_s, span.duration_s)
+                duration = max(sender.duration_s, span.duration_s)
         self._append(caller, self._function(observed_name(span)), offset, duration, span)
         self._began.append(offset + lag)
-        self._held.append(span)
+        self._held.append(index)
         return len(self._held) - 1
 
-    def _call_unseen(self, half: Span, caller: int) -> None:
+    def _call_unseen(self, half: int, caller: int) -> None:
         """A call known only from its caller, which names the function."""
-        offset = self._began[caller] + max(0, half.start_ns - self._held[caller].start_ns) / 1e9
-        self._append(caller, self._function(half.invoked[:NAME_LIMIT]), offset, half.duration_s, half)
+        offset = self._offset(half, caller, half)
+        if offset is None:
+            self._tree.dropped["no time"] += 1
+            return
+        span = self._spans[half]
+        self._append(caller, self._function(span.invoked[:NAME_LIMIT]), offset, span.duration_s, span)
 
     def _append(self, caller: int, callee: FunctionId, offset: float, duration: float, span: Span) -> None:
         start = span.start if span.kind.called else StartKind.UNKNOWN

@@ -1,6 +1,7 @@
-"""OTLP over HTTP: POST /v1/traces, keyed by bearer tokens, protobuf only."""
+"""OTLP over HTTP: POST /v1/traces, keyed by bearer tokens, in protobuf or JSON. Each is answered in its own encoding."""
 
 import asyncio
+import json
 import zlib
 from collections.abc import Callable
 
@@ -13,7 +14,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from graph.ids import TenantId
-from tracing.formats import FormatError, otlp
+from tracing.formats import FormatError, otlp, otlp_json
 from tracing.spans import Span
 
 MAX_BODY = 4 << 20
@@ -24,6 +25,7 @@ ON_THE_LOOP = 64 << 10
 """Bodies up to this size are read on the event loop; larger ones in a thread, so that they do not hold it up."""
 
 PROTOBUF = "application/x-protobuf"
+JSON = "application/json"
 
 Authenticate = Callable[[str], TenantId | None]
 Accept = Callable[[TenantId, list[Span]], int]
@@ -40,33 +42,51 @@ class _Refused(Exception):
         self.headers = headers or {}
 
 
-def receiver_app(authenticate: Authenticate, accept: Accept) -> Starlette:
+def receiver_app(authenticate: Authenticate, accept: Accept, refused: Callable[[TenantId, int], None] | None = None) -> Starlette:
     """`authenticate` maps a token to its tenant, None for no such token. `accept` takes spans in and returns how many it kept.
+    `refused` is told how many had no valid ids.
 
-    Both must not block. Answers: 200 (with a partial success when spans were left out), 400 for a body that is not what it
+    None of them may block. Answers: 200 (with a partial success when spans were left out), 400 for a body that is not what it
     says, 401, 408 for a body that does not come, 413 for one over 4 MiB or 16 MiB unpacked, 415 for another type or encoding.
     """
 
     async def receive(request: Request) -> Response:
+        form = _media_type(request)
         try:
             tenant = _tenant(request, authenticate)
-            encoding = _encoding(request)
+            encoding = _encoding(request, form)
             body = await _body(request)
-            spans, refused = await asyncio.to_thread(_read, body, encoding) if len(body) > ON_THE_LOOP else _read(body, encoding)
+            apart = len(body) > ON_THE_LOOP
+            spans, invalid = await asyncio.to_thread(_read, body, encoding, form) if apart else _read(body, encoding, form)
         except _Refused as error:
-            return _refusal(error)
+            return _refusal(error, form)
         except ClientDisconnect:
             return Response(status_code=400)
         kept = accept(tenant, spans)
-        answer = ExportTraceServiceResponse()
-        left_out = len(spans) - kept + refused
-        if left_out:
-            answer.partial_success.rejected_spans = left_out
-            answer.partial_success.error_message = _why(len(spans) - kept, refused)
-            _log.info("otlp.partial", tenant=tenant, left_out=left_out)
-        return Response(answer.SerializeToString(), media_type=PROTOBUF)
+        if invalid and refused is not None:
+            refused(tenant, invalid)
+        left_out = len(spans) - kept + invalid
+        if not left_out:
+            return _answer(form, 0, "")
+        _log.info("otlp.partial", tenant=tenant, left_out=left_out)
+        return _answer(form, left_out, _why(len(spans) - kept, invalid))
 
     return Starlette(routes=[Route("/v1/traces", receive, methods=["POST"])])
+
+
+def _media_type(request: Request) -> str:
+    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
+
+
+def _answer(form: str, left_out: int, why: str) -> Response:
+    if form == JSON:
+        partial = {"partialSuccess": {"rejectedSpans": str(left_out), "errorMessage": why}} if left_out else {}
+        return Response(json.dumps(partial), media_type=JSON)
+    answer = ExportTraceServiceResponse()
+    if left_out:
+        answer.partial_success.rejected_spans = left_out
+        answer.partial_success.error_message = why
+    return Response(answer.SerializeToString(), media_type=PROTOBUF)
 
 
 def _tenant(request: Request, authenticate: Authenticate) -> TenantId:
@@ -77,11 +97,10 @@ def _tenant(request: Request, authenticate: Authenticate) -> TenantId:
     return tenant
 
 
-def _encoding(request: Request) -> str:
-    content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if content_type != PROTOBUF:
+def _encoding(request: Request, form: str) -> str:
+    if form not in (PROTOBUF, JSON):
         raise _Refused(
-            415, f"Content-Type: {content_type[:80]!r} is not {PROTOBUF}; set the exporter's protocol to http/protobuf"
+            415, f"Content-Type: {form[:80]!r} is neither {PROTOBUF} nor {JSON}; set the exporter's protocol to http/protobuf"
         )
     encoding = request.headers.get("content-encoding", "identity").strip().lower()
     if encoding not in ("identity", "gzip"):
@@ -107,9 +126,10 @@ async def _body(request: Request) -> bytes:
     return b"".join(parts)
 
 
-def _read(body: bytes, encoding: str) -> tuple[list[Span], int]:
+def _read(body: bytes, encoding: str, form: str) -> tuple[list[Span], int]:
+    read = otlp_json.read if form == JSON else otlp.read
     try:
-        return otlp.read(_unpacked(body) if encoding == "gzip" else body)
+        return read(_unpacked(body) if encoding == "gzip" else body)
     except FormatError as error:
         raise _Refused(400, str(error)) from error
 
@@ -144,7 +164,11 @@ def _why(full: int, refused: int) -> str:
     return "left out: " + ", ".join(told)
 
 
-def _refusal(error: _Refused) -> Response:
+def _refusal(error: _Refused, form: str) -> Response:
     codes = {400: 3, 401: 16, 408: 4, 413: 8, 415: 3}  # google.rpc.Code, as far as it has one
-    body = Status(code=codes[error.status], message=str(error)).SerializeToString()
-    return Response(body, error.status, error.headers, PROTOBUF)
+    code = codes[error.status]
+    if form == JSON:
+        body = json.dumps({"code": code, "message": str(error)}).encode()
+    else:
+        body = Status(code=code, message=str(error)).SerializeToString()
+    return Response(body, error.status, error.headers, JSON if form == JSON else PROTOBUF)

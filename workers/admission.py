@@ -73,9 +73,14 @@ CHILD_SHARE = 0.1
 class MemoryLedger:
     """Megabytes promised to instances. A node never admits past its total."""
 
-    def __init__(self, total_mb: int) -> None:
+    def __init__(self, total_mb: int, beside_mb: int = 0) -> None:
         self.total_mb = total_mb
+        self.beside_mb = beside_mb
         self.used_mb = 0
+
+    def of_instance(self, shape_mb: int) -> int:
+        """What an instance of that shape counts: the driver needs `beside_mb` beside it."""
+        return shape_mb + self.beside_mb
 
     def missing(self, memory_mb: int, child: bool) -> int:
         """How many MB must be freed before `memory_mb` may be reserved; 0 or less: none."""

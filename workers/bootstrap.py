@@ -20,6 +20,7 @@ from workers.code.zone import ZoneClient
 from workers.drivers.process.driver import ProcessDriver
 from workers.function_templates import Rules
 from workers.node import Node
+from workers.ports import Driver, DriverError
 from workers.rpc.messages import Caller
 from workers.rpc.transport import Address, Identity
 from workers.sealing import Sealer
@@ -35,7 +36,8 @@ class NodeConfig(msgspec.Struct, frozen=True):
     a version gets a function template, 0: never; `template_memory_mb`: what they may hold, 0: a tenth of the memory. `rejoin`
     and `epoch` of a node that has joined; it listens on `sockets`, on TCP with `identity`. `callers`: who may dial it there, as
     far as is known (None: nothing); `on_callers` hears whenever control tells. `zone_caches`: tier 2 as settings name it;
-    planners tell of more. `lazy_from_bytes` 0: no lazy starts."""
+    planners tell of more. `lazy_from_bytes` 0: no lazy starts. `driver`: process | microvm; the last three
+    are the latter's."""
 
     name: str
     folder: Path
@@ -59,10 +61,27 @@ class NodeConfig(msgspec.Struct, frozen=True):
     callers: Sequence[Caller] | None = None
     on_callers: Callable[[Sequence[Caller]], None] = lambda callers: None
     lazy_from_bytes: int = FROM_BYTES
+    driver: str = "process"
+    accel: str = "auto"
+    image_folder: Path | None = None
+    microvm_network: bool = True
 
 
 Beside = Callable[[Node, Tier1], Coroutine[None, None, None]]
 """What runs in the node's loop beside it and looks at it, until cancelled; the node ends when it fails."""
+
+
+def make_driver(config: NodeConfig) -> Driver:
+    """The one the node was told to use. Raises DriverError."""
+    if config.driver != "microvm":
+        return ProcessDriver(config.folder / "process", config.python, config.allow_no_isolation)
+    from workers.drivers.microvm.driver import MicroVmDriver
+    from workers.drivers.microvm.image import find
+
+    image = None if config.image_folder is None else find(config.image_folder)
+    if image is None:
+        raise DriverError("there is no guest image: foreglow image build")
+    return MicroVmDriver(config.folder / "microvm", image, config.accel, network=config.microvm_network)
 
 
 async def serve(config: NodeConfig, beside: Beside | None = None) -> None:
@@ -71,12 +90,13 @@ async def serve(config: NodeConfig, beside: Beside | None = None) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     config.folder.mkdir(parents=True, exist_ok=True)
-    driver = ProcessDriver(config.folder / "process", config.python, config.allow_no_isolation)
+    driver = make_driver(config)
     report = await driver.start()
     log.info("node.isolation", tier=report.tier, limits=dict(report.limits), missing=list(report.missing))
     zone, origin = ZoneClient(config.zone, config.identity, config.zone_caches), Origin(config.origin_url)
     # without isolation a function sees the mount itself, and would miss it when the plain tree takes over
-    lazy = await lazy_starts(config.folder / "code", origin, config.lazy_from_bytes if report.isolated else 0)
+    may_come_later = report.isolated and driver.traits.lazy_code
+    lazy = await lazy_starts(config.folder / "code", origin, config.lazy_from_bytes if may_come_later else 0)
     tier = Tier1(config.folder / "code", [zone, origin], config.key, config.code_bounds, lazy)
     memory_mb = config.memory_mb or int(machine_memory_mb() * MEMORY_SHARE)
     node = Node(

@@ -335,7 +335,8 @@ class Execution:
         if self._stopping:
             return None
         victims: list[Instance] = []
-        missing = self.memory.missing(spec.memory_mb, child)
+        held_mb = self.memory.of_instance(spec.memory_mb)
+        missing = self.memory.missing(held_mb, child)
         if missing > 0:
             if decision_id:
                 return None
@@ -349,9 +350,9 @@ class Execution:
                 templates.give_way(missing)
             for victim in victims:
                 self._drop(victim, "gave way to a request")
-        self.memory.reserve(spec.memory_mb)
+        self.memory.reserve(held_mb)
         self._preparer.keep_code(spec)
-        instance = Instance(spec, spec.memory_mb, decision_id)
+        instance = Instance(spec, spec.memory_mb, decision_id, beside_mb=self.memory.beside_mb)
         self.table.add(instance)
         self._started()
         task = self._loop.create_task(self._prepare(instance, priority, victims))
@@ -439,7 +440,7 @@ class Execution:
         self.table.remove(instance)
         if preparing:
             self._preparer.hurry(instance)  # so that it learns at once that nobody wants it
-        self.memory.give_back(instance.memory_mb)
+        self.memory.give_back(instance.held_mb)
         self._preparer.release_code(instance.spec)
         if instance.decision_id and self.decisions is not None:
             self.decisions.lost(instance.decision_id, why)

@@ -28,7 +28,8 @@ class State(StrEnum):
 
 @dataclass(slots=True, eq=False)
 class Instance:
-    """One running copy of a version. `waiting` holds invocations that adopted it before it was ready."""
+    """One running copy of a version. `waiting` holds invocations that adopted it before it was ready. `memory_mb`: its shape;
+    `held_mb`: what it counts."""
 
     spec: VersionSpec
     memory_mb: int
@@ -44,6 +45,11 @@ class Instance:
     idle_since: float = 0.0
     timings: Timings = Timings()
     next_id: int = 0
+    beside_mb: int = 0
+
+    @property
+    def held_mb(self) -> int:
+        return self.memory_mb + self.beside_mb
 
     @property
     def adopted(self) -> bool:
@@ -169,7 +175,7 @@ class InstanceTable:
             if needed_mb <= 0:
                 break
             chosen.append(one)
-            needed_mb -= one.memory_mb
+            needed_mb -= one.held_mb
         return chosen if needed_mb <= 0 else []
 
     def count(self, version: str) -> VersionCount:

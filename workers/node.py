@@ -78,7 +78,7 @@ class Node:
         self._gate = CoreGate(cores)
         self._standbys = StandbyPool(driver, self._gate, standbys)
         self._logs = LogStore()
-        memory, order = MemoryLedger(memory_mb), InitOrder(cores)
+        memory, order = MemoryLedger(memory_mb, driver.traits.beside_mb), InitOrder(cores)
         self.templates = FunctionTemplates(driver, code, sealer, memory, order, templates)
         preparer = Preparer(driver, self._standbys, self._gate, order, code, sealer, self.templates)
         self.execution = Execution(preparer, memory, self._logs, self._counts_moved, self._start_began)
@@ -253,6 +253,8 @@ class Node:
 
     def _prepare(self, connection: Connection, batch: PrepareBatch) -> None:
         obeyed = self._obeys(connection, batch.lease, batch.epoch)
+        if obeyed:
+            self._expect_standbys(batch)
         for item in batch.items:
             if not obeyed:
                 self._tell_decision(DecisionUpdate(item.decision_id, "cancelled", time.time(), detail="older epoch"))
@@ -270,6 +272,15 @@ class Node:
             self.decisions.lost(item.decision_id, "the node does not know this version" if spec is None else "draining")
         elif self.execution.begin(spec, time.monotonic() + item.needed_in_s, item.decision_id) is None:
             self.decisions.lost(item.decision_id, "no memory left on the node")
+
+    def _expect_standbys(self, batch: PrepareBatch) -> None:
+        """As many as the plan draws are kept while it lives: where one is dear, the next plan must find as many."""
+        shapes = {
+            item.decision_id: (spec.tenant, spec.memory_mb)
+            for item in batch.items
+            if item.level != "code" and (spec := self._specs.get(item.version)) is not None
+        }
+        self._standbys.plan(shapes)
 
     def _expect_code(self, item: PrepareItem) -> None:
         """What a plan wants keeps its place in tier 1 until the plan is over, and comes now when the instance is for later."""
@@ -348,6 +359,8 @@ class Node:
             self._tell_handle = self._loop.call_later(TELL_EVERY_S, self._tell)
 
     def _tell_decision(self, update: DecisionUpdate) -> None:
+        if update.outcome in ENDS:
+            self._standbys.over(update.decision_id)
         if update.outcome in ENDS and (spec := self._planned.pop(update.decision_id, None)) is not None:
             self._code.unpin(spec)  # its instance, if there is one, has a pin of its own
         self._updates.append(update)

@@ -107,6 +107,9 @@ class Clone(Protocol):
     def usage(self) -> Usage | None:
         """Memory and processes now; None when it cannot be read."""
 
+    async def rest(self) -> None:
+        """Becomes a standby: does ahead what specialising would do, and takes no CPU from then on. Raises DriverError."""
+
     async def kill(self, reason: str) -> None:
         """Ends every process of the sandbox and frees what it held. Idempotent; returns when they are gone."""
 
@@ -129,16 +132,30 @@ class FunctionTemplate(Protocol):
         """Frees what it holds; its clones live on. Idempotent."""
 
 
+class Traits(msgspec.Struct, frozen=True):
+    """What the node must know of a driver. `shared_standbys`: a standby is of no tenant until it is used, and so dear that the
+    node keeps as many as the largest live plan draws. `beside_mb`: what a sandbox takes beside its shape,
+    `template_beside_mb`: a function template, at most. `lazy_code`: layers
+    may be mounts that are still being filled."""
+
+    shared_standbys: bool = False
+    beside_mb: int = 0
+    template_beside_mb: int = 0
+    lazy_code: bool = False
+
+
 class Driver(Protocol):
     """Makes templates and clones. One per node process."""
 
     name: str
+    traits: Traits
 
     async def start(self) -> IsolationReport:
         """Probes by doing it, sweeps what a dead predecessor left, and is ready to clone. Raises DriverError."""
 
     async def clone(self, tenant: str, memory_mb: int) -> Clone:
-        """A new sandbox for `tenant` with no code in it, waiting to be specialised. Raises DriverError."""
+        """A new sandbox for `tenant` (empty: whoever uses it first) with no code in it, waiting to be specialised. Raises
+        DriverError."""
 
     async def template(self, tenant: str, work: Specialisation, timeout_s: float) -> FunctionTemplate:
         """Imports the version's module, with `work.withheld` and without its environment, and keeps that to clone from.

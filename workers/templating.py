@@ -87,7 +87,9 @@ class FunctionTemplates:
             return
         one = self._candidates.get(spec.version)
         if one is None:
-            one = self._candidates[spec.version] = Candidate(spec.version, spec.memory_mb)
+            one = self._candidates[spec.version] = Candidate(
+                spec.version, spec.memory_mb + self._driver.traits.template_beside_mb
+            )
             one.used(time.monotonic())
             while len(self._candidates) > KNOWN:
                 self.drop(next(iter(self._candidates)), "too many versions")

@@ -1,7 +1,13 @@
-"""Topic chain: what a cold path of N functions costs in cold starts, and what is left of that when the entry is prewarmed too."""
+"""Topic chain: what a cold path of N functions costs in cold starts, and what is left of that when the entry is prewarmed too.
+
+DRIVER=microvm: shorter, in emulated microVMs, alone: cold, prewarmed and warm, from clones on demand and from standbys.
+"""
 
 import contextlib
 import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -14,13 +20,22 @@ from benchmarks.peers.workerd import WorkerLoader
 from benchmarks.platform import Platform
 from benchmarks.predicted import measure_predicted
 from benchmarks.report import OURS, Report
+from benchmarks.topics.microvm import image
 
 LENGTHS = (2, 3, 5, 7, 12)
 PREDICTED_LENGTH = 5
 CALIBRATION_ROUNDS = 20_000_000
 
 
+VM_LENGTHS = (3, 7)
+VM_STANDBYS = 8
+VM_FILL_S = 60.0
+
+
 def run(report: Report, full: bool) -> None:
+    if os.environ.get("DRIVER") == "microvm":
+        _run_microvm(report, 12 if full else 4)
+        return
     rounds, predictions = (40, 1000) if full else (8, 100)
     report.progress("starting foreglow")
     with Platform(standbys=0, prewarm="path") as platform:
@@ -48,11 +63,44 @@ def run(report: Report, full: bool) -> None:
     _beside(report, waited, computed, max(3, rounds // 3))
 
 
-def _learn(report: Report, side: Side) -> None:
+def _run_microvm(report: Report, rounds: int) -> None:
+    image(report)
+    lengths = (1, *VM_LENGTHS)
+    for standbys in (0, VM_STANDBYS):
+        report.progress(f"starting foreglow with microVMs, standbys: {standbys}")
+        with Platform(standbys=standbys, prewarm="path", driver="microvm") as platform:
+            report.driver, report.tier = platform.driver, platform.tier
+            platform.deploy([one for length in lengths for one in stages("wait", length)])
+            side = replace(Side.of(platform), cool=_cool_and_fill(platform, standbys))
+            _learn(report, side, ("wait",), lengths)
+            for prewarm in ("path", "off"):
+                report.progress(f"cold paths in microVMs, standbys: {standbys}, prewarm {prewarm}")
+                platform.prewarm(prewarm)
+                paths = {length: Path() for length in lengths}
+                measure(side, "wait", paths, rounds)
+                details = {"init": "wait", "prewarm": prewarm, "accel": "tcg", "standbys": str(standbys)}
+                _tell_cse(report, "chain.cse" if prewarm == "path" else "chain.off.cse", paths, **details)
+
+
+def _cool_and_fill(platform: Platform, standbys: int) -> Callable[[Sequence[str]], None]:
+    """No instance left, and the pool of standbys whole again."""
+
+    def cool(_: Sequence[str]) -> None:
+        platform.cool()
+        until = time.monotonic() + VM_FILL_S
+        while platform.standbys_waiting() < standbys:
+            if time.monotonic() > until:
+                raise RuntimeError(f"not {standbys} standbys after {VM_FILL_S:.0f} s")
+            time.sleep(0.05)
+
+    return cool
+
+
+def _learn(report: Report, side: Side, inits: Sequence[str] = ("wait", "cpu"), lengths: Sequence[int] = (1, *LENGTHS)) -> None:
     """Warm runs of every path, so that what is measured is the learned state, not the first moments of a deployment."""
     report.progress("learning the paths")
-    for init in ("wait", "cpu"):
-        for length in (1, *LENGTHS):
+    for init in inits:
+        for length in lengths:
             for _ in range(4):
                 side.ask(init, length)
 

@@ -183,12 +183,12 @@ def _tell_standby_memory(report: Report) -> None:
             _wait_for_standbys(platform, standbys)
             node = platform.pids()["node"]
             shared[standbys] = [processes.pss_mb(node)]
-            whole[standbys] = [shared[standbys][0] + _kernel_mb() for _ in range(5)]
+            whole[standbys] = [shared[standbys][0] + kernel_mb() for _ in range(5)]
     report.emit("process.standby.mb", slope(whole))
     report.emit("process.standby.pss_mb", slope(shared))
 
 
-def _kernel_mb() -> float:
+def kernel_mb() -> float:
     """The median over a moment: others on the machine come and go."""
     values = []
     for _ in range(5):

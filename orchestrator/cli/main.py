@@ -9,6 +9,7 @@ from orchestrator.cli import (
     doctor,
     events,
     functions,
+    imaging,
     invoking,
     joining,
     opening,
@@ -48,6 +49,7 @@ app.add_typer(joining.nodes, name="nodes")
 app.add_typer(events.events, name="events")
 app.command("doctor")(doctor.doctor)
 app.command("open")(opening.open_page)
+app.add_typer(imaging.image, name="image")
 app.add_typer(teaching.traces, name="traces")
 app.add_typer(owning.tenants, name="tenants")
 app.add_typer(owning.keys, name="keys")

@@ -18,9 +18,6 @@ if TYPE_CHECKING:
     from orchestrator.settings import Settings
 
 
-DRIVERS = ("process",)
-
-
 def up(
     state: State = None,
     host: Annotated[str | None, typer.Option(help="Address the three listeners bind.")] = None,
@@ -29,7 +26,8 @@ def up(
     otlp_port: Annotated[int | None, typer.Option(help="OTLP/HTTP traces (4318); 0: any free one.")] = None,
     join_port: Annotated[int | None, typer.Option(help="Where processes of other hosts join; 0 (default): nowhere.")] = None,
     prewarm: Annotated[str | None, typer.Option(help="path (default) or off.")] = None,
-    driver: Annotated[str | None, typer.Option(help="process (the only one so far).")] = None,
+    driver: Annotated[str | None, typer.Option(help="process (default) or microvm.")] = None,
+    accel: Annotated[str | None, typer.Option(help="Of microVMs: auto (default), tcg or kvm.")] = None,
     allow_no_isolation: Annotated[bool | None, typer.Option("--allow-no-isolation", help="Run even without isolation.")] = None,
     standbys: Annotated[int | None, typer.Option(help="Waiting clones per tenant and memory shape.")] = None,
 ) -> None:
@@ -43,14 +41,14 @@ def up(
         join_port=join_port,
         prewarm=prewarm,
         driver=driver,
+        accel=accel,
         allow_no_isolation=allow_no_isolation,
         standbys=standbys,
     )
-    if settings.driver not in DRIVERS:
-        raise Failure(f"driver: {settings.driver!r} is not one of {', '.join(DRIVERS)} (option --driver or FOREGLOW_DRIVER)")
-    from orchestrator import preflight, supervisor, valkey
+    from orchestrator import guest_image, preflight, supervisor, valkey
 
     try:
+        guest_image.ensure(settings, _say)
         supervisor.run(settings, announce=_say)
     except (preflight.NotPossible, supervisor.StartFailed, valkey.ValkeyMissing) as error:
         raise Failure(str(error)) from error
@@ -104,12 +102,18 @@ def planner(state: State = None) -> None:
         run(settings)
 
 
-def node(state: State = None) -> None:
+def node(
+    state: State = None,
+    driver: Annotated[str | None, typer.Option(help="process (default) or microvm.")] = None,
+    accel: Annotated[str | None, typer.Option(help="Of microVMs: auto (default), tcg or kvm.")] = None,
+) -> None:
     """Run the node alone."""
-    settings = _alone("node", state)
+    settings = _alone("node", state, driver=driver, accel=accel)
+    from orchestrator import guest_image
     from orchestrator.node import run
 
     with _said():
+        guest_image.ensure(settings, _say)
         run(settings)
 
 
@@ -131,7 +135,7 @@ def page(state: State = None) -> None:
     run(settings, page_operations)
 
 
-def _alone(process: str, state: Path | None, **chosen: int | None) -> "Settings":
+def _alone(process: str, state: Path | None, **chosen: int | str | None) -> "Settings":
     """Settings, logs and the two folders of a process that nobody else prepared the ground for."""
     from orchestrator import preflight, remains
     from orchestrator.logging import configure
@@ -161,8 +165,9 @@ def _said() -> Iterator[None]:
         from orchestrator.joining import JoinFailed
         from orchestrator.membership import NotJoined
         from orchestrator.planner.state import AlreadyRuns
+        from orchestrator.preflight import NotPossible
 
-        if isinstance(error, NotJoined | JoinFailed | AlreadyRuns):
+        if isinstance(error, NotJoined | JoinFailed | AlreadyRuns | NotPossible):
             raise Failure(str(error)) from error
         raise
 

@@ -42,4 +42,9 @@ def _state_rows(document: Mapping[str, Any]) -> list[tuple[str, str]]:
             rows.append(
                 (name, f"{learned.get('observed', 0)} run(s) learned since it started, {len(state.get('nodes', ()))} node(s)")
             )
+            spans = state.get("spans", {})
+            if spans.get("received"):
+                rows.append(
+                    ("", f"of {spans['received']} spans from elsewhere {spans['left_out']} were left out: foreglow traces status")
+                )
     return rows

@@ -178,6 +178,28 @@ class WorkflowsAnswer(BaseModel):
     workflows: list[Workflow]
 
 
+class IntakeAnswer(BaseModel):
+    """Spans of elsewhere, sent or imported, since the planner started."""
+
+    spans: int = Field(ge=0, description="That came.")
+    traces: int = Field(ge=0, description="That were complete.")
+    early: int = Field(ge=0, description="Of these, those whose root was not waited for as long as usual, to make room.")
+    waiting_spans: int = Field(ge=0, description="Of traces that are not complete yet.")
+    left_out: dict[str, int] = Field(description="Spans that were not used, by reason.")
+
+
+class ObservedFunction(BaseModel):
+    observed: str = Field(description="As traces name it: service/entry operation.")
+    function: str | None = Field(description="The function it was said to be.")
+    deployed: bool = Field(description="That function is deployed.")
+    learned: bool = Field(description="The call graph knows it under the observed name.")
+
+
+class NamesAnswer(BaseModel):
+    names: list[ObservedFunction]
+    map: dict[str, str] = Field(description="The names given to those shown.")
+
+
 class CooledAnswer(BaseModel):
     cooled: int = Field(ge=0, description="Instances given up.")
 

@@ -133,8 +133,11 @@ class PrewarmRequest(Request):
     policy: Literal["path", "off"]
 
 
+TraceForm = Literal["auto", "otlp", "jaeger", "zipkin", "xray", "csv", "spans"]
+
+
 class ImportRequest(Request):
-    """Traces of any origin. `map` renames observed functions to deployed ones."""
+    """Traces of any origin. `map` renames observed functions to deployed ones, beside the names given before and before them."""
 
     model_config = ConfigDict(
         extra="forbid",
@@ -151,7 +154,7 @@ class ImportRequest(Request):
         },
     )
 
-    format: Literal["csv"] = "csv"
+    format: TraceForm = Field(default="auto", description="auto: found out from the text.")
     text: str
     map: dict[ObservedName, ObservedName] = {}
     decay: bool = Field(default=True, description="Old traces count less than new ones.")
@@ -165,7 +168,7 @@ class ImportRequest(Request):
 
 class ImportAnswer(BaseModel):
     model_config = ConfigDict(
-        json_schema_extra={"examples": [{"traces": 120, "calls": 2400, "spans": 9100, "left_out": 3, "reasons": {"orphaned": 3}}]}
+        json_schema_extra={"examples": [{"traces": 120, "calls": 2400, "spans": 9100, "left_out": 3, "reasons": {"orphan": 3}}]}
     )
 
     traces: int = Field(description="Taught to the planner.")
@@ -173,6 +176,16 @@ class ImportAnswer(BaseModel):
     spans: int
     left_out: int
     reasons: dict[str, int] = Field(description="Why spans or traces were left out.")
+
+
+class NamesRequest(Request):
+    """Which deployed function an observed one is; null takes a name away. What is not in it stays."""
+
+    model_config = ConfigDict(
+        extra="forbid", strict=True, json_schema_extra={"examples": [{"map": {"ts-order-service/api/v1/order": "order"}}]}
+    )
+
+    map: dict[ObservedName, FunctionName | None] = Field(max_length=10_000)
 
 
 class QuotasRequest(Request):

@@ -19,9 +19,9 @@ from packaging.requirements import Requirement
 
 from orchestrator.doctor import findings
 from orchestrator.doctor.findings import Finding
+from workers.drivers.limits import detect
 from workers.drivers.process.confinement import probe, with_toolchain
 from workers.drivers.process.interpreter import NoInterpreter, find_interpreter
-from workers.drivers.process.limits import detect
 from workers.ports import IsolationReport
 
 ISOLATION_TIMEOUT_S = 60.0

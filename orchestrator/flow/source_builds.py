@@ -21,10 +21,10 @@ from orchestrator.flow.locks import LockError
 from orchestrator.flow.wheels import Wheels, collect
 from orchestrator.flow.wheelwright import BUILDING
 from workers.code.requirements import REQUIREMENTS_FILE
+from workers.drivers.limits import Cgroups
 from workers.drivers.process.confinement import open_cgroups, probe, with_toolchain
 from workers.drivers.process.confining import OUT, PORT, Command, ConfinementError, Confines, Ended, confined
 from workers.drivers.process.interpreter import Interpreter
-from workers.drivers.process.limits import Cgroups
 from workers.drivers.process.tiers import Tier
 
 if TYPE_CHECKING:  # a client and a server of HTTP, which most flows never need

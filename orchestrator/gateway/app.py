@@ -23,6 +23,7 @@ Send = Callable[[Message], Awaitable[None]]
 PREFIX = "/function/"
 MAX_CONTENT_TYPE = 256
 BODY_S = 30.0
+ROUTES_S = 10.0  # a request waits so long for the routes of a gateway that has just started
 _DROPPED = {b"authorization", b"connection", b"transfer-encoding", b"keep-alive", b"upgrade", b"expect"}
 
 
@@ -81,6 +82,8 @@ class GatewayApp:
         began = time.monotonic()
         headers = dict(scope["headers"])
         content_type = headers.get(b"content-type", b"application/json")
+        if not self._table.loaded.is_set():
+            await self._routes()
         try:
             key = authenticate(self._table, headers.get(b"authorization", b""))
         except Unauthorized as error:
@@ -122,6 +125,15 @@ class GatewayApp:
         finally:
             self._allowances.leave(key.tenant)
         return answer(result, payload, headers_of(result, run.invocation_id, run.trace_id, run.place_ms))
+
+    async def _routes(self) -> None:
+        """A gateway that has just started knows nobody's key before it has the routes: until then it says neither 401 nor 404."""
+        try:
+            async with asyncio.timeout(ROUTES_S):
+                await self._table.loaded.wait()
+        except TimeoutError as error:
+            detail = "this gateway has just started and has no routes yet: is Redis reachable?"
+            raise Refused(503, "not ready", detail, [(b"retry-after", b"1")]) from error
 
     def _check_head(self, scope: Message, headers: dict[bytes, bytes], content_type: bytes) -> None:
         """Raises Refused for what must not travel on."""

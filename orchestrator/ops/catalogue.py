@@ -108,6 +108,14 @@ FAMILIES: Mapping[str, Family] = {
         Family("foreglow_graph_records", "gauge", (PLANNER,), "Edges, and pairs of entry and function, in the call graph."),
         Family("foreglow_traces_learned", "counter", (PLANNER,), "Runs and imported traces learned since the process started."),
         Family("foreglow_traces_waiting", "gauge", (PLANNER,), "Traces from outside that are not complete yet."),
+        Family(
+            "foreglow_traces_early",
+            "counter",
+            (PLANNER,),
+            "Traces from outside whose root was not waited for, to make room.",
+        ),
+        Family("foreglow_spans_received", "counter", (PLANNER,), "Spans from outside, sent or imported."),
+        Family("foreglow_spans_waiting", "gauge", (PLANNER,), "Spans of traces from outside that are not complete yet."),
         Family("foreglow_spans_exported", "counter", (PLANNER,), "Spans sent to the OTLP endpoint of the settings."),
         # -- nodes
         Family("foreglow_instances", "gauge", (NODE,), "Instances of this node.", ("state",)),

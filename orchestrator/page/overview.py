@@ -66,6 +66,9 @@ def process_rows(status: Mapping[str, Any]) -> list[Row]:
     planner, events = status["planner"], status["events"]
     up = isinstance(planner, dict)
     learned = figures.count(planner["learned"]["observed"], "run") + " learned since it started" if up else ""
+    if up and planner.get("spans", {}).get("received"):
+        spans = planner["spans"]
+        learned += f"; of {figures.count(spans['received'], 'span')} from elsewhere {spans['left_out']:,} were left out"
     parked = events["parked"]
     waiting = f"{events['open']:,} open, {parked:,} parked"
     return [

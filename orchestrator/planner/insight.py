@@ -7,7 +7,6 @@ from typing import Any
 import msgspec
 
 from graph.callgraph import CallGraph
-from graph.calls import Trace
 from graph.ids import FunctionId, TenantId, function_id, name_of
 from graph.plans import PrewarmPlan
 from graph.prediction import predict
@@ -21,12 +20,11 @@ from orchestrator.planner.loop import PlannerLoop
 from orchestrator.planner.peers import Fleet
 from orchestrator.planner.runs import RunBook
 from orchestrator.planner.totals import totals
+from tracing.assembly import Assembler
 from workers.rpc.connection import RpcError
 
 MAX_LIMIT = 1000
 MAX_WARM = 100
-
-_decode_traces = msgspec.msgpack.Decoder(list[Trace]).decode
 
 
 class Insight:
@@ -42,6 +40,7 @@ class Insight:
         runs: RunBook,
         learner: Learner,
         activity: Activity,
+        assembler: Assembler,
     ) -> None:
         self._graph = graph
         self._table = table
@@ -51,6 +50,7 @@ class Insight:
         self._runs = runs
         self._learner = learner
         self._activity = activity
+        self._assembler = assembler
         self._totals: tuple[int, dict[tuple[str, str], dict[str, Any]]] = (-1, {})
 
     def answers(self) -> dict[str, Callable[[Mapping[str, Any]], Awaitable[object]]]:
@@ -66,7 +66,6 @@ class Insight:
             "runs": self.runs,
             "run": self.run,
             "workflows": self.workflows,
-            "observe": self.observe,
             "prewarm": self.prewarm,
             "state": self.state,
         }
@@ -152,14 +151,6 @@ class Insight:
             ]
         }
 
-    async def observe(self, args: Mapping[str, Any]) -> object:
-        """Imported traces. They are the caller's tenant's, whatever they say."""
-        tenant = args["tenant"]
-        traces = _decode_traces(args["traces"])
-        if any(trace.tenant != tenant for trace in traces):
-            raise RpcError("a trace names another tenant", 400)
-        return {"observed": self._learner.observe(traces, time.time(), bool(args.get("decay", True)))}
-
     async def prewarm(self, args: Mapping[str, Any]) -> object:
         """Reads or sets the tenant's policy; `open`: its speculative instances that are alive."""
         policy = args.get("policy")
@@ -176,6 +167,7 @@ class Insight:
                 for one in self._fleet.nodes
             ],
             "learned": {name: getattr(self._learner.counters, name) for name in self._learner.counters.__slots__},
+            "spans": {"received": self._assembler.received, "left_out": self._assembler.dropped.total()},
         }
 
     def _known(self, args: Mapping[str, Any]) -> FunctionId:

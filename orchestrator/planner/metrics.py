@@ -33,7 +33,10 @@ class PlannerMetrics(Collector):
         yield one("foreglow_graph_records", records)
         learned = planner.learner.counters
         yield one("foreglow_traces_learned", learned.observed)
-        yield one("foreglow_traces_waiting", len(planner.assembler))
+        yield one("foreglow_traces_waiting", planner.assembler.traces)
+        yield one("foreglow_traces_early", planner.assembler.early)
+        yield one("foreglow_spans_received", planner.assembler.received)
+        yield one("foreglow_spans_waiting", len(planner.assembler))
         yield one("foreglow_spans_exported", planner.exporter.sent)
         yield family(
             "foreglow_dropped",

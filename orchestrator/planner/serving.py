@@ -39,9 +39,11 @@ from orchestrator.planner.learning import Learner
 from orchestrator.planner.log import DecisionLog
 from orchestrator.planner.loop import PlannerLoop
 from orchestrator.planner.metrics import PlannerMetrics, planner_checks
+from orchestrator.planner.naming import Names
 from orchestrator.planner.peers import Fleet, GatewayPeer, NodePeer
 from orchestrator.planner.runs import RunBook
 from orchestrator.planner.state import FORMAT, PlannerState, load, lock, save, set_aside
+from orchestrator.planner.teaching import Teaching
 from orchestrator.planner.vigil import SEEN_EVERY_S, heard, overdue, unheard
 from orchestrator.renewal import keep_certified
 from orchestrator.settings import Settings, rpc_secret
@@ -104,7 +106,8 @@ class Planner:
             dict(stored.policies) if stored is not None else {},
             self.right,
         )
-        self.assembler = Assembler()
+        self.names = Names(stored.names if stored is not None else None)
+        self.assembler = Assembler(names=self.names.of)
         self.exporter = Exporter(settings.otel_endpoint)
         self._removed: set[str] = set()  # tenants; what still comes of them is nobody's
         self._saved_revision: tuple[object, ...] = ()
@@ -189,6 +192,7 @@ class Planner:
         self._removed.add(name)
         self.graph.forget_tenant(tenant)
         self.assembler.forget_tenant(tenant)
+        self.names.forget_tenant(tenant)
         self.decisions.forget_tenant(tenant)
         self.runs.forget_tenant(tenant)
         self.activity.forget_tenant(tenant)
@@ -215,18 +219,39 @@ class Planner:
         """Returns how many were taken; the rest is counted by the assembler."""
         return self.assembler.add(tenant, spans, time.time())
 
+    def spans_refused(self, tenant: TenantId, count: int) -> None:
+        self.assembler.intake(tenant).left_out["invalid id"] += count
+
     # -- time
 
-    def tick(self, now: float) -> None:
+    def tick(self, now: float) -> bool:
+        """True when there is more of it to do at once."""
         self.learner.settle(now)
-        self.learner.observe(self.assembler.settled(now), now)
+        traces = self.assembler.settled(now)
+        self.learner.observe(traces, now)
+        return bool(traces)
+
+    async def catch_up(self) -> None:
+        """All that is due, in small steps: whatever else there is has its turn between them."""
+        more = self.tick(time.time())
+        while more:
+            await asyncio.sleep(0)
+            more = self.tick(time.time())
 
     async def save(self) -> None:
         learned = self.learner.counters.observed + self.learner.counters.records
-        revision = (self.decisions.revision, learned, tuple(self.loop.policies.items()), len(self._removed))
+        policies = tuple(self.loop.policies.items())
+        revision = (self.decisions.revision, learned, policies, len(self._removed), self.names.revision)
         if revision == self._saved_revision:
             return
-        state = PlannerState(FORMAT, dump_graph(self.graph), self.decisions.entries(), self.runs.all(), dict(self.loop.policies))
+        state = PlannerState(
+            FORMAT,
+            dump_graph(self.graph),
+            self.decisions.entries(),
+            self.runs.all(),
+            dict(self.loop.policies),
+            {str(tenant): names for tenant, names in self.names.of.items()},
+        )
         try:
             await asyncio.to_thread(save, self.path, state)
         except OSError as error:
@@ -257,7 +282,7 @@ async def _ticking(planner: Planner) -> None:
     saved = time.monotonic()
     while True:
         await asyncio.sleep(TICK_S)
-        planner.tick(time.time())
+        await planner.catch_up()
         if time.monotonic() - saved >= SAVE_EVERY_S:
             await planner.save()
             saved = time.monotonic()
@@ -317,9 +342,13 @@ async def _serve(settings: Settings, secret: str, own: Self) -> None:
         planner.runs,
         planner.learner,
         planner.activity,
+        planner.assembler,
     )
+    teaching = Teaching(planner.graph, planner.table, planner.learner, planner.assembler, planner.names)
     told = Listening(name, "planner", admits=admit(("control",), planner.table.nodes))
-    servers = [await listen(at, _Callers(), secret, told, insight.answers(), own.identity) for at in addresses]
+    servers = [
+        await listen(at, _Callers(), secret, told, {**insight.answers(), **teaching.answers()}, own.identity) for at in addresses
+    ]
     planner.connect()
     background = [
         asyncio.create_task(RouteWatcher(settings.effective_redis_url, planner.table).run()),
@@ -331,7 +360,7 @@ async def _serve(settings: Settings, secret: str, own: Self) -> None:
         task.add_done_callback(partial(_died, planner))
     http = uvicorn.Server(
         uvicorn.Config(
-            receiver_app(planner.authenticate, planner.accept_spans),
+            receiver_app(planner.authenticate, planner.accept_spans, planner.spans_refused),
             host=settings.host,
             port=settings.otlp_port,
             lifespan="off",

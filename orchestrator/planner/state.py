@@ -22,13 +22,14 @@ class AlreadyRuns(Exception):
 
 
 class PlannerState(msgspec.Struct, frozen=True):
-    """`graph` is what graph.snapshot made of the call graph."""
+    """`graph` is what graph.snapshot made of the call graph. `names`: per tenant, observed functions to deployed ones."""
 
     format: int
     graph: bytes
     decisions: list[LogEntry] = []
     runs: dict[str, list[InvocationRecord]] = {}
     policies: dict[str, str] = {}
+    names: dict[str, dict[str, str]] = {}
 
 
 def save(path: Path, state: PlannerState) -> None:

@@ -42,6 +42,10 @@ PUBLIC = {
     ("GET", "/healthz"): "says that the process lives",
     ("GET", "/readyz"): "says that the database answers",
 }
+FORGED = (
+    "TraceID,SpanID,ParentID,PodName,OperationName,StartTimeUnixNano,EndTimeUnixNano,Duration\n"
+    "ab,01,root,forged-7f8c-x2k4p,/a,1700000000000000000,1700000000120000000,120000\n"
+)
 CROSSINGS: dict[tuple[str, str], Callable[[Crossing], None]] = {}
 
 
@@ -264,12 +268,37 @@ def _(world: Crossing) -> None:
 
 @crosses("POST", "/v1/traces/import")
 def _(world: Crossing) -> None:
-    head = "TraceID,SpanID,ParentID,PodName,OperationName,StartTimeUnixNano,EndTimeUnixNano,Duration\n"
-    spans = "ab,01,root,forged-7f8c-x2k4p,/a,1700000000000000000,1700000000120000000,120000\n"
-    body = {"format": "csv", "text": head + spans, "map": {"forged/a": "imported-by-beta"}}
+    body = {"format": "csv", "text": FORGED, "map": {"forged/a": "imported-by-beta"}}
     before = graph_of(world.alpha)
     world.clean(world.beta.control.post("/v1/traces/import", json=body))
     assert graph_of(world.alpha) == before
+
+
+@crosses("GET", "/v1/traces")
+def _(world: Crossing) -> None:
+    """Spans of each tenant are counted by themselves."""
+    before = world.alpha.get("/v1/traces")
+    world.clean(world.beta.control.post("/v1/traces/import", json={"text": FORGED}))
+    assert world.clean(world.beta.control.get("/v1/traces"))["spans"] >= 1
+    assert world.alpha.get("/v1/traces") == before
+
+
+@crosses("GET", "/v1/traces/names")
+def _(world: Crossing) -> None:
+    hers = f"{SECRET}/observed"
+    assert world.alpha.control.put("/v1/traces/names", json={"map": {hers: ONLY}}).status_code == 200
+    for query in ("", f"?after={hers[:-1]}", "?limit=1000"):
+        world.clean(world.beta.control.get(f"/v1/traces/names{query}"))
+
+
+@crosses("PUT", "/v1/traces/names")
+def _(world: Crossing) -> None:
+    """The same observed name stands for another function in each tenant."""
+    assert world.alpha.control.put("/v1/traces/names", json={"map": {"svc/op": ONLY}}).status_code == 200
+    told = world.clean(world.beta.control.put("/v1/traces/names", json={"map": {"svc/op": "shared"}}))
+    assert told["map"]["svc/op"] == "shared"
+    world.clean(world.beta.control.put("/v1/traces/names", json={"map": {"svc/op": None}}))
+    assert world.alpha.get("/v1/traces/names?limit=1000")["map"]["svc/op"] == ONLY
 
 
 @crosses("GET", "/v1/status")

@@ -27,6 +27,7 @@ class Mind:
             planner.runs,
             planner.learner,
             planner.activity,
+            planner.assembler,
         )
 
     def settle(self) -> None:

@@ -12,9 +12,10 @@ import msgspec
 
 from workers.drivers.frames import FromGuest, ToGuest
 from workers.framing import Frame
-from workers.ports import CodeReport, DriverError, Fetched, InitReport, IsolationReport, Specialisation, Usage
+from workers.ports import CodeReport, DriverError, Fetched, InitReport, IsolationReport, Specialisation, Traits, Usage
 from workers.versions import VersionSpec
 
+PLAIN = Traits()
 REPORT = IsolationReport("double", "none", {"memory": "none", "pids": "none"}, ("it is a double",))
 
 
@@ -64,6 +65,7 @@ class DoubleClone:
         self.sent: list[Frame] = []
         self.speculations: list[bool] = []
         self.ended = ""
+        self.rested = False
         self.init_ms = driver.init_ms
         self._driver = driver
         self._gone: asyncio.Future[str] = asyncio.get_running_loop().create_future()
@@ -95,6 +97,12 @@ class DoubleClone:
     def _handle(self, frame: Frame) -> None:
         if not self.ended:
             self._driver.handler(self, frame)
+
+    async def rest(self) -> None:
+        self.rested = True
+        await self._driver.rest_turn.passed()
+        if self._driver.rest_error is not None:
+            raise self._driver.rest_error
 
     def speculative(self, on: bool) -> None:
         self.speculations.append(on)
@@ -175,7 +183,10 @@ class DoubleDriver:
 
     name = "double"
 
-    def __init__(self) -> None:
+    def __init__(self, traits: Traits = PLAIN) -> None:
+        self.traits = traits
+        self.rest_turn = Valve()
+        self.rest_error: Exception | None = None
         self.clone_turn, self.init_turn, self.kill_turn = Valve(), Valve(), Valve()
         self.clone_error: Callable[[str, int], Exception | None] = lambda _tenant, _memory_mb: None
         self.init_error: Exception | None = None

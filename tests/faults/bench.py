@@ -54,6 +54,7 @@ class Bench:
         self._all_works(answered, cold)
         ended = time.monotonic()
         last = max((one.at for one in list(self.load.seen)), default=0.0)
+        self._quiet_from = ended + SETTLED_S
         self._verdict(faults, began, ended)
         self.measured.append(
             {
@@ -67,7 +68,6 @@ class Bench:
             }
         )
         print(json.dumps(self.measured[-1]))
-        self._quiet_from = ended + SETTLED_S
         self.traces.look()
 
     def flush(self) -> None:
@@ -115,6 +115,7 @@ class Bench:
     def _nothing_since_recovery(self, faults: list[Fault]) -> None:
         time.sleep(SETTLED_S)
         late = [one for one in list(self.load.seen) if one.at > self._quiet_from]
+        self._quiet_from = time.monotonic()  # what is told now is not told again before the next fault
         assert late == [], f"before {faults}, long after the fault before"
 
     # -- the beginning and the end

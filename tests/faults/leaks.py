@@ -8,7 +8,7 @@ from pathlib import Path
 
 from faults.running import Running, wait_for
 
-from workers.drivers.process import limits
+from workers.drivers import limits
 
 NAMESPACES = ("mnt", "pid", "net", "user", "ipc", "uts", "cgroup")
 GONE_S = 20.0

@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from workers.drivers.frames import FromGuest
-from workers.drivers.process.wire import Wire
+from workers.drivers.wire import Wire
 from workers.framing import HEADER, MORE, Frame, encode
 
 HOSTILE = spec("hostile", concurrency=4)

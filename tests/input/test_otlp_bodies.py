@@ -2,12 +2,15 @@
 
 import asyncio
 import gzip
+import json
 import zlib
 from typing import Any
 
 import httpx
 import pytest
 from doubles.profiles import examples
+from google.protobuf.json_format import MessageToDict
+from google.protobuf.message import DecodeError
 from google.rpc.status_pb2 import Status
 from hypothesis import given
 from hypothesis import strategies as st
@@ -102,6 +105,25 @@ def test_any_body_is_taken_or_refused(body: bytes, zipped: bool, damage: bytes, 
     for trace in assembler.settled(1e9):
         assert trace.duration_s >= 0
         assert all(-1 <= call.caller_index < index for index, call in enumerate(trace.calls))
+
+
+@examples(150)
+@given(body=bodies, damage=st.binary(max_size=3), at=st.integers(0, 10_000))
+def test_any_json_body_is_taken_or_refused_in_json(body: bytes, damage: bytes, at: int) -> None:
+    try:
+        sent = json.dumps(MessageToDict(ExportTraceServiceRequest.FromString(body))).encode()
+    except (DecodeError, UnicodeDecodeError):
+        sent = body
+    at %= len(sent) + 1
+    sent = sent[:at] + damage + sent[at + len(damage) :]
+    taken: list[Span] = []
+    answer = post(sent, lambda tenant, spans: len(taken.extend(spans) or spans), content_type="application/json")  # type: ignore[func-returns-value]
+    assert answer.status_code in ALLOWED
+    assert answer.headers["content-type"] == "application/json"
+    assert isinstance(answer.json(), dict)
+    if answer.status_code != 200:
+        assert answer.json()["message"]
+        assert not taken
 
 
 @pytest.mark.parametrize("layers", [1, 2, 3])

@@ -7,7 +7,7 @@ import pytest
 from doubles.loop import in_loop
 from doubles.process_bench import ECHO, HandlerError, bench
 
-from workers.drivers.process.cells import PROCESSES
+from workers.drivers.cells import PROCESSES
 from workers.drivers.process.isolation import OPEN_FILES
 
 pytestmark = [pytest.mark.system, pytest.mark.usefixtures("made_either_way")]

@@ -9,10 +9,10 @@ import pytest
 from doubles.loop import in_loop, until
 from doubles.process_bench import ECHO, HandlerError, bench
 
-from workers.drivers.process import watch
-from workers.drivers.process.cells import Cell
+from workers.drivers import watch
+from workers.drivers.cells import Cell
+from workers.drivers.limits import Cgroups
 from workers.drivers.process.driver import ProcessDriver
-from workers.drivers.process.limits import Cgroups
 from workers.ports import DriverError, TemplateRefused
 
 pytestmark = pytest.mark.system

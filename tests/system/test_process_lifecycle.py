@@ -13,8 +13,9 @@ import pytest
 from doubles.loop import in_loop, until
 from doubles.process_bench import ECHO, Running, bench, descendants, groups_of
 
+from workers.drivers import limits
 from workers.drivers.process import driver as driver_module
-from workers.drivers.process import limits, tenants
+from workers.drivers.process import tenants
 from workers.drivers.process.driver import ProcessDriver
 from workers.ports import DriverError
 

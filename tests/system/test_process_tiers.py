@@ -11,7 +11,8 @@ pytestmark = [pytest.mark.system, pytest.mark.needs_user]
 PRELUDE = """
 import asyncio, os, sys
 from pathlib import Path
-from workers.drivers.process import isolation, syscalls
+from workers.drivers import syscalls
+from workers.drivers.process import isolation
 folder = Path(sys.argv[1])
 """
 NO_NAMESPACES = """

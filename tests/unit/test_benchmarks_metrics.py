@@ -16,6 +16,9 @@ PROMISED = {
     "process.standby.p50_ms": 3,
     "process.standby.mb": 3,
     "imports400.p50_ms": 15,
+    "microvm.cold.p50_ms": 180,
+    "microvm.standby.p50_ms": 15,
+    "microvm.standby.mb": 35,
     "chain.cse.mean": 1.1,
     "chain.cse.slope": 0.02,
     "chain.predicted.slowdown_p50": 1.03,
@@ -26,6 +29,8 @@ PROMISED = {
     "code.tier2_1mb.p50_ms": 5,
     "code.origin_share": 0.001,
     "code.planned_tier1_share": 0.99,
+    "planner.plan100_ms": 5,
+    "planner.observe_us": 50,
 }
 
 

@@ -361,15 +361,91 @@ def test_decisions_can_be_followed(api: Api, foreglow: Any) -> None:
     assert "pay  hit  reached in [98 %] of runs" in out
 
 
+SPANS_CSV = (
+    "TraceID,SpanID,ParentID,PodName,OperationName,StartTimeUnixNano,EndTimeUnixNano,Duration\n"
+    "{trace},01,root,shop-7f8c-x2k4p,/buy,{start},1700000000120000000,120000\n"
+)
+
+
 def test_traces_are_sent_whole_with_the_map(api: Api, foreglow: Any, tmp_path: Path) -> None:
     import gzip
 
-    (tmp_path / "t.csv.gz").write_bytes(gzip.compress(b"TraceID\n1\n"))
+    late = SPANS_CSV.format(trace="ab", start=1_700_000_000_000_000_000)
+    early = SPANS_CSV.format(trace="cd", start=1_600_000_000_000_000_000)
+    (tmp_path / "t.csv.gz").write_bytes(gzip.compress(late.encode()))
+    (tmp_path / "u.csv").write_text(early)
     (tmp_path / "map.json").write_text('{"old": "new"}')
-    api.on("POST", "/v1/traces/import", {"traces": 1, "calls": 4, "spans": 9, "left_out": 0, "reasons": {}})
-    code, out, _ = foreglow("traces", "import", str(tmp_path / "t.csv.gz"), "--map", str(tmp_path / "map.json"), "--no-decay")
-    assert (code, out) == (0, "t.csv.gz: 1 traces, 4 calls, 9 spans\n")
-    assert json.loads(api.asked[0][2]) == {"format": "csv", "text": "TraceID\n1\n", "map": {"old": "new"}, "decay": False}
+    api.on("POST", "/v1/traces/import", {"traces": 1, "calls": 4, "spans": 2, "left_out": 3, "reasons": {"orphan": 3}})
+    files = (str(tmp_path / "t.csv.gz"), str(tmp_path / "u.csv"))
+    code, out, err = foreglow("traces", "import", *files, "--map", str(tmp_path / "map.json"), "--no-decay")
+    assert code == 0
+    assert out == f"{files[0]}: 1 spans\n{files[1]}: 1 spans\ntaught: 1 traces, 4 calls, 2 spans\nleft out: 3 orphan\n"
+    assert err == "", "no progress where nobody sees it"
+    (asked,) = api.asked
+    sent = json.loads(asked[2])
+    assert (sent["format"], sent["map"], sent["decay"]) == ("spans", {"old": "new"}, False)
+    assert [json.loads(line)[0] for line in sent["text"].splitlines()] == ["cd", "ab"], "in the order of time, over all files"
+    code, out, _ = foreglow("traces", "import", *files, "--json")
+    assert (code, json.loads(out)["files"][0]["spans"], json.loads(out)["reasons"]) == (0, 1, {"orphan": 3})
+
+
+def test_many_spans_are_sent_in_requests_of_whole_traces(
+    api: Api, foreglow: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from orchestrator.cli import teaching
+
+    monkeypatch.setattr(teaching, "SPANS_AT_ONCE", 4)
+    head, line = SPANS_CSV.format(trace="ab", start=1_700_000_000_000_000_000).splitlines()
+    lines = [line.replace("ab,01", f"{trace:02x},{span:02x}") for span in range(1, 4) for trace in range(1, 6)]
+    (tmp_path / "t.csv").write_text("\n".join([head, *lines]))
+    api.on("POST", "/v1/traces/import", {"traces": 1, "calls": 0, "spans": 3, "left_out": 0, "reasons": {}})
+    assert foreglow("traces", "import", str(tmp_path / "t.csv"))[0] == 0
+    sent = [[json.loads(line)[0] for line in json.loads(asked[2])["text"].splitlines()] for asked in api.asked]
+    assert sent == [[f"{trace:02x}"] * 3 for trace in range(1, 6)]
+
+
+def test_a_file_of_no_known_form_is_named_with_place_and_form(api: Api, foreglow: Any, tmp_path: Path) -> None:
+    bad = tmp_path / "bad.json"
+    for content, says in (
+        ("hello", f"{bad}: line 1: none of the known forms (otlp, jaeger, zipkin, xray, csv, spans): it begins with 'hello'"),
+        ('{"data":\n[{"traceID": "ab", "spans": 1}]}', f"{bad}: Jaeger JSON: line 2, character "),
+        ('[{"traceId": "ab", "id": ]', f"{bad}: Zipkin JSON: line 1, character 26: not JSON: Expecting value"),
+        ('{"resourceSpans": [{"scopeSpans": 3}]}', f"{bad}: OTLP JSON: line 1, character "),
+    ):
+        bad.write_text(content)
+        code, out, err = foreglow("traces", "import", str(bad))
+        assert (code, out) == (1, "")
+        assert err.startswith(f"foreglow: {says}"), err
+    assert foreglow("traces", "import", str(bad), "--format", "xml")[2].startswith(
+        "foreglow: --format: 'xml' is not one of auto,"
+    )
+    code, _, err = foreglow("traces", "import", str(tmp_path / "none.json"))
+    assert (code, err) == (1, f"foreglow: cannot read {tmp_path / 'none.json'}: No such file or directory\n")
+    (tmp_path / "cut.gz").write_bytes(b"\x1f\x8b\x08\x00cut")
+    assert "gzip: damaged or cut off" in foreglow("traces", "import", str(tmp_path / "cut.gz"))[2]
+    assert api.asked == []
+
+
+def test_names_of_observed_functions_are_shown_and_given(api: Api, foreglow: Any) -> None:
+    observed = {"observed": "svc/op", "function": "pay", "deployed": False, "learned": True}
+    api.on("GET", "/v1/traces/names?limit=1000", {"names": [observed], "map": {"svc/op": "pay"}})
+    api.on("PUT", "/v1/traces/names", {"names": [], "map": {}})
+    code, out, _ = foreglow("traces", "names")
+    assert code == 0
+    assert "svc/op" in out
+    assert "not deployed" in out
+    assert foreglow("traces", "name", "svc/op", "pay") == (0, "svc/op is pay\n", "")
+    assert json.loads(api.asked[-1][2]) == {"map": {"svc/op": "pay"}}
+    assert foreglow("traces", "name", "svc/op")[0] == 0
+    assert json.loads(api.asked[-1][2]) == {"map": {"svc/op": None}}
+
+
+def test_what_was_left_out_is_shown_by_reason(api: Api, foreglow: Any) -> None:
+    api.on("GET", "/v1/traces", {"spans": 90, "traces": 7, "early": 1, "waiting_spans": 5, "left_out": {"orphan": 3, "late": 9}})
+    code, out, _ = foreglow("traces", "status")
+    assert code == 0
+    assert "90 spans, 7 traces; 5 spans wait" in out
+    assert out.index("late") < out.index("orphan")
 
 
 # -- what goes wrong

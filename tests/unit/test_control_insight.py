@@ -64,8 +64,8 @@ class Double:
         asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(10)
 
     async def _start(self) -> None:
-        table = {what: self._answerer(what) for what in ("graph", "plan", "decisions", "runs", "run", "workflows", "warm", "cool",
-                                                         "prewarm", "observe", "state", "logs")}  # fmt: skip
+        names = "graph plan decisions runs run workflows warm cool prewarm observe names name intake state logs"
+        table = {what: self._answerer(what) for what in names.split()}
         self._server = await listen(self._path, self, self._secret, self._name, table)
 
     async def _stop(self) -> None:
@@ -238,14 +238,16 @@ def test_logs_come_from_the_node_for_functions_that_exist(scene: Scene) -> None:
 
 def test_imported_traces_are_taught_with_the_names_given(scene: Scene) -> None:
     scene.planner.answers["observe"] = lambda args: {"observed": 1}
+    scene.planner.answers["names"] = lambda args: {"names": [], "map": {"ts-price-service/price": "other", "x/y": "z"}}
     body = {"format": "csv", "text": TRACES, "map": {"ts-price-service/price": "price"}, "decay": False}
     answer = scene.client.post("/v1/traces/import", json=body)
     assert answer.status_code == 200, answer.text
     assert {key: answer.json()[key] for key in ("traces", "calls", "spans", "left_out")} == {
         "traces": 1, "calls": 1, "spans": 3, "left_out": 0,
     }  # fmt: skip
-    ((what, args),) = scene.planner.asked
+    (_, _), (what, args) = scene.planner.asked
     assert (what, args["tenant"], args["decay"]) == ("observe", "default", False)
+    assert (args["spans"], args["left_out"]) == (3, {})
     (trace,) = msgspec.msgpack.decode(args["traces"], type=list[Trace])
     assert trace.entry.startswith("default/")
     assert [call.callee for call in trace.calls] == ["default/price"]
@@ -253,6 +255,7 @@ def test_imported_traces_are_taught_with_the_names_given(scene: Scene) -> None:
 
 def test_what_the_planner_could_not_use_is_counted(scene: Scene) -> None:
     scene.planner.answers["observe"] = lambda args: {"observed": 0}
+    scene.planner.answers["names"] = lambda args: {"names": [], "map": {}}
     answer = scene.client.post("/v1/traces/import", json={"text": TRACES}).json()
     assert (answer["traces"], answer["left_out"], answer["reasons"]) == (0, 1, {"nothing to learn from": 1})
 

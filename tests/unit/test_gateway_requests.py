@@ -479,6 +479,26 @@ async def test_alive_at_once_and_ready_with_routes_and_a_node(tmp_path: Path) ->
 
 
 @in_loop
+async def test_a_gateway_without_routes_yet_lets_requests_wait_and_calls_no_key_unknown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with running_node(tmp_path) as rig, running_gateway(rig) as gate:
+        gate.serve(ECHO)
+        keys = dict(gate.table.keys)
+        gate.table.loaded.clear()
+        gate.table.keys.clear()
+        waiting = asyncio.create_task(gate.post("echo", b"1"))
+        await asyncio.sleep(0.05)
+        assert not waiting.done()
+        gate.table.replace(dict(gate.table.routes), keys)
+        assert (await waiting).status_code == 200
+        gate.table.loaded.clear()
+        monkeypatch.setattr("orchestrator.gateway.app.ROUTES_S", 0.05)
+        late = await gate.post("echo", b"1")
+        assert (late.status_code, late.headers["retry-after"], late.json()["title"]) == (503, "1", "not ready")
+
+
+@in_loop
 async def test_what_never_reached_a_handler_is_recorded_as_refused(tmp_path: Path) -> None:
     """A run that could not begin has called nothing; learned like the others, overload would unlearn every path."""
     async with running_node(tmp_path, memory_mb=150) as rig, running_gateway(rig, max_waiting=0) as gate:

@@ -239,6 +239,6 @@ def test_places_of_forgotten_functions_are_used_again_and_hold_nothing_of_them()
         graph.observe(run(number, "e", ("a", -1, 0.1, 0.1), ("old", -1, 0.2, 0.1)), float(number))
     graph.forget(named("old"))
     graph.observe(run(20, "e", ("a", -1, 0.1, 0.1), ("new", -1, 0.2, 0.1)), 20.0)
-    shares, runs = graph.reach(named("e")).given([named("a")])
-    assert runs == 21
-    assert shares[named("new")] < 0.2
+    known = graph.reach(named("e")).given([named("a")])
+    assert known.runs == 21
+    assert known.shares[named("new")] < 0.2

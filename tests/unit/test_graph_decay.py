@@ -4,10 +4,14 @@ import math
 import random
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from graph.callgraph import CallGraph
+from graph.calls import Call, Trace
 from graph.decay import SLOW, RunClock, Share, cautious, prior_weight
+from graph.ids import function_id
+from graph.prediction import predict
 
 
 def follow(outcomes, decay=True):
@@ -104,3 +108,61 @@ def test_a_declaration_counts_for_20_runs_and_fades():
     assert prior_weight(0) == 20.0
     assert prior_weight(50) == pytest.approx(10.0)
     assert prior_weight(200) < 2.0
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    st.integers(0, 2**32),
+    st.integers(3, 700),
+    st.booleans(),
+    st.booleans(),
+    st.integers(0, 2),
+    st.sampled_from([0.0, 0.1, 0.5, 0.9, 1.0]),
+)
+def test_a_call_that_always_came_and_stops_is_under_a_twentieth_within_200_traces_whatever_was_declared(
+    seed, before, declared, declared_late, imported, beside
+):
+    """Through predict(), as an edge and given the stage before; `imported`: none, the first half, all of the runs undecayed."""
+    source, graph = random.Random(seed), CallGraph()
+    entry, first, stops, other = (function_id("t", name) for name in ("e", "first", "stops", "other"))
+    if declared:
+        graph.declare(entry, [first, stops], 128, 0.0)
+
+    def observe(number, comes, decay):
+        calls = [Call(entry, first, -1, 0.1, 0.1)]
+        if comes:
+            calls.append(Call(entry, stops, -1, 0.3, 0.1))
+        if source.random() < beside:
+            calls.append(Call(entry, other, -1, 0.4, 0.1))
+        graph.observe(Trace("t", f"{number:032x}", entry, 0.5, tuple(calls)), float(number), decay)
+
+    for number in range(before):
+        observe(number, True, not (imported == 2 or (imported == 1 and number < before // 2)))
+    if declared_late:  # the strongest prior there is: weight 20, of which nothing has decayed
+        graph.declare(entry, [first, stops], 128, 0.0)
+    assert reach_of(stops, predict(graph, entry)) > 0.2
+    for number in range(before, before + 200):
+        observe(number, False, True)
+    assert reach_of(stops, predict(graph, entry)) < 0.05
+    assert reach_of(stops, predict(graph, entry, [first])) < 0.05
+    assert all(edge.probability < 0.05 for edge in graph.edges("t") if edge.callee == stops)
+    assert reach_of(first, predict(graph, entry)) > 0.99
+
+
+def reach_of(function, expected):
+    return next((call.reach for call in expected if call.function == function), 0.0)
+
+
+def test_a_steady_call_of_three_runs_in_ten_is_rarely_taken_for_a_change():
+    shares = []
+    for seed in range(60):
+        source = random.Random(seed)
+        clock, share, changing = RunClock(), Share(), 0
+        for _ in range(2000):
+            clock.advance(True)
+            if source.random() < 0.3:
+                share.hit(clock, True)
+            changing += share.changing(clock)
+        shares.append(changing / 2000)
+    assert sum(shares) / len(shares) < 0.02
+    assert sum(share == 0.0 for share in shares) > 40

@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from graph.planning import instances, losers, plan
+from graph.pathplan import instances
+from graph.planning import losers, plan
 from graph.plans import Budget, EdgeSource, ExpectedCall, Prices, Trigger
 
 
@@ -97,8 +98,8 @@ def test_elapsed_time_shortens_the_lead():
 def test_off_decides_nothing_and_an_unknown_policy_is_refused():
     made = make([call("a")], policy="off")
     assert (made.policy, made.decisions, made.ready, made.skipped) == ("off", (), (), ())
-    with pytest.raises(ValueError, match="policy: 'priced'"):
-        make([call("a")], policy="priced")
+    with pytest.raises(ValueError, match="policy: 'clever'"):
+        make([call("a")], policy="clever")
 
 
 def test_ids_are_the_same_for_the_same_plan_and_differ_between_plans():

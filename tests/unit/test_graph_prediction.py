@@ -266,3 +266,51 @@ def test_a_started_function_makes_what_it_declares_certain():
     after = shown(predict(graph, named("e"), [named("left")]))["fresh"]
     assert after.reach == pytest.approx(20.0 / (20.0 + after.weight))
     assert before.reach < 0.6 * 20.0 / (20.0 + before.weight)
+
+
+def jittered(runs, seed=2):
+    """e calls a after 1 s give or take a lot, b always 0.2 s after a, and c 2 s after it started."""
+    graph, source = CallGraph(), random.Random(seed)
+    for number in range(runs):
+        first = source.uniform(0.5, 1.5)
+        graph.observe(run(number, "e", ("a", -1, first, 0.1), ("b", -1, first + 0.2, 0.1), ("c", -1, 2.0, 0.1)), float(number))
+    return graph
+
+
+def test_times_are_measured_from_the_stage_that_tells_most():
+    graph = jittered(80)
+    plain = shown(predict(graph, named("e"), [named("a")]))
+    assert max(plain["b"].offsets_s) - min(plain["b"].offsets_s) > 0.8
+    told = shown(predict(graph, named("e"), [named("a")], seen_at_s=[4.0]))  # this run is late
+    assert told["b"].offsets_s == pytest.approx((4.2,) * 64, abs=1e-5)
+    after = shown(predict(graph, named("e"), [named("a"), named("b")], seen_at_s=[1.0, 1.2]))
+    assert len(after["c"].offsets_s) == 64
+    with pytest.raises(ValueError, match="seen_at_s: one time for each of the 2 stages"):
+        predict(graph, named("e"), [named("a"), named("b")], seen_at_s=[1.0])
+
+
+def test_runs_that_reached_a_branch_are_told_apart():
+    expected = shown(predict(branching(64), named("e")))
+    left, right = (int.from_bytes(expected[name].in_runs, "big") for name in ("left", "right"))
+    assert left & right == 0
+    assert (left | right).bit_count() == 64
+    assert expected["leaf"].in_runs == expected["left"].in_runs
+    taken = shown(predict(branching(120), named("e"), [named("a"), named("right")]))
+    assert taken["end"].in_runs
+
+
+def test_start_times_are_those_of_the_tier():
+    graph = branching(30)
+    for _ in range(5):
+        graph.set_start_time(named("left"), 0.02, "process/tier1")
+        graph.set_start_time(named("left"), 0.5, "process/origin")
+        graph.set_start_time(named("left"), 0.003, "process/standby")
+    there = shown(predict(graph, named("e"), tiers={named("left"): "process/tier1"}))["left"]
+    away = shown(predict(graph, named("e"), tiers={named("left"): "process/origin"}))["left"]
+    assert (there.start_s, away.start_s) == pytest.approx((0.02, 0.5))
+    assert len(there.starts_s) == 5
+    assert there.standby_s == pytest.approx(0.003)
+    assert shown(predict(graph, named("e")))["right"].standby_s is None
+    for number in range(20):
+        graph.set_start_time(named("left"), 0.1, f"made-up/{number}")
+    assert len(graph.starts(named("left")).of_tier) == 8

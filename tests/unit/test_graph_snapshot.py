@@ -1,5 +1,7 @@
 """The learned state survives being written down."""
 
+from pathlib import Path
+
 import msgspec
 import pytest
 from hypothesis import given, settings
@@ -92,3 +94,33 @@ def test_a_damaged_byte_is_found(at, flip):
         load(bytes(damaged))
     with pytest.raises(SnapshotError):
         load(bytes(damaged[: at % len(damaged)]))
+
+
+OLDER = Path(__file__).parents[1] / "data" / "callgraph" / "version-1.msgpack"
+"""Written before start times were kept by tier and before the latest runs had times: 40 runs of e, which calls a and then either
+left and leaf, or right; e declares a and later; a took 0.25 and 0.35 s to start."""
+
+
+def test_what_an_earlier_program_wrote_is_read_and_learned_on():
+    graph = load(OLDER.read_bytes())
+    entry, first, left, leaf = (function_id("t", name) for name in ("e", "a", "left", "leaf"))
+    told = {call.function: call for call in predict(graph, entry)}
+    assert told[first].start_s == pytest.approx(0.27)
+    assert told[first].starts_s == ()
+    assert told[leaf].reach == pytest.approx(0.4, abs=0.1)
+    later = {call.function: call for call in predict(graph, entry, [first, left], seen_at_s=[0.1, 0.25])}
+    assert later[leaf].reach > 0.85
+    assert later[leaf].offsets_s == told[leaf].offsets_s  # no run with times: as they are from the entry on
+    for number in range(40, 60):
+        calls = (
+            Call(entry, first, -1, 0.1, 0.05),
+            Call(entry, left, -1, 0.2, 0.3),
+            Call(left, leaf, 1, 0.3, 0.1),
+        )
+        graph.observe(Trace("t", f"{number:032x}", entry, 0.6, calls), float(number))
+    graph.set_start_time(first, 0.5, "process/tier1")
+    graph = load(dump(graph))
+    later = {call.function: call for call in predict(graph, entry, [first, left], seen_at_s=[0.1, 0.25])}
+    assert later[leaf].offsets_s == pytest.approx((0.35,) * 20, abs=1e-6)  # moved with the stage before it
+    assert graph.starts(first).samples("process/tier1") == (0.5,)
+    assert graph.start_s(first) == pytest.approx(0.27 + 0.2 * 0.23)

@@ -6,23 +6,26 @@ from collections.abc import AsyncIterator
 
 import pytest
 from doubles.loop import in_loop, settle, until
-from doubles.sandboxes import DoubleDriver
+from doubles.sandboxes import PLAIN, DoubleDriver
 
 from workers import standbys
 from workers.admission import ON_DEMAND, CoreGate
-from workers.ports import DriverError
+from workers.ports import DriverError, Traits
 from workers.standbys import StandbyPool
 
 
 @contextlib.asynccontextmanager
-async def pool_of(target: int = 2, limit: int = 500, cores: int = 2) -> AsyncIterator[tuple[StandbyPool, DoubleDriver, CoreGate]]:
-    driver, gate = DoubleDriver(), CoreGate(cores)
+async def pool_of(
+    target: int = 2, limit: int = 500, cores: int = 2, traits: Traits = PLAIN
+) -> AsyncIterator[tuple[StandbyPool, DoubleDriver, CoreGate]]:
+    driver, gate = DoubleDriver(traits), CoreGate(cores)
     pool = StandbyPool(driver, gate, target, limit)
     pool.start()
     try:
         yield pool, driver, gate
     finally:
         driver.clone_turn.open()
+        driver.rest_turn.open()
         await pool.stop()
     assert driver.alive == []
 
@@ -144,3 +147,98 @@ async def test_stopping_in_the_middle_of_a_clone_leaves_nothing() -> None:
         await until(lambda: driver.clone_turn.waiting == 1)
         await pool.stop()
         assert driver.cloning == 0
+
+
+SHARED = Traits(shared_standbys=True)
+
+
+@in_loop
+async def test_shared_ones_are_whoevers_comes_first_and_go_with_the_last_who_wanted_them() -> None:
+    async with pool_of(target=1, traits=SHARED) as (pool, driver, _):
+        pool.want("acme", 128)
+        pool.want("other", 128)
+        pool.want("other", 512)
+        await until(lambda: len(pool) == 2)
+        await settle(20)
+        assert sorted((clone.tenant, clone.memory_mb) for clone in driver.clones) == [("", 128), ("", 512)]
+        clone = pool.take("other", 128)
+        assert clone is not None
+        await clone.kill("the test ends it")
+        await until(lambda: len(pool) == 2)
+        await pool.forget("other")
+        assert {clone.memory_mb for clone in driver.alive} == {128}
+        await pool.forget("acme")
+        assert driver.alive == []
+        assert pool.take("acme", 128) is None
+
+
+@in_loop
+async def test_one_is_handed_out_only_when_it_rests_and_yields_until_then() -> None:
+    async with pool_of(target=1, cores=1) as (pool, driver, gate):
+        driver.rest_turn.close()
+        pool.want("acme", 128)
+        await until(lambda: driver.rest_turn.waiting == 1)
+        assert pool.take("acme", 128) is None
+        assert driver.clones[0].speculations == [True]
+        await asyncio.wait_for(gate.enter(ON_DEMAND), 1.0)  # it holds up no start
+        gate.leave()
+        driver.rest_turn.open()
+        await until(lambda: len(pool) == 1)
+        assert driver.clones[0].speculations == [True, False]
+
+
+@in_loop
+async def test_one_that_does_not_come_to_rest_ends() -> None:
+    async with pool_of(target=1) as (pool, driver, _):
+        driver.rest_error = DriverError("the exercise failed")
+        pool.want("acme", 128)
+        await until(lambda: driver.clones and not driver.alive)
+        assert len(pool) == 0
+
+
+@in_loop
+async def test_stopping_while_one_comes_to_rest_leaves_nothing() -> None:
+    async with pool_of(target=1) as (pool, driver, _):
+        driver.rest_turn.close()
+        pool.want("acme", 128)
+        await until(lambda: driver.rest_turn.waiting == 1)
+        await pool.stop()
+        assert driver.alive == []
+
+
+@in_loop
+async def test_there_are_as_many_as_the_largest_live_plan_draws() -> None:
+    async with pool_of(target=1, traits=SHARED) as (pool, _, _):
+        pool.want("acme", 128)
+        await until(lambda: len(pool) == 1)
+        pool.plan({"a": ("acme", 128), "b": ("other", 128), "c": ("acme", 128), "d": ("acme", 512)})
+        pool.plan({"e": ("acme", 128), "a": ("acme", 128)})
+        await until(lambda: len(pool) == 3)
+        await settle(20)
+        assert len(pool) == 3
+        for decision in ("a", "b", "d"):
+            pool.over(decision)
+        taken = pool.take("acme", 128)
+        assert taken is not None
+        await taken.kill("the test ends it")
+        await until(lambda: len(pool) == 3)  # one decision of it is still open
+        pool.over("c")
+        pool.over("never heard of")
+        for _ in range(3):
+            taken = pool.take("acme", 128)
+            assert taken is not None
+            await taken.kill("the test ends it")
+        await until(lambda: len(pool) == 1)
+        await settle(20)
+        assert len(pool) == 1
+
+
+@in_loop
+async def test_plans_raise_nothing_where_a_clone_is_cheap_or_none_is_kept() -> None:
+    for target, traits in ((1, PLAIN), (0, SHARED)):
+        async with pool_of(target=target, traits=traits) as (pool, _, _):
+            pool.want("acme", 128)
+            pool.plan({"a": ("acme", 128), "b": ("acme", 128)})
+            await until(lambda pool=pool, target=target: len(pool) == target)
+            await settle(20)
+            assert len(pool) == target

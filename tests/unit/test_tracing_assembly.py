@@ -15,10 +15,13 @@ from tracing.spans import Span, SpanKind
 T = TenantId("t")
 ID = "a" * 32
 MS = 1_000_000
+EPOCH = 1_700_000_000_000  # ms; times in these tests are after it
 
 
 def span(identity, parent, service, name, kind, start_ms, end_ms, trace_id=ID, **more):
-    return Span(trace_id, identity, parent, service, name, SpanKind[kind.upper()], int(start_ms * MS), int(end_ms * MS), **more)
+    """Without a time (None) the span does not say when."""
+    start, end = (0 if at is None else int((EPOCH + at) * MS) for at in (start_ms, end_ms))
+    return Span(trace_id, identity, parent, service, name, SpanKind[kind.upper()], start, end, **more)
 
 
 def call_shape(trace):
@@ -196,6 +199,114 @@ def test_a_call_only_its_caller_told_of_counts_when_it_names_the_function():
     assert sorted(call_shape(trace)) == [("a/a", "resize", -1, 10.0), ("a/a", "store", -1, 50.0)]
 
 
+def test_tries_under_one_id_are_one_call_each_and_reports_of_one_are_one():
+    def answer(start, end, service="b"):
+        return span("2", "1", service, "/b", "server", start, end)
+
+    caller = [span("1", "", "a", "/a", "server", 0, 100), span("2", "1", "a", "get b", "client", 10, 90)]
+    again, dropped = assemble(T, [*caller, answer(12, 20), answer(30, 40), answer(31, 35), answer(12, None)])
+    assert [callee for _, callee, _, _ in call_shape(again)] == ["b/b", "b/b"]
+    assert dropped == {"duplicate": 2}
+    hosts, _ = assemble(T, [*caller, answer(12, None), answer(13, None), answer(14, None)])
+    assert len(hosts.calls) == 3, "they do not say how long they took: each is one of its own"
+    others, _ = assemble(T, [*caller, answer(12, 20), answer(15, 25, "c")])
+    assert sorted(callee for _, callee, _, _ in call_shape(others)) == ["b/b", "c/b"]
+
+
+def test_a_part_of_a_report_without_kind_and_time_is_no_span_of_its_own():
+    spans = [
+        span("1", "", "a", "/a", "server", 0, 100),
+        span("2", "1", "a", "get b", "client", 10, 50),
+        span("2", "1", "b", "/b", "server", 12, 48),
+        span("2", "1", "b", "/b", "unspecified", None, None),
+        span("3", "2", "b", "get c", "client", 20, 30),
+        span("3", "2", "c", "/c", "server", 21, 29),
+    ]
+    trace, dropped = assemble(T, spans)
+    assert call_shape(trace) == [("a/a", "b/b", -1, 10.0), ("b/b", "c/c", 0, 20.0)]
+    assert dropped == {"duplicate": 1}
+
+
+def test_a_time_that_is_missing_is_taken_from_the_other_half_or_from_below_and_never_made_up():
+    def calls(*spans):
+        trace, dropped = assemble(T, [span("1", "", "a", "/a", "server", 100, 200), *spans])
+        return call_shape(trace), dict(dropped)
+
+    half = span("2", "1", "a", "get b", "client", 110, 150)
+    untimed_half = span("2", "1", "a", "get b", "client", None, None)
+    untimed = span("3", "2", "b", "/b", "server", None, None)
+    below = [span("4", "3", "b", "get c", "client", 130, 140), span("5", "4", "c", "/c", "server", 131, 139)]
+    assert calls(half, untimed)[0] == [("a/a", "b/b", -1, 10.0)]
+    assert calls(half, untimed, *below)[0] == [("a/a", "b/b", -1, 10.0), ("b/b", "c/c", 0, 10.0)]
+    assert calls(untimed_half, span("3", "2", "b", "/b", "server", 120, 140))[0] == [("a/a", "b/b", -1, 20.0)]
+    assert calls(untimed_half, untimed, *below)[0][0] == ("a/a", "b/b", -1, 30.0)
+    nothing = span("6", "3", "c", "/c", "server", None, None)
+    assert calls(untimed_half, untimed, nothing) == ([], {"no time": 2})
+    absurd = span("7", "1", "a", "get b", "client", 90_000_000_000, 90_000_000_001)
+    assert calls(absurd, span("8", "7", "b", "/b", "server", None, None)) == ([], {"no time": 1})
+    root, _ = assemble(T, [span("1", "", "a", "/a", "server", None, None), half, untimed])
+    assert call_shape(root) == [("a/a", "b/b", -1, 0.0)], "it began at the latest when it first called"
+
+
+def test_without_a_callers_half_a_call_is_sent_while_its_caller_ran():
+    spans = [span("1", "", "a", "/a", "server", 100, 200), span("2", "1", "b", "/b", "server", 3_600_100, 3_600_120)]
+    assert call_shape(assemble(T, spans)[0]) == [("a/a", "b/b", -1, 100.0)]
+
+
+def test_another_service_inside_is_called_whatever_kind_its_span_has():
+    spans = [
+        span("1", "", "a", "/a", "server", 100, 200),
+        span("2", "1", "a", "inner", "internal", 110, 190),
+        span("3", "2", "b", "work", "internal", 120, 180),
+        span("4", "3", "", "nobody says where", "internal", 130, 140),
+    ]
+    assert call_shape(assemble(T, spans)[0]) == [("a/a", "b/work", -1, 20.0)]
+
+
+OTHER = "b" * 32
+
+
+def taken_from_a_queue(trace_id=OTHER, link=(ID, "9"), start=300):
+    """A consumer that begins a trace of its own, linked to SHOP's producer."""
+    linked = {"link_trace": link[0], "link_span": link[1]}
+    return [
+        span("a0", "", "pack", "queue process", "consumer", start, start + 20, trace_id=trace_id, **linked),
+        span("a1", "a0", "pack", "HTTP GET", "client", start + 5, start + 15, trace_id=trace_id),
+        span("a2", "a1", "stock", "/take", "server", start + 6, start + 14, trace_id=trace_id),
+    ]
+
+
+SENT = span("9", "2", "shop", "queue send", "producer", 170, 171)
+QUEUED = [
+    ("shop/buy", "pay/charge", -1, 10.0),
+    ("shop/buy", "mail/send", -1, 60.0),
+    ("shop/buy", "pack/queue process", -1, 70.0),
+    ("pack/queue process", "stock/take", 2, 205.0),
+]
+
+
+@given(st.permutations([*SHOP, SENT, *taken_from_a_queue()]))
+def test_a_trace_that_is_linked_to_another_is_a_part_of_it(spans):
+    (trace,), dropped = traces_of(T, spans)
+    assert (trace.trace_id, trace.entry) == (ID, "t/shop/buy")
+    assert call_shape(trace) == QUEUED
+    assert not dropped
+
+
+def test_links_that_lead_nowhere_or_round_make_nothing_up():
+    nowhere, _ = traces_of(T, [*SHOP, *taken_from_a_queue()])
+    assert [trace.entry for trace in nowhere] == ["t/shop/buy", "t/pack/queue process"], "the span it is linked to never came"
+    gone, _ = traces_of(T, taken_from_a_queue())
+    assert [trace.entry for trace in gone] == ["t/pack/queue process"]
+    ring = [*taken_from_a_queue(), *taken_from_a_queue(ID, (OTHER, "a0"))]
+    ring[0] = span("a0", "", "pack", "queue process", "consumer", 300, 320, trace_id=OTHER, link_trace=ID, link_span="a0")
+    assert len(traces_of(T, ring)[0]) == 2
+    cron = [span("a0", "", "cron", "tick", "internal", 300, 320, trace_id=OTHER, link_trace=ID, link_span="9")]
+    assert len(traces_of(T, [*SHOP, SENT, *cron])[0]) == 2, "nobody called it"
+    within, _ = assemble(T, [*SHOP, SENT, *taken_from_a_queue(ID)])
+    assert call_shape(within) == QUEUED, "a link within its trace stands for the parent that it does not name"
+
+
 def test_names_are_at_most_255_characters_and_stay_distinct():
     long = "x" * 400
     one, _ = assemble(T, [span("1", "", "s", long + "1", "server", 0, 1)])
@@ -214,6 +325,60 @@ def test_imported_heaps_are_told_apart_and_come_in_order_of_time():
 
 
 tops = st.sampled_from(["server", "client", "internal", "unspecified", "producer", "consumer"])
+
+
+heaps = st.lists(
+    st.tuples(
+        st.integers(0, 8),
+        st.integers(-1, 8),
+        st.sampled_from("abc"),
+        tops,
+        st.none() | st.integers(-50, 200) | st.just(10**12),
+        st.none() | st.integers(-5, 100),
+        st.sampled_from(["", "f"]),
+        st.sampled_from(["", ID, OTHER]),
+    ),
+    max_size=14,
+)
+
+
+def heap(told):
+    return [
+        span(
+            str(own),
+            "" if parent < 0 else str(parent),
+            service,
+            service,
+            kind,
+            start,
+            None if start is None or length is None else start + length,
+            invoked=named,
+            link_trace=linked,
+            link_span=str(parent) if linked else "",
+        )
+        for own, parent, service, kind, start, length, named, linked in told
+    ]
+
+
+@settings(max_examples=300)
+@given(heaps, st.data())
+def test_any_heap_in_any_order_and_with_any_of_it_twice_is_the_same_trace(told, data):
+    spans = heap(told)
+    again = data.draw(st.lists(st.sampled_from(spans), max_size=5)) if spans else []
+    trace, dropped = assemble(T, spans)
+    other, dropped_too = assemble(T, data.draw(st.permutations([*spans, *again])))
+    assert trace == other
+    assert dropped_too - dropped == ({"duplicate": len(again)} if again else {})
+
+
+@settings(max_examples=300)
+@given(heaps)
+def test_any_heap_with_missing_times_is_a_trace_the_graph_takes(told):
+    trace, dropped = assemble(T, heap(told))
+    assert dropped.total() <= len(told)
+    if trace is not None:
+        CallGraph().observe(trace, 1.0)
+        assert all(0.0 <= call.offset_s < 16 * 86_401 and call.duration_s >= 0.0 for call in trace.calls)
 
 
 @settings(max_examples=300)
@@ -310,6 +475,54 @@ def test_memory_is_bounded_per_trace_per_tenant_and_in_all():
     assert len(assembler.settled(100.0)) == 5
     assert len(assembler) == 0
     assert assembler.add(T, spans(1, 1), 101.0) == 1  # forgotten that it was complete: only so many ids are kept
+
+
+def test_traces_that_are_linked_complete_together():
+    assembler = Assembler()
+    assembler.add(T, [*SHOP, SENT], 0.0)
+    assembler.add(T, taken_from_a_queue(), 4.0)
+    assert assembler.settled(9.0) == [], "the first of them would be complete by itself"
+    (trace,) = assembler.settled(11.0)
+    assert call_shape(trace) == QUEUED
+    assert (len(assembler), assembler.traces) == (0, 0)
+    late = Assembler()
+    late.add(T, taken_from_a_queue(), 0.0)
+    late.add(T, [*SHOP, SENT], 7.0)
+    assert [trace.entry for trace in late.settled(7.0)] == [], "it waits for the one it is linked to, which has just come"
+    assert [call_shape(trace) for trace in late.settled(14.0)] == [QUEUED]
+    alone = Assembler()
+    alone.add(T, taken_from_a_queue(), 0.0)
+    assert [trace.entry for trace in alone.settled(7.0)] == ["t/pack/queue process"]
+
+
+def test_traces_without_a_root_make_room_when_there_is_none():
+    assembler = Assembler(AssemblyBounds(spans_per_tenant=40))
+    for number in range(8):
+        orphans = [span(str(n), "gone", "s", "/s", "server", 0, 1, trace_id=f"{number:032x}") for n in range(5)]
+        assert assembler.add(T, orphans, float(number)) == 5
+    assert assembler.add(T, SHOP[:3], 8.0) == 3, "the first two have been idle for 6 s"
+    assert (assembler.intake(T).early, assembler.held(T), assembler.dropped) == (1, 38, {"orphan": 4})
+    assert len(assembler.settled(8.0)) == 1
+    assert assembler.add(TenantId("u"), SHOP, 8.0) == 7, "another tenant has room of its own"
+    assert assembler.add(T, SHOP[3:], 8.0) == 4
+    more = [span("99", "", "s", "/s", "server", 0, 1, trace_id=f"{n:032x}") for n in range(100, 140)]
+    kept = assembler.add(T, more, 8.0)
+    assert (assembler.held(T), assembler.dropped["too many spans"]) == (40, 40 - kept), "the others are too young to go"
+    entries = [trace.entry for _ in range(4) for trace in assembler.settled(15.0)]
+    assert (entries.count("t/shop/buy"), entries.count("u/shop/buy")) == (1, 1)
+
+
+def test_what_came_is_counted_by_tenant():
+    assembler = Assembler()
+    assembler.add(T, [*SHOP, SHOP[0]], 0.0)
+    assembler.add(TenantId("u"), SHOP[3:4], 0.0)
+    assert len(assembler.settled(7.0)) == 1
+    intake = assembler.intake(T)
+    assert (intake.spans, intake.traces, intake.left_out) == (8, 1, {"duplicate": 1})
+    assert assembler.intake(TenantId("u")).left_out == {}
+    assembler.forget_tenant(T)
+    assert assembler.intake(T).spans == 0
+    assert assembler.dropped == {"duplicate": 1}, "sums of the process do not shrink"
 
 
 def test_tenants_do_not_share_traces_and_have_their_own_names():

@@ -1,10 +1,13 @@
 """POST /v1/traces: keys, limits, types, partial success."""
 
 import asyncio
+import base64
 import gzip
+import json
 
 import httpx
 import pytest
+from google.protobuf.json_format import MessageToDict
 from google.rpc.status_pb2 import Status
 from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest, ExportTraceServiceResponse
@@ -35,13 +38,13 @@ class Inbox:
         return min(len(spans), self.room)
 
 
-def post(inbox, content, key="key-of-t", method="POST", path="/v1/traces", **headers):
+def post(inbox, content, key="key-of-t", method="POST", path="/v1/traces", refused=None, **headers):
     sent = {"content-type": "application/x-protobuf"} | {name.replace("_", "-"): value for name, value in headers.items()}
     if key:
         sent["authorization"] = f"Bearer {key}"
 
     async def exchange():
-        transport = httpx.ASGITransport(receiver_app(KEYS.get, inbox.accept))
+        transport = httpx.ASGITransport(receiver_app(KEYS.get, inbox.accept, refused))
         async with httpx.AsyncClient(transport=transport, base_url="http://otlp") as client:
             return await client.request(method, path, content=content, headers=sent)
 
@@ -101,7 +104,7 @@ def test_without_a_valid_key_nothing_is_read(key):
     ("content", "headers", "status", "says"),
     [
         (b"not protobuf", {}, 400, "ExportTraceServiceRequest"),
-        (b"{}", {"content_type": "application/json"}, 415, "http/protobuf"),
+        (b"{}", {"content_type": "text/plain"}, 415, "http/protobuf"),
         (body(), {"content_encoding": "br"}, 415, "'br' is neither gzip nor identity"),
         (body(), {"content_encoding": "gzip"}, 400, "not gzip"),
         (gzip.compress(body())[:-9], {"content_encoding": "gzip"}, 400, "ends too early"),
@@ -160,6 +163,50 @@ def test_a_body_that_does_not_come_is_given_up(monkeypatch):
         return sent[0]["status"]
 
     assert asyncio.run(exchange()) == 408
+
+
+def as_json(content):
+    """The same request in OTLP's JSON mapping, made from protobuf's own: that one has base64 where OTLP has hex."""
+    document = MessageToDict(ExportTraceServiceRequest.FromString(content))
+    for scope in (scope for each in document["resourceSpans"] for scope in each["scopeSpans"]):
+        for span in scope["spans"]:
+            for field in ("traceId", "spanId", "parentSpanId"):
+                if field in span:
+                    span[field] = base64.b64decode(span[field]).hex()
+    return json.dumps(document).encode()
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_json_is_the_same_spans_and_is_answered_in_json(packed):
+    inbox = Inbox()
+    whole = body(700)
+    assert post(inbox, whole).status_code == 200
+    sent = gzip.compress(as_json(whole)) if packed else as_json(whole)
+    encoding = {"content_encoding": "gzip"} if packed else {}
+    answer = post(inbox, sent, content_type="application/json; charset=utf-8", **encoding)
+    assert (answer.status_code, answer.headers["content-type"], answer.json()) == (200, "application/json", {})
+    (_, ours), (_, theirs) = inbox.taken
+    assert ours == theirs
+
+
+def test_json_requests_are_refused_in_json_and_partly_taken_in_json():
+    inbox, counted = Inbox(room=1), []
+    document = json.loads(as_json(body(3)))
+    document["resourceSpans"][0]["scopeSpans"][0]["spans"][0]["spanId"] = "AAAAAAAAAAE="
+    headers = {"content_type": "application/json"}
+    answer = post(inbox, json.dumps(document).encode(), refused=lambda *told: counted.append(told), **headers)
+    assert answer.json() == {
+        "partialSuccess": {
+            "rejectedSpans": "2",
+            "errorMessage": "left out: 1 without a valid trace or span id, 1 too late or over the limits of what may wait",
+        }
+    }
+    assert counted == [("t", 1)]
+    refused = post(inbox, b'{"resourceSpans": 1}', **headers)
+    assert (refused.status_code, refused.headers["content-type"], refused.json()["code"]) == (400, "application/json", 3)
+    assert "$.resourceSpans" in refused.json()["message"]
+    assert post(inbox, b"{}", key="", **headers).json()["code"] == 16
+    assert post(inbox, b"[" * 100_000, **headers).status_code == 400
 
 
 def test_other_paths_and_methods_are_unknown():

@@ -1,5 +1,6 @@
-"""Spans from the wire formats and the public traces. Each module reads one form into tracing.spans.Span."""
+"""Spans from the wire formats and the public traces. Each module reads one form into tracing.spans.Span; `read_file` any."""
 
+from tracing.formats.errors import FormatError
+from tracing.formats.reading import FORMS, detect, read_file, read_stream
 
-class FormatError(ValueError):
-    """What was given does not have the form it should; the message names the place and the field."""
+__all__ = ["FORMS", "FormatError", "detect", "read_file", "read_stream"]

@@ -10,29 +10,14 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Status
 
 from graph.calls import StartKind
 from tracing import attributes
-from tracing.formats import FormatError
+from tracing.formats import fields
+from tracing.formats.errors import FormatError
 from tracing.spans import Span, SpanKind
 
-_WANTED = frozenset(
-    {
-        attributes.SERVICE_NAME,
-        attributes.FAAS_NAME,
-        attributes.FAAS_INVOKED_NAME,
-        attributes.FAAS_COLDSTART,
-        attributes.START,
-        attributes.WAIT_MS,
-        attributes.STATUS,
-    }
-)
 _KINDS = {kind.value: kind for kind in SpanKind}
-_STARTS = {start.value: start for start in StartKind}
-_NAME_LIMIT = 1024  # names are cut far shorter where they become functions; this bounds what waits in memory
-_MAX_WAIT_MS = 3.6e6
 
 MAX_SPANS = 50_000
 """In one request; exporters send 512 at once. A small body can hold very many small spans."""
-
-_Value = str | bool | float
 
 
 def read(body: bytes) -> tuple[list[Span], int]:
@@ -47,51 +32,56 @@ def read(body: bytes) -> tuple[list[Span], int]:
     refused = 0
     for resource_spans in request.resource_spans:
         resource = _values(resource_spans.resource.attributes)
+        service = str(resource.get(attributes.SERVICE_NAME, ""))[: fields.NAME_LIMIT]
+        hosted = str(resource.get(attributes.FAAS_NAME, ""))[: fields.NAME_LIMIT]
         for scope_spans in resource_spans.scope_spans:
             for wire in scope_spans.spans:
                 if len(wire.trace_id) != 16 or len(wire.span_id) != 8 or not any(wire.trace_id) or not any(wire.span_id):
                     refused += 1
                 else:
-                    spans.append(_span(wire, resource))
+                    spans.append(_span(wire, service, hosted))
     return spans, refused
 
 
-def _span(wire: WireSpan, resource: dict[str, _Value]) -> Span:
+def _span(wire: WireSpan, service: str, hosted: str) -> Span:
     own = _values(wire.attributes)
-    start = _STARTS.get(str(own.get(attributes.START, "")), StartKind.UNKNOWN)
-    if start is StartKind.UNKNOWN and own.get(attributes.FAAS_COLDSTART) is True:
-        start = StartKind.COLD
     parent = wire.parent_span_id
+    link_trace, link_span = _link(wire) if wire.links else ("", "")
     return Span(
         trace_id=wire.trace_id.hex(),
         span_id=wire.span_id.hex(),
         parent_id=parent.hex() if any(parent) else "",
-        service=str(resource.get(attributes.SERVICE_NAME, ""))[:_NAME_LIMIT],
-        name=wire.name[:_NAME_LIMIT],
+        service=service,
+        name=wire.name[: fields.NAME_LIMIT],
         kind=_KINDS.get(wire.kind, SpanKind.UNSPECIFIED),
-        start_ns=wire.start_time_unix_nano,
-        end_ns=wire.end_time_unix_nano,
+        start_ns=fields.nanoseconds(wire.start_time_unix_nano),
+        end_ns=fields.nanoseconds(wire.end_time_unix_nano),
         failed=wire.status.code == Status.STATUS_CODE_ERROR,
-        function=str(own.get(attributes.FAAS_NAME, ""))[:_NAME_LIMIT],
-        hosted=str(resource.get(attributes.FAAS_NAME, ""))[:_NAME_LIMIT],
-        invoked=str(own.get(attributes.FAAS_INVOKED_NAME, ""))[:_NAME_LIMIT],
-        start=start,
-        wait_s=_wait_s(own.get(attributes.WAIT_MS, 0.0)),
+        function=str(own.get(attributes.FAAS_NAME, ""))[: fields.NAME_LIMIT] if own else "",
+        hosted=hosted,
+        invoked=str(own.get(attributes.FAAS_INVOKED_NAME, ""))[: fields.NAME_LIMIT] if own else "",
+        start=fields.start_kind(own) if own else StartKind.UNKNOWN,
+        wait_s=fields.wait_s(own) if own else 0.0,
         ran=own.get(attributes.STATUS) != "refused",
+        link_trace=link_trace,
+        link_span=link_span,
     )
 
 
-def _wait_s(wait_ms: _Value) -> float:
-    if isinstance(wait_ms, str) or not 0.0 <= wait_ms <= _MAX_WAIT_MS:  # not a number compares as False, too
-        return 0.0
-    return wait_ms / 1000
+def _link(wire: WireSpan) -> tuple[str, str]:
+    """The one span it is linked to; nothing when there are several traces to choose from."""
+    traces = {link.trace_id for link in wire.links}
+    first = wire.links[0]
+    if len(traces) > 1 or len(first.trace_id) != 16 or len(first.span_id) != 8:
+        return "", ""
+    return first.trace_id.hex(), first.span_id.hex()
 
 
-def _values(pairs: Iterable[KeyValue]) -> dict[str, _Value]:
+def _values(pairs: Iterable[KeyValue]) -> dict[str, fields.Value]:
     """The attributes that are read, where they are plain text, numbers or truth values."""
-    found: dict[str, _Value] = {}
+    found: dict[str, fields.Value] = {}
     for pair in pairs:
-        if pair.key in _WANTED:
+        if pair.key in fields.WANTED:
             which = pair.value.WhichOneof("value")
             if which in ("string_value", "bool_value", "int_value", "double_value"):
                 found[pair.key] = getattr(pair.value, which)

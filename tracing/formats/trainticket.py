@@ -6,25 +6,41 @@ the OpenTelemetry agent gives a span.
 """
 
 import csv
+import io
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator
+from typing import BinaryIO
 
-from tracing.formats import FormatError
+from tracing.formats import fields
+from tracing.formats.errors import FormatError
 from tracing.spans import Span, SpanKind
 
 COLUMNS = ("TraceID", "SpanID", "ParentID", "PodName", "OperationName", "StartTimeUnixNano", "EndTimeUnixNano")
 ROOT = "root"
-MAX_SPANS = 2_000_000
+FORM = "CSV"
 
 _POD = re.compile(r"(?P<service>.+)-[0-9a-z]+-[0-9a-z]+")
 _CLIENT = re.compile(r"HTTP [A-Z]+")
 _IDENTITY = re.compile(r"[0-9a-f]{1,32}")
-_NAME_LIMIT = 1024
 
 
 def read(lines: Iterable[str]) -> list[Span]:
     """The spans of CSV text given as lines: an open file, or `io.StringIO(text)`. Raises FormatError naming line and column."""
     return list(_spans(lines))
+
+
+def stream(file: BinaryIO, left_out: Counter[str]) -> Iterator[Span]:
+    """The spans of a file; none is left out. Raises FormatError naming line and column."""
+    lines = io.TextIOWrapper(file, encoding="utf-8-sig", newline="")
+    try:
+        yield from _spans(lines)
+    except FormatError as error:
+        raise FormatError(f"{FORM}: {error}") from error
+    except UnicodeDecodeError as error:
+        raise FormatError(f"{FORM}: not UTF-8 text") from error
+    finally:
+        lines.detach()
 
 
 def _spans(lines: Iterable[str]) -> Iterator[Span]:
@@ -35,11 +51,9 @@ def _spans(lines: Iterable[str]) -> Iterator[Span]:
         if missing:
             raise FormatError(f"line 1: the column {missing[0]} is missing; expected are {', '.join(COLUMNS)}")
         places = [header.index(column) for column in COLUMNS]
-        for count, row in enumerate(rows, start=1):
+        for row in rows:
             if not row:
                 continue
-            if count > MAX_SPANS:
-                raise FormatError(f"line {rows.line_num}: more than {MAX_SPANS} spans; split the file")
             if len(row) != len(header):
                 raise FormatError(f"line {rows.line_num}: {len(row)} fields, the header has {len(header)}")
             yield _span([row[place] for place in places], rows.line_num)
@@ -47,8 +61,8 @@ def _spans(lines: Iterable[str]) -> Iterator[Span]:
         raise FormatError(f"line {rows.line_num}: not CSV: {error}") from error
 
 
-def _span(fields: list[str], line: int) -> Span:
-    trace_id, span_id, parent_id, pod, operation, start, end = fields
+def _span(row: list[str], line: int) -> Span:
+    trace_id, span_id, parent_id, pod, operation, start, end = row
     for column, value in (("TraceID", trace_id), ("SpanID", span_id)):
         if not _IDENTITY.fullmatch(value):
             raise FormatError(f"line {line}: {column} {value[:40]!r} is not up to 32 lower-case hex digits")
@@ -58,8 +72,8 @@ def _span(fields: list[str], line: int) -> Span:
         trace_id=trace_id,
         span_id=span_id,
         parent_id="" if parent_id == ROOT else parent_id,
-        service=service_of(pod)[:_NAME_LIMIT],
-        name=operation[:_NAME_LIMIT],
+        service=service_of(pod)[: fields.NAME_LIMIT],
+        name=operation[: fields.NAME_LIMIT],
         kind=kind_of(operation),
         start_ns=_nanoseconds(start, "StartTimeUnixNano", line),
         end_ns=_nanoseconds(end, "EndTimeUnixNano", line),
@@ -88,4 +102,4 @@ def kind_of(operation: str) -> SpanKind:
 def _nanoseconds(value: str, column: str, line: int) -> int:
     if not value.isascii() or not value.isdecimal() or len(value) > 20:
         raise FormatError(f"line {line}: {column} {value[:40]!r} is not a time in nanoseconds")
-    return int(value)
+    return fields.nanoseconds(value)

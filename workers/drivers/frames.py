@@ -24,3 +24,20 @@ class FromGuest(IntEnum):
     LOG = 21  # {stream: out | err}, body: text the handler wrote, id of its invocation
     PONG = 22
     CANCEL_CALL = 23  # the call with this id is not waited for any more
+
+
+class ToInit(IntEnum):
+    """To the first process of a microVM (workers/guest/microvm.py), which runs no tenant code, on a port of its own."""
+
+    ACTIVATE = 33  # {entropy (hex), hostname, now?, disks, files}, body: the files; before, or with, SPECIALISE on the channel
+    CLOCK = 34  # {now}: the answer to ASK_CLOCK
+    RENEW = 35  # end the runtime that was exercised and start another, as if nothing had been
+    COUNT = 36  # how much is used now?
+
+
+class FromInit(IntEnum):
+    STANDING = 49  # {python, uptime_s}: a runtime waits for SPECIALISE
+    OUTPUT = 50  # {stream: out | err}, body: written past the runtime, by C code or a child process
+    EXIT = 51  # {code | signal, out_of_memory}: the runtime's process has ended, nothing else will come
+    COUNTED = 52  # {memory_bytes, processes}, id as asked
+    ASK_CLOCK = 53  # ACTIVATE had no `now`: what time is it?

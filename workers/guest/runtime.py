@@ -23,7 +23,7 @@ import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, Protocol
 
 HEADER = struct.Struct("!BBHIII")  # kind, flags, reserved, id, meta length, body length
 MORE = 0x01
@@ -71,10 +71,19 @@ def on_restore(hook: Callable[[], Any]) -> Callable[[], Any]:
     return hook
 
 
+class Stream(Protocol):
+    """What is asked of a stream socket; in a microVM it is a port."""
+
+    def fileno(self) -> int: ...
+    def recv(self, size: int, /) -> bytes: ...
+    def recvmsg(self, size: int, ancillary: int, /) -> tuple[bytes, list[tuple[int, int, bytes]], int, Any]: ...
+    def sendall(self, content: bytes, /) -> None: ...
+
+
 class Channel:
     """Frames over a stream socket, shared by all threads of the sandbox."""
 
-    def __init__(self, sock: socket.socket, begun: bytes = b"") -> None:
+    def __init__(self, sock: Stream, begun: bytes = b"") -> None:
         self._sock, self._buffer = sock, bytearray(begun)
         self._sending, self._state = threading.Lock(), threading.Condition(threading.Lock())
         self._leading = False
@@ -412,6 +421,7 @@ class Instance:
         self.function_name = name.partition("/")[2]
         self.memory_mb, self.concurrency = int(meta.get("memory_mb", 0)), max(1, int(meta.get("concurrency", 1)))
         self.kind, self.channel, self._handler_name = meta.get("kind", "event"), channel, meta.get("handler", "")
+        self.original = "withheld" in meta  # of a function template: its clones become instances
         self._running, self._threads = dict[int, Context](), threading.local()
         self.outside = Context(self, 0, {})  # output of no invocation
         self._handler: Callable[..., Any] = print
@@ -500,7 +510,7 @@ class Instance:
 Attach = Callable[[dict[str, Any], list[int]], None]
 
 
-def become(sock: socket.socket, attach: Attach) -> Instance:
+def become(sock: Stream, attach: Attach) -> Instance:
     """Waits for SPECIALISE and becomes that version. `attach(meta, descriptors)` brings the code in and locks the sandbox;
     no user code runs before it has returned. With `withheld` in the meta (names), it becomes the original of a function
     template: the module is imported, and the rest is left to `resume` in each clone."""
@@ -529,7 +539,7 @@ def become(sock: socket.socket, attach: Attach) -> Instance:
     return instance
 
 
-def resume(instance: Instance, sock: socket.socket, attach: Attach) -> None:
+def resume(instance: Instance, sock: Stream, attach: Attach) -> None:
     """In a clone of an original: waits for SPECIALISE, is locked by `attach`, becomes an instance of its own, and serves.
     Never returns."""
     channel, ident, meta, descriptors = _specialised(sock)
@@ -545,7 +555,7 @@ def resume(instance: Instance, sock: socket.socket, attach: Attach) -> None:
     _work(instance)
 
 
-def _specialised(sock: socket.socket) -> tuple[Channel, int, dict[str, Any], list[int]]:
+def _specialised(sock: Stream) -> tuple[Channel, int, dict[str, Any], list[int]]:
     chunk, passed, _, _ = sock.recvmsg(READ_SIZE, socket.CMSG_SPACE(32))
     descriptors = [number for _, _, packed in passed for (number,) in struct.iter_unpack("i", packed)]
     channel = Channel(sock, chunk)
@@ -582,9 +592,13 @@ def not_made(descriptor: int, error: BaseException) -> None:
     Channel(sock).send(READY, 0, dump({"init_ms": 0.0, "step": "sandbox", "error": describe(error)}))
 
 
-def serve(sock: socket.socket, attach: Attach) -> None:
-    """All of a guest's life, from standby on. Never returns: the process ends with its channel."""
-    _work(become(sock, attach))
+def serve(sock: Stream, attach: Attach) -> None:
+    """All of a guest's life, from standby on. Never returns: the process ends with its channel. Where clones are made of the
+    whole machine, the original of a function template goes on here as the instance it is in each of them."""
+    instance = become(sock, attach)
+    if instance.original:
+        resume(instance, sock, attach)
+    _work(instance)
 
 
 def _work(instance: Instance) -> None:

@@ -7,28 +7,21 @@ import secrets
 import socket
 import time
 from collections.abc import Callable
-from typing import Any
 
-import msgspec
-
-from workers.drivers.frames import FromGuest, ToGuest
-from workers.drivers.process import syscalls, watch
-from workers.drivers.process.cells import Cell
+from workers.drivers import syscalls, watch
+from workers.drivers.cells import Cell
+from workers.drivers.conversation import Conversation, encode
+from workers.drivers.frames import ToGuest
 from workers.drivers.process.isolation import LAYERS_AT
 from workers.drivers.process.layers import LayerSource
-from workers.drivers.process.wire import CLOSED, OutputPipe, Wire
-from workers.framing import Frame
-from workers.ports import DriverError, InitFailed, InitReport, Specialisation, Usage
+from workers.drivers.wire import CLOSED, OutputPipe, Wire
+from workers.ports import DriverError, InitReport, Specialisation, Usage
 
-MAX_EARLY = 256  # frames and outputs kept until their callback is set
 KILL_TIMEOUT_S = 10.0
 STATUS_WAIT_S = 0.05  # the exit status comes from the template, on another descriptor than the exit
 
-_encode = msgspec.json.Encoder().encode
-_decode = msgspec.json.Decoder(dict[str, Any]).decode
 
-
-class ProcessClone:
+class ProcessClone(Conversation):
     """Implements workers.ports.Clone. Made by ProcessDriver. `freed` is called once, after the last process has gone.
 
     `coded`: it has its code already, as the original of a function template and its clones do. `members`: its processes,
@@ -49,6 +42,7 @@ class ProcessClone:
         worker: int = 0,
         members: Callable[[], list[int]] | None = None,
     ) -> None:
+        super().__init__()
         self.clone_id = clone_id
         self.memory_mb = memory_mb
         self.pid, self._pidfd = process
@@ -59,65 +53,11 @@ class ProcessClone:
         self._sandboxed = layers is not None
         self.worker = worker or self.pid
         self._members = members or (lambda: watch.members(self.pid))
-        self._loop = asyncio.get_running_loop()
-        self._ready: asyncio.Future[dict[str, Any]] = self._loop.create_future()
-        self._ended = asyncio.Event()
         self._dead = False
-        self._reason = ""
         self._status = ""
-        self._frame_callback: Callable[[Frame], None] | None = None
-        self._output_callback: Callable[[str, bytes], None] | None = None
-        self._exit_callback: Callable[[str], None] | None = None
-        self._early: list[Frame] = []
-        self._early_output: list[tuple[str, bytes]] = []
         self._wire = Wire(channel, self._on_frame, self._end)
         self._pipes = [OutputPipe(outputs[stream], self._writer(stream)) for stream in outputs]
         self._loop.add_reader(self._pidfd, self._exited)
-
-    # -- callbacks; what comes before they are set is kept, within bounds
-
-    @property
-    def on_frame(self) -> Callable[[Frame], None]:
-        return self._frame_callback or self._keep_frame
-
-    @on_frame.setter
-    def on_frame(self, callback: Callable[[Frame], None]) -> None:
-        self._frame_callback = callback
-        early, self._early = self._early, []
-        for frame in early:
-            callback(frame)
-
-    def _keep_frame(self, frame: Frame) -> None:
-        if len(self._early) < MAX_EARLY and len(frame.body) <= MAX_EARLY << 10:
-            self._early.append(frame)
-
-    @property
-    def on_output(self) -> Callable[[str, bytes], None]:
-        return self._output_callback or self._keep_output
-
-    @on_output.setter
-    def on_output(self, callback: Callable[[str, bytes], None]) -> None:
-        self._output_callback = callback
-        early, self._early_output = self._early_output, []
-        for stream, text in early:
-            callback(stream, text)
-
-    def _keep_output(self, stream: str, text: bytes) -> None:
-        if len(self._early_output) < MAX_EARLY:
-            self._early_output.append((stream, text))
-
-    def _writer(self, stream: str) -> Callable[[bytes], None]:
-        return lambda text: self.on_output(stream, text)
-
-    @property
-    def on_exit(self) -> Callable[[str], None]:
-        return self._exit_callback or (lambda _reason: None)
-
-    @on_exit.setter
-    def on_exit(self, callback: Callable[[str], None]) -> None:
-        self._exit_callback = callback
-        if self._ended.is_set():
-            self._loop.call_soon(callback, self._reason)
 
     # -- life
 
@@ -145,46 +85,19 @@ class ProcessClone:
             if layers is not None and not self._coded:
                 for layer in work.layers:
                     trees.append(layers.detach(layer))  # noqa: PERF401  those made before a failure are closed below
-            self._wire.send_with(ToGuest.SPECIALISE, _encode(meta), trees)
+            self._wire.send_with(ToGuest.SPECIALISE, encode(meta), trees)
         except OSError as error:
             raise DriverError(f"attaching the code: {error}") from error
         finally:
             for tree in trees:
                 os.close(tree)
-        answer = await asyncio.wait_for(asyncio.shield(self._ready), timeout_s)
-        elapsed_ms = (time.perf_counter() - began) * 1000
-        asked = answer.get("asked")
-        names = tuple(str(name)[:100] for name in asked[:20]) if isinstance(asked, list) else ()
-        self._refuse(answer, names)
-        told = answer.get("init_ms", 0.0)
-        if not isinstance(told, int | float):
-            raise DriverError("the guest broke the protocol: init_ms is not a number")
-        init_ms = min(max(0.0, float(told)), elapsed_ms) if told == told else 0.0  # noqa: PLR0124 (not a number)
-        return InitReport(elapsed_ms - init_ms, init_ms, names)
-
-    def _refuse(self, answer: dict[str, Any], asked: tuple[str, ...]) -> None:
-        """Raises DriverError or InitFailed when the guest says it is not ready."""
-        error = answer.get("error")
-        if error is None:
-            return
-        detail = {key: str(error.get(key, "")) for key in ("type", "message", "stack")} if isinstance(error, dict) else {}
-        if "step" in answer:
-            raise DriverError(f"{answer['step']}: {detail.get('type')}: {detail.get('message')}")
-        raise InitFailed(detail, asked)
+        return await self._report(began, timeout_s)
 
     def send(self, kind: int, ident: int, meta: bytes = b"", body: bytes = b"") -> None:
         self._wire.send(kind, ident, meta, body)
 
-    def _on_frame(self, frame: Frame) -> None:
-        if frame.kind != FromGuest.READY:
-            self.on_frame(frame)
-        elif not self._ready.done():
-            try:
-                self._ready.set_result(_decode(frame.meta))
-            except (ValueError, RecursionError, msgspec.MsgspecError) as error:
-                self._ready.set_exception(DriverError(f"the guest broke the protocol: {error}"))
-                self._ready.exception()
-                self._end(f"the guest broke the protocol: {error}")
+    async def rest(self) -> None:
+        """It does that by itself, when nobody has specialised it for a moment (template.py)."""
 
     def speculative(self, on: bool) -> None:
         if self.cell is not None and not self._dead:
@@ -256,14 +169,9 @@ class ProcessClone:
             self._reason = f"the sandbox ended by itself ({self._status or 'status unknown'})"
             if self.cell is not None and self.cell.ran_out_of_memory():
                 self._reason = f"out of memory: the sandbox needed more than {self.memory_mb} MB"
-        self._ended.set()
         self._wire.close()
         for pipe in self._pipes:
             pipe.close()
         os.close(self._pidfd)
-        if not self._ready.done():
-            self._ready.set_exception(DriverError(self._reason))
-            self._ready.exception()
         self._freed(self)
-        if self._exit_callback is not None:
-            self._exit_callback(self._reason)
+        self._finished()

@@ -30,7 +30,7 @@ BACKLOG = 64
 def _load_siblings() -> None:
     """Makes the modules beside this file importable by their usual names."""
     here = os.path.dirname(os.path.abspath(__file__))
-    packages: dict[str, list[str]] = {"workers": [], "workers.drivers": [], "workers.drivers.process": [here]}
+    packages = {"workers": [], "workers.drivers": [os.path.dirname(here)], "workers.drivers.process": [here]}
     for name, path in packages.items():
         module = types.ModuleType(name)
         module.__path__ = path
@@ -40,7 +40,8 @@ def _load_siblings() -> None:
 if __name__ == "__main__":
     _load_siblings()
 
-from workers.drivers.process import isolation, lockdown, seccomp, syscalls  # noqa: E402
+from workers.drivers import syscalls  # noqa: E402
+from workers.drivers.process import isolation, lockdown, seccomp  # noqa: E402
 
 
 def staged(files: list[tuple[str, str]]) -> list[tuple[str, str]]:

@@ -4,10 +4,10 @@ import dataclasses
 import os
 from pathlib import Path
 
+from workers.drivers.limits import Cgroups, detect, name_of, sweep
 from workers.drivers.process import tiers
 from workers.drivers.process.confining import Command, ConfinementError, Confines, confined
 from workers.drivers.process.interpreter import Interpreter
-from workers.drivers.process.limits import Cgroups, detect, name_of, sweep
 from workers.drivers.process.tiers import Tier
 
 PROBE = Confines(seconds=30, memory_mb=256, disk_mb=16)

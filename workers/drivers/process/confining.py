@@ -18,10 +18,10 @@ from typing import Any
 
 import msgspec
 
-from workers.drivers.process import syscalls, watch
-from workers.drivers.process.cells import PROCESSES, Cell
+from workers.drivers import syscalls, watch
+from workers.drivers.cells import PROCESSES, Cell
+from workers.drivers.limits import Cgroups
 from workers.drivers.process.interpreter import Interpreter
-from workers.drivers.process.limits import Cgroups
 from workers.drivers.process.tiers import Tier, address_space_mb
 
 PROGRAM = Path(__file__).with_name("confined.py")

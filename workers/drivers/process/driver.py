@@ -10,17 +10,18 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from workers.drivers.process import syscalls, tiers, watch
-from workers.drivers.process.cells import Cell
+from workers.drivers import syscalls, watch
+from workers.drivers.cells import Cell
+from workers.drivers.limits import Cgroups, detect, name_of, sweep
+from workers.drivers.process import tiers
 from workers.drivers.process.clone import ProcessClone
 from workers.drivers.process.functions import Part, ProcessFunctionTemplate, make_function_template, start_keeper
 from workers.drivers.process.interpreter import Interpreter, NoInterpreter, find_interpreter
 from workers.drivers.process.layers import LayerSource, can_detach
-from workers.drivers.process.limits import Cgroups, detect, name_of, sweep
 from workers.drivers.process.templates import CloneRequest, Template
 from workers.drivers.process.tenants import TenantTemplates
 from workers.drivers.process.tiers import Tier
-from workers.ports import DriverError, IsolationReport, Specialisation, TemplateRefused
+from workers.ports import DriverError, IsolationReport, Specialisation, TemplateRefused, Traits
 from workers.versions import SHAPES_MB, Kind
 
 PROBE_TENANT = ""
@@ -72,6 +73,7 @@ class ProcessDriver:
     """
 
     name = "process"
+    traits = Traits(lazy_code=True)
 
     def __init__(self, folder: Path, python: str = "", allow_no_isolation: bool = False) -> None:
         self._folder = folder

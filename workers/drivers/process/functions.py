@@ -9,13 +9,12 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Protocol
 
-import msgspec
-
-from workers.drivers.process import watch
+from workers.drivers import watch
+from workers.drivers.originals import import_once
 from workers.drivers.process.clone import ProcessClone
 from workers.drivers.process.layers import LayerSource
 from workers.drivers.process.templates import CloneRequest, Template
-from workers.ports import DriverError, InitFailed, Specialisation, TemplateRefused
+from workers.ports import DriverError, Specialisation, TemplateRefused
 
 HEADROOM_MB = 16  # a fork copies page tables, and those of the original are its own
 
@@ -104,14 +103,7 @@ async def make_function_template(
     """Init, once. Raises what Driver.template does; ending the keeper is then the caller's."""
     original = await make(keeper, work.memory_mb, Part.ORIGINAL)
     try:
-        try:
-            report = await original.specialise(msgspec.structs.replace(work, environment={}), timeout_s)
-        except InitFailed as error:  # most likely because the value was not there
-            if not error.asked:
-                raise
-            raise _wants_environment(error.asked) from error
-        if report.asked:
-            raise _wants_environment(report.asked)
+        report = await import_once(original, work, timeout_s)
         refused = await keeper.inspect(number())
         if refused is not None:
             raise TemplateRefused(refused[0], f"after the import {refused[1][:500]}")
@@ -121,14 +113,6 @@ async def make_function_template(
         raise
     original.memory_mb = memory_mb
     return ProcessFunctionTemplate(keeper, original, make, report.init_ms, memory_mb)
-
-
-def _wants_environment(asked: tuple[str, ...]) -> TemplateRefused:
-    return TemplateRefused(
-        "environment",
-        f"while it is imported it asks for environment values ({', '.join(asked)}), which only an instance has: "
-        "read them in the handler, or in a function given to foreglow.on_restore",
-    )
 
 
 def _tightened(original: ProcessClone, shape_mb: int) -> int:

@@ -10,8 +10,8 @@ import resource
 import stat
 import threading
 
-from workers.drivers.process import syscalls
-from workers.drivers.process.syscalls import (
+from workers.drivers import syscalls
+from workers.drivers.syscalls import (
     ATTR_NODEV,
     ATTR_NOSUID,
     ATTR_RDONLY,

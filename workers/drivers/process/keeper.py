@@ -19,7 +19,8 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
-from workers.drivers.process import isolation, lockdown, original, residue, seccomp, syscalls
+from workers.drivers import syscalls
+from workers.drivers.process import isolation, lockdown, original, residue, seccomp
 from workers.drivers.process.cloning import LISTEN_LIMIT, QUIET_MS, SAFE, Cloner
 
 NODE = 3

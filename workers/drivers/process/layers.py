@@ -16,8 +16,9 @@ if __name__ == "__main__":
         sys.modules[_name] = types.ModuleType(_name)
         sys.modules[_name].__path__ = [os.getcwd()]
 
-from workers.drivers.process import isolation, syscalls
-from workers.drivers.process.syscalls import ATTR_NODEV, ATTR_NOSUID, ATTR_RDONLY
+from workers.drivers import syscalls
+from workers.drivers.process import isolation
+from workers.drivers.syscalls import ATTR_NODEV, ATTR_NOSUID, ATTR_RDONLY
 
 ANSWER_TIMEOUT_S = 5.0
 MAX_PATH = 4096

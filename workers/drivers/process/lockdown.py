@@ -4,7 +4,7 @@ import fcntl
 import os
 import struct
 
-from workers.drivers.process import syscalls
+from workers.drivers import syscalls
 
 
 class Lockdown:

@@ -19,7 +19,8 @@ import os
 import socket
 from typing import Any
 
-from workers.drivers.process import isolation, lockdown, seccomp, syscalls
+from workers.drivers import syscalls
+from workers.drivers.process import isolation, lockdown, seccomp
 from workers.guest import runtime
 
 CHANNEL, KEEPER = 3, 4

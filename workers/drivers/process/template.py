@@ -31,7 +31,7 @@ def _load_siblings() -> None:
     here = os.getcwd()
     packages: dict[str, list[str]] = {
         "workers": [os.path.dirname(os.path.dirname(here))],
-        "workers.drivers": [],
+        "workers.drivers": [os.path.dirname(here)],
         "workers.drivers.process": [here],
     }
     for name, path in packages.items():
@@ -54,9 +54,10 @@ def _defer_fork_hooks() -> None:
 _load_siblings()
 _defer_fork_hooks()
 
-from workers.drivers.process import isolation, keeper, lockdown, seccomp, syscalls, warmup  # noqa: E402
+from workers.drivers import syscalls  # noqa: E402
+from workers.drivers.process import isolation, keeper, lockdown, seccomp  # noqa: E402
 from workers.drivers.process.cloning import LISTEN_LIMIT, QUIET_MS, SAFE, Cloner  # noqa: E402
-from workers.guest import runtime  # noqa: E402
+from workers.guest import runtime, warmup  # noqa: E402
 
 
 class Template(Cloner):
@@ -91,7 +92,7 @@ class Template(Cloner):
         if self._sandboxed:
             isolation.fresh_network()
             self._lockdown.open_folders(self._landlock)
-            warmup.rehearse(REHEARSALS)
+            warmup.rehearse(REHEARSALS, isolation.LAYERS_AT, isolation.REHEARSAL)
         runtime.__name__ = "foreglow"
         for thing in (runtime.InvokeError, runtime.Request, runtime.Context, runtime.Call):
             thing.__module__ = "foreglow"
@@ -169,7 +170,8 @@ class Template(Cloner):
             channel = self._keep_only(channel)
             sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, 0, channel)
             if self._sandboxed and not select.select([sock], [], [], STANDBY_AFTER_S)[0]:
-                warmup.rehearse(1, invoke=False)  # nobody is in a hurry: touch now what specialising will write
+                # nobody is in a hurry: touch now what specialising will write
+                warmup.rehearse(1, isolation.LAYERS_AT, isolation.REHEARSAL, invoke=False)
             for hooks in _fork_hooks:
                 os.register_at_fork(**hooks)
             gc.enable()

@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from workers.drivers.process import syscalls
+from workers.drivers import syscalls
 from workers.drivers.process.interpreter import Interpreter
 from workers.ports import DriverError
 

@@ -5,8 +5,8 @@ import contextlib
 
 import structlog
 
+from workers.drivers.limits import Cgroups
 from workers.drivers.process.interpreter import Interpreter
-from workers.drivers.process.limits import Cgroups
 from workers.drivers.process.templates import Template, start_template
 from workers.drivers.process.tiers import Tier
 from workers.ports import DriverError

@@ -4,11 +4,11 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from workers.drivers.process import syscalls
-from workers.drivers.process.limits import CONTROLLERS, Cgroups
+from workers.drivers import syscalls
+from workers.drivers.limits import CONTROLLERS, Cgroups
+from workers.drivers.users import free_users
 from workers.ports import IsolationReport
 
-FIRST_USER, USERS = 200_000, 60_000
 ADDRESS_SPACE_FACTOR, ADDRESS_SPACE_EXTRA_MB = 4, 2048
 
 
@@ -37,19 +37,6 @@ def candidates() -> list[Tier]:
         if users[1]:
             return [Tier("root", users), Tier("userns"), Tier("none", users)]
     return tiers
-
-
-def free_users(uid_map: str) -> tuple[int, int]:
-    """(first, count) of users nobody else is likely to have, out of those mapped into this namespace."""
-    best = (0, 0)
-    for line in uid_map.splitlines():
-        start, _, length = map(int, line.split())
-        if start <= FIRST_USER and start + length >= FIRST_USER + USERS:
-            return FIRST_USER, USERS
-        count = length // 4
-        if count > best[1]:
-            best = (start + length - count, count)
-    return best
 
 
 def address_space_mb(memory_mb: int) -> int:

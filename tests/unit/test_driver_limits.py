@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workers.drivers.process import cells, limits, tiers, watch
-from workers.drivers.process.cells import Cell, remove
-from workers.drivers.process.limits import Cgroups, Layout, detect
+from workers.drivers import cells, limits, users, watch
+from workers.drivers.cells import Cell, remove
+from workers.drivers.limits import Cgroups, Layout, detect
+from workers.drivers.process import tiers
 
 V1 = "36 31 0:32 / /sys/fs/cgroup/{0} rw,relatime shared:9 - cgroup cgroup rw,{0}"
 V2 = "41 31 0:38 / {0} rw,relatime - cgroup2 cgroup2 rw,nsdelegate"
@@ -167,6 +168,23 @@ def test_sweep_knows_a_number_that_was_given_again_and_one_that_waits_to_be_aske
         living.kill()
 
 
+@pytest.mark.needs_root
+def test_sweep_ends_what_outlived_its_node(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "HOST_PIDS", os.readlink("/proc/self/ns/pid"))
+    layout = detect(Path("/proc/self/mountinfo").read_text(), Path("/proc/self/cgroup").read_text())
+    mine = limits.name_of(Path("/nobody/driver"), os.getpid())
+    dead = Cgroups(layout, limits.name_of(Path("/nobody/driver"), 2**22 + 1))
+    dead.open()
+    cell = dead.take(128, 0)
+    with subprocess.Popen(["sleep", "60"]) as orphan:
+        for door in cell.doors:
+            cells.write(door, str(orphan.pid))
+        cell.close()
+        limits.sweep(layout, mine)
+        assert orphan.wait(5) == -9
+    assert not [folder for folder in cell.folders if os.path.exists(folder)]
+
+
 # -- tiers
 
 
@@ -181,12 +199,12 @@ def test_sweep_knows_a_number_that_was_given_again_and_one_that_waits_to_be_aske
     ],
 )
 def test_host_users_come_from_what_is_mapped(uid_map: str, expected: tuple[int, int]) -> None:
-    assert tiers.free_users(uid_map) == expected
+    assert users.free_users(uid_map) == expected
 
 
 @given(st.integers(0, 2**20), st.integers(1, 2**31), st.integers(0, 10**6))
 def test_a_host_user_is_always_a_mapped_one(start: int, length: int, number: int) -> None:
-    tier = tiers.Tier("root", tiers.free_users(f"{start} 5 {length}"))
+    tier = tiers.Tier("root", users.free_users(f"{start} 5 {length}"))
     user = tier.user(number)
     assert user == 0 or start <= user < start + length
 

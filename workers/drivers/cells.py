@@ -69,6 +69,11 @@ class Cell:
     def folders(self) -> list[str]:
         return [*self._v1.values(), *([self._v2] if self._v2 else [])]
 
+    @property
+    def doors(self) -> list[str]:
+        """Files into which a process of the node's own user writes 0 to step in."""
+        return [f"{folder}/tasks" for folder in self._v1.values()] + ([f"{self._v2}/cgroup.procs"] if self._v2 else [])
+
     def speculative(self, on: bool) -> None:
         """A small share of the CPU, or the usual one again. Raises OSError."""
         if on == self._yielding:

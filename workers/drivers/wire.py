@@ -34,7 +34,14 @@ class Allowance:
 class Wire:
     """The node's end of a channel. `on_lost(why)` is called at most once; the owner then closes."""
 
-    def __init__(self, sock: socket.socket, on_frame: Callable[[Frame], None], on_lost: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        sock: socket.socket,
+        on_frame: Callable[[Frame], None],
+        on_lost: Callable[[str], None],
+        bytes_per_s: float = BYTES_PER_S,
+        burst: float = BYTES_BURST,
+    ) -> None:
         self._sock = sock
         self._on_frame = on_frame
         self._on_lost = on_lost
@@ -43,7 +50,7 @@ class Wire:
         self._queue: deque[memoryview] = deque()
         self._queued = 0
         self._frames = Allowance(FRAMES_PER_S, FRAMES_BURST, self._loop.time())
-        self._bytes = Allowance(BYTES_PER_S, BYTES_BURST, self._loop.time())
+        self._bytes = Allowance(bytes_per_s, burst, self._loop.time())
         self._pause: asyncio.TimerHandle | None = None
         self._broken = False
         self._closed = False

@@ -1,12 +1,15 @@
-"""What a template does once so that its clones need not: common modules loaded, the runtime's own path worn in."""
+"""What a template does once so that its clones need not: common modules loaded, the runtime's own path worn in.
+
+Standard library only, like runtime.py: processes and microVMs are warmed by it.
+"""
 
 import importlib
 import pkgutil
 import socket
 import sys
+from collections.abc import Sequence
 from importlib.machinery import FileFinder
 
-from workers.drivers.process.isolation import LAYERS_AT, REHEARSAL
 from workers.guest import runtime
 
 PRELOADED = (
@@ -30,12 +33,13 @@ def preload() -> None:
             continue
 
 
-def rehearse(times: int, invoke: bool = True) -> None:
-    """Runs the runtime's path on a harmless function, so that clones find caches filled, bytecode specialised and lazy things
-    made: what a clone need not write it goes on sharing. `invoke`: an invocation too, not only becoming a version."""
+def rehearse(times: int, layers: Sequence[str], module: str, invoke: bool = True) -> None:
+    """Runs the runtime's path on a harmless function (`handler` of `module`, in one of `layers`), so that clones find caches
+    filled, bytecode specialised and lazy things made: what a clone need not write it goes on sharing. `invoke`: an invocation
+    too, not only becoming a version."""
     path, streams = list(sys.path), (sys.stdout, sys.stderr)
-    specialise = {"handler": f"{REHEARSAL}:handler", "version": "a/b:1", "entropy": "00" * 32, "paths": LAYERS_AT}
-    for layer in LAYERS_AT:
+    specialise = {"handler": f"{module}:handler", "version": "a/b:1", "entropy": "00" * 32, "paths": [*layers]}
+    for layer in layers:
         pkgutil.get_importer(layer)
     for _ in range(times):
         guest, node = socket.socketpair()
@@ -46,10 +50,10 @@ def rehearse(times: int, invoke: bool = True) -> None:
             instance = runtime.become(guest, lambda _meta, _descriptors: None)
             if invoke:
                 instance.run(instance.channel.wait(instance.channel.next_invocation))
-        del sys.modules[REHEARSAL]
+        del sys.modules[module]
         sys.path[:] = path
     sys.stdout, sys.stderr = streams
-    for layer in LAYERS_AT:
+    for layer in layers:
         finder = sys.path_importer_cache.get(layer)
         if isinstance(finder, FileFinder):
             finder.invalidate_caches()  # it stays; what it has seen in this folder does not

@@ -4,12 +4,13 @@ import contextlib
 import hashlib
 import itertools
 import os
+import signal
 import time
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
-from workers.drivers.process.cells import Cell, limit_v1, limit_v2, read, remove, write
+from workers.drivers.cells import Cell, limit_v1, limit_v2, read, remove, write
 
 CONTROLLERS = ("memory", "pids", "cpu")
 GROUP_SHARES, GROUP_WEIGHT = 64 * 1024, 6400
@@ -218,7 +219,8 @@ def name_of(folder: Path, pid: int) -> str:
 def sweep(layout: Layout, name: str) -> int:
     """Removes what killed predecessors left: groups named like `name` whose process is gone; how many.
 
-    Where every process of the host is visible, those of other folders too: nobody may ever start there again.
+    Where every process of the host is visible, those of other folders too: nobody may ever start there again. What outlived
+    its node in such a group (it was killed between a sandbox's start and its asking to die with it) is ended there.
     """
     digest = name.rpartition("-")[0].rpartition("-")[2]
     every = os.readlink("/proc/self/ns/pid") == HOST_PIDS
@@ -228,8 +230,17 @@ def sweep(layout: Layout, name: str) -> int:
             pid = root.name.split("-")[2]
             if pid.isdigit() and int(pid) != os.getpid() and not _made_by(pid, root):
                 for folder, _, _ in os.walk(root, topdown=False):
+                    if every:
+                        _end_members(folder)
                     swept += remove(folder)
     return swept
+
+
+def _end_members(folder: str) -> None:
+    with contextlib.suppress(OSError, ValueError):
+        for pid in read(f"{folder}/cgroup.procs").split():
+            with contextlib.suppress(OSError):
+                os.kill(int(pid), signal.SIGKILL)
 
 
 def _made_by(pid: str, group: Path) -> bool:

@@ -9,8 +9,8 @@ from doubles.loop import in_loop, settle, until
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workers.drivers.process import wire
-from workers.drivers.process.wire import Allowance, OutputPipe, Wire
+from workers.drivers import wire
+from workers.drivers.wire import Allowance, OutputPipe, Wire
 from workers.framing import Frame, FrameParser, encode
 
 

@@ -1,0 +1,96 @@
+"""Real microVMs for tests: an image made once, a driver that several tests share, and what must be left after: nothing."""
+
+import asyncio
+import contextlib
+import os
+import tempfile
+import threading
+from collections.abc import AsyncIterator, Coroutine, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import uvloop
+from doubles.process_bench import Bench, command_of, descendants, groups_of
+
+from workers.drivers.microvm.driver import MicroVmDriver
+from workers.drivers.microvm.image import GuestImage, build
+
+T = TypeVar("T")
+ACCEL = "tcg"  # by name: what hardware offers here may not work
+LIMIT_S = 120.0
+STANDIN = Path(__file__).with_name("standin_qemu.py")
+
+
+def guest_image() -> GuestImage:
+    """Made by whichever run on this machine comes first; needs Debian's package servers then, and never again."""
+    folder = os.environ.get("FOREGLOW_TEST_IMAGE") or f"{tempfile.gettempdir()}/foreglow-test-image-{os.geteuid()}"
+    return build(Path(folder), lambda _text: None)
+
+
+@contextlib.asynccontextmanager
+async def microvms(folder: Path, image: GuestImage, **more: Any) -> AsyncIterator[Bench]:
+    """A started driver. When it has stopped no process, descriptor or control group of it may be left."""
+    before, children = set(os.listdir("/proc/self/fd")), descendants()
+    made = MicroVmDriver(folder / "driver", image, ACCEL, **more)
+    report = await made.start()
+    try:
+        yield Bench(folder, made, report)  # type: ignore[arg-type]
+    finally:
+        await made.stop()
+    left = descendants(children)
+    assert not left, f"processes left: {[command_of(pid) for pid in left]}"
+    names = [
+        os.readlink(path) for fd in set(os.listdir("/proc/self/fd")) - before if os.path.lexists(path := f"/proc/self/fd/{fd}")
+    ]
+    assert not [name for name in names if "/fd" not in name], f"descriptors left: {names}"
+    assert not groups_of(os.getpid()), "control groups left"
+
+
+class Shared:
+    """A driver on a loop in a thread of its own, for all tests of a file: to boot a template takes seconds."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, bench: Bench) -> None:
+        self.loop = loop
+        self.bench = bench
+
+    def run(self, test: Coroutine[Any, Any, T]) -> T:
+        return asyncio.run_coroutine_threadsafe(asyncio.wait_for(test, LIMIT_S), self.loop).result()
+
+
+@contextlib.contextmanager
+def shared(folder: Path, image: GuestImage, **more: Any) -> Iterator[Shared]:
+    loop = uvloop.new_event_loop()
+    started, stop = threading.Event(), asyncio.Event()
+    found: list[Bench | BaseException] = []
+
+    async def live() -> None:
+        try:
+            async with microvms(folder, image, **more) as bench:
+                found.append(bench)
+                started.set()
+                await stop.wait()
+        except BaseException as error:
+            found.append(error)
+        finally:
+            started.set()
+
+    def work() -> None:
+        asyncio.set_event_loop(loop)
+        loop.run_until_complete(live())
+        loop.run_until_complete(loop.shutdown_default_executor())
+        loop.close()
+
+    thread = threading.Thread(target=work, name="microvms")
+    thread.start()
+    started.wait()
+    try:
+        if not isinstance(found[0], Bench):
+            raise found[0]
+        yield Shared(loop, found[0])
+    finally:
+        if not loop.is_closed():
+            with contextlib.suppress(RuntimeError):
+                loop.call_soon_threadsafe(stop.set)
+        thread.join()
+    if isinstance(found[-1], BaseException):
+        raise found[-1]

@@ -1,0 +1,159 @@
+"""A microVM whose first process, or whose QEMU, has been taken over, or that fails on its way: its own start or invocation fails
+with a reason, others go on, nothing is left. The machines are stand-ins (doubles/standin_qemu.py); the driver is real."""
+
+import asyncio
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from doubles.loop import until
+from doubles.microvms import STANDIN, Shared, shared
+from doubles.process_bench import ECHO
+
+from workers.drivers.microvm import machine
+from workers.drivers.microvm.clone import MicroVmClone
+from workers.drivers.microvm.image import GuestImage
+from workers.ports import DriverError
+
+pytestmark = pytest.mark.system
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of the image, and so in every QEMU's sight: the stand-in lies there."""
+    made = tmp_path_factory.mktemp("image")
+    shutil.copy(STANDIN, made / "qemu")
+    for name in ("kernel", "initramfs", "behaviour"):
+        (made / name).write_text("")
+    for path in (made, *made.iterdir()):
+        path.chmod(0o755)
+    for parent in made.parents:  # pytest's folders are for their user only
+        if parent.owner() == made.owner() and parent != Path("/"):
+            parent.chmod(parent.stat().st_mode | 0o011)
+    return made
+
+
+@pytest.fixture(scope="module")
+def vms(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shared]:
+    image = GuestImage(folder / "kernel", folder / "initramfs", "standin", "3.11")
+    with shared(tmp_path_factory.mktemp("vms"), image, qemu=str(folder / "qemu")) as made:
+        yield made
+
+
+@pytest.fixture(autouse=True)
+def well_behaved_after(folder: Path, vms: Shared) -> Iterator[None]:
+    yield
+    (folder / "behaviour").write_text("")
+
+    async def end() -> None:
+        for clone in left(vms):
+            await clone.kill("the test is over")
+
+    vms.run(end())
+
+
+def behave(folder: Path, how: str) -> None:
+    (folder / "behaviour").write_text(how)
+
+
+def left(vms: Shared) -> list[MicroVmClone]:
+    return list(vms.bench.driver._clones)
+
+
+@pytest.mark.parametrize(
+    ("how", "why"),
+    [
+        ("breaks init", "the guest broke the protocol"),
+        ("lies on init", "the guest broke the protocol"),
+        ("counts without end", "the guest broke the protocol"),
+        ("exits in words", "the guest broke the protocol"),
+        ("nonsense on the monitor", "QEMU's monitor says nonsense"),
+        ("a line without an end", "QEMU's monitor says a line without an end"),
+        ("floods the monitor", "QEMU's monitor does not stop talking"),
+        ("hangs up on the monitor", ""),
+        ("closes its ports", "the sandbox closed its channel|the microVM ended"),
+    ],
+)
+def test_one_that_breaks_the_protocol_is_ended_with_its_reason(vms: Shared, folder: Path, how: str, why: str) -> None:
+    async def check() -> None:
+        other = await vms.bench.run(ECHO)
+        behave(folder, how)
+        hostile = await vms.bench.run(ECHO, tenant="hostile")
+        await until(lambda: hostile.exits, "it was ended", 10)
+        assert not why or any(part in hostile.exits[0] for part in why.split("|")), hostile.exits
+        assert await other.value(1) == 1
+        await other.clone.kill("over")
+        assert left(vms) == []
+
+    vms.run(check())
+
+
+@pytest.mark.parametrize("how", ["floods init", "floods small", "asks the time", "stands again", "sends descriptors"])
+def test_one_that_floods_is_slowed_and_others_are_served(vms: Shared, folder: Path, how: str) -> None:
+    async def check() -> None:
+        other = await vms.bench.run(ECHO)
+        behave(folder, how)
+        hostile = await vms.bench.run(ECHO, tenant="hostile")
+        before, memory = len(os.listdir("/proc/self/fd")), _rss()
+        for number in range(20):
+            began = asyncio.get_running_loop().time()
+            assert await other.value(number) == number
+            assert asyncio.get_running_loop().time() - began < 5
+            await asyncio.sleep(0.03)
+        assert len(os.listdir("/proc/self/fd")) <= before
+        assert _rss() - memory < 64 << 20
+        await asyncio.gather(other.clone.kill("over"), hostile.clone.kill("over"))
+        assert left(vms) == []
+
+    vms.run(check())
+
+
+def _rss() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+@pytest.mark.parametrize(
+    ("how", "why"),
+    [
+        ("refuses the state", "migrate-incoming: State blob is of another machine"),
+        ("dies at the state", "."),
+        ("never resumes", "did not resume in time"),
+        ("says nothing", "did not resume in time"),
+    ],
+)
+def test_a_clone_that_does_not_come_up_is_an_error_and_leaves_nothing(
+    vms: Shared, folder: Path, monkeypatch: pytest.MonkeyPatch, how: str, why: str
+) -> None:
+    monkeypatch.setattr(machine, "RESUME_TIMEOUT_S", 0.5)
+
+    async def check() -> None:
+        before = len(os.listdir("/proc/self/fd"))
+        behave(folder, how)
+        for _ in range(3):
+            with pytest.raises(DriverError, match=why):
+                await vms.bench.driver.clone("acme", 128)
+        assert left(vms) == []
+        behave(folder, "")
+        one = await vms.bench.run(ECHO)
+        assert await one.value(1) == 1
+        await one.clone.kill("over")
+        await until(lambda: len(os.listdir("/proc/self/fd")) <= before, "descriptors are closed")
+
+    vms.run(check())
+
+
+@pytest.mark.parametrize(("how", "error", "why"), [("never ready", TimeoutError, None), ("dies at code", DriverError, "exit 9")])
+def test_a_clone_that_does_not_take_its_code_is_an_error(
+    vms: Shared, folder: Path, how: str, error: type[Exception], why: str | None
+) -> None:
+    async def check() -> None:
+        behave(folder, how)
+        clone = await vms.bench.driver.clone("acme", 128)
+        with pytest.raises(error, match=why):
+            await clone.specialise(vms.bench.work(ECHO), 1)
+        await clone.kill("over")
+        assert left(vms) == []
+
+    vms.run(check())
