@@ -31,9 +31,11 @@ class Host:
         self.turn.set()
         self.error: Exception | None = None
         self.tries = 0
+        self.waited_for: list[bool] = []
 
-    async def boot(self, memory_mb: int) -> Template:
+    async def boot(self, memory_mb: int, somebody_waits: bool) -> Template:
         self.tries += 1
+        self.waited_for.append(somebody_waits)
         await self.turn.wait()
         if self.error is not None:
             raise self.error
@@ -94,6 +96,7 @@ async def test_one_that_is_used_up_serves_on_until_a_fresh_one_has_booted() -> N
     await until(lambda: first.closed)
     second = await held.get(128)
     assert second is host.booted[1]
+    assert host.waited_for == [True, False]
     assert not second.closed
     await held.stop()
 
