@@ -33,7 +33,6 @@ The kernel's command line says what holds for every clone of a template (all opt
 import contextlib
 import fcntl
 import gc
-import json
 import os
 import resource
 import select
@@ -158,13 +157,13 @@ class Init:
             "disks": [],
             "files": [[path, 0o100644, 1], [path + "2", 0o100644, 1]],
         }
-        meta = json.dumps(head).encode()
+        meta = runtime.dump(head)
         here, there = socket.socketpair()
         with here, there:
             there.sendall(runtime.HEADER.pack(ACTIVATE, 0, 0, 0, len(meta), 2) + meta + b"xx")
             frame = runtime.Channel(here).read(time.monotonic())
         if frame is not None:
-            self._prepare(json.loads(frame[3]), frame[4])
+            self._prepare(runtime.scan(frame[3]), frame[4])
             os.unlink(path)
             os.unlink(path + "2")
 
@@ -208,14 +207,14 @@ class Init:
     # -- the host's wishes
 
     def _say(self, kind: int, meta: dict[str, Any], body: bytes = b"", ident: int = 0) -> None:
-        self._host.send(kind, ident, json.dumps(meta).encode(), body)
+        self._host.send(kind, ident, runtime.dump(meta), body)
 
     def _hear(self, frame: runtime.Frame) -> None:
         kind, _, ident, meta, body = frame
         if kind == ACTIVATE:
-            self._activate(json.loads(meta), body)
+            self._activate(runtime.scan(meta), body)
         elif kind == CLOCK:
-            self._set_clock(json.loads(meta)["now"])
+            self._set_clock(runtime.scan(meta)["now"])
         elif kind == COUNT:
             memory, processes = (int(machine.reading(f"{machine.CGROUP}/{name}.current")) for name in ("memory", "pids"))
             self._say(COUNTED, {"memory_bytes": memory, "processes": processes}, ident=ident)
