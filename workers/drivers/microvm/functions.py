@@ -70,6 +70,7 @@ async def make_function_template(
         memory = await asyncio.get_running_loop().run_in_executor(None, copied, source.memory)
         original = await make(source, memory)
         try:
+            original.speculative(True)  # nobody waits for it
             original.code = Given(carried)
             report = await import_once(original, work, timeout_s)
             await asyncio.sleep(SETTLE_S)
