@@ -21,13 +21,14 @@ FILLING_FROM = 4
 FILL, FULL_MB = Deployed("fill", "fill", "fill:handler", {"memory_mb": 128, "timeout_s": 60}), 100
 FILL_TIMEOUT_S = 120.0
 REFILL_S = 20.0  # until a standby has taken the place of the one used
+TRIES = 3  # what the node told of its standbys may be a second old
 SETTLE_S = 0.5  # until an instance that was dropped has gone
 REST_S = 0.35
 
 
 def run(report: Report, full: bool) -> None:
     image(report)
-    times = 120 if full else 25
+    times = 120 if full else 20
     for network in (True, False):
         _tell_first_requests(report, times, network)
     _tell_full(report)
@@ -51,7 +52,7 @@ def _tell_first_requests(report: Report, times: int, network: bool) -> None:
     began = time.monotonic()
     with _platform(0, network) as bare:
         up_s = time.monotonic() - began
-        with _platform(2, network) as waiting:
+        with _platform(4, network) as waiting:
             report.driver, report.tier = bare.driver, bare.tier
             for platform in (bare, waiting):
                 platform.deploy([ECHO])
@@ -77,14 +78,15 @@ def _tell_first_requests(report: Report, times: int, network: bool) -> None:
 
 def _first(platform: Platform, function: Deployed, start: str) -> Callable[[], Answer]:
     def ask() -> Answer:
-        platform.cool(function.name)
-        if start == "standby":
-            _wait_for(platform, platform.standbys, REFILL_S)
-        time.sleep(SETTLE_S)
-        answer = platform.invoke(function.name)
-        if answer.start != start:
-            raise RuntimeError(f"{function.name} started {answer.start}, not {start}: this run measures something else")
-        return answer
+        for _ in range(TRIES):
+            platform.cool(function.name)
+            if start == "standby":
+                _wait_for(platform, platform.standbys, REFILL_S)
+            time.sleep(SETTLE_S)
+            answer = platform.invoke(function.name)
+            if answer.start == start:
+                return answer
+        raise RuntimeError(f"{function.name} started {answer.start}, not {start}: this run measures something else")
 
     return ask
 
