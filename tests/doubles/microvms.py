@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import hashlib
 import os
 import shutil
 import tempfile
@@ -29,7 +30,8 @@ def guest_image() -> GuestImage:
     for program, package in NEEDED.items():
         if shutil.which(program) is None:
             pytest.skip(f"{program} is missing: install Debian's {package}")
-    folder = os.environ.get("FOREGLOW_TEST_IMAGE") or f"{tempfile.gettempdir()}/foreglow-test-image-{os.geteuid()}"
+    own = f"{os.geteuid()}-{hashlib.sha256(__file__.encode()).hexdigest()[:8]}"  # another working copy has another image
+    folder = os.environ.get("FOREGLOW_TEST_IMAGE") or f"{tempfile.gettempdir()}/foreglow-test-image-{own}"
     return build(Path(folder), lambda _text: None)
 
 
