@@ -10,10 +10,12 @@ import pytest
 from doubles.loop import in_loop, settle, until
 
 from workers.drivers.microvm import fingerprint, templates
+from workers.drivers.microvm.confinement import Confinement
 from workers.drivers.microvm.fingerprint import Fingerprint
 from workers.drivers.microvm.image import GuestImage
+from workers.drivers.microvm.machine import Place
 from workers.drivers.microvm.qemu import Shape
-from workers.drivers.microvm.template import Template, blank, copied, sealed
+from workers.drivers.microvm.template import Template, blank, boot, copied, sealed
 from workers.drivers.microvm.templates import Templates
 from workers.ports import DriverError
 
@@ -205,5 +207,15 @@ def test_a_fingerprint_is_of_the_files_content_and_of_the_line_without_descripto
     (tmp_path / "qemu").write_bytes(b"another")
     assert before.refuses(now("-chardev", "socket,fd=7", "mem-path=/proc/self/fd/12")) == "QEMU's binary, the image"
     (tmp_path / "kernel").unlink()
-    with pytest.raises(DriverError, match="kernel cannot be read"):
+    after = now("-chardev", "socket,fd=7", "mem-path=/proc/self/fd/12")
+    assert before.refuses(after) == "QEMU's binary, the image"  # no more than before: who runs needs no kernel
+    (tmp_path / "qemu").unlink()
+    with pytest.raises(DriverError, match="qemu cannot be read"):
         now()
+
+
+@in_loop
+async def test_nothing_boots_from_an_image_that_has_gone(tmp_path: Path) -> None:
+    image = GuestImage(tmp_path / "kernel", tmp_path / "initramfs", "d", "3.11")
+    with pytest.raises(DriverError, match="restart the node"):
+        await boot(SHAPE, image, lambda: NOW, Place(Confinement()))

@@ -81,7 +81,8 @@ class MicroVmDriver:
             self._accel = choice.accel
             self._disks = await loop.run_in_executor(None, Disks, self._folder / "disks", DISK_BYTES, DISKS_KEPT)
             self._code = CodeSource(self._disks, self._image.python)
-            self._places = Places(self._folder, Confinement([self._image.kernel.parent], kvm=self._accel == "kvm"))
+            read = [self._image.kernel.parent, *([] if self._qemu.startswith("/usr/") else [Path(self._qemu).parent])]
+            self._places = Places(self._folder, Confinement(read, kvm=self._accel == "kvm"))
             refused = await self._places.open(self._network)
         except (OSError, AccelError, DriverError) as error:
             await self.stop()
