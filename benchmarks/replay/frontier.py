@@ -25,11 +25,12 @@ BUSIEST, RAREST = 1000, 24
 """Calls in 8 hours: of Azure's functions those between stand for entries. 16 % of them are called more often, which have no cold
 starts to speak of, and 45 % less."""
 
-KEEPS_S = (1.0, 10.0, 30.0, 60.0, 600.0)
-FEWER_S = (10.0, 60.0, 600.0)
-KEPT_S = (1.0, 10.0, 30.0, 60.0, 180.0, 600.0, 1800.0)
+KEEPS_S = (1.0, 10.0, 50.0, 600.0)
+FEWER_S = (10.0, 600.0)
+KEPT_S = (1.0, 10.0, 50.0, 180.0, 600.0, 1800.0)
 CAPACITY = (0.15, 0.3, 0.6)
 PRICES = (0.05, 0.2, 1.0)
+WEIGHED_PRICES = (0.02, 0.05, 0.2, 1.0)
 """Of a GB*s idle, with a late second at its default: what moves kappa."""
 
 UNBOUNDED = Budget(idle_s_per_busy_s=float("inf"))
@@ -113,6 +114,10 @@ def cases(one: Workload) -> list[Case]:
         Case(OURS, f"kept {keep_s:g} s, c_w {price:g}, no purse", Basis(keep_s, 0.0, Prices(idle_gb_s=price), UNBOUNDED))
         for keep_s in KEEPS_S[1:]
         for price in PRICES
+    ]
+    found += [
+        Case(OURS, f"kept while worth it, c_w {price:g}, no purse", Basis(KEEP_S, 0.0, Prices(idle_gb_s=price), UNBOUNDED, True))
+        for price in WEIGHED_PRICES
     ]
     return found
 

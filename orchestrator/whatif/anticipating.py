@@ -8,6 +8,7 @@ import msgspec
 from graph.arrivals import Arrivals, expected, path_after, predicted
 from graph.calls import Trace
 from graph.ids import FunctionId
+from graph.keeping import worth_keeping_s
 from graph.plans import Budget, Prices, Trigger
 from graph.prediction import predict
 from orchestrator.whatif.instances import Instance, State
@@ -24,8 +25,15 @@ NO_RUN = -1
 
 
 class Anticipating(Planned):
-    def __init__(self, keep_s: float, prices: Prices | None = None, budget: Budget | None = None) -> None:
+    """`weighed`: an instance is kept after a use as long as that is worth it, `keep_s` at most (graph.keeping).
+
+    Nodes do not follow that yet: on a platform it is `keep_s` for all.
+    """
+
+    def __init__(self, keep_s: float, prices: Prices | None = None, budget: Budget | None = None, weighed: bool = False) -> None:
         super().__init__("priced", keep_s, prices, budget)
+        self._weighed = weighed
+        self._idle_times: dict[FunctionId, Arrivals] = defaultdict(Arrivals)
         self._arrivals: dict[FunctionId, Arrivals] = defaultdict(Arrivals)
         self._waiting: dict[FunctionId, list[Order]] = {}
         self._looks: dict[FunctionId, int] = defaultdict(int)
@@ -38,6 +46,20 @@ class Anticipating(Planned):
             if order.one.state is State.SCHEDULED:
                 self.world.give_up(order.one)  # the run's own plan knows better
         super().begins(run)
+
+    def wanted(self, function: FunctionId) -> None:
+        if self._weighed:
+            self._idle_times[function].started(self.world.now)
+
+    def keep_s(self, one: Instance) -> float:
+        longest_s = super().keep_s(one)
+        if not self._weighed or one.function is None:
+            return longest_s
+        known = self._idle_times[one.function]
+        known.ended(self.world.now)
+        start_s = self.graph.starts(one.function).expected_s(self._tier)
+        worth_s = worth_keeping_s(known, self._prices, self.world.memory_mb(one.function), start_s, longest_s)
+        return longest_s if worth_s is None else worth_s
 
     def ended(self, run: Run, trace: Trace) -> None:
         super().ended(run, trace)

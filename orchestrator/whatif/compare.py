@@ -21,12 +21,16 @@ KEEP_S = 600.0
 
 
 class Basis(msgspec.Struct, frozen=True):
-    """What the policies have in common. `keep_s`: of all that have no rule of their own for it. `capacity_gb`: greedy dual's."""
+    """What the policies have in common. `keep_s`: of all that have no rule of their own for it. `capacity_gb`: greedy dual's.
+
+    `weighed`: priced keeps instances as long as that is worth it, `keep_s` at most.
+    """
 
     keep_s: float = KEEP_S
     capacity_gb: float = 4.0
     prices: Prices = Prices()
     budget: Budget = Budget()
+    weighed: bool = False
 
 
 class Result(msgspec.Struct, frozen=True):
@@ -49,7 +53,7 @@ POLICIES: dict[str, tuple[str, Callable[[Basis], Policy]]] = {
     "path": ("foreglow: whole path at the entry's start", lambda basis: Planned("path", basis.keep_s, budget=basis.budget)),
     "priced": (
         "foreglow: entries foreseen, each instance timed and priced",
-        lambda basis: Anticipating(basis.keep_s, basis.prices, basis.budget),
+        lambda basis: Anticipating(basis.keep_s, basis.prices, basis.budget, basis.weighed),
     ),
     "clairvoyant": ("knows every call: the bound", lambda basis: Clairvoyant()),
 }

@@ -78,7 +78,7 @@ class Planned(Learning):
 
     def called(self, run: Run, function: FunctionId) -> None:
         held = self._runs[run.number]
-        self._promises.started(held.live, function)
+        self._promises.started(held.live, function, self.world.now)
         self._account(held, function)
         if not held.live.promised and not held.orders:
             return
@@ -105,7 +105,7 @@ class Planned(Learning):
         for decision_id, _ in revision.cancelled:
             order = held.orders.pop(decision_id)
             if order.decision.level is Level.READY:
-                self._promises.started(held.live, order.decision.function)  # is no longer promised
+                self._promises.release(held.live, order.decision.function)
             self.world.give_up(order.one)
         self._order(run.number, revision.plan, held)
 
