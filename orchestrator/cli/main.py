@@ -14,10 +14,12 @@ from orchestrator.cli import (
     joining,
     opening,
     owning,
+    pricing,
     processes,
     seeing,
     status,
     teaching,
+    whatif,
 )
 from orchestrator.cli.failure import Failure
 
@@ -40,6 +42,9 @@ app.command("remove")(functions.remove)
 app.command("graph")(seeing.graph)
 app.command("plan")(seeing.plan)
 app.command("decisions")(seeing.decisions)
+app.command("why")(pricing.why)
+app.command("calibration")(pricing.calibration)
+app.command("prewarm")(pricing.prewarm)
 app.command("runs")(seeing.runs)
 app.command("warm")(invoking.warm)
 app.command("status")(status.status)
@@ -47,6 +52,7 @@ app.command("node-token")(joining.node_token)
 app.command("join")(joining.join)
 app.add_typer(joining.nodes, name="nodes")
 app.add_typer(events.events, name="events")
+app.command("whatif")(whatif.whatif)
 app.command("doctor")(doctor.doctor)
 app.command("open")(opening.open_page)
 app.add_typer(imaging.image, name="image")
