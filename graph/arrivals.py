@@ -132,11 +132,19 @@ def predicted(state: Arrivals, now: float) -> Forecast | None:
         since = state.started_at if state.started_at is not None else state.idle_since
         if now - since <= 2.0 * every[-1]:  # else it has stopped
             return Forecast(Kind.TIMER, since, len(every) / (len(every) + 1), tuple(every), len(every))
+    found = samples_of(state)
+    return None if found is None else msgspec.structs.replace(found, since=state.idle_since)
+
+
+def samples_of(state: Arrivals) -> Forecast | None:
+    """How long it stays idle, timers aside, at any time; `since` is 0. None until it came back 3 times."""
+    if state.counted < LEARNED_GAPS:
+        return None
     if state.beyond >= RARE_SHARE * state.counted:
         long = sorted(gap for gap in state.gaps if gap >= RANGE_S)
-        return Forecast(Kind.RARE, state.idle_since, len(long) / (len(state.gaps) + 1), tuple(long), len(long)) if long else None
+        return Forecast(Kind.RARE, 0.0, len(long) / (len(state.gaps) + 1), tuple(long), len(long)) if long else None
     inside = state.counted - state.beyond
-    return Forecast(Kind.HISTOGRAM, state.idle_since, inside / (state.counted + 1), _samples(state), state.counted)
+    return Forecast(Kind.HISTOGRAM, 0.0, inside / (state.counted + 1), _samples(state), state.counted)
 
 
 def _samples(state: Arrivals) -> tuple[float, ...]:

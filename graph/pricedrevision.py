@@ -15,6 +15,7 @@ from graph.weighing import Weighed, Weighing, weigh
 MOVED = 0.02
 """A preparation that has not begun is moved to another moment when that saves more than this part of its cost."""
 
+_GRAIN_S = 1e-3
 _NOW = -1e9
 
 
@@ -79,6 +80,8 @@ def _ready_in(held: Held, now: float) -> float:
 def _verdict(weighing: Weighing, held: Held, one: Weighed, now: float, since: str) -> str:
     """Why a decision does not stand any more; empty when it does."""
     prices, at = weighing.prices, _ready_in(held, now)
+    if at > 0.0 and one.pays and abs(at - one.start_in_s) <= _GRAIN_S:
+        return ""
     starts = weighing.starts[one.row]
     if held.ready_at is not None:
         at, starts = 0.0, (0.0,)

@@ -19,6 +19,7 @@ from orchestrator.cli import (
     seeing,
     status,
     teaching,
+    whatif,
 )
 from orchestrator.cli.failure import Failure
 
@@ -51,6 +52,7 @@ app.command("node-token")(joining.node_token)
 app.command("join")(joining.join)
 app.add_typer(joining.nodes, name="nodes")
 app.add_typer(events.events, name="events")
+app.command("whatif")(whatif.whatif)
 app.command("doctor")(doctor.doctor)
 app.command("open")(opening.open_page)
 app.add_typer(imaging.image, name="image")

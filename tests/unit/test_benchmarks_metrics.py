@@ -29,6 +29,9 @@ PROMISED = {
     "code.tier2_1mb.p50_ms": 5,
     "code.origin_share": 0.001,
     "code.planned_tier1_share": 0.99,
+    "replay.waste_ratio": 0.35,
+    "replay.stage_cold_ratio": 0.01,
+    "replay.calibration_error": 0.02,
     "planner.plan100_ms": 5,
     "planner.observe_us": 50,
 }

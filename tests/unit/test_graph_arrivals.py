@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from graph.arrivals import BELOW_MINUTE, RANGE_S, Arrivals, Kind, bin_of, edges, expected, path_after, predicted
+from graph.arrivals import BELOW_MINUTE, RANGE_S, Arrivals, Kind, bin_of, edges, expected, path_after, predicted, samples_of
 from graph.keepalive import window
+from graph.keeping import worth_keeping_s
 from graph.planning import plan
 from graph.plans import Budget, EdgeSource, ExpectedCall, Prices, Trigger
 from graph.starts import StartTimes
@@ -147,3 +148,37 @@ def test_counts_fade_so_that_a_new_rhythm_is_learned():
     forecast = predicted(state, now)
     assert forecast.after_s[32] >= 60.0
     assert len(state.counts) <= 16
+
+
+def reference_keeping(gaps, share, keep, idle, late):
+    """The expected cost of keeping for so long, gap by gap; a call that never comes leaves it idle for all of it."""
+    called = sum(idle * min(gap, keep) + (late if gap > keep else 0.0) for gap in gaps) / len(gaps)
+    return share * called + (1 - share) * idle * keep
+
+
+@given(
+    st.lists(st.floats(0.01, 9000.0), min_size=3, max_size=60),
+    st.sampled_from([128, 2048]),
+    st.floats(0.01, 10.0),
+    st.floats(0.01, 50.0),
+    st.floats(1.0, 20_000.0),
+)
+def test_no_other_time_is_cheaper_to_keep_an_instance_for(gaps, memory_mb, start_s, idle_gb_s, longest_s):
+    state, _ = after(gaps)
+    prices = Prices(idle_gb_s)
+    keep = worth_keeping_s(state, prices, memory_mb, start_s, longest_s)
+    known = samples_of(state)
+    idle, late = idle_gb_s * memory_mb / 1024, prices.late_s * start_s
+    cost = reference_keeping(known.after_s, known.probability, keep, idle, late)
+    assert 0.0 <= keep <= longest_s
+    for other in (0.0, longest_s, *(gap for gap in known.after_s if gap <= longest_s)):
+        assert cost <= reference_keeping(known.after_s, known.probability, other, idle, late) * (1 + 1e-9) + 1e-9
+    dearer = worth_keeping_s(state, Prices(idle_gb_s * 3), memory_mb, start_s, longest_s)
+    assert dearer <= keep
+
+
+def test_what_comes_back_within_its_run_is_kept_for_that_long_and_not_until_the_next_run():
+    state, _ = after([0.2, 0.3, 900.0] * 40)
+    assert 0.3 <= worth_keeping_s(state, Prices(), 1024, 0.1, 600.0) < 0.4
+    assert worth_keeping_s(after([1.0, 2.0])[0], Prices(), 1024, 0.1, 600.0) is None
+    assert worth_keeping_s(after([5 * 3600.0] * 5)[0], Prices(), 1024, 0.1, 600.0) == 0.0
