@@ -211,7 +211,9 @@ class PlannerLoop:
         trigger: Trigger,
         run: LiveRun | None,
     ) -> PrewarmPlan:
-        made = self._make(tenant, entry, expected, trigger, run)
+        # a path's times run from when the entry works: by its own start later than now when it finds no instance
+        ahead_s = self.means.start_s(entry) if trigger is Trigger.INVOCATION and not self.means.there(entry) else 0.0
+        made = self._make(tenant, entry, expected, trigger, run, -ahead_s)
         if self._right(tenant) is None:
             return msgspec.structs.replace(made, decisions=(), skipped=(*made.skipped, *skipped))
         self._send(made, run)
@@ -240,7 +242,7 @@ class PlannerLoop:
             policy=policy,
             trace_id=run.trace_id if run is not None else None,
             plan_id=self._next_id(),
-            elapsed_s=time.monotonic() - run.began if run is not None else elapsed_s,
+            elapsed_s=elapsed_s,
             standbys=self.means.standbys(tenant) if policy == "priced" else None,
         )
 

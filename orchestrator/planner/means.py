@@ -74,6 +74,15 @@ class Means:
             found[call.function] = free + max(0, held - (own[call.function] if own is not None else 0))
         return found
 
+    def there(self, function: FunctionId) -> bool:
+        """Whether a call of it would find an instance that nobody else counts on."""
+        spec = self._forecasts.latest(function)
+        return spec is not None and self._fleet.idle(spec.version) > self._promises.total(function)
+
+    def start_s(self, function: FunctionId) -> float:
+        """Expected seconds until an instance that is begun now is ready."""
+        return self._forecasts.start_s(function)
+
     def standbys(self, tenant: str) -> Standbys | None:
         """None where no standby was made yet: what one costs is not known."""
         driver = next((node.driver for node in self._fleet.up() if node.driver), "")
