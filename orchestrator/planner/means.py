@@ -2,7 +2,7 @@
 
 import time
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable
 from typing import Any
 
 import msgspec
@@ -16,7 +16,6 @@ from orchestrator.planner.peers import Fleet
 from orchestrator.planner.promises import LiveRun, Promises
 from orchestrator.planner.purses import Purses
 from orchestrator.planner.start_times import STANDBY_MB, StartSources
-from tracing.records import InvocationRecord
 
 
 class Means:
@@ -90,12 +89,6 @@ class Means:
         if clone_s is None:
             return None
         return Standbys(clone_s, dict(self._fleet.free_standbys(tenant)), STANDBY_MB.get(driver))
-
-    def earn(self, records: Sequence[InvocationRecord]) -> None:
-        """What invocations were busy is what plans may let idle."""
-        budgets = {tenant: self.whole(tenant) for tenant in {one.tenant for one in records}}
-        for tenant, budget in budgets.items():
-            self.purses.earn((one for one in records if one.tenant == tenant), budget)
 
     def told(self, tenant: str) -> dict[str, Any]:
         """Prices, and what may be spent."""
