@@ -1,4 +1,4 @@
-"""What outcomes and records teach beside the call graph: how long starts take, which fail, what was spent, how predictions held."""
+"""What outcomes and records teach beside the call graph: how long starts take, what fails, what was spent, what came true."""
 
 import time
 from collections.abc import Callable, Sequence
