@@ -29,6 +29,7 @@ MAX_SOCKET_PATH = 100  # sun_path holds 108 bytes
 class PrewarmPolicy(StrEnum):
     OFF = "off"
     PATH = "path"
+    PRICED = "priced"
 
 
 class Settings(BaseSettings):
@@ -63,6 +64,7 @@ class Settings(BaseSettings):
     prewarm: PrewarmPolicy = PrewarmPolicy.PATH
     prewarm_instances: int = Field(default=64, ge=0)
     prewarm_memory_mb: int = Field(default=8192, ge=0)
+    prewarm_idle_s_per_busy_s: float = Field(default=1.0, ge=0, allow_inf_nan=False)  # of the policy priced, for each tenant
     prewarm_unused_s: float = Field(default=60.0, gt=0, allow_inf_nan=False)
 
     # of each tenant for which an operator set none; its quota of prewarmed instances is prewarm_instances

@@ -19,20 +19,24 @@ class _Waiter:
 
 
 class CoreGate:
-    """At most `cores` steps of the platform that hold a CPU (clone, unpack, template) run at once.
+    """At most `cores` steps of the platform that hold a CPU (clone, unpack, template) run at once. As many of those that requests
+    wait for do, whatever else is under way: a speculative step that has begun keeps nobody's place.
 
     User code holds no slot: it is bounded by memory. A queued step can be moved ahead when a request adopts its instance.
     """
 
     def __init__(self, cores: int) -> None:
-        self._free = cores
+        self._cores = cores
+        self._demanded = 0  # steps inside that requests wait for
+        self._others = 0
         self._queue: list[_Waiter] = []
         self._numbers = 0
 
-    async def enter(self, priority: float, key: object = None) -> None:
-        if self._free > 0 and not self._queue:
-            self._free -= 1
-            return
+    async def enter(self, priority: float, key: object = None) -> float:
+        """Waits for a place. Returns the priority under which it was given, for `leave`."""
+        if self._room(priority) and (not self._queue or priority < self._queue[0].priority):
+            self._count(priority, 1)
+            return priority
         self._numbers += 1
         waiter = _Waiter(priority, self._numbers, key, asyncio.get_running_loop().create_future())
         heapq.heappush(self._queue, waiter)
@@ -40,19 +44,16 @@ class CoreGate:
             await waiter.turn
         except asyncio.CancelledError:
             if waiter.turn.done() and not waiter.turn.cancelled():
-                self.leave()  # the slot was handed over just before
+                self.leave(waiter.priority)  # the place was handed over just before
             else:
                 self._queue = [one for one in self._queue if one is not waiter]
                 heapq.heapify(self._queue)
             raise
+        return waiter.priority
 
-    def leave(self) -> None:
-        while self._queue:
-            waiter = heapq.heappop(self._queue)
-            if not waiter.turn.done():
-                waiter.turn.set_result(None)
-                return
-        self._free += 1
+    def leave(self, priority: float) -> None:
+        self._count(priority, -1)
+        self._admit()
 
     def hurry(self, key: object) -> None:
         """Puts the queued step of `key` first among on-demand ones."""
@@ -60,6 +61,23 @@ class CoreGate:
             if waiter.key is key:
                 waiter.priority = ON_DEMAND
         heapq.heapify(self._queue)
+        self._admit()
+
+    def _room(self, priority: float) -> bool:
+        return self._demanded + (self._others if priority > ON_DEMAND else 0) < self._cores
+
+    def _count(self, priority: float, step: int) -> None:
+        if priority > ON_DEMAND:
+            self._others += step
+        else:
+            self._demanded += step
+
+    def _admit(self) -> None:
+        while self._queue and self._room(self._queue[0].priority):
+            waiter = heapq.heappop(self._queue)
+            if not waiter.turn.done():
+                self._count(waiter.priority, 1)
+                waiter.turn.set_result(None)
 
     @property
     def waiting(self) -> int:

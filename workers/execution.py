@@ -86,10 +86,12 @@ class Execution:
         if instance is not None:
             self._adopt(invocation, instance)
             return
-        started = self.begin(spec, ON_DEMAND, child=request.depth > 0)
+        started = self.begin(spec, ON_DEMAND, child=request.depth > 0, trace_id=request.trace_id)
         if started is None:
             self._fail(invocation, "full")
             return
+        if self.decisions is not None:
+            invocation.decision_id = self.decisions.claim(request.version, request.trace_id, request.invocation_id)
         invocation.instance = started
         self._wait(invocation, started)
 
@@ -330,8 +332,10 @@ class Execution:
 
     # -- instances
 
-    def begin(self, spec: VersionSpec, priority: float, decision_id: str = "", child: bool = False) -> Instance | None:
-        """Starts preparing an instance; None when there is no memory for it. On demand, idle ones give way."""
+    def begin(
+        self, spec: VersionSpec, priority: float, decision_id: str = "", child: bool = False, trace_id: str = ""
+    ) -> Instance | None:
+        """Starts preparing an instance; None when there is no memory for it. On demand, what is planned or idle gives way."""
         if self._stopping:
             return None
         victims: list[Instance] = []
@@ -352,7 +356,7 @@ class Execution:
                 self._drop(victim, "gave way to a request")
         self.memory.reserve(held_mb)
         self._preparer.keep_code(spec)
-        instance = Instance(spec, spec.memory_mb, decision_id, beside_mb=self.memory.beside_mb)
+        instance = Instance(spec, spec.memory_mb, decision_id, trace_id, beside_mb=self.memory.beside_mb)
         self.table.add(instance)
         self._started()
         task = self._loop.create_task(self._prepare(instance, priority, victims))
@@ -398,7 +402,7 @@ class Execution:
         self.table.ready(instance, now)
         self.prepared.add(instance.made_by, instance.timings)
         if instance.decision_id and not instance.waiting and self.decisions is not None:
-            self.decisions.ready(instance.decision_id, instance.timings, self.expire)
+            self.decisions.ready(instance.decision_id, instance.timings, instance.source, self.expire)
         while instance.waiting and instance.free > 0:
             self._dispatch(instance.waiting.popleft(), instance, instance.made_by, now)
         if not instance.live and instance.spec.version in self.draining:

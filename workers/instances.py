@@ -29,11 +29,14 @@ class State(StrEnum):
 @dataclass(slots=True, eq=False)
 class Instance:
     """One running copy of a version. `waiting` holds invocations that adopted it before it was ready. `memory_mb`: its shape;
-    `held_mb`: what it counts."""
+    `held_mb`: what it counts. `trace_id`: the run it was begun for. `source`: what it was made from: a function template, a
+    standby, or a clone of the tenant's template."""
 
     spec: VersionSpec
     memory_mb: int
     decision_id: str = ""
+    trace_id: str = ""
+    source: str = ""
     needed_at: float = 0.0
     state: State = State.PREPARING
     made_by: StartKind = StartKind.COLD
@@ -169,9 +172,11 @@ class InstanceTable:
         return found
 
     def victims(self, needed_mb: int) -> list[Instance]:
-        """Idle instances to give up for `needed_mb`, speculative and unused first, then longest idle; [] if not enough."""
+        """What to give up for `needed_mb`; [] if it is not enough. First what plans have that nobody waits for, being prepared or
+        ready and unused, then what is idle longest."""
+        planned = [one for pool in self._pools.values() for one in pool.preparing if one.decision_id and not one.waiting]
         chosen: list[Instance] = []
-        for one in sorted(self.idle(), key=lambda one: (one.served > 0, one.idle_since)):
+        for one in [*planned, *sorted(self.idle(), key=lambda one: (one.served > 0, one.idle_since))]:
             if needed_mb <= 0:
                 break
             chosen.append(one)

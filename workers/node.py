@@ -17,6 +17,7 @@ from workers.callers import CallerList
 from workers.decisions import DecisionBook
 from workers.execution import START_BUSY_S, Execution
 from workers.function_templates import Rules
+from workers.held_standbys import HeldStandbys
 from workers.init_order import InitOrder
 from workers.logs import LogStore
 from workers.ports import CodeTier, CodeUnavailable, Driver, IsolationReport
@@ -80,9 +81,10 @@ class Node:
         self._logs = LogStore()
         memory, order = MemoryLedger(memory_mb, driver.traits.beside_mb), InitOrder(cores)
         self.templates = FunctionTemplates(driver, code, sealer, memory, order, templates)
-        preparer = Preparer(driver, self._standbys, self._gate, order, code, sealer, self.templates)
-        self.execution = Execution(preparer, memory, self._logs, self._counts_moved, self._start_began)
         self.decisions = DecisionBook(self._tell_decision)
+        self.held = HeldStandbys(self._standbys, self.decisions, self._start_began)
+        preparer = Preparer(driver, self._standbys, self.held, self._gate, order, code, sealer, self.templates)
+        self.execution = Execution(preparer, memory, self._logs, self._counts_moved, self._start_began)
         self.execution.decisions = self.decisions
         self._specs: OrderedDict[str, VersionSpec] = OrderedDict()
         self._connections: set[Connection] = set()
@@ -129,7 +131,8 @@ class Node:
 
     @property
     def standbys(self) -> int:
-        return len(self._standbys)
+        """Waiting for anybody, and held for decisions."""
+        return len(self._standbys) + len(self.held)
 
     @property
     def steps_waiting(self) -> int:
@@ -154,6 +157,7 @@ class Node:
             await self.standing.stop()
             for task in self._tasks:
                 task.cancel()
+            await self.held.end("the node stops")
             await self._standbys.stop()
             await self.templates.stop()
             await self.execution.stop()
@@ -168,7 +172,9 @@ class Node:
 
     async def _void(self) -> None:
         """Nothing this node holds counts any more."""
-        await self.execution.end_all("the cluster counts without this node: it joins again")
+        why = "the cluster counts without this node: it joins again"
+        await self.held.end(why)
+        await self.execution.end_all(why)
         for connection in list(self._connections):
             connection.close()
 
@@ -254,6 +260,7 @@ class Node:
     def _prepare(self, connection: Connection, batch: PrepareBatch) -> None:
         obeyed = self._obeys(connection, batch.lease, batch.epoch)
         if obeyed:
+            self.decisions.void(batch.lease, batch.epoch)
             self._expect_standbys(batch)
         for item in batch.items:
             if not obeyed:
@@ -262,15 +269,17 @@ class Node:
                 self._fetch_only(item)
             elif item.decision_id not in self.decisions:  # the same order again: it stands, and ends once
                 self._expect_code(item)
-                if not self.decisions.accept(item, self._begin_decision):
+                if not self.decisions.accept(item, self._begin_decision, (batch.lease, batch.epoch)):
                     why = "too many open decisions"
                     self._tell_decision(DecisionUpdate(item.decision_id, "cancelled", time.time(), detail=why))
 
     def _begin_decision(self, item: PrepareItem) -> None:
-        spec = self._specs.get(item.version)
+        spec, needed_at = self._specs.get(item.version), time.monotonic() + item.needed_in_s
         if spec is None or item.version in self.execution.draining:
             self.decisions.lost(item.decision_id, "the node does not know this version" if spec is None else "draining")
-        elif self.execution.begin(spec, time.monotonic() + item.needed_in_s, item.decision_id) is None:
+        elif item.level == "standby":
+            self.held.hold(item.decision_id, spec.tenant, spec.memory_mb, item.trace_id, needed_at)
+        elif self.execution.begin(spec, needed_at, item.decision_id, trace_id=item.trace_id) is None:
             self.decisions.lost(item.decision_id, "no memory left on the node")
 
     def _expect_standbys(self, batch: PrepareBatch) -> None:
@@ -285,7 +294,7 @@ class Node:
     def _expect_code(self, item: PrepareItem) -> None:
         """What a plan wants keeps its place in tier 1 until the plan is over, and comes now when the instance is for later."""
         spec = self._specs.get(item.version)
-        if spec is None:
+        if spec is None or item.level == "standby":
             return
         self._planned[item.decision_id] = spec
         self._code.pin(spec)
@@ -313,11 +322,13 @@ class Node:
             log.warning("code.prefetch_failed", version=spec.version, error=str(error))
 
     def _revoke(self, connection: Connection, message: Revoke) -> None:
-        """Only what is not ready yet is given up: a ready instance costs nothing more to keep for its lifetime."""
+        """What is not ready yet is given up. A ready one costs nothing more than to keep it for its lifetime, and goes only when
+        the order says so."""
         if not self._obeys(connection, message.lease, message.epoch):
             return
         for decision_id in message.decision_ids:
-            if decision_id in self.decisions and not self.decisions.is_ready(decision_id):
+            if decision_id in self.decisions and (message.release or not self.decisions.is_ready(decision_id)):
+                self.held.give_up(decision_id)
                 self.execution.give_up(decision_id, message.why)
                 self.decisions.lost(decision_id, message.why)
 
@@ -338,6 +349,7 @@ class Node:
             self.execution.draining.discard(version)
         await self.execution.end_tenant(tenant)
         await self.templates.forget(tenant)
+        await self.held.end("its tenant is gone", tenant)
         await self._standbys.forget(tenant)
         await self._code.forget(tenant)
         await self._driver.retire(tenant)
@@ -378,7 +390,7 @@ class Node:
         if execution.table.changed:
             changed = [execution.table.count(version) for version in execution.table.changed]
             execution.table.changed.clear()
-            message = InventoryMessage(changed, execution.memory.free_mb, len(self._standbys))
+            message = InventoryMessage(changed, execution.memory.free_mb, self.standbys, driver=self.report.driver)
             for subscriber in self._subscribers:
                 if not subscriber.congested:
                     subscriber.send(Rpc.INVENTORY, 0, message)
@@ -386,7 +398,9 @@ class Node:
     def _tell_whole(self) -> None:
         execution = self.execution
         execution.table.changed.clear()
-        message = InventoryMessage(execution.table.counts(), execution.memory.free_mb, len(self._standbys), whole=True)
+        counts = execution.table.counts()
+        free, driver = self._standbys.counts(), self.report.driver
+        message = InventoryMessage(counts, execution.memory.free_mb, self.standbys, whole=True, driver=driver, free=free)
         for subscriber in (*self._subscribers, *self._watchers):
             if not subscriber.congested:
                 subscriber.send(Rpc.INVENTORY, 0, message)
@@ -434,7 +448,7 @@ class Node:
             "name": self.name,
             "isolation": msgspec.to_builtins(self.report),
             "instances": len(self.execution.table),
-            "standbys": len(self._standbys),
+            "standbys": self.standbys,
             "memory_mb": {"total": memory.total_mb, "promised": memory.used_mb},
             "open_decisions": len(self.decisions),
             "code": msgspec.to_builtins(self._code.report()),

@@ -8,6 +8,7 @@ from pathlib import Path
 from graph.calls import StartKind
 from tracing.records import Timings
 from workers.admission import ON_DEMAND, CoreGate
+from workers.held_standbys import HeldStandbys, Taker
 from workers.init_order import InitOrder
 from workers.instances import Instance, State
 from workers.ports import Clone, CodeTier, Driver, DriverError, Fetched, FunctionTemplate, InitFailed, InitReport, Specialisation
@@ -17,7 +18,7 @@ from workers.templating import FunctionTemplates
 from workers.versions import VersionSpec
 
 INIT_TIMEOUT_S = 60.0
-NO_CODE = Fetched((), "tier1")  # a function template has it
+NO_CODE = Fetched((), "")  # a function template has it
 FETCHES = 16
 """Versions whose code is brought at once, those that requests wait for first."""
 
@@ -34,6 +35,7 @@ class Preparer:
         self,
         driver: Driver,
         standbys: StandbyPool,
+        held: HeldStandbys,
         gate: CoreGate,
         order: InitOrder,
         code: CodeTier,
@@ -43,6 +45,7 @@ class Preparer:
         self._driver = driver
         self._order = order
         self._standbys = standbys
+        self._held = held
         self._gate = gate
         self._fetches = CoreGate(FETCHES)
         self._code = code
@@ -141,37 +144,53 @@ class Preparer:
         spec = instance.spec
         if template is not None:
             instance.made_by = StartKind.COLD
-            await self._enter(self._gate, instance, priority)
+            instance.source = "template"
+            place = await self._enter(self._gate, instance, priority)
             try:
                 return await template.clone(instance.memory_mb)
             finally:
-                self._gate.leave()
-        standby = self._standbys.take(spec.tenant, instance.memory_mb)
+                self._gate.leave(place)
+        standby = await self._standby(instance, priority)
         if standby is not None:
-            instance.made_by = StartKind.STANDBY
+            instance.made_by, instance.source = StartKind.STANDBY, "standby"
             return standby
-        instance.made_by = StartKind.COLD
-        await self._enter(self._gate, instance, priority)
+        instance.made_by, instance.source = StartKind.COLD, "clone"
+        place = await self._enter(self._gate, instance, priority)
         try:
             return await self._driver.clone(spec.tenant, instance.memory_mb)
         finally:
-            self._gate.leave()
+            self._gate.leave(place)
+
+    async def _standby(self, instance: Instance, priority: float) -> Clone | None:
+        """Its run's own first, then one that nobody spoke for; for a request one that another run may not need after all."""
+        tenant, memory_mb = instance.spec.tenant, instance.memory_mb
+        for_id = instance.waiting[0].request.invocation_id if instance.waiting else ""
+        by = Taker(for_id, instance.spec.version)
+        own = await self._held.take(tenant, memory_mb, instance.trace_id, by)
+        if own is not None:
+            return own
+        waiting = self._standbys.take(tenant, memory_mb)
+        if waiting is None and (instance.adopted or priority <= ON_DEMAND):
+            return self._held.take_any(tenant, memory_mb, by)
+        return waiting
 
     async def _fetch(self, instance: Instance, priority: float) -> Fetched:
         """Holds no core: most of it is waiting, and while the origin stands still whose code is here must get on. The code tier
         itself sees to it that no more chunks are unpacked at once than there are cores."""
-        await self._enter(self._fetches, instance, priority)
+        place = await self._enter(self._fetches, instance, priority)
         try:
             return await self._code.fetch(instance.spec)
         finally:
-            self._fetches.leave()
+            self._fetches.leave(place)
 
-    async def _enter(self, gate: CoreGate, instance: Instance, priority: float) -> None:
-        """A request may have adopted the instance before this step came to the gate, and nobody may want it after."""
-        await gate.enter(ON_DEMAND if instance.adopted else priority, instance)
+    async def _enter(self, gate: CoreGate, instance: Instance, priority: float) -> float:
+        """A request may have adopted the instance before this step came to the gate, and nobody may want it after. What the gate
+        wants back."""
+        place = await gate.enter(ON_DEMAND if instance.adopted else priority, instance)
         if instance.state is State.GONE:
-            gate.leave()
+            gate.leave(place)
             raise GivenUp("given up before its turn")
+        return place
 
 
 def _check_wanted(instance: Instance) -> None:

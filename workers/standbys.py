@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import time
 from collections import defaultdict, deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 
 import structlog
@@ -12,6 +12,7 @@ import structlog
 from workers.admission import BACKGROUND, CoreGate
 from workers.live_plans import LivePlans
 from workers.ports import Clone, Driver, DriverError
+from workers.rpc.messages import StandbyCount
 
 RETRY_S = 5.0
 
@@ -44,6 +45,10 @@ class StandbyPool:
 
     def __len__(self) -> int:
         return sum(map(len, self._waiting.values()))
+
+    def counts(self) -> list[StandbyCount]:
+        """Those waiting, by tenant (empty where they are shared) and shape."""
+        return [StandbyCount(*key, len(waiting)) for key, waiting in self._waiting.items() if waiting]
 
     def start(self) -> None:
         self._task = asyncio.get_running_loop().create_task(self._refill())
@@ -85,6 +90,31 @@ class StandbyPool:
         self._nudge.set()
         return waiting.popleft() if waiting else None
 
+    async def make(self, tenant: str, memory_mb: int, priority: float, key: object, wanted: Callable[[], bool]) -> Clone | None:
+        """A clone of the pool's kind for somebody who cannot wait for it to be refilled; None when it is not wanted any more once
+        its turn has come. Raises DriverError, OSError."""
+        place = await self._gate.enter(priority, key)
+        try:
+            return await self._driver.clone(*self._key(tenant, memory_mb)) if wanted() else None
+        finally:
+            self._gate.leave(place)
+
+    def hurry(self, key: object) -> None:
+        """A request waits for what `make` makes under this key, or nobody does any more."""
+        self._gate.hurry(key)
+
+    def room(self, others: int) -> bool:
+        """Whether one more standby may be, beside `others` that are not in the pool."""
+        return len(self) + others < self._limit
+
+    async def give_back(self, tenant: str, memory_mb: int, clone: Clone) -> None:
+        """One that was taken and not used: it waits again where one is missing, and ends where none is."""
+        key = self._key(tenant, memory_mb)
+        if key in self._wanted and len(self._waiting[key]) < self._target and len(self) < self._limit:
+            self._wait(key, clone)
+        else:
+            await clone.kill("not needed")
+
     async def stop(self) -> None:
         resting = list(self._resting)
         if self._task is not None:
@@ -120,14 +150,14 @@ class StandbyPool:
                 await self._make(key)
 
     async def _make(self, key: Key) -> None:
-        await self._gate.enter(BACKGROUND)
+        place = await self._gate.enter(BACKGROUND)
         try:
             clone = await self._driver.clone(*key)
         except (DriverError, OSError) as error:
             self._failed(key, error)
             return
         finally:
-            self._gate.leave()
+            self._gate.leave(place)
         self._resting.add(clone)
         try:  # without a turn at the cores, which starts would wait for: it yields
             clone.speculative(True)
@@ -142,6 +172,9 @@ class StandbyPool:
         if key not in self._wanted:
             await clone.kill("its tenant is gone")
             return
+        self._wait(key, clone)
+
+    def _wait(self, key: Key, clone: Clone) -> None:
         waiting = self._waiting[key]
         waiting.append(clone)
         clone.on_exit = partial(self._died, clone, waiting)

@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.report import Report
-from benchmarks.tiers.cluster import Cluster, Farther
-from benchmarks.tiers.packages import SHAPES, Shape, Words, write
+from benchmarks.tiers import wheels
+from benchmarks.tiers.cluster import Cluster, Farther, FartherZone
+from benchmarks.tiers.packages import SHAPES, WHEELS, Shape, Words, write
 from workers.code.bytecode import compile_tree
 from workers.code.chunks import chunk_key, unpack
 from workers.code.eviction import AT_ONCE
@@ -36,9 +37,12 @@ ADDED_MS = (1.0, 2.0)
 """What a round trip costs more in a zone than on a loopback."""
 
 LARGE = 10 << 20
+TOO_LARGE_FOR_BUCKET = 30 << 20
+"""A server for tests takes a second for 50 chunks."""
+
 FILL_S = 120.0
 Way = tuple[str, float]
-"""tier1, tier2, origin, unzip or copy; ms added to every question."""
+"""tier1, tier2, origin, s3, unzip or copy; ms added to every question."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +73,7 @@ def measure(report: Report, cluster: Cluster, rounds: dict[str, int]) -> list[Br
     """Every shape `rounds[its name]` times, each time another package, the ways in turns."""
     words = Words(SEED)
     found = []
-    for shape in SHAPES:
+    for shape in (*SHAPES, WHEELS):
         folder = Path(tempfile.mkdtemp(prefix="fb-"))
         try:
             report.progress(f"{rounds[shape.name] + 1} packages of {shape.name}")
@@ -85,7 +89,10 @@ def measure(report: Report, cluster: Cluster, rounds: dict[str, int]) -> list[Br
 
 
 def _publish(cluster: Cluster, folder: Path, shape: Shape, number: int, words: Words) -> Package:
-    write(folder / "files", shape, SEED + number, words)
+    if shape is WHEELS:
+        wheels.write(folder / "files", number)
+    else:
+        write(folder / "files", shape, SEED + number, words)
     zipped = folder / "package.zip"
     with zipfile.ZipFile(zipped, "w", zipfile.ZIP_DEFLATED, compresslevel=1 if shape.size > LARGE else 6) as archive:
         for path in sorted((folder / "files").rglob("*")):
@@ -94,6 +101,8 @@ def _publish(cluster: Cluster, folder: Path, shape: Shape, number: int, words: W
     shutil.copytree(folder / "files", built)
     compile_tree(str(built))
     layer = publish_layer(cluster.origin, TENANT, chunk_key(KEY, TENANT), tree(built, LARGEST))
+    if cluster.bucket is not None and layer.size < TOO_LARGE_FOR_BUCKET:
+        publish_layer(cluster.bucket, TENANT, chunk_key(KEY, TENANT), tree(built, LARGEST))
     shutil.rmtree(built)
     why = cluster.filling.fill(TENANT, layer.digest, [chunk.name for chunk in layer.chunks], FILL_S)
     if why:
@@ -106,11 +115,15 @@ async def _bring(cluster: Cluster, folder: Path, packages: list[Package]) -> dic
     tiers: dict[Way, Tier1] = {}
     bounds = Bounds(1 << 40, 1 << 40)
     sources: dict[Way, ChunkSource] = {("origin", 0.0): cluster.origin}
-    sources |= {("tier2", added): Farther(cluster.zone, added) for added in (0.0, *ADDED_MS)}
+    if cluster.bucket is not None and packages[0].layer.size < TOO_LARGE_FOR_BUCKET:
+        sources["s3", 0.0] = cluster.bucket
+    sources |= {("tier2", added): FartherZone(cluster.zone, added) for added in (0.0, *ADDED_MS)}
     sources |= {("origin", added): Farther(cluster.origin, added) for added in ADDED_MS}
     for way, source in sources.items():
         tiers[way] = Tier1(folder / f"{way[0]}-{way[1]:g}", [source], KEY, bounds)
-    ways: dict[Way, Callable[[Package], Awaitable[None]]] = {way: _fetching(tier, way[0]) for way, tier in tiers.items()}
+    ways: dict[Way, Callable[[Package], Awaitable[None]]] = {
+        way: _fetching(tier, sources[way].name) for way, tier in tiers.items()
+    }
     ways["tier1", 0.0] = _fetching(tiers["origin", 0.0], "tier1")
     ways["unzip", 0.0] = _in_place(
         folder / "unzipped", lambda package, target: zipfile.ZipFile(package.zipped).extractall(target)
@@ -140,11 +153,13 @@ def _parts(cluster: Cluster, folder: Path, packages: list[Package]) -> dict[str,
             target = folder / f"parts-{digest[-16:]}"
             target.mkdir()
             began = [time.perf_counter()]
-            manifest = cluster.zone.manifest(TENANT, digest)
+            parcel = cluster.zone.parcel(TENANT, digest)
+            manifest = parcel.manifest
             began.append(time.perf_counter())
-            stored = list(
+            stored = list(parcel) or list(
                 threads.map(lambda chunk, digest=digest: cluster.zone.chunk(TENANT, digest, chunk.name), manifest.chunks)
             )
+            parcel.close()
             began.append(time.perf_counter())
             plain = {chunk.name: unpack(key, chunk.name, one) for chunk, one in zip(manifest.chunks, stored, strict=True)}
             began.append(time.perf_counter())

@@ -15,13 +15,14 @@ from typing import Self
 
 from benchmarks import processes
 from benchmarks.platform import Platform
+from benchmarks.tiers.buckets import bucket
 from orchestrator.settings import Settings
 from workers.code.chunks import chunk_key
 from workers.code.layers import Source
 from workers.code.manifest import Manifest
 from workers.code.origin import Origin, OriginError
 from workers.code.publishing import publish_layer
-from workers.code.zone import ZoneClient
+from workers.code.zone import ZoneClient, ZoneParcel
 from workers.ports import ChunkSource
 from workers.rpc.transport import HostPort, Identity
 
@@ -32,9 +33,11 @@ READY_TIMEOUT_S = 90.0
 
 
 class Cluster:
-    """`zone` asks the cache as a node of another host would; `filling` as flow does, over the cache's own socket. Use `with`."""
+    """`zone` asks the cache as a node of another host would; `filling` as flow does, over the cache's own socket.
+    `bucket`: another origin, None when there is no server of buckets. Use `with`."""
 
     origin: Origin
+    bucket: Origin | None
     zone: ZoneClient
     filling: ZoneClient
 
@@ -44,6 +47,7 @@ class Cluster:
             platform = stack.enter_context(Platform(standbys=0, environment={"FOREGLOW_JOIN_PORT": str(join)}))
             self._folder = Path(tempfile.mkdtemp(prefix="fb-"))
             stack.callback(shutil.rmtree, self._folder, ignore_errors=True)
+            self.bucket = stack.enter_context(bucket(self._folder))
             listen = HostPort("127.0.0.1", processes.free_port())
             cache, node = self._folder / "cache", self._folder / "node"
             self._join(platform, join, cache, "zone-cache", str(listen))
@@ -133,3 +137,15 @@ class Farther:
     def chunk(self, tenant: str, digest: str, name: str) -> bytes:
         time.sleep(self._added_s)
         return self._source.chunk(tenant, digest, name)
+
+
+class FartherZone(Farther):
+    """One that sends parcels: a question, an answer."""
+
+    def __init__(self, zone: ZoneClient, added_ms: float) -> None:
+        super().__init__(zone, added_ms)
+        self._zone = zone
+
+    def parcel(self, tenant: str, digest: str) -> ZoneParcel:
+        time.sleep(self._added_s)
+        return self._zone.parcel(tenant, digest)

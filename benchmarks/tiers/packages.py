@@ -43,6 +43,8 @@ SHAPES = (
     Shape("20 MB", 20 << 20, 0.25),
     Shape("200 MB", 200 << 20, 0.02, touched=0.05),
 )
+WHEELS = Shape("numpy", 60 << 20, 0.3)
+"""Not made here: see benchmarks.tiers.wheels."""
 
 
 class Words:

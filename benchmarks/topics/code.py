@@ -33,8 +33,8 @@ GROUP = 10
 OUTAGE_S = 300.0
 SEED = 20260404
 LAZY_TIMEOUT_S = 120
-ROUNDS = {"10 KB": 40, "1 MB": 40, "20 MB": 4, "200 MB": 2}
-MORE_ROUNDS = {"10 KB": 200, "1 MB": 200, "20 MB": 20, "200 MB": 5}
+ROUNDS = {"10 KB": 40, "1 MB": 40, "20 MB": 4, "200 MB": 2, "numpy": 2}
+MORE_ROUNDS = {"10 KB": 200, "1 MB": 200, "20 MB": 20, "200 MB": 5, "numpy": 10}
 NODE_LOAD_BOUND, NODE_LOAD_KEEP_S = 0.5, 60.0
 
 

@@ -3,6 +3,7 @@
 Always emulated (tcg), and every line says so: hardware virtualisation makes different figures.
 """
 
+import json
 import time
 from collections.abc import Callable
 
@@ -17,6 +18,7 @@ from workers.drivers.microvm.image import build
 ACCEL = "tcg"
 MOST, MARKS = 100, (10, 40, 70, 100)  # standbys; at which memory is read
 FILLING_FROM = 4
+FILL, FULL_MB = Deployed("fill", "fill", "fill:handler", {"memory_mb": 128, "timeout_s": 60}), 100
 FILL_TIMEOUT_S = 120.0
 REFILL_S = 20.0  # until a standby has taken the place of the one used
 SETTLE_S = 0.5  # until an instance that was dropped has gone
@@ -28,6 +30,7 @@ def run(report: Report, full: bool) -> None:
     times = 120 if full else 25
     for network in (True, False):
         _tell_first_requests(report, times, network)
+    _tell_full(report)
     _tell_pool(report)
 
 
@@ -100,6 +103,22 @@ def _wait_for(platform: Platform, standbys: int, timeout_s: float) -> None:
         if time.monotonic() > until:
             raise RuntimeError(f"only {found} of {standbys} standbys after {timeout_s:g} s")
         time.sleep(0.05)
+
+
+def _tell_full(report: Report) -> None:
+    """What an instance takes beside what its function holds, when that is most of its memory and much code has run in it."""
+    report.progress("a full instance")
+    with _platform(0) as platform:
+        platform.deploy([FILL])
+        platform.invoke(FILL.name, b'{"mb":1}')
+        beside = []
+        for mb in (50, 75, FULL_MB):
+            platform.invoke(FILL.name, json.dumps({"mb": mb}).encode())
+            below = processes.descendants(platform.pids()["node"][0])
+            beside.append(
+                max(processes.pss_mb([pid]) for pid in below if "qemu" in " ".join(processes.command_line(pid)[:1])) - mb
+            )
+    report.emit("microvm.full.beside_mb", quantile(beside, 1.0), accel=ACCEL)
 
 
 def _tell_pool(report: Report) -> None:

@@ -14,6 +14,7 @@ from orchestrator.cli import (
     joining,
     opening,
     owning,
+    pricing,
     processes,
     seeing,
     status,
@@ -41,6 +42,9 @@ app.command("remove")(functions.remove)
 app.command("graph")(seeing.graph)
 app.command("plan")(seeing.plan)
 app.command("decisions")(seeing.decisions)
+app.command("why")(pricing.why)
+app.command("calibration")(pricing.calibration)
+app.command("prewarm")(pricing.prewarm)
 app.command("runs")(seeing.runs)
 app.command("warm")(invoking.warm)
 app.command("status")(status.status)

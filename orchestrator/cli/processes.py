@@ -25,7 +25,7 @@ def up(
     control_port: Annotated[int | None, typer.Option(help="Management API (8701); 0: any free one.")] = None,
     otlp_port: Annotated[int | None, typer.Option(help="OTLP/HTTP traces (4318); 0: any free one.")] = None,
     join_port: Annotated[int | None, typer.Option(help="Where processes of other hosts join; 0 (default): nowhere.")] = None,
-    prewarm: Annotated[str | None, typer.Option(help="path (default) or off.")] = None,
+    prewarm: Annotated[str | None, typer.Option(help="path (default), priced or off.")] = None,
     driver: Annotated[str | None, typer.Option(help="process (default) or microvm.")] = None,
     accel: Annotated[str | None, typer.Option(help="Of microVMs: auto (default), tcg or kvm.")] = None,
     allow_no_isolation: Annotated[bool | None, typer.Option("--allow-no-isolation", help="Run even without isolation.")] = None,

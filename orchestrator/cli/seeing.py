@@ -88,7 +88,12 @@ def plan_table(decisions: Sequence[Mapping[str, Any]]) -> "Table":
 
     rows = [
         (
-            f"[bold]{show.plain(one['function'])}[/]" + (f" #{one['ordinal']}" if one["ordinal"] > 1 else ""),
+            (
+                "a standby for " + show.plain(", ".join(one["covers"]))
+                if one["level"] == "standby"
+                else f"[bold]{show.plain(one['function'])}[/]"
+            )
+            + (f" #{one['ordinal']}" if one["ordinal"] > 1 else ""),
             show.ms(one["start_in_ms"]),
             show.percent(one["evidence"]["reach"]),
             one["evidence"]["samples"],
@@ -132,11 +137,13 @@ def decisions_table(found: Sequence[Mapping[str, Any]], one_run: bool = False) -
         if one["outcome"] in ("cancelled", "wasted") and one["detail"]:
             why += f" [dim]({show.plain(one['detail'])})[/]"
         function = f"[bold]{show.plain(one['function'])}[/]" + (f" #{one['ordinal']}" if one["ordinal"] > 1 else "")
+        if one["level"] == "standby":
+            function = f"[bold]{len(one['covers'])} branches[/]"
         took = show.ms(one["start_ms"]) if one["start_ms"] else ""
         said = (function, show.outcome_text(one["outcome"]), took, why)
-        rows.append(said if one_run else (show.clock(one["created_at"]), show.plain(one["entry"]), *said))
+        rows.append(said if one_run else (show.clock(one["created_at"]), show.plain(one["entry"]), *said, one["decision_id"]))
     columns = ("function", "outcome", "took ms>", "why")
-    return show.table("", columns if one_run else ("at", "entry", *columns), rows)
+    return show.table("", columns if one_run else ("at", "entry", *columns, "id"), rows)
 
 
 def _follow(client: "Client", function: str | None, run: str | None, json: bool) -> None:

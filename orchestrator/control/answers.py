@@ -5,8 +5,9 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 StartKind = Literal["warm", "prewarmed", "almost-warm", "standby", "cold", "unknown"]
-EdgeSource = Literal["declared", "learned", "declared+learned", "requested"]
-Policy = Literal["path", "off"]
+EdgeSource = Literal["declared", "learned", "declared+learned", "requested", "predicted"]
+Policy = Literal["path", "priced", "off"]
+Level = Literal["ready", "standby"]
 EPOCH = "Seconds since the Unix epoch."
 
 
@@ -31,7 +32,15 @@ class GraphAnswer(BaseModel):
     edges: list[GraphEdge]
 
 
+class PlanAlternative(BaseModel):
+    what: str
+    cost: float
+    start_in_s: float | None
+
+
 class PlanEvidence(BaseModel):
+    """As in a decision of the log, with seconds."""
+
     source: EdgeSource
     reach: float = Field(ge=0, le=1)
     concurrent: float = Field(ge=0, le=1)
@@ -40,6 +49,12 @@ class PlanEvidence(BaseModel):
     start_s: float | None
     price: float
     trace_ids: list[str]
+    lead_quantiles_s: list[float]
+    wait_cost: float
+    idle_cost: float
+    idle_s: float
+    kappa: float
+    alternatives: list[PlanAlternative]
 
 
 class PlannedDecision(BaseModel):
@@ -47,6 +62,8 @@ class PlannedDecision(BaseModel):
     function: str
     ordinal: int = Field(ge=1)
     memory_mb: int = Field(ge=1)
+    level: Level
+    covers: list[str]
     start_in_ms: float
     expires_s: float
     reason: str
@@ -72,15 +89,29 @@ class PlanAnswer(BaseModel):
     skipped: list[SkippedFunction]
 
 
+class Alternative(BaseModel):
+    what: str = Field(description="now, never, at N ms, rule (the quantile rule), standby, or keep.")
+    cost: float
+    start_in_ms: float | None = Field(description="When preparing would start; null: never.")
+
+
 class DecisionEvidence(BaseModel):
+    """What a decision stands on. Costs are in the unit of the prices; all of them are 0 where the policy does not price."""
+
     source: EdgeSource
     reach: float = Field(ge=0, le=1)
     concurrent: float = Field(ge=0, le=1)
     samples: int = Field(ge=0)
     lead_ms: float | None
     start_ms: float | None
-    price: float
-    trace_ids: list[str]
+    price: float = Field(description="What is expected of preparing, less that of not preparing.")
+    trace_ids: list[str] = Field(max_length=3)
+    lead_quantiles_ms: list[float] = Field(description="5, 25, 50, 75, 95 % of the time to the call; empty: not priced.")
+    wait_cost: float = Field(description="What calls are expected to wait, times the price of a second late.")
+    idle_cost: float = Field(description="What it is expected to idle, times the price of a GB-second.")
+    idle_ms: float
+    kappa: float = Field(description="The probability under which it does not pay.")
+    alternatives: list[Alternative] = Field(description="What else was weighed, the cheapest first.")
 
 
 class StepsMs(BaseModel):
@@ -110,12 +141,20 @@ class DecisionAnswer(BaseModel):
     reason: str
     evidence: DecisionEvidence
     memory_mb: int = Field(ge=1)
+    level: Level = Field(description="ready: an instance; standby: a clone without code, for whichever of `covers` is called.")
+    covers: list[str]
+    start_in_ms: float = Field(description="Its delay, from when it was decided.")
+    expires_s: float = Field(description="How long it may stay unused once it is ready.")
     created_at: float = Field(description=EPOCH)
     outcome: Literal["pending", "ready", "hit", "late", "wasted", "cancelled"]
     ready_at: float | None
     ended_at: float | None
     start_ms: float
+    saved_ms: float
+    idle_ms: float = Field(description="How long it stood ready, unused.")
     steps_ms: StepsMs
+    source: str = Field(description="What it was made from: template, standby, clone; empty before it is ready.")
+    became: str = Field(description="Of a standby: the version that took it, as name:number.")
     invocation_id: str
     detail: str
 
@@ -166,6 +205,7 @@ class ReachedFunction(BaseModel):
     reach: float = Field(ge=0, le=1)
     samples: int = Field(ge=0)
     source: EdgeSource
+    changing: bool = Field(description="It is called much more or less often than before: only the latest runs count now.")
 
 
 class Workflow(BaseModel):
@@ -206,6 +246,63 @@ class CooledAnswer(BaseModel):
 
 class PrewarmAnswer(BaseModel):
     policy: Policy
+
+
+class CalibrationBin(BaseModel):
+    """A tenth of the predictions, those nearest to each other."""
+
+    predicted: float = Field(ge=0, le=1)
+    observed: float = Field(ge=0, le=1)
+    count: int = Field(ge=1)
+
+
+class FunctionReckoning(BaseModel):
+    """One function's. `runs`, `predicted`, `observed` and `brier` compare what was predicted when runs began with what they
+    did, in the latest of them; the rest is since the planner first counted it.
+    """
+
+    function: str
+    runs: int = Field(ge=0)
+    predicted: float | None
+    observed: float | None
+    brier: float | None = Field(description="Mean squared distance of predicted and observed.")
+    invocations: int = Field(ge=0)
+    cold: int = Field(ge=0, description="Invocations that waited for their instance for more than 1 ms.")
+    outcomes: dict[str, int]
+    unprepared: int = Field(ge=0, description="Of the cold ones those for which nothing was being prepared.")
+    waited_s: float = Field(ge=0)
+    saved_s: float = Field(ge=0)
+    idle_s: float = Field(ge=0, description="How long what plans prepared stood ready, unused.")
+    wasted_s: float = Field(ge=0, description="Of that, for nothing.")
+    wait_cost: float = Field(ge=0)
+    idle_cost: float = Field(ge=0)
+    resting: str = Field(description="Why it is not prepared now; empty when it may be.")
+    changing: bool = Field(description="Some workflow calls it much more or less often than before.")
+
+
+class PricesAnswer(BaseModel):
+    idle_gb_s: float = Field(description="One GB held ready, unused, for a second.")
+    late_s: float = Field(description="A second that an invocation waits.")
+
+
+class SpendingAnswer(BaseModel):
+    """Idle instance-seconds that the tenant's plans may cost: some for each second its functions are busy."""
+
+    idle_s_per_busy_s: float
+    left_s: float
+    spent_s: float
+    busy_s: float
+    dearer: float = Field(description="The price of idling is raised by this factor, so that plans stay within the budget.")
+
+
+class CalibrationAnswer(BaseModel):
+    policy: Policy
+    prices: PricesAnswer
+    spending: SpendingAnswer
+    error: float | None = Field(description="Mean distance of predicted and observed, over the bins; null before any run.")
+    brier: float | None
+    bins: list[CalibrationBin]
+    functions: list[FunctionReckoning]
 
 
 class LogPart(BaseModel):

@@ -11,7 +11,9 @@ from starlette.concurrency import run_in_threadpool
 from orchestrator.catalog.store import Store
 from orchestrator.control.answers import (
     ActivityAnswer,
+    CalibrationAnswer,
     CooledAnswer,
+    DecisionAnswer,
     DecisionsAnswer,
     GraphAnswer,
     LogsAnswer,
@@ -78,6 +80,16 @@ def router(store: Store, planner: Planner, nodes: Roster, stream: DecisionStream
     async def totals(request: Request, function: Function = "") -> Response:
         """What the decisions still in the log came to: how many ended how, hit ratio, seconds saved, instance-seconds wasted."""
         return await planner_says(request, "totals", function=function)
+
+    @routes.get("/v1/decisions/{decision_id:path}", response_model=DecisionAnswer)
+    async def decision(decision_id: Annotated[str, Path(max_length=255)], request: Request) -> Response:
+        """One prewarm decision, with all it stands on."""
+        return await planner_says(request, "decision", decision_id=decision_id)
+
+    @routes.get("/v1/calibration", response_model=CalibrationAnswer)
+    async def calibration(request: Request) -> Response:
+        """How predictions held, what waiting and idling cost per function, and what may still be spent on prewarming."""
+        return await planner_says(request, "calibration")
 
     @routes.get("/v1/activity", response_model=ActivityAnswer)
     async def activity(request: Request) -> Response:

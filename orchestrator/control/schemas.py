@@ -130,7 +130,7 @@ class CoolRequest(Request):
 class PrewarmRequest(Request):
     model_config = ConfigDict(extra="forbid", strict=True, json_schema_extra={"examples": [{"policy": "off"}]})
 
-    policy: Literal["path", "off"]
+    policy: Literal["path", "priced", "off"]
 
 
 TraceForm = Literal["auto", "otlp", "jaeger", "zipkin", "xray", "csv", "spans"]

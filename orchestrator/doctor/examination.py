@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 
-from orchestrator.doctor import host, installation, services
+from orchestrator.doctor import host, installation, microvm, services
 from orchestrator.doctor.findings import Finding, fail
 from orchestrator.settings import Settings
 
@@ -10,6 +10,7 @@ from orchestrator.settings import Settings
 def examine(settings: Settings) -> Iterator[Finding]:
     """Findings as they come: the machine, what it stands on, the installation."""
     yield from _kept("host", host.look(settings.state, settings.python))
+    yield from _kept("microvm", microvm.look(settings))
     yield from _kept("services", services.look(settings, installation.is_running(settings)))
     yield from _kept("installation", installation.look(settings))
 

@@ -104,6 +104,15 @@ FAMILIES: Mapping[str, Family] = {
             "How long a prewarmed instance stood ready before it was used (hit) or given up (wasted).",
             ("outcome",),
         ),
+        Family(
+            "foreglow_prewarm_paid_seconds",
+            "counter",
+            (PLANNER,),
+            "Idle instance-seconds that budgets of the priced policy paid.",
+        ),
+        Family("foreglow_busy_seconds", "counter", (PLANNER,), "Seconds that handlers ran, which fill these budgets."),
+        Family("foreglow_versions_resting", "gauge", (PLANNER,), "Versions that are not prepared now: their init kept failing."),
+        Family("foreglow_entries_foreseen", "gauge", (PLANNER,), "Entries whose times of being called are known."),
         Family("foreglow_graph_functions", "gauge", (PLANNER,), "Functions in the call graph, all tenants."),
         Family("foreglow_graph_records", "gauge", (PLANNER,), "Edges, and pairs of entry and function, in the call graph."),
         Family("foreglow_traces_learned", "counter", (PLANNER,), "Runs and imported traces learned since the process started."),
@@ -120,6 +129,7 @@ FAMILIES: Mapping[str, Family] = {
         # -- nodes
         Family("foreglow_instances", "gauge", (NODE,), "Instances of this node.", ("state",)),
         Family("foreglow_standbys", "gauge", (NODE,), "Clones that wait without code."),
+        Family("foreglow_standbys_held", "gauge", (NODE,), "Of these, those that plans hold for a run's branches."),
         Family("foreglow_function_templates", "gauge", (NODE,), "Versions by the state of their function template.", ("state",)),
         Family("foreglow_function_template_bytes", "gauge", (NODE,), "Memory promised to function templates."),
         Family("foreglow_function_template_clones", "counter", (NODE,), "Instances asked of function templates."),

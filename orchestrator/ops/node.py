@@ -33,6 +33,7 @@ class NodeMetrics(Collector):
             states["preparing" if instance.state is State.PREPARING else "busy" if instance.live else "idle"] += 1
         yield family("foreglow_instances", [((state,), count) for state, count in states.items()])
         yield one("foreglow_standbys", node.standbys)
+        yield one("foreglow_standbys_held", len(node.held))
         memory = execution.memory
         yield family("foreglow_memory_bytes", [(("total",), memory.total_mb * MB), (("promised",), memory.used_mb * MB)])
         templates = node.templates

@@ -34,6 +34,9 @@ class Feed:
         while len(self._decisions) > KEPT:
             self._decisions.popitem(last=False)
 
+    def get(self, decision_id: str) -> Mapping[str, Any] | None:
+        return self._decisions.get(decision_id)
+
     def newest(self, function: str = "", outcome: str = "") -> list[Mapping[str, Any]]:
         """Newest first; `function` is part of a name, `outcome` one of OUTCOMES, empty ones let everything through."""
         found = [
@@ -54,14 +57,14 @@ def rows(decisions: Iterable[Mapping[str, Any]]) -> list[Row]:
 def _row(one: Mapping[str, Any]) -> Row:
     which = f" #{one['ordinal']}" if one["ordinal"] > 1 else ""
     because = f"for a run of {one['entry']}" if one["trigger"] == "invocation" else f"{one['trigger']} {one['entry']}"
-    asked = {"text": one["reason"], "sub": one["detail"] if one["outcome"] in ("cancelled", "wasted") else ""}
+    instead = one["detail"] if one["outcome"] in ("cancelled", "wasted") else ""
+    asked = cells.choice(one["reason"], f"why {one['decision_id']}", instead)
+    function = f"standby for {len(one['covers'])}" if one["level"] == "standby" else one["function"] + which
     return cells.row(
         one["decision_id"],
         [
             {"at": one["created_at"]},
-            cells.choice(one["function"] + which, f"run {one['trace_id']}", because)
-            if one["trace_id"]
-            else {"text": one["function"] + which, "sub": because},
+            cells.choice(function, f"run {one['trace_id']}", because) if one["trace_id"] else {"text": function, "sub": because},
             cells.mark(one["outcome"]),
             asked,
             evidence(one["evidence"]),

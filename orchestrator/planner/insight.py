@@ -4,18 +4,16 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
-import msgspec
-
 from graph.callgraph import CallGraph
 from graph.ids import FunctionId, TenantId, function_id, name_of
-from graph.plans import PrewarmPlan
+from graph.planning import POLICIES
 from graph.prediction import predict
 from graph.rendering import render
 from orchestrator.catalog.watch import RouteTable
 from orchestrator.planner.activity import Activity
+from orchestrator.planner.answers import decision_json, plan_json
 from orchestrator.planner.learning import Learner
 from orchestrator.planner.log import DecisionLog
-from orchestrator.planner.log import as_json as decision_json
 from orchestrator.planner.loop import PlannerLoop
 from orchestrator.planner.peers import Fleet
 from orchestrator.planner.runs import RunBook
@@ -61,6 +59,8 @@ class Insight:
             "warm": self.warm,
             "cool": self.cool,
             "decisions": self.decisions,
+            "decision": self.decision,
+            "calibration": self.calibration,
             "totals": self.totals,
             "activity": self.activity,
             "runs": self.runs,
@@ -80,7 +80,7 @@ class Insight:
         return text.encode() if form == "json" else {"text": text}
 
     async def plan(self, args: Mapping[str, Any]) -> object:
-        return self._plan_json(self._loop.show(TenantId(args["tenant"]), self._known(args)))
+        return plan_json(self._loop.show(TenantId(args["tenant"]), self._known(args)))
 
     async def warm(self, args: Mapping[str, Any]) -> object:
         entry = self._known(args)
@@ -91,7 +91,7 @@ class Insight:
             raise RpcError(f"count: {count} is not between 1 and {MAX_WARM}", 400)
         if not self._fleet.up():
             raise RpcError("no node is reachable")
-        return self._plan_json(self._loop.warm(TenantId(args["tenant"]), entry, count))
+        return plan_json(self._loop.warm(TenantId(args["tenant"]), entry, count))
 
     async def cool(self, args: Mapping[str, Any]) -> object:
         """Drops idle instances: of one function, or of all of the tenant's when `name` is empty."""
@@ -110,6 +110,21 @@ class Insight:
             int(after) if after is not None else None,
         )
         return {"decisions": [decision_json(one) for one in found], "revision": self._decisions.revision}
+
+    async def decision(self, args: Mapping[str, Any]) -> object:
+        found = self._decisions.one(args["tenant"], args["decision_id"])
+        if found is None:
+            raise RpcError(f"no decision {args['decision_id']!r}; the log keeps the newest", 404)
+        return decision_json(found)
+
+    async def calibration(self, args: Mapping[str, Any]) -> object:
+        """How predictions held, what waiting and idling cost, and what the tenant may still spend."""
+        tenant = args["tenant"]
+        changing = {name_of(function) for function in self._changing_of(TenantId(tenant))}
+        told = self._loop.reckoned(tenant)
+        for one in told["functions"]:
+            one["changing"] = one["function"] in changing
+        return {"policy": self._loop.policy_of(tenant), **self._loop.means.told(tenant), **told}
 
     async def totals(self, args: Mapping[str, Any]) -> object:
         """Added up once per change of the log, however many watch."""
@@ -143,7 +158,13 @@ class Insight:
                     "entry": name_of(entry),
                     "deployed": entry in self._table.routes,
                     "functions": [
-                        {"name": name_of(one.function), "reach": one.reach, "samples": one.samples, "source": one.source}
+                        {
+                            "name": name_of(one.function),
+                            "reach": one.reach,
+                            "samples": one.samples,
+                            "source": one.source,
+                            "changing": self._changing(entry, one.function),
+                        }
                         for one in predict(self._graph, entry, ())
                     ],
                 }
@@ -155,8 +176,8 @@ class Insight:
         """Reads or sets the tenant's policy; `open`: its speculative instances that are alive."""
         policy = args.get("policy")
         if policy:
-            if policy not in ("path", "off"):
-                raise RpcError(f"policy: {policy!r} is not one of path, off", 400)
+            if policy not in POLICIES:
+                raise RpcError(f"policy: {policy!r} is not one of {', '.join(POLICIES)}", 400)
             self._loop.policies[args["tenant"]] = policy
         return {"policy": self._loop.policy_of(args["tenant"]), "open": len(self._decisions.open_of(args["tenant"]))}
 
@@ -177,30 +198,20 @@ class Insight:
             raise RpcError(f"no function {args['name']!r}", 404)
         return function
 
+    def _changing_of(self, tenant: TenantId) -> set[FunctionId]:
+        """What some workflow calls much more or less often than before."""
+        found: set[FunctionId] = set()
+        for entry in self._graph.entries(tenant):
+            reach = self._graph.reach(entry)
+            if reach is not None:
+                found |= {function for function, held in reach.reached.items() if held.changing(reach.clock)}
+        return found
+
+    def _changing(self, entry: FunctionId, function: FunctionId) -> bool:
+        """Whether only the latest runs count for it now, because it is called much more or less than before."""
+        reach = self._graph.reach(entry)
+        held = reach.reached.get(function) if reach is not None else None
+        return reach is not None and held is not None and held.changing(reach.clock)
+
     def _names(self, tenant: str) -> list[str]:
         return [name_of(FunctionId(one)) for one in self._table.routes if one.startswith(f"{tenant}/")]
-
-    @staticmethod
-    def _plan_json(plan: PrewarmPlan) -> dict[str, Any]:
-        return {
-            "plan_id": plan.plan_id,
-            "entry": name_of(plan.entry),
-            "trigger": plan.trigger,
-            "policy": plan.policy,
-            "created_at": plan.created_at,
-            "decisions": [
-                {
-                    "decision_id": one.decision_id,
-                    "function": name_of(one.function),
-                    "ordinal": one.ordinal,
-                    "memory_mb": one.memory_mb,
-                    "start_in_ms": one.start_in_s * 1000,
-                    "expires_s": one.expires_s,
-                    "reason": one.reason,
-                    "evidence": msgspec.to_builtins(one.evidence),
-                }
-                for one in plan.decisions
-            ],
-            "ready": [name_of(one) for one in plan.ready],
-            "skipped": [{"function": name_of(one.function), "why": one.why, "reach": one.reach} for one in plan.skipped],
-        }

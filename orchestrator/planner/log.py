@@ -1,11 +1,11 @@
 """The decision log: every prewarm decision with its reason, its evidence and how it ended. Bounded; no I/O."""
 
 from collections import Counter, OrderedDict
-from typing import Any
+from collections.abc import Iterable
 
 import msgspec
 
-from graph.ids import VersionId, function_of, number_of, tenant_of
+from graph.ids import function_of, number_of, tenant_of
 from graph.plans import EdgeSource, Evidence, Outcome, PrewarmDecision, PrewarmPlan, Trigger, deploy_decision
 from tracing.records import Timings
 from workers.rpc.messages import DecisionUpdate
@@ -18,6 +18,8 @@ class LogEntry(msgspec.Struct):
     """`revision` grows with each change of any entry, so that a reader can follow by asking for what is newer.
 
     `saved_s`: preparing that its invocation did not have to wait for; all of it with a hit, what was done by then when late.
+    `start_in_s`: its delay; `covers`: the functions that one of level `standby` can become, `became`: the version it did;
+    `source`: what it was made from, as workers.instances has it.
     """
 
     revision: int
@@ -43,6 +45,18 @@ class LogEntry(msgspec.Struct):
     detail: str = ""
     timings: Timings = Timings()
     saved_s: float = 0.0
+    level: str = "ready"
+    start_in_s: float = 0.0
+    expires_s: float = 0.0
+    covers: tuple[str, ...] = ()
+    source: str = ""
+    became: str = ""
+    policy: str = ""
+
+    @property
+    def idle_s(self) -> float:
+        """How long it stood ready, unused; of one that has ended."""
+        return max(0.0, self.ended_at - self.ready_at) if self.ready_at and self.ended_at else 0.0
 
 
 class DecisionTally:
@@ -68,6 +82,7 @@ class DecisionLog:
     def __init__(self, entries: list[LogEntry] | None = None) -> None:
         self._entries: OrderedDict[str, LogEntry] = OrderedDict((one.decision_id, one) for one in entries or [])
         self._open: dict[str, LogEntry] = {}
+        self._leaving: set[str] = set()  # pending, and to be given up: their nodes have not said so yet
         self.tally = DecisionTally()
         self._revision = max((one.revision for one in self._entries.values()), default=0)
         for one in self._entries.values():
@@ -103,6 +118,11 @@ class DecisionLog:
             decision.evidence,
             decision.memory_mb,
             plan.created_at,
+            level=decision.level,
+            start_in_s=decision.start_in_s,
+            expires_s=decision.expires_s,
+            covers=tuple(decision.covers),
+            policy=plan.policy,
         )
         self._entries[decision.decision_id] = entry
         self.tally.made[plan.trigger] += 1
@@ -110,6 +130,7 @@ class DecisionLog:
         if len(self._entries) > KEPT:
             oldest, _ = self._entries.popitem(last=False)
             self._open.pop(oldest, None)
+            self._leaving.discard(oldest)
         return entry
 
     def update(self, update: DecisionUpdate, node: str = "") -> LogEntry | None:
@@ -120,13 +141,15 @@ class DecisionLog:
         self._revision += 1
         entry.revision = self._revision
         entry.outcome = Outcome(update.outcome)
+        self._leaving.discard(update.decision_id)
         entry.detail = update.detail
         if entry.outcome is Outcome.READY:
             entry.ready_at, entry.start_s, entry.timings = update.at, update.start_s, update.timings
+            entry.source = update.source
         if entry.outcome in (Outcome.HIT, Outcome.LATE):
             entry.saved_s = entry.start_s if entry.outcome is Outcome.HIT else update.start_s
         if entry.outcome.final:
-            entry.ended_at, entry.invocation_id = update.at, update.invocation_id
+            entry.ended_at, entry.invocation_id, entry.became = update.at, update.invocation_id, update.became
             self.tally.end(entry)
             del self._open[update.decision_id]
         return entry
@@ -155,6 +178,23 @@ class DecisionLog:
         """Speculative ones: what a version asked for is no guess, and takes nothing from them."""
         return [one for one in self._open.values() if one.tenant == tenant and one.trigger != Trigger.DEPLOY]
 
+    def one(self, tenant: str, decision_id: str) -> LogEntry | None:
+        """None when the tenant has none of this id, or has it no more."""
+        found = self._entries.get(decision_id)
+        return found if found is not None and found.tenant == tenant else None
+
+    def open_one(self, decision_id: str) -> LogEntry | None:
+        """It has not ended."""
+        return self._open.get(decision_id)
+
+    def leave(self, decision_ids: Iterable[str]) -> None:
+        """Their nodes are told to give them up: nobody may count on those that are pending any more."""
+        self._leaving.update(one for one in decision_ids if self.unready(one))
+
+    def coming_of(self, tenant: str) -> list[LogEntry]:
+        """What is ordered and not ready."""
+        return [one for one in self.open_of(tenant) if one.outcome is Outcome.PENDING and one.decision_id not in self._leaving]
+
     def unready(self, decision_id: str) -> bool:
         """Still to be prepared, or on its way."""
         entry = self._open.get(decision_id)
@@ -171,6 +211,7 @@ class DecisionLog:
         for decision_id in [one.decision_id for one in self._entries.values() if one.tenant == tenant]:
             del self._entries[decision_id]
             self._open.pop(decision_id, None)
+            self._leaving.discard(decision_id)
             self._revision += 1
 
     def read(self, tenant: str, function: str = "", run: str = "", limit: int = 100, after: int | None = None) -> list[LogEntry]:
@@ -191,41 +232,3 @@ class DecisionLog:
 
 def _given_up(entry: LogEntry) -> Outcome:
     return Outcome.WASTED if entry.outcome is Outcome.READY else Outcome.CANCELLED
-
-
-def as_json(entry: LogEntry) -> dict[str, Any]:
-    """The entry in the API's terms: names without their tenant, milliseconds."""
-    evidence = entry.evidence
-    return {
-        "revision": entry.revision,
-        "decision_id": entry.decision_id,
-        "plan_id": entry.plan_id,
-        "function": entry.function.partition("/")[2],
-        "version": number_of(VersionId(entry.version)),
-        "ordinal": entry.ordinal,
-        "entry": entry.entry.partition("/")[2],
-        "node": entry.node,
-        "trigger": entry.trigger,
-        "trace_id": entry.trace_id,
-        "reason": entry.reason,
-        "evidence": {
-            "source": evidence.source,
-            "reach": evidence.reach,
-            "concurrent": evidence.concurrent,
-            "samples": evidence.samples,
-            "lead_ms": None if evidence.lead_s is None else evidence.lead_s * 1000,
-            "start_ms": None if evidence.start_s is None else evidence.start_s * 1000,
-            "price": evidence.price,
-            "trace_ids": list(evidence.trace_ids),
-        },
-        "memory_mb": entry.memory_mb,
-        "created_at": entry.created_at,
-        "outcome": entry.outcome,
-        "ready_at": entry.ready_at or None,
-        "ended_at": entry.ended_at or None,
-        "start_ms": entry.start_s * 1000,
-        "saved_ms": entry.saved_s * 1000,
-        "steps_ms": msgspec.structs.asdict(entry.timings),
-        "invocation_id": entry.invocation_id,
-        "detail": entry.detail,
-    }

@@ -1,46 +1,53 @@
 """From a trigger to orders: predict, plan, send, and revise while the run goes on. Thin: the policies are in `graph`."""
 
-import math
 import time
-from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import msgspec
-import structlog
 
 from graph.callgraph import CallGraph
-from graph.ids import FunctionId, TenantId, VersionId, function_of, tenant_of
-from graph.planning import losers, plan
+from graph.calls import StartKind
+from graph.ids import FunctionId, TenantId, VersionId, function_id, function_of, tenant_of
+from graph.planning import plan, revise
 from graph.plans import (
     Budget,
     EdgeSource,
-    Evidence,
     ExpectedCall,
+    Held,
+    Level,
+    Outcome,
     PrewarmDecision,
     PrewarmPlan,
-    Prices,
     Skipped,
     Trigger,
 )
-from graph.prediction import predict
 from orchestrator.catalog.watch import RouteTable
+from orchestrator.planner.anticipation import Anticipation
+from orchestrator.planner.dispatch import Dispatch, Right
+from orchestrator.planner.forecasts import Forecasts
+from orchestrator.planner.foresight import Foresight
+from orchestrator.planner.learned import Learned
 from orchestrator.planner.log import DecisionLog, LogEntry
-from orchestrator.planner.peers import Fleet, NodePeer
+from orchestrator.planner.means import Means
+from orchestrator.planner.peers import Fleet
 from orchestrator.planner.promises import LiveRun, Promises
+from orchestrator.planner.purses import Purses
+from orchestrator.planner.reckoning import Reckoning
+from orchestrator.planner.setbacks import INIT_FAILED, Setbacks
+from orchestrator.planner.start_times import StartSources
+from tracing.records import InvocationRecord
 from workers.rpc.connection import RpcError
-from workers.rpc.messages import DecisionUpdate, PrepareItem, TriggerEvent
-from workers.versions import VersionSpec
+from workers.rpc.messages import DecisionUpdate, TriggerEvent
 
-PREDICTION_KEPT_S = 0.25
-LEAD_FLOOR_S = 0.01  # leads are short where starts are not: without it reach would say little
-PREDICTIONS = 5_000
-
-log = structlog.get_logger(__name__)
+USED = (Outcome.HIT, Outcome.LATE)
+STARTED = (StartKind.COLD, StartKind.STANDBY, StartKind.ALMOST_WARM)
 
 
 class PlannerLoop:
-    """Holds no policy of its own. `policy_of(tenant)` is path or off. `right(tenant)`: the lease and epoch under which orders for
-    a tenant go out now, None while another planner decides for it."""
+    """Holds no policy of its own. `policy_of(tenant)` is path, priced or off. `right(tenant)`: the lease and epoch under which
+    orders for a tenant go out now, None while another planner decides for it."""
 
     def __init__(
         self,
@@ -51,30 +58,37 @@ class PlannerLoop:
         budget: Budget,
         default_policy: str,
         policies: dict[str, str],
-        right: Callable[[str], tuple[str, int] | None] = lambda tenant: ("", 0),
+        right: Right = lambda tenant: ("", 0),
+        kept: Learned | None = None,
     ) -> None:
         self._right = right
         self.policies = policies
-        self._graph = graph
-        self._table = table
-        self._fleet = fleet
         self._log = decisions
         self._budget = budget
         self._default_policy = default_policy
-        self._prices = Prices()
-        self._promises = Promises()
-        self._predictions: OrderedDict[tuple[str, ...], tuple[float, list[ExpectedCall]]] = OrderedDict()
+        kept = kept or Learned()
+        self.reckoning = Reckoning(kept.books)
+        self.promises = Promises(self._over)
+        self.sources = StartSources(graph, fleet.driver_of)
+        self.setbacks = Setbacks()
+        self.forecasts = Forecasts(graph, table, self.sources, self.setbacks)
+        self.means = Means(table, fleet, decisions, self.promises, self.forecasts, budget, self.sources, Purses(kept.spending))
+        self._dispatch = Dispatch(fleet, decisions, self.forecasts.latest, right, self._tried)
+        self.ahead = Anticipation(
+            graph,
+            Foresight(kept.arrivals),
+            self.forecasts,
+            self.sources,
+            lambda tenant: self.policy_of(tenant) == "priced" and right(tenant) is not None,
+            self._foreseen,
+            self._dispatch.send,
+            self._dispatch.revoke,
+        )
         self._numbers = 0
         self._boot = f"{time.time_ns() // 1_000_000:x}"
 
     def policy_of(self, tenant: str) -> str:
         return self.policies.get(tenant, self._default_policy)
-
-    def budget_of(self, tenant: str) -> Budget:
-        """The platform's, with the tenant's own quota of prewarmed instances where one was set."""
-        route = self._table.tenants.get(tenant)
-        own = route.quotas.prewarm_instances if route is not None else None
-        return self._budget if own is None else msgspec.structs.replace(self._budget, instances=own)
 
     # -- triggers
 
@@ -86,51 +100,105 @@ class PlannerLoop:
             self._ended(event.trace_id)
         elif not event.parent_id:
             if self.policy_of(tenant) != "off" and self._right(tenant) is not None:
-                run = self._promises.begin(event.trace_id, tenant, function, time.monotonic())
+                self.ahead.started(function)
+                run = self.promises.begin(event.trace_id, tenant, function, time.monotonic())
                 self._plan_run(run)
         else:
-            live = self._promises.get(event.trace_id)
+            live = self.promises.get(event.trace_id)
             if live is not None:
-                self._promises.started(live, function)
+                self.promises.started(live, function, time.monotonic())
                 self._revise(live)
 
     def _plan_run(self, run: LiveRun) -> None:
-        expected, skipped = self._expected(run.entry, run.seen)
-        if not expected and not skipped:
-            return
-        self._decide(run.tenant, run.entry, expected, skipped, Trigger.INVOCATION, run)
+        expected, skipped = self.forecasts.expected(run.entry)
+        run.foreseen = {one.function: one.reach for one in expected} | {one.function: one.reach for one in skipped}
+        if expected or skipped:
+            self._decide(run.tenant, run.entry, expected, skipped, Trigger.INVOCATION, run)
 
     def _revise(self, run: LiveRun) -> None:
-        """A stage started: what is expected now may differ; losers are cancelled, newcomers prepared."""
-        if not run.promised and not run.decisions:
+        """A stage started: what is expected now may differ; losers are given up, newcomers prepared."""
+        priced = self.policy_of(run.tenant) == "priced"
+        if not priced and not run.promised and not run.decisions:
             return
-        expected, skipped = self._expected(run.entry, run.seen)
-        waiting = [one for one in run.decisions.values() if self._log.unready(one.decision_id)]
-        if waiting:
-            self._revoke(run.tenant, losers(waiting, expected, self._budget, run.seen))
-        self._promises.keep_only(run, {one.function for one in expected})
-        self._decide(run.tenant, run.entry, expected, skipped, Trigger.INVOCATION, run)
+        if self._right(run.tenant) is None:
+            return
+        expected, _ = self.forecasts.expected(run.entry, run.seen, run.seen_at_s if priced else ())
+        held = self._held(run)
+        prices, budget = self.means.left(run.tenant, {one.decision.decision_id for one in held})
+        own = Counter(one.decision.function for one in held if one.decision.level is Level.READY)
+        revision = revise(
+            held,
+            expected,
+            prices,
+            budget,
+            self.means.idle(run.tenant, expected, run, own),
+            time.time(),
+            tenant=run.tenant,
+            entry=run.entry,
+            trigger=Trigger.INVOCATION,
+            policy=self.policy_of(run.tenant),
+            trace_id=run.trace_id,
+            plan_id=self._next_id(),
+            elapsed_s=time.monotonic() - run.began,
+            standbys=self.means.standbys(run.tenant) if priced else None,
+            seen=run.seen,
+        )
+        self._give_up(run, revision.cancelled, release=priced)
+        self.promises.keep_only(run, {one.function for one in expected})
+        self._send(revision.plan, run)
+
+    def _held(self, run: LiveRun) -> list[Held]:
+        """The run's open decisions, but for those that stages which have just started are about to take."""
+        found: list[Held] = []
+        taken = Counter(run.seen) - run.used
+        entries = [entry for one in run.decisions if (entry := self._log.open_one(one)) is not None]
+        for entry in sorted(entries, key=lambda one: (one.level, one.outcome is not Outcome.READY, one.ordinal)):
+            decision = run.decisions[entry.decision_id]
+            by = next((one for one in (decision.function, *decision.covers) if taken[one] > 0), None)
+            if by is not None:
+                taken[by] -= 1
+                continue
+            ready_at = entry.ready_at if entry.outcome is Outcome.READY else None
+            found.append(Held(decision, entry.created_at, ready_at is not None, ready_at))
+        return found
 
     def _ended(self, trace_id: str) -> None:
-        run = self._promises.end(trace_id)
-        if run is None or not run.decisions:
+        run = self.promises.end(trace_id)
+        if run is None:
             return
-        self._revoke(run.tenant, [(one, "the run ended without it") for one in run.decisions if self._log.unready(one)])
+        self.reckoning.run(run.foreseen, set(run.seen))
+        self._over(run)
+
+    def _over(self, run: LiveRun) -> None:
+        """Nothing of it is needed any more."""
+        self.ahead.ended(run.entry)
+        if not run.decisions:
+            return
+        priced = self.policy_of(run.tenant) == "priced"
+        left = [one for one in run.decisions if self._log.unready(one) or (priced and self._log.open_one(one) is not None)]
+        self._dispatch.revoke(run.tenant, [(one, "the run ended without it") for one in left], priced)
+
+    def _give_up(self, run: LiveRun, gone: Sequence[tuple[str, str]], release: bool) -> None:
+        for decision_id, _ in gone:
+            decision = run.decisions.pop(decision_id)
+            if decision.level is Level.READY:
+                self.promises.release(run, decision.function)
+        self._dispatch.revoke(run.tenant, gone, release)
 
     # -- plans
 
     def show(self, tenant: TenantId, entry: FunctionId) -> PrewarmPlan:
         """What would be prepared now if `entry` were invoked; orders nothing."""
-        expected, skipped = self._expected(entry, ())
+        expected, skipped = self.forecasts.expected(entry)
         made = self._make(tenant, entry, expected, Trigger.INVOCATION, None)
         return msgspec.structs.replace(made, skipped=(*made.skipped, *skipped))
 
     def warm(self, tenant: TenantId, entry: FunctionId, count: int) -> PrewarmPlan:
         """Prepares `count` instances of `entry` and its whole path now. Raises RpcError (503) where another planner decides."""
-        spec = self._latest(entry)
+        spec = self.forecasts.latest(entry)
         if self._right(tenant) is None:
             raise RpcError("another planner decides for this tenant now; try again")
-        expected, skipped = self._expected(entry, ())
+        expected, skipped = self.forecasts.expected(entry)
         own = ExpectedCall(entry, 1.0, (1.0,) * count, (0.0,), 0, 0.0, EdgeSource.REQUESTED, spec.memory_mb if spec else 128, 0.0)
         return self._decide(tenant, entry, [own, *expected], skipped, Trigger.WARM, None)
 
@@ -144,156 +212,164 @@ class PlannerLoop:
         run: LiveRun | None,
     ) -> PrewarmPlan:
         made = self._make(tenant, entry, expected, trigger, run)
-        right = self._right(tenant)
-        if right is None:
+        if self._right(tenant) is None:
             return msgspec.structs.replace(made, decisions=(), skipped=(*made.skipped, *skipped))
+        self._send(made, run)
+        return msgspec.structs.replace(made, skipped=(*made.skipped, *skipped))
+
+    def _make(
+        self,
+        tenant: TenantId,
+        entry: FunctionId,
+        expected: list[ExpectedCall],
+        trigger: Trigger,
+        run: LiveRun | None,
+        elapsed_s: float = 0.0,
+    ) -> PrewarmPlan:
+        policy = self.policy_of(tenant) if trigger is not Trigger.WARM else "path"
+        prices, budget = self.means.left(tenant)
+        return plan(
+            expected,
+            prices,
+            budget,
+            self.means.idle(tenant, expected, run),
+            time.time(),
+            tenant=tenant,
+            entry=entry,
+            trigger=trigger,
+            policy=policy,
+            trace_id=run.trace_id if run is not None else None,
+            plan_id=self._next_id(),
+            elapsed_s=time.monotonic() - run.began if run is not None else elapsed_s,
+            standbys=self.means.standbys(tenant) if policy == "priced" else None,
+        )
+
+    def _foreseen(
+        self,
+        tenant: TenantId,
+        entry: FunctionId,
+        calls: list[ExpectedCall],
+        skipped: list[Skipped],
+        trigger: Trigger,
+        elapsed_s: float,
+    ) -> PrewarmPlan:
+        made = self._make(tenant, entry, calls, trigger, None, elapsed_s)
+        return msgspec.structs.replace(made, skipped=(*made.skipped, *skipped))
+
+    def _tried(self, version: str) -> None:
+        self.setbacks.tried(version, time.monotonic())
+
+    def _send(self, made: PrewarmPlan, run: LiveRun | None) -> None:
+        """Orders it, and notes what the run counts on from now on."""
         if run is not None:
             for function in made.ready:
                 if not run.promised[function]:
-                    self._promises.promise(run, function, 1)
-        orders: dict[NodePeer, list[PrepareItem]] = {}
-        for decision in made.decisions:
-            if self._order(made, decision, orders) and run is not None:
+                    self.promises.promise(run, function, 1)
+                    run.warm[function] += 1
+        for decision in self._dispatch.send(made):
+            if run is not None:
                 run.decisions[decision.decision_id] = decision
-                self._promises.promise(run, decision.function, 1)
-        for node, items in orders.items():
-            node.prepare(items, *right)
-        return msgspec.structs.replace(made, skipped=(*made.skipped, *skipped))
-
-    def _order(self, made: PrewarmPlan, decision: PrewarmDecision, orders: dict[NodePeer, list[PrepareItem]]) -> bool:
-        """Finds a node for one decision and notes it. False when there is none."""
-        spec = self._latest(decision.function)
-        node = self._fleet.choose(spec) if spec is not None else None
-        if spec is None or node is None:
-            return False
-        self._log.add(made, decision, spec.version, node.name)
-        node.define(spec)
-        orders.setdefault(node, []).append(
-            PrepareItem(
-                decision.decision_id,
-                spec.version,
-                "ready",
-                decision.start_in_s,
-                decision.expires_s,
-                needed_in(decision.evidence),
-            )
-        )
-        return True
+                if decision.level is Level.READY:
+                    self.promises.promise(run, decision.function, 1)
 
     def decide_again(self, lost: Iterable[LogEntry], node: str) -> None:
         """What was open or ready on a node that is gone is prepared on another, if there is one."""
         for one in lost:
-            right = self._right(one.tenant)
-            if right is None:
-                continue
-            self._numbers += 1
+            self._account(one)
+            plan_id = self._next_id()
             decision = PrewarmDecision(
-                f"p{self._boot}-{self._numbers}-again",
+                f"{plan_id}-again",
                 FunctionId(one.function),
                 one.ordinal,
                 one.memory_mb,
-                0.0,
-                self._budget.unused_s,
+                max(0.0, one.created_at + one.start_in_s - time.time()) if one.start_in_s else 0.0,
+                one.expires_s or self._budget.unused_s,
                 f"again, {node} was lost: {one.reason}",
                 one.evidence,
+                Level(one.level),
+                tuple(FunctionId(each) for each in one.covers),
             )
             made = PrewarmPlan(
-                f"p{self._boot}-{self._numbers}",
+                plan_id,
                 TenantId(one.tenant),
                 FunctionId(one.entry),
                 Trigger(one.trigger),
                 self.policy_of(one.tenant),
                 time.time(),
                 one.trace_id or None,
+                (decision,),
             )
-            orders: dict[NodePeer, list[PrepareItem]] = {}
-            self._order(made, decision, orders)
-            run = self._promises.get(one.trace_id)
-            if run is not None and orders:
-                run.decisions.pop(one.decision_id, None)
-                run.decisions[decision.decision_id] = decision  # the run counted on it all along
-            for other, items in orders.items():
-                other.prepare(items, *right)
+            run = self.promises.get(one.trace_id)
+            sent = self._dispatch.send(made)
+            if run is not None and run.decisions.pop(one.decision_id, None) is not None:
+                if sent:
+                    run.decisions[decision.decision_id] = decision  # the run counted on it all along
+                elif decision.level is Level.READY:
+                    self.promises.release(run, decision.function)
 
-    def _make(
-        self, tenant: TenantId, entry: FunctionId, expected: list[ExpectedCall], trigger: Trigger, run: LiveRun | None
-    ) -> PrewarmPlan:
+    def _next_id(self) -> str:
         self._numbers += 1
-        alive = self._log.open_of(tenant)
-        whole = self.budget_of(tenant)
-        budget = msgspec.structs.replace(
-            whole,
-            instances=max(0, whole.instances - len(alive)),
-            memory_mb=max(0, whole.memory_mb - sum(one.memory_mb for one in alive)),
-        )
-        held = run.promised if run is not None else Counter[FunctionId]()
-        idle = {one.function: self._unpromised(one.function) + held[one.function] for one in expected}
-        return plan(
-            expected,
-            self._prices,
-            budget,
-            idle,
-            time.time(),
-            tenant=tenant,
-            entry=entry,
-            trigger=trigger,
-            policy=self.policy_of(tenant) if trigger is not Trigger.WARM else "path",
-            trace_id=run.trace_id if run is not None else None,
-            plan_id=f"p{self._boot}-{self._numbers}",
-            elapsed_s=time.monotonic() - run.began if run is not None else 0.0,
-        )
-
-    def _unpromised(self, function: FunctionId) -> int:
-        spec = self._latest(function)
-        return max(0, self._fleet.idle(spec.version) - self._promises.total(function)) if spec is not None else 0
-
-    def _expected(self, entry: FunctionId, seen: Sequence[FunctionId]) -> tuple[list[ExpectedCall], list[Skipped]]:
-        """Predictions for deployed functions, kept for a moment: a burst of the same workflow asks the same question."""
-        now = time.monotonic()
-        key = (entry, *seen)
-        kept = self._predictions.get(key)
-        if kept is None or now - kept[0] > PREDICTION_KEPT_S:
-            kept = (now, predict(self._graph, entry, seen))
-            self._predictions[key] = kept
-            self._predictions.move_to_end(key)
-            if len(self._predictions) > PREDICTIONS:
-                self._predictions.popitem(last=False)
-        expected, skipped = [], []
-        for one in kept[1]:
-            if self._latest(one.function) is None:
-                skipped.append(Skipped(one.function, "not deployed", one.reach))
-            else:
-                expected.append(one)
-        return expected, skipped
-
-    def _latest(self, function: FunctionId) -> VersionSpec | None:
-        route = self._table.routes.get(function)
-        return self._table.version(route, "") if route is not None else None
+        return f"p{self._boot}-{self._numbers}"
 
     # -- outcomes
 
     def on_outcomes(self, updates: Sequence[DecisionUpdate], node: str = "") -> None:
-        """Keeps the log, and learns how long functions take to get ready."""
+        """Keeps the log, and learns how long functions take to get ready and which fail to."""
         for update in updates:
             entry = self._log.update(update, node)
-            if entry is not None and update.outcome == "ready" and 0 <= update.start_s < math.inf:
-                self._graph.set_start_time(FunctionId(entry.function), update.start_s)
+            if entry is None:
+                continue
+            if entry.outcome is Outcome.READY:
+                self.sources.ready(entry, update)
+                self.setbacks.worked(entry.version)
+            elif entry.outcome is Outcome.CANCELLED and entry.detail.startswith(INIT_FAILED):
+                self.setbacks.failed(entry.version, entry.detail.removeprefix(INIT_FAILED).strip()[:200], time.monotonic())
+            if entry.outcome.final:
+                self._settle(entry)
 
-    def _revoke(self, tenant: str, gone: Sequence[tuple[str, str]]) -> None:
-        right = self._right(tenant)
-        if right is None:
+    def _account(self, entry: LogEntry) -> None:
+        self.reckoning.ended(entry, self.sources.held_mb(entry))
+        if entry.policy == "priced":
+            self.means.purses.pay(entry)
+
+    def on_records(self, records: Sequence[InvocationRecord]) -> None:
+        """What requests waited for starts is learned from, too."""
+        self.sources.observed(records)
+        self.reckoning.invoked(records)
+        self.means.earn(records)
+        for record in records:
+            if record.status == "ok" and record.start in STARTED:
+                self.setbacks.worked(f"{record.function}:{record.version}")
+
+    def reckoned(self, tenant: str) -> dict[str, Any]:
+        """How predictions held and what waiting and idling cost, with what rests now."""
+        told = self.reckoning.of(tenant, self.means.prices)
+        for one in told["functions"]:
+            spec = self.forecasts.latest(function_id(tenant, one["function"]))
+            one["resting"] = self.setbacks.resting(spec.version, time.monotonic()) if spec is not None else ""
+        return told
+
+    def learned(self) -> Learned:
+        """What is written down beside the graph and the log."""
+        return Learned(self.reckoning.books(), self.means.purses.all(), self.ahead.foresight.all())
+
+    def forget_tenant(self, tenant: str) -> None:
+        self.policies.pop(tenant, None)
+        self.sources.forget_tenant(tenant)
+        self.reckoning.forget_tenant(tenant)
+        self.means.purses.forget_tenant(tenant)
+        self.ahead.forget_tenant(tenant)
+
+    def _settle(self, entry: LogEntry) -> None:
+        """A decision has ended; its run may live on."""
+        self._account(entry)
+        if entry.outcome is Outcome.WASTED and entry.trigger in (Trigger.PREDICTED, Trigger.TIMER):
+            self.ahead.wasted(FunctionId(entry.entry))
+        run = self.promises.get(entry.trace_id)
+        decision = run.decisions.pop(entry.decision_id, None) if run is not None else None
+        if run is None or decision is None:
             return
-        by_why: dict[str, list[str]] = {}
-        for decision_id, why in gone:
-            by_why.setdefault(why, []).append(decision_id)
-        for why, ids in by_why.items():
-            for node in self._fleet.up():
-                node.revoke(ids, why, *right)
-
-
-def needed_in(evidence: Evidence) -> float:
-    """Seconds by which nodes order what they prepare: the time until needed, longer for what is unlikely to be needed at all.
-
-    A branch taken in one run of four waits behind a stage of every run that comes a little later.
-    """
-    return ((evidence.lead_s or 0.0) + LEAD_FLOOR_S) / max(evidence.reach, 0.01)
+        if entry.outcome in USED:
+            run.used[function_of(VersionId(entry.became)) if entry.became else decision.function] += 1
+        elif decision.level is Level.READY:
+            self.promises.release(run, decision.function)

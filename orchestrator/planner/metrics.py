@@ -1,5 +1,6 @@
 """The planner's numbers as metrics, and what it needs to be ready."""
 
+import time
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
@@ -28,6 +29,11 @@ class PlannerMetrics(Collector):
         yield one("foreglow_decisions_open", planner.decisions.open)
         yield histogram("foreglow_prewarm_lead_seconds", [((outcome,), part) for outcome, part in tally.lead.items()])
         yield histogram("foreglow_prewarm_idle_seconds", [((outcome,), part) for outcome, part in tally.idle.items()])
+        purses = planner.loop.means.purses.all().values()
+        yield one("foreglow_prewarm_paid_seconds", sum(each.idle_s for each in purses))
+        yield one("foreglow_busy_seconds", sum(each.busy_s for each in purses))
+        yield one("foreglow_versions_resting", planner.loop.setbacks.count(time.monotonic()))
+        yield one("foreglow_entries_foreseen", len(planner.loop.ahead.foresight))
         functions, records = planner.graph.size()
         yield one("foreglow_graph_functions", functions)
         yield one("foreglow_graph_records", records)

@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Collection, Sequence
 from typing import Any, Protocol
 
@@ -166,6 +167,8 @@ class NodePeer(Peer):
         super().__init__(address, hello, identity, expected, epoch)
         self.free_mb = 0
         self.standbys = 0
+        self.driver = ""
+        self.free_standbys: dict[tuple[str, int], int] = {}  # by tenant and shape
         self.counts: dict[str, VersionCount] = {}
         self._listener = listener
         self._pulse = Pulse()
@@ -229,9 +232,10 @@ class NodePeer(Peer):
         if kind == Rpc.OUTCOMES:
             self._listener.on_outcomes(self.name, message.updates)
         elif kind == Rpc.INVENTORY:
-            self.free_mb, self.standbys = message.free_mb, message.standbys
+            self.free_mb, self.standbys, self.driver = message.free_mb, message.standbys, message.driver
             if message.whole:
                 self.counts.clear()
+                self.free_standbys = {(one.tenant, one.memory_mb): one.count for one in message.free}
             for count in message.versions:
                 self.counts[count.version] = count
             self._listener.on_counts(self, message.versions)
@@ -266,15 +270,16 @@ class NodePeer(Peer):
     def prepare(self, items: list[PrepareItem], lease: str = "", epoch: int = 0) -> None:
         """Orders, and counts them as on their way until the node's own inventory says better: the next trigger may come first."""
         for item in items:
-            if item.level == "ready":
+            if item.level == "ready" and item.delay_s <= 0:
                 seen = self.counts.get(item.version) or VersionCount(item.version, 0, 0, 0)
                 self.counts[item.version] = msgspec.structs.replace(seen, preparing=seen.preparing + 1)
         if self.connection is not None:
             self.connection.send(Rpc.PREPARE, 0, PrepareBatch(items, epoch, lease))
 
-    def revoke(self, decision_ids: list[str], why: str, lease: str = "", epoch: int = 0) -> None:
+    def revoke(self, decision_ids: list[str], why: str, lease: str = "", epoch: int = 0, release: bool = False) -> None:
+        """`release`: ready ones, too."""
         if self.connection is not None:
-            self.connection.send(Rpc.REVOKE, 0, Revoke(decision_ids, why, epoch, lease))
+            self.connection.send(Rpc.REVOKE, 0, Revoke(decision_ids, why, epoch, lease, release))
 
     def retire(self, tenant: str) -> None:
         if self.connection is not None:
@@ -297,6 +302,19 @@ class Fleet:
     def idle(self, version: str) -> int:
         """Idle or on its way, nobody's yet, on all nodes together."""
         return sum(node.idle(version) for node in self.nodes)
+
+    def free_standbys(self, tenant: str) -> Counter[int]:
+        """By memory shape, on all nodes together: those that nobody spoke for, as they were a second ago at most."""
+        found: Counter[int] = Counter()
+        for node in self.up():
+            for (owner, memory_mb), count in node.free_standbys.items():
+                if owner in (tenant, ""):  # empty: they are shared
+                    found[memory_mb] += count
+        return found
+
+    def driver_of(self, node: str) -> str:
+        """Empty while nothing is known of it."""
+        return next((one.driver for one in self.nodes if one.name == node), "")
 
     def choose(self, spec: VersionSpec) -> NodePeer | None:
         return next(iter(place(spec.version, spec.memory_mb, self.up())), None)

@@ -95,7 +95,9 @@ class Planner:
         self.gateways = Members("gateway", gateway, lambda peers: None, partial(_died, self))
         self._local_nodes = [node(at, Peer("node", ""), 0) for at in settings.node_addresses]
         self._local_gateways = [gateway(at, Peer("gateway", ""), 0) for at in settings.gateway_addresses]
-        budget = Budget(settings.prewarm_instances, settings.prewarm_memory_mb, settings.prewarm_unused_s)
+        budget = Budget(
+            settings.prewarm_instances, settings.prewarm_memory_mb, settings.prewarm_unused_s, settings.prewarm_idle_s_per_busy_s
+        )
         self.loop = PlannerLoop(
             self.graph,
             self.table,
@@ -105,6 +107,7 @@ class Planner:
             settings.prewarm,
             dict(stored.policies) if stored is not None else {},
             self.right,
+            stored.learned if stored is not None else None,
         )
         self.names = Names(stored.names if stored is not None else None)
         self.assembler = Assembler(names=self.names.of)
@@ -151,6 +154,7 @@ class Planner:
             known = [one for one in known if one.tenant not in self._removed]
         self.learner.add(known, records.dropped, time.time())
         self.activity.add(known)
+        self.loop.on_records(known)
         self.exporter.submit(known)
 
     def on_outcomes(self, node: str, updates: Sequence[DecisionUpdate]) -> None:
@@ -197,7 +201,7 @@ class Planner:
         self.runs.forget_tenant(tenant)
         self.activity.forget_tenant(tenant)
         self.homes.forget(tenant)
-        self.loop.policies.pop(tenant, None)
+        self.loop.forget_tenant(tenant)
         for node in self.fleet.up():
             node.retire(name)
 
@@ -227,6 +231,7 @@ class Planner:
     def tick(self, now: float) -> bool:
         """True when there is more of it to do at once."""
         self.learner.settle(now)
+        self.loop.ahead.tick(now)
         traces = self.assembler.settled(now)
         self.learner.observe(traces, now)
         return bool(traces)
@@ -251,6 +256,7 @@ class Planner:
             self.runs.all(),
             dict(self.loop.policies),
             {str(tenant): names for tenant, names in self.names.of.items()},
+            self.loop.learned(),
         )
         try:
             await asyncio.to_thread(save, self.path, state)

@@ -9,6 +9,7 @@ from pathlib import Path
 import msgspec
 import structlog
 
+from orchestrator.planner.learned import Learned
 from orchestrator.planner.log import LogEntry
 from tracing.records import InvocationRecord
 
@@ -30,6 +31,7 @@ class PlannerState(msgspec.Struct, frozen=True):
     runs: dict[str, list[InvocationRecord]] = {}
     policies: dict[str, str] = {}
     names: dict[str, dict[str, str]] = {}
+    learned: Learned = msgspec.field(default_factory=Learned)
 
 
 def save(path: Path, state: PlannerState) -> None:

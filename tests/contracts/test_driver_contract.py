@@ -1,4 +1,4 @@
-"""What workers.ports asks of a driver, held against the process driver with real sandboxes, as whoever runs the tests."""
+"""What workers.ports asks of a driver, held against every driver with real sandboxes, as whoever runs the tests."""
 
 import asyncio
 import json
@@ -7,8 +7,9 @@ import time
 from pathlib import Path
 
 import pytest
-from doubles.loop import in_loop, until
-from doubles.process_bench import ECHO, HandlerError, Running, bench
+from doubles.loop import until
+from doubles.over_drivers import over
+from doubles.process_bench import ECHO, Bench, HandlerError, Running
 
 from workers.drivers.frames import FromGuest, ToGuest
 from workers.ports import DriverError, InitFailed, Specialisation
@@ -17,36 +18,33 @@ from workers.versions import Kind
 pytestmark = pytest.mark.system
 
 
-@in_loop
-async def test_a_clone_becomes_the_version_and_answers(tmp_path: Path) -> None:
-    async with bench(tmp_path) as made:
-        assert made.report.isolated
-        one = await made.run(ECHO)
-        assert await one.value({"a": [1, "ü", None]}) == {"a": [1, "ü", None]}
-        assert await one.value(b"\x00\xff") == b"\x00\xff"
-        assert one.report.attach_ms > 0
-        assert one.report.init_ms > 0
+@over("process", "microvm")
+async def test_a_clone_becomes_the_version_and_answers(made: Bench) -> None:
+    assert made.report.isolated
+    one = await made.run(ECHO)
+    assert await one.value({"a": [1, "ü", None]}) == {"a": [1, "ü", None]}
+    assert await one.value(b"\x00\xff") == b"\x00\xff"
+    assert one.report.attach_ms > 0
+    assert one.report.init_ms > 0
 
 
-@in_loop
-async def test_init_time_is_the_modules_own(tmp_path: Path) -> None:
-    async with bench(tmp_path) as made:
-        one = await made.run("import time\ntime.sleep(0.2)\n" + ECHO)
-        assert one.report.init_ms >= 200
-        assert one.report.attach_ms < one.report.init_ms
+@over("process", "microvm")
+async def test_init_time_is_the_modules_own(made: Bench) -> None:
+    slow, quick = await made.run("import time\ntime.sleep(0.5)\n" + ECHO), await made.run(ECHO)
+    assert slow.report.init_ms >= 500
+    assert quick.report.init_ms < slow.report.init_ms
 
 
-@in_loop
-async def test_a_clone_without_code_waits_and_is_worth_nothing_to_read(tmp_path: Path) -> None:
-    async with bench(tmp_path) as made:
-        clone = await made.driver.clone("acme", 128)
-        frames: list[object] = []
-        clone.on_frame = frames.append
-        clone.send(ToGuest.PING, 5)  # a standby knows SPECIALISE only: this ends it
-        reasons: list[str] = []
-        clone.on_exit = reasons.append
-        await until(lambda: reasons, "the clone has ended")
-        assert not frames
+@over("process", "microvm")
+async def test_a_clone_without_code_waits_and_is_worth_nothing_to_read(made: Bench) -> None:
+    clone = await made.driver.clone("acme", 128)
+    frames: list[object] = []
+    clone.on_frame = frames.append
+    clone.send(ToGuest.PING, 5)  # a standby knows SPECIALISE only: this ends it
+    reasons: list[str] = []
+    clone.on_exit = reasons.append
+    await until(lambda: reasons, "the clone has ended")
+    assert not frames
 
 
 @pytest.mark.parametrize(
@@ -62,45 +60,39 @@ async def test_a_clone_without_code_waits_and_is_worth_nothing_to_read(tmp_path:
         (ECHO, "handler:handler", Kind.WEB, "ValueError"),
     ],
 )
-def test_init_failures_say_what_happened(tmp_path: Path, source: str, handler: str, kind: Kind, error: str) -> None:
-    @in_loop
-    async def check() -> None:
-        async with bench(tmp_path) as made:
-            with pytest.raises(InitFailed) as caught:
-                await made.run(source, handler=handler, kind=kind)
-            assert caught.value.detail["type"] == error
-            assert "runtime.py" not in caught.value.detail["stack"]
-            if error == "KeyError":
-                assert "handler.py" in caught.value.detail["stack"]
-            assert await (await made.run(ECHO)).value(1) == 1
-
-    check()
+@over("process", "microvm")
+async def test_init_failures_say_what_happened(made: Bench, source: str, handler: str, kind: Kind, error: str) -> None:
+    with pytest.raises(InitFailed) as caught:
+        await made.run(source, handler=handler, kind=kind)
+    assert caught.value.detail["type"] == error
+    assert "runtime.py" not in caught.value.detail["stack"]
+    if error == "KeyError":
+        assert "handler.py" in caught.value.detail["stack"]
+    assert await (await made.run(ECHO)).value(1) == 1
 
 
-@in_loop
-async def test_a_layer_that_is_not_there_is_a_driver_error(tmp_path: Path) -> None:
-    async with bench(tmp_path) as made:
-        clone = await made.driver.clone("acme", 128)
-        missing = tmp_path / "nowhere"
-        with pytest.raises(DriverError, match="nowhere"):
-            await clone.specialise(Specialisation("a/b:1", "h:h", Kind.EVENT, 1, 128, (missing,), {}), 5)
-        await clone.kill("no code")
+@over("process", "microvm")
+async def test_a_layer_that_is_not_there_is_a_driver_error(made: Bench) -> None:
+    clone = await made.driver.clone("acme", 128)
+    missing = made.folder / "nowhere"
+    with pytest.raises(DriverError, match="nowhere"):
+        await clone.specialise(Specialisation("a/b:1", "h:h", Kind.EVENT, 1, 128, (missing,), {}), 5)
+    await clone.kill("no code")
 
 
-@in_loop
-async def test_init_that_takes_too_long_times_out_and_can_be_killed(tmp_path: Path) -> None:
-    async with bench(tmp_path) as made:
-        clone = await made.driver.clone("acme", 128)
-        with pytest.raises(TimeoutError):
-            await clone.specialise(made.work("while True: pass\n"), 0.3)
-        reasons: list[str] = []
-        clone.on_exit = reasons.append
-        await clone.kill("too slow")
-        assert reasons == ["too slow"]
+@over("process", "microvm")
+async def test_init_that_takes_too_long_times_out_and_can_be_killed(made: Bench) -> None:
+    clone = await made.driver.clone("acme", 128)
+    with pytest.raises(TimeoutError):
+        await clone.specialise(made.work("while True: pass\n"), 0.3)
+    reasons: list[str] = []
+    clone.on_exit = reasons.append
+    await clone.kill("too slow")
+    assert reasons == ["too slow"]
 
 
-@in_loop
-async def test_every_frame_but_ready_comes_and_output_past_the_runtime_too(tmp_path: Path) -> None:
+@over("process", "microvm")
+async def test_every_frame_but_ready_comes_and_output_past_the_runtime_too(made: Bench) -> None:
     source = """
 import os, subprocess, sys
 print("while importing")
@@ -111,60 +103,56 @@ def handler(event, context):
     subprocess.run([sys.executable, "-I", "-S", "-c", "import sys; sys.stderr.write('from a child')"], check=True)
     return "done"
 """
-    async with bench(tmp_path) as made:
-        one = await made.run(source)
-        assert await one.value() == "done"
-        assert one.logs == [(0, "out", "while importing\n"), (1, "out", "one 2\n"), (1, "err", "three\n")]
-        await until(lambda: one.output == {"out": b"raw out", "err": b"from a child"}, "the pipes were read")
-        one.clone.send(ToGuest.PING, 9)
-        await until(lambda: one.others, "the guest answers a ping")
-        assert [(frame.kind, frame.id) for frame in one.others] == [(FromGuest.PONG, 9)]
+    one = await made.run(source)
+    assert await one.value() == "done"
+    assert one.logs == [(0, "out", "while importing\n"), (1, "out", "one 2\n"), (1, "err", "three\n")]
+    await until(lambda: one.output == {"out": b"raw out", "err": b"from a child"}, "the pipes were read")
+    one.clone.send(ToGuest.PING, 9)
+    await until(lambda: one.others, "the guest answers a ping")
+    assert [(frame.kind, frame.id) for frame in one.others] == [(FromGuest.PONG, 9)]
 
 
-@in_loop
-async def test_an_exception_is_an_error_with_the_users_stack(tmp_path: Path) -> None:
+@over("process", "microvm")
+async def test_an_exception_is_an_error_with_the_users_stack(made: Bench) -> None:
     source = "def inner():\n    raise ValueError('no such sku')\ndef handler(event, context):\n    inner()\n"
-    async with bench(tmp_path) as made:
-        one = await made.run(source)
-        with pytest.raises(HandlerError) as caught:
-            await one.value()
-        detail = caught.value.detail
-        assert (detail["type"], detail["message"]) == ("ValueError", "no such sku")
-        assert 'File "/var/task/handler.py", line 2, in inner' in detail["stack"]
-        assert "runtime.py" not in detail["stack"]
-        with pytest.raises(HandlerError):
-            await one.value()  # it lives on
+    one = await made.run(source)
+    with pytest.raises(HandlerError) as caught:
+        await one.value()
+    detail = caught.value.detail
+    assert (detail["type"], detail["message"]) == ("ValueError", "no such sku")
+    assert 'File "/var/task/handler.py", line 2, in inner' in detail["stack"]
+    assert "runtime.py" not in detail["stack"]
+    with pytest.raises(HandlerError):
+        await one.value()  # it lives on
 
 
-@in_loop
-async def test_environment_and_dependencies_reach_the_function(tmp_path: Path) -> None:
+@over("process", "microvm")
+async def test_environment_and_dependencies_reach_the_function(made: Bench) -> None:
     source = """
 import os, graph, library
 key = os.environ["KEY"]
 def handler(event, context):
     return [key, graph.me, library.me]
 """
-    async with bench(tmp_path) as made:
-        one = await made.run(
-            {"handler.py": source, "graph.py": "me = 'the user'"},
-            environment={"KEY": "wert=ü"},
-            dependencies={"library/__init__.py": "me = 'a wheel'"},
-        )
-        assert await one.value() == ["wert=ü", "the user", "a wheel"]
+    one = await made.run(
+        {"handler.py": source, "graph.py": "me = 'the user'"},
+        environment={"KEY": "wert=ü"},
+        dependencies={"library/__init__.py": "me = 'a wheel'"},
+    )
+    assert await one.value() == ["wert=ü", "the user", "a wheel"]
 
 
-@in_loop
-async def test_killed_sandboxes_say_so_once_and_take_nothing_more(tmp_path: Path) -> None:
-    async with bench(tmp_path) as made:
-        one = await made.run("import time\ndef handler(event, context):\n    time.sleep(60)\n")
-        one.begin()
-        await asyncio.gather(one.clone.kill("first"), one.clone.kill("second"))
-        await one.clone.kill("third")
-        assert one.exits == ["first"]
-        one.clone.send(ToGuest.INVOKE, 7, b"{}", b"x" * 100_000)
-        assert one.clone.usage() is None
-        with pytest.raises(DriverError, match="first"):
-            await one.clone.specialise(made.work(), 1)
+@over("process", "microvm")
+async def test_killed_sandboxes_say_so_once_and_take_nothing_more(made: Bench) -> None:
+    one = await made.run("import time\ndef handler(event, context):\n    time.sleep(60)\n")
+    one.begin()
+    await asyncio.gather(one.clone.kill("first"), one.clone.kill("second"))
+    await one.clone.kill("third")
+    assert one.exits == ["first"]
+    one.clone.send(ToGuest.INVOKE, 7, b"{}", b"x" * 100_000)
+    assert one.clone.usage() is None
+    with pytest.raises(DriverError, match="first"):
+        await one.clone.specialise(made.work(), 1)
 
 
 @pytest.mark.parametrize(
@@ -175,33 +163,28 @@ async def test_killed_sandboxes_say_so_once_and_take_nothing_more(tmp_path: Path
         ("import os\ndef handler(event, context):\n    os.abort()\n", "signal"),
     ],
 )
-def test_a_sandbox_that_ends_by_itself_is_reported_with_its_status(tmp_path: Path, source: str, reason: str) -> None:
-    @in_loop
-    async def check() -> None:
-        async with bench(tmp_path) as made:
-            one, other = await made.run(source), await made.run(ECHO)
-            with pytest.raises(EOFError):
-                await one.value()
-            assert len(one.exits) == 1
-            assert reason in one.exits[0]
-            assert await other.value(2) == 2
-
-    check()
+@over("process", "microvm")
+async def test_a_sandbox_that_ends_by_itself_is_reported_with_its_status(made: Bench, source: str, reason: str) -> None:
+    one, other = await made.run(source), await made.run(ECHO)
+    with pytest.raises(EOFError):
+        await one.value()
+    assert len(one.exits) == 1
+    assert reason in one.exits[0]
+    assert await other.value(2) == 2
 
 
-@in_loop
-async def test_a_callback_set_late_still_hears_of_the_end(tmp_path: Path) -> None:
-    async with bench(tmp_path) as made:
-        clone = await made.driver.clone("acme", 128)
-        await clone.kill("early")
-        reasons: list[str] = []
-        clone.on_exit = reasons.append
-        await until(lambda: reasons, "the callback was called")
-        assert reasons == ["early"]
+@over("process", "microvm")
+async def test_a_callback_set_late_still_hears_of_the_end(made: Bench) -> None:
+    clone = await made.driver.clone("acme", 128)
+    await clone.kill("early")
+    reasons: list[str] = []
+    clone.on_exit = reasons.append
+    await until(lambda: reasons, "the callback was called")
+    assert reasons == ["early"]
 
 
-@in_loop
-async def test_usage_counts_memory_and_processes(tmp_path: Path) -> None:
+@over("process", "microvm")
+async def test_usage_counts_memory_and_processes(made: Bench) -> None:
     source = """
 import os, time
 kept = []
@@ -210,53 +193,51 @@ def handler(event, context):
     if os.fork() == 0:
         time.sleep(60)
 """
-    async with bench(tmp_path) as made:
-        one = await made.run(source, memory_mb=256)
-        before = one.clone.usage()
-        await one.value()
+    one = await made.run(source, memory_mb=256)
+    await until(one.clone.usage, "it was counted")  # a microVM's guest is asked, and its last answer told
+    before = one.clone.usage()
+    await one.value()
+
+    def grown() -> bool:
         after = one.clone.usage()
-        assert before is not None
-        assert after is not None
-        assert after.processes == before.processes + 1
-        assert after.memory_bytes > before.memory_bytes + (29 << 20)
+        return after.processes == before.processes + 1 and after.memory_bytes > before.memory_bytes + (29 << 20)
+
+    await until(grown, "a process and its memory are counted")
 
 
-@in_loop
-async def test_speculative_work_goes_on_and_can_be_adopted(tmp_path: Path) -> None:
-    async with bench(tmp_path) as made:
-        clone = await made.driver.clone("acme", 128)
-        clone.speculative(True)
-        one = Running(clone, await clone.specialise(made.work(), 15))
-        clone.speculative(False)
-        clone.speculative(False)
-        assert await one.value("x") == "x"
+@over("process", "microvm")
+async def test_speculative_work_goes_on_and_can_be_adopted(made: Bench) -> None:
+    clone = await made.driver.clone("acme", 128)
+    clone.speculative(True)
+    one = Running(clone, await clone.specialise(made.work(), 15))
+    clone.speculative(False)
+    clone.speculative(False)
+    assert await one.value("x") == "x"
 
 
-@in_loop
-async def test_a_retired_tenants_template_goes_after_its_clones(tmp_path: Path) -> None:
-    async with bench(tmp_path) as made:
-        one = await made.run(ECHO)
-        template = os.stat(f"/proc/{parent_of(one.clone.pid)}")
-        await made.driver.retire("acme")
-        assert await one.value(1) == 1
-        path = f"/proc/{parent_of(one.clone.pid)}"
-        await one.clone.kill("over")
-        await until(lambda: not os.path.exists(path) or os.stat(path).st_ctime != template.st_ctime, "the template has gone")
-        assert await (await made.run(ECHO)).value(2) == 2  # the tenant may come back
+@over("process")
+async def test_a_retired_tenants_template_goes_after_its_clones(made: Bench) -> None:
+    one = await made.run(ECHO)
+    template = os.stat(f"/proc/{parent_of(one.clone.pid)}")
+    await made.driver.retire("acme")
+    assert await one.value(1) == 1
+    path = f"/proc/{parent_of(one.clone.pid)}"
+    await one.clone.kill("over")
+    await until(lambda: not os.path.exists(path) or os.stat(path).st_ctime != template.st_ctime, "the template has gone")
+    assert await (await made.run(ECHO)).value(2) == 2  # the tenant may come back
 
 
-@in_loop
-async def test_a_template_that_dies_takes_its_clones_and_nobody_else(tmp_path: Path) -> None:
-    async with bench(tmp_path) as made:
-        mine, other = await made.run(ECHO, tenant="mine"), await made.run(ECHO, tenant="other")
-        os.kill(parent_of(mine.clone.pid), 9)
-        await until(lambda: mine.exits, "its clone is reported gone")
-        assert await other.value(1) == 1
-        assert await (await made.run(ECHO, tenant="mine")).value(2) == 2
+@over("process")
+async def test_a_template_that_dies_takes_its_clones_and_nobody_else(made: Bench) -> None:
+    mine, other = await made.run(ECHO, tenant="mine"), await made.run(ECHO, tenant="other")
+    os.kill(parent_of(mine.clone.pid), 9)
+    await until(lambda: mine.exits, "its clone is reported gone")
+    assert await other.value(1) == 1
+    assert await (await made.run(ECHO, tenant="mine")).value(2) == 2
 
 
-@in_loop
-async def test_concurrency_runs_invocations_side_by_side(tmp_path: Path) -> None:
+@over("process", "microvm")
+async def test_concurrency_runs_invocations_side_by_side(made: Bench) -> None:
     source = """
 import threading
 together = threading.Barrier(3, timeout=10)
@@ -265,35 +246,32 @@ def handler(event, context):
     together.wait()
     return event
 """
-    async with bench(tmp_path) as made:
-        one = await made.run(source, concurrency=3)
-        idents = [one.begin(number) for number in range(3)]
-        results = [await one.end(ident) for ident in idents]
-        assert [json.loads(bodies[0]) for _, bodies in results] == [0, 1, 2]
-        assert sorted(one.logs) == [(ident, "out", f"I am {number}\n") for number, ident in enumerate(idents)]
+    one = await made.run(source, concurrency=3)
+    idents = [one.begin(number) for number in range(3)]
+    results = [await one.end(ident) for ident in idents]
+    assert [json.loads(bodies[0]) for _, bodies in results] == [0, 1, 2]
+    assert sorted(one.logs) == [(ident, "out", f"I am {number}\n") for number, ident in enumerate(idents)]
 
 
-@in_loop
-async def test_big_payloads_pass_both_ways_while_others_are_served(tmp_path: Path) -> None:
-    async with bench(tmp_path) as made:
-        big, small = await made.run(ECHO, memory_mb=512), await made.run(ECHO)
-        payload = os.urandom(6 << 20)
-        ident = big.begin(payload)
-        began = time.monotonic()
-        assert await small.value(1) == 1
-        assert time.monotonic() - began < 10
-        _, bodies = await big.end(ident)
-        assert b"".join(bodies) == payload
+@over("process", "microvm")
+async def test_big_payloads_pass_both_ways_while_others_are_served(made: Bench) -> None:
+    big, small = await made.run(ECHO, memory_mb=512), await made.run(ECHO)
+    payload = os.urandom(6 << 20)
+    ident = big.begin(payload)
+    began = time.monotonic()
+    assert await small.value(1) == 1
+    assert time.monotonic() - began < 10
+    _, bodies = await big.end(ident)
+    assert b"".join(bodies) == payload
 
 
-@in_loop
-async def test_many_clones_at_once(tmp_path: Path) -> None:
-    async with bench(tmp_path) as made:
-        clones = await asyncio.gather(*(made.driver.clone(f"t{number % 3}", 128) for number in range(12)))
-        assert len({clone.clone_id for clone in clones}) == 12
-        work = made.work()
-        await asyncio.gather(*(clone.specialise(work, 15) for clone in clones))
-        await asyncio.gather(*(clone.kill("done") for clone in clones[:6]))
+@over("process", "microvm")
+async def test_many_clones_at_once(made: Bench) -> None:
+    clones = await asyncio.gather(*(made.driver.clone(f"t{number % 3}", 128) for number in range(12)))
+    assert len({clone.clone_id for clone in clones}) == 12
+    work = made.work()
+    await asyncio.gather(*(clone.specialise(work, 15) for clone in clones))
+    await asyncio.gather(*(clone.kill("done") for clone in clones[:6]))
 
 
 def parent_of(pid: int) -> int:

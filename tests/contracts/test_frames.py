@@ -8,8 +8,8 @@ import threading
 import pytest
 
 from workers import framing
-from workers.drivers.frames import FromGuest, ToGuest
-from workers.guest import runtime
+from workers.drivers.frames import FromGuest, FromInit, ToGuest, ToInit
+from workers.guest import microvm, runtime
 
 GOLDEN = {
     ToGuest.SPECIALISE: (1, {"version": "acme/shop:3", "handler": "app:main"}, b""),
@@ -35,6 +35,13 @@ def test_every_kind_has_its_golden_bytes_on_both_ends(kind: ToGuest | FromGuest)
     golden = bytes([number, 0, 0, 0]) + struct.pack(">III", 0x01020304, len(encoded), len(body)) + encoded + body
     assert framing.encode(kind, 0x01020304, encoded, body) == golden
     assert sent_by_guest(kind, 0x01020304, encoded, body) == golden
+
+
+def test_a_microvms_first_process_knows_the_same_numbers() -> None:
+    kinds = {kind.name: kind.value for kind in [*ToInit, *FromInit]}
+    assert {name: getattr(microvm, name) for name in kinds} == kinds
+    everything = [*ToGuest, *FromGuest, *ToInit, *FromInit]
+    assert len({int(kind) for kind in everything}) == len(everything)
 
 
 def test_the_golden_header_is_spelled_out() -> None:

@@ -192,6 +192,21 @@ def _(world: Crossing) -> None:
     assert world.alpha.get("/v1/decisions/totals").keys() == before.keys()
 
 
+@crosses("GET", "/v1/decisions/{decision_id}")
+def _(world: Crossing) -> None:
+    theirs = world.alpha.get("/v1/decisions?limit=1000")["decisions"][0]["decision_id"]
+    world.clean(world.beta.control.get(f"/v1/decisions/{theirs}"), 404)
+    own = world.beta.get("/v1/decisions?limit=1000")["decisions"][0]["decision_id"]
+    assert world.clean(world.beta.control.get(f"/v1/decisions/{own}"))["decision_id"] == own
+
+
+@crosses("GET", "/v1/calibration")
+def _(world: Crossing) -> None:
+    told = world.clean(world.beta.control.get("/v1/calibration"))
+    assert {one["function"] for one in told["functions"]} <= {"shared", "front", "doomed"}
+    assert told["functions"]
+
+
 @crosses("GET", "/v1/activity")
 def _(world: Crossing) -> None:
     assert "shared" in json.dumps(world.clean(world.beta.control.get("/v1/activity")))

@@ -33,7 +33,7 @@ class Mind:
     def settle(self) -> None:
         """Everything heard so far is learned, as if its grace were over."""
         self.planner.tick(1e12)
-        self.planner.loop._predictions.clear()
+        self.planner.loop.forecasts.forget()
 
     async def heard(self, runs: int) -> None:
         """`runs` runs were told whole."""

@@ -13,15 +13,13 @@ from typing import Any
 import msgspec
 
 from workers.drivers.frames import FromGuest, ToGuest
-from workers.drivers.process.clone import ProcessClone
 from workers.drivers.process.driver import ProcessDriver
-from workers.drivers.process.functions import ProcessFunctionTemplate
 from workers.framing import MORE, Frame
 from workers.ports import InitReport, IsolationReport, Specialisation
 from workers.versions import Kind
 
 WAIT_S = 15.0
-INIT_S = 15.0
+INIT_S = 30.0
 ECHO = "def handler(event, context):\n    return event\n"
 
 
@@ -36,7 +34,7 @@ class HandlerError(Exception):
 class Running:
     """An instance under test."""
 
-    def __init__(self, clone: ProcessClone, report: InitReport) -> None:
+    def __init__(self, clone: Any, report: InitReport) -> None:
         self.clone = clone
         self.report = report
         self.logs: list[tuple[int, str, str]] = []  # (id, stream, text)
@@ -129,9 +127,10 @@ class Running:
 class Templated:
     """A function template under test."""
 
-    def __init__(self, template: ProcessFunctionTemplate, work: Specialisation) -> None:
+    def __init__(self, template: Any, work: Specialisation) -> None:
         self.template = template
         self.work = work
+        self.running: list[Running] = []
 
     async def run(self, **changes: Any) -> Running:
         """An instance cloned from it."""
@@ -141,14 +140,17 @@ class Templated:
         except BaseException:
             await clone.kill("it did not start")
             raise
-        return Running(clone, report)
+        self.running.append(Running(clone, report))
+        return self.running[-1]
 
 
 class Bench:
-    """A started driver and what was made with it."""
+    """A started driver (process or microVM) and what was made with it."""
 
-    def __init__(self, folder: Path, driver: ProcessDriver, report: IsolationReport) -> None:
+    def __init__(self, folder: Path, driver: Any, report: IsolationReport) -> None:
         self.folder = folder
+        self._running: list[Running] = []
+        self._templates: list[Templated] = []
         self.driver = driver
         self.report = report
         self._layers = itertools.count(1)
@@ -188,7 +190,9 @@ class Bench:
         """A function template of `source`. Its init sees nothing of `environment`; its clones do."""
         work = self.work(source, tenant=tenant, **more)
         withheld = msgspec.structs.replace(work, environment={}, withheld=tuple(work.environment))
-        return Templated(await self.driver.template(tenant, withheld, INIT_S), work)
+        made = Templated(await self.driver.template(tenant, withheld, INIT_S), work)
+        self._templates.append(made)
+        return made
 
     async def run_templated(self, source: str | dict[str, str] = ECHO, **more: Any) -> Running:
         """As `run`, but cloned from a function template made for it, which stays."""
@@ -204,7 +208,15 @@ class Bench:
         except BaseException:
             await clone.kill("it did not start")
             raise
-        return Running(clone, report)
+        self._running.append(Running(clone, report))
+        return self._running[-1]
+
+    async def end(self) -> None:
+        """Ends what was made here and still lives."""
+        running = [*self._running, *(one for template in self._templates for one in template.running)]
+        await asyncio.gather(*(one.clone.kill("the test is over") for one in running))
+        for one in self._templates:
+            await one.template.end("the test is over")
 
 
 @contextlib.asynccontextmanager
@@ -212,7 +224,7 @@ async def bench(folder: Path, **driver: Any) -> AsyncIterator[Bench]:
     """A driver for one test. When it has stopped no process, descriptor or control group of it may be left."""
     folder.mkdir(exist_ok=True, parents=True)
     before = set(os.listdir("/proc/self/fd"))
-    children = descendants()
+    children, groups = descendants(), set(groups_of(os.getpid()))
     made = ProcessDriver(folder / "driver", **driver)
     report = await made.start()
     try:
@@ -227,7 +239,7 @@ async def bench(folder: Path, **driver: Any) -> AsyncIterator[Bench]:
         if os.path.lexists(f"/proc/self/fd/{fd}")
     ]
     assert not [name for name in names if "/fd" not in name], f"descriptors left: {names}"
-    assert not groups_of(os.getpid()), "control groups left"
+    assert set(groups_of(os.getpid())) <= groups, "control groups left"
 
 
 def descendants(besides: Set[int] = frozenset()) -> set[int]:

@@ -120,6 +120,8 @@ def misbehave():
         for_ever(lambda: monitor.sendall(b"x" * 65536))
     elif behaviour == "hangs up on the monitor":
         monitor.shutdown(socket.SHUT_RDWR)
+    elif behaviour == "floods its words":
+        for_ever(lambda: os.write(1, b"x" * 65536))
     elif behaviour == "sends descriptors":
         for _ in range(50):
             socket.send_fds(monitor, [b"\n"], [0, 1, 2])

@@ -110,8 +110,9 @@ class Traces:
         left += [f"namespaces {held} of process {pid}" for pid in alive if (held := _namespaces(pid) & self.namespaces)]
         settings = self.platform.settings
         left += _mounts((str(self.platform.state), str(settings.runtime_folder)))
-        group = limits.name_of(settings.node_folder / "process", 0).rpartition("-")[0]
-        left += [f"control group {path}" for path in CGROUPS.rglob(f"{group}*")]
+        for driver in ("process", "microvm"):
+            group = limits.name_of(settings.node_folder / driver, 0).rpartition("-")[0]
+            left += [f"control group {path}" for path in CGROUPS.rglob(f"{group}*")]
         left += [f"file {path}" for path in self._files()]
         return left
 

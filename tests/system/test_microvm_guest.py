@@ -48,9 +48,10 @@ def test_both_ends_put_the_layers_in_the_same_places() -> None:
 def test_no_two_clones_are_the_same_and_all_know_the_time(vms: Shared) -> None:
     source = """
 import os, random, secrets, ssl, socket, tempfile, time, uuid
+first = os.urandom(8).hex()
 unseeded = random.Random()
 def handler(event, context):
-    drawn = [os.urandom(8).hex(), random.random(), secrets.token_hex(8), ssl.RAND_bytes(8).hex(), str(uuid.uuid4()),
+    drawn = [first, os.urandom(8).hex(), random.random(), secrets.token_hex(8), ssl.RAND_bytes(8).hex(), str(uuid.uuid4()),
              str(uuid.uuid1()), next(tempfile._get_candidate_names()), unseeded.random()]
     return {"drawn": drawn, "now": time.time(), "host": socket.gethostname(), "uid": os.getuid()}
 """

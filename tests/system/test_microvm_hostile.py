@@ -245,6 +245,40 @@ def handler(event, context):
     vms.run(check())
 
 
+def test_in_its_machine_it_is_nobody(vms: Shared) -> None:
+    """What would make a function the owner of its machine's first process, and so of the port that is not its own."""
+    source = """
+import glob, os
+def handler(event, context):
+    status = dict(line.split(":", 1) for line in open("/proc/self/status"))
+    opened = []
+    for path in [*glob.glob("/dev/*"), "/dev/vport0p2", "/proc/1/mem", "/proc/1/environ", "/init", "/proc/kcore"]:
+        for flags in (os.O_RDWR, os.O_RDONLY):
+            try:
+                os.close(os.open(path, flags | os.O_NONBLOCK))
+                opened.append(path)
+            except OSError:
+                pass
+    try:
+        os.kill(1, 0)
+        signalled = True
+    except OSError:
+        signalled = False
+    capabilities = [int(status[name], 16) for name in ("CapEff", "CapBnd")]
+    return [os.getuid(), capabilities, int(status["NoNewPrivs"]), signalled, sorted(set(opened))]
+"""
+
+    async def check() -> None:
+        async with beside(vms, source) as (one, _):
+            user, capabilities, no_new, signalled, opened = await one.value()
+            assert user != 0
+            assert (capabilities, no_new, signalled) == ([0, 0], 1, False)
+            harmless = {"null", "zero", "full", "random", "urandom", "tty", "ptmx", "fd", "stdin", "stdout", "stderr", "shm"}
+            assert {os.path.basename(path) for path in opened} <= harmless | {"init"}, opened
+
+    vms.run(check())
+
+
 def test_a_killed_qemu_fails_its_own_invocation_with_a_reason(vms: Shared) -> None:
     async def check() -> None:
         async with beside(vms, "import time\ndef handler(event, context):\n    time.sleep(60)\n") as (one, _):
@@ -263,6 +297,16 @@ def test_a_stopped_qemu_can_be_killed(vms: Shared) -> None:
             await asyncio.wait_for(one.clone.kill("stuck"), 3)
 
     vms.run(check())
+
+
+def test_the_report_says_what_is_not_in_force(vms: Shared) -> None:
+    report = vms.bench.report
+    said = {line.partition(":")[0] for line in report.missing}
+    assert (report.driver, report.tier) == ("microvm", "tcg")
+    if os.geteuid() == 0:
+        assert not said & {"host user", "files", "network", "memory"}
+    else:
+        assert {"host user", "files", "network"} <= said
 
 
 @pytest.mark.needs_root

@@ -60,6 +60,14 @@ def test_two_who_build_at_once_elsewhere_make_the_same_bytes_once_and_a_damaged_
     assert one.initramfs.read_bytes() == shared.initramfs.read_bytes()
 
 
+@pytest.mark.needs_user
+def test_an_ordinary_user_builds_it(tmp_path: Path) -> None:
+    shared = guest_image()
+    shutil.copytree(shared.kernel.parents[2] / "packages", tmp_path / "packages")
+    shutil.copy(shared.kernel.parents[2] / "packages.json", tmp_path)
+    assert build(tmp_path, lambda _step: None).digest == shared.digest
+
+
 def test_what_is_there_is_found_without_a_word_and_half_of_it_is_not(folder: Path) -> None:
     steps: list[str] = []
     made = build(folder, steps.append)

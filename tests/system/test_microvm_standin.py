@@ -90,7 +90,9 @@ def test_one_that_breaks_the_protocol_is_ended_with_its_reason(vms: Shared, fold
     vms.run(check())
 
 
-@pytest.mark.parametrize("how", ["floods init", "floods small", "asks the time", "stands again", "sends descriptors"])
+@pytest.mark.parametrize(
+    "how", ["floods init", "floods small", "asks the time", "stands again", "sends descriptors", "floods its words"]
+)
 def test_one_that_floods_is_slowed_and_others_are_served(vms: Shared, folder: Path, how: str) -> None:
     async def check() -> None:
         other = await vms.bench.run(ECHO)

@@ -17,6 +17,7 @@ class Crowd:
         self.entered: list[str] = []
         self.inside: set[str] = set()
         self.most = 0
+        self.demanded: set[str] = set()  # of those inside, those that requests wait for
         self.tasks: dict[str, asyncio.Task[None]] = {}
         self.leave: dict[str, asyncio.Event] = {}
 
@@ -26,15 +27,18 @@ class Crowd:
         await settle()
 
     async def _step(self, name: str, priority: float, key: object) -> None:
-        await self.gate.enter(priority, key)
+        place = await self.gate.enter(priority, key)
         try:
             self.entered.append(name)
             self.inside.add(name)
+            if place == ON_DEMAND:
+                self.demanded.add(name)
             self.most = max(self.most, len(self.inside))
             await self.leave[name].wait()
         finally:
             self.inside.discard(name)
-            self.gate.leave()
+            self.demanded.discard(name)
+            self.gate.leave(place)
 
     async def go(self, name: str) -> None:
         self.leave[name].set()
@@ -76,6 +80,24 @@ async def test_on_demand_first_then_by_time_needed_then_refills_and_in_order_of_
 
 
 @in_loop
+async def test_speculative_steps_inside_make_no_request_wait_and_let_no_other_of_their_kind_in() -> None:
+    crowd = Crowd(CoreGate(2))
+    for name, priority in [("guess", 5.0), ("guess too", 5.0), ("queued guess", 4.0)]:
+        await crowd.come(name, priority)
+    for name in ("request", "second", "third"):
+        await crowd.come(name, ON_DEMAND)
+    assert crowd.inside == {"guess", "guess too", "request", "second"}, "as many as there are cores, whatever was begun before"
+    for name in ("guess", "guess too"):
+        await crowd.go(name)
+    assert crowd.inside == {"request", "second"}
+    await crowd.go("request")
+    assert crowd.inside == {"second", "third"}
+    await crowd.go("second")
+    assert crowd.inside == {"third", "queued guess"}
+    await crowd.disperse()
+
+
+@in_loop
 async def test_a_step_that_a_request_adopted_moves_ahead() -> None:
     crowd, adopted = Crowd(CoreGate(1)), object()
     await crowd.come("inside", ON_DEMAND)
@@ -109,7 +131,7 @@ async def test_cancelled_in_the_moment_it_is_let_in_it_passes_its_turn_on() -> N
     crowd.gate = gate
     await crowd.come("gives up", 1.0)
     await crowd.come("next", 1.0)
-    gate.leave()
+    gate.leave(1.0)
     crowd.tasks["gives up"].cancel()  # its turn has come, but it does not know yet
     await settle()
     assert crowd.entered == ["next"]
@@ -147,9 +169,10 @@ def test_whatever_happens_no_turn_is_lost_and_none_is_given_twice(cores: int, st
                     crowd.leave[chosen].set()
                 else:
                     crowd.tasks[chosen].cancel()
-            assert len(crowd.inside) <= cores
+            assert len(crowd.demanded) <= cores
+            assert len(crowd.inside - crowd.demanded) <= cores
         await crowd.disperse()
-        assert crowd.most <= cores
+        assert crowd.most <= 2 * cores
         assert crowd.gate.waiting == 0
         late = Crowd(crowd.gate)  # every turn came back
         for number in range(cores):

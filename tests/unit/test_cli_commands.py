@@ -252,15 +252,70 @@ DECISION = {
     "trigger": "invocation",
     "trace_id": "t1",
     "reason": "reached in [98 %] of runs",
-    "evidence": {"source": "learned", "reach": 0.98, "samples": 41},
+    "evidence": {
+        "source": "learned",
+        "reach": 0.98,
+        "concurrent": 0.97,
+        "samples": 41,
+        "lead_ms": 120.0,
+        "start_ms": 30.0,
+        "price": -2.5,
+        "trace_ids": ["t7", "t8", "t9"],
+        "lead_quantiles_ms": [80.0, 100.0, 120.0, 140.0, 200.0],
+        "wait_cost": 0.02,
+        "idle_cost": 0.01,
+        "idle_ms": 14.0,
+        "kappa": 0.0065,
+        "alternatives": [
+            {"what": "now", "cost": 0.03, "start_in_ms": 0.0},
+            {"what": "never", "cost": 2.53, "start_in_ms": None},
+        ],
+    },
     "memory_mb": 128,
+    "level": "ready",
+    "covers": [],
+    "start_in_ms": 64.0,
+    "expires_s": 3.0,
     "created_at": 1.0,
     "outcome": "hit",
+    "ready_at": 1.1,
+    "ended_at": 1.2,
     "start_ms": 88.2,
+    "idle_ms": 20.0,
+    "source": "clone",
+    "became": "",
     "detail": "",
 }
 
 
+RECKONED = {
+    "function": "pay",
+    "runs": 20,
+    "predicted": 0.5,
+    "observed": 0.55,
+    "brier": 0.2,
+    "invocations": 11,
+    "cold": 2,
+    "outcomes": {"hit": 8, "late": 1, "wasted": 3, "cancelled": 0},
+    "unprepared": 1,
+    "waited_s": 0.5,
+    "saved_s": 2.0,
+    "idle_s": 1.5,
+    "wasted_s": 1.0,
+    "wait_cost": 9.5,
+    "idle_cost": 0.1875,
+    "resting": "",
+    "changing": True,
+}
+CALIBRATION = {
+    "policy": "priced",
+    "prices": {"idle_gb_s": 1.0, "late_s": 19.0},
+    "spending": {"idle_s_per_busy_s": 1.0, "left_s": 41.5, "spent_s": 8.0, "busy_s": 3.0, "dearer": 1.0},
+    "error": 0.012,
+    "brier": 0.2,
+    "bins": [{"predicted": 0.5, "observed": 0.55, "count": 20}],
+    "functions": [RECKONED, RECKONED | {"function": "broken", "resting": "its init failed 2 times in a row", "predicted": None}],
+}
 STATUS = {
     "version": "0.1.0",
     "redis": "ok",
@@ -322,6 +377,8 @@ def test_lists_are_tables_and_json_is_passed_through(api: Api, foreglow: Any) ->
         ("graph",): ("/v1/graph?format=json", {"functions": [], "edges": [edge]}, "98 %       1.0       41   learned       12.3"),
         ("plan", "shop"): ("/v1/plans/shop", plan, "left out: gift, reach 1.0 %: reach under 5 %"),
         ("decisions",): ("/v1/decisions?limit=50", {"decisions": [DECISION], "revision": 3}, "reached in [98 %] of runs"),
+        ("calibration",): ("/v1/calibration", CALIBRATION, "broken rests: its init failed 2 times in a row"),
+        ("prewarm",): ("/v1/prewarm", {"policy": "priced"}, "priced"),
         ("runs",): ("/v1/runs?limit=20", {"runs": [RUN]}, "1 cold, 1 prewarmed"),
         ("logs", "pay"): ("/v1/functions/pay/logs?limit=20", {"logs": [log]}, "version 3\nhello"),
         ("status",): ("/v1/status", STATUS, "not in force: memory limit"),
@@ -345,6 +402,39 @@ def test_lists_are_tables_and_json_is_passed_through(api: Api, foreglow: Any) ->
             assert "threads it started still run" in out
         code, out, err = foreglow(*arguments, "--json")
         assert (code, json.loads(out)) == (0, document), arguments
+
+
+def test_why_tells_all_a_decision_stands_on_by_its_id_or_of_a_function_the_newest(api: Api, foreglow: Any) -> None:
+    api.on("GET", "/v1/decisions?function=d1&limit=1", {"decisions": [], "revision": 3})
+    api.on("GET", "/v1/decisions/d1", DECISION)
+    api.on("GET", "/v1/decisions?function=pay&limit=1", {"decisions": [DECISION], "revision": 3})
+    code, out, err = foreglow("why", "d1")
+    assert (code, err) == (0, "")
+    for said in (
+        "begun 64.0 ms later",
+        "probability 97 % (learned, 41 traces)",
+        "needed in 80.0 / 100 / 120 / 140 / 200 ms",
+        "against never -2.5",
+        "ready after 88.2 ms (clone), idle for 20.0 ms",
+        "seen in t7, t8, t9",
+        "never",
+    ):
+        assert said in out, said
+    assert foreglow("why", "pay")[1] == out
+    standby = DECISION | {"level": "standby", "covers": ["left", "right"], "became": "left:1"}
+    api.on("GET", "/v1/decisions/d1", standby)
+    out = foreglow("why", "d1")[1]
+    assert "a standby for left, right" in out
+    assert "became left:1" in out
+
+
+def test_the_policy_is_set_by_one_word(api: Api, foreglow: Any) -> None:
+    api.on("PUT", "/v1/prewarm", {"policy": "priced"})
+    assert foreglow("prewarm", "priced")[1] == "priced\n"
+    assert json.loads(api.asked[-1][2]) == {"policy": "priced"}
+    code, _, err = foreglow("prewarm", "cheap")
+    assert code == 1
+    assert "'cheap' is not one of path, priced, off" in err
 
 
 def test_graph_as_dot_is_printed_as_it_comes(api: Api, foreglow: Any) -> None:

@@ -64,7 +64,9 @@ class Double:
         asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(10)
 
     async def _start(self) -> None:
-        names = "graph plan decisions runs run workflows warm cool prewarm observe names name intake state logs"
+        names = (
+            "graph plan decisions decision calibration runs run workflows warm cool prewarm observe names name intake state logs"
+        )
         table = {what: self._answerer(what) for what in names.split()}
         self._server = await listen(self._path, self, self._secret, self._name, table)
 
@@ -134,6 +136,9 @@ def test_questions_carry_the_callers_tenant_and_the_answer_comes_through_as_it_i
         ("/v1/plans/checkout", "plan", {"name": "checkout"}),
         ("/v1/plans/observed/with%2Fslash", "plan", {"name": "observed/with/slash"}),
         ("/v1/decisions?function=f&run=r&limit=7", "decisions", {"function": "f", "run": "r", "limit": 7}),
+        ("/v1/decisions/p1-2-3", "decision", {"decision_id": "p1-2-3"}),
+        ("/v1/decisions/deploy/acme/f:1/128/1/2", "decision", {"decision_id": "deploy/acme/f:1/128/1/2"}),
+        ("/v1/calibration", "calibration", {}),
         ("/v1/runs?limit=3", "runs", {"limit": 3}),
         ("/v1/runs/abc", "run", {"trace_id": "abc"}),
         ("/v1/workflows", "workflows", {}),

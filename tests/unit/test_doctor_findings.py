@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator.doctor import findings
+from orchestrator.doctor import findings, microvm
 from orchestrator.doctor.findings import Finding, Level
 from orchestrator.validity import Validity
 from workers.ports import IsolationReport
@@ -26,6 +26,14 @@ def report(tier: str, *missing: str) -> IsolationReport:
         ("fail", findings.isolation(None, "no interpreter", True)),
         ("ok", findings.builds("userns", "")),
         ("warn", findings.builds("", "userns: unshare refused")),
+        ("ok", microvm.qemu((7, 2))),
+        ("fail", microvm.qemu((6, 2))),
+        ("fail", microvm.qemu(None)),
+        ("ok", microvm.guest_image("ab" * 32, True)),
+        ("warn", microvm.guest_image("", True)),
+        ("warn", microvm.guest_image("", False)),
+        ("ok", microvm.disks("mkfs.erofs", True)),
+        ("warn", microvm.disks("mkfs.erofs", False)),
         ("ok", findings.open_files(1024, 20000)),
         ("ok", findings.open_files(-1, -1)),
         ("warn", findings.open_files(1024, 4096)),

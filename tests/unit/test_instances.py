@@ -99,14 +99,17 @@ class Books(RuleBasedStateMachine):
     @rule(needed=st.integers(1, 1200))
     def memory_is_wanted(self, needed: int) -> None:
         idle = self.some(State.READY, live=False)
+        planned = [one for one in self.some(State.PREPARING) if one.decision_id and not one.waiting]
         victims = self.table.victims(needed)
-        if sum(one.memory_mb for one in idle) < needed:
+        if sum(one.memory_mb for one in [*idle, *planned]) < needed:
             assert victims == []
             return
         assert len(set(victims)) == len(victims)
-        assert set(victims) <= set(idle)
+        assert set(victims) <= {*idle, *planned}
         assert sum(one.memory_mb for one in victims) >= needed
         assert sum(one.memory_mb for one in victims[:-1]) < needed
+        assert set(victims) <= set(planned) or set(planned) <= set(victims), "what nobody has waited for goes first"
+        victims = [one for one in victims if one in idle]
         assert [(one.served > 0, one.idle_since) for one in victims] == sorted(
             (one.served > 0, one.idle_since) for one in victims
         )

@@ -83,12 +83,16 @@ def test_a_guest_that_boots_decides_for_kvm(tmp_path: Path, device: Path, how: s
 def test_a_guest_that_does_not_boot_decides_for_tcg_and_says_why(
     tmp_path: Path, device: Path, how: str, timeout_s: float, why: str
 ) -> None:
-    before = set(os.listdir("/proc/self/fd"))
+    before, running = set(os.listdir("/proc/self/fd")), children()
     choice = choose("auto", Standin(tmp_path, how).line, timeout_s, device)
     assert choice.accel == "tcg"
     assert why in choice.why
     assert set(os.listdir("/proc/self/fd")) == before
-    assert not Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read_text().split()
+    assert children() == running
+
+
+def children() -> list[str]:
+    return Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read_text().split()
 
 
 def test_without_a_device_nothing_is_started(tmp_path: Path) -> None:

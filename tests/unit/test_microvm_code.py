@@ -84,6 +84,13 @@ def test_what_is_larger_than_asked_is_not_inline(tmp_path: Path, most_bytes: int
     assert (inline(made, HERE, most_bytes, most_files) is not None) == fits
 
 
+def test_names_that_would_not_fit_a_frame_are_not_inline(tmp_path: Path) -> None:
+    folder = "x" * 200 + "/" + "y" * 200
+    made = layer(tmp_path / "code", {f"{folder}/{number}": b"" for number in range(1200)})
+    assert inline(made, HERE, 1 << 20, 4096) is None
+    assert inline(layer(tmp_path / "few", {f"{folder}/{number}": b"" for number in range(500)}), HERE, 1 << 20, 4096) is not None
+
+
 def test_a_layer_gives_the_same_bytes_wherever_and_in_whatever_order_it_was_written(tmp_path: Path) -> None:
     files: dict[str, str | bytes] = {f"p{number % 3}/m{number}.py": f"x = {number}\n" for number in range(30)}
     one = layer(tmp_path / "one", files)

@@ -103,10 +103,10 @@ async def test_starts_go_first_at_the_cores_and_refills_wait_for_quiet() -> None
         await until(lambda: gate.waiting == 1)
         second = asyncio.ensure_future(gate.enter(ON_DEMAND))
         await settle()
-        gate.leave()
+        gate.leave(ON_DEMAND)
         await second
         assert driver.tries == 0, "a start that came later went first"
-        gate.leave()
+        gate.leave(ON_DEMAND)
         await until(lambda: len(pool) == 1)
         pool.busy_until = asyncio.get_running_loop().time() + 1000.0  # both clocks are the monotonic one
         clone = pool.take("acme", 128)
@@ -123,7 +123,7 @@ async def test_a_shape_that_fails_holds_no_core_and_holds_up_nobody() -> None:
         pool.want("broken", 128)
         await until(lambda: driver.tries == 1)
         await asyncio.wait_for(gate.enter(ON_DEMAND), 1.0)
-        gate.leave()
+        gate.leave(ON_DEMAND)
         pool.want("acme", 128)
         await until(lambda: len(pool) == 1)
         assert driver.tries == 2
@@ -181,7 +181,7 @@ async def test_one_is_handed_out_only_when_it_rests_and_yields_until_then() -> N
         assert pool.take("acme", 128) is None
         assert driver.clones[0].speculations == [True]
         await asyncio.wait_for(gate.enter(ON_DEMAND), 1.0)  # it holds up no start
-        gate.leave()
+        gate.leave(ON_DEMAND)
         driver.rest_turn.open()
         await until(lambda: len(pool) == 1)
         assert driver.clones[0].speculations == [True, False]

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator.page import cells, feed, figures, overview, picture, waterfall
+from orchestrator.page import cells, feed, figures, overview, picture, reasons, waterfall
 
 
 def edge(caller: str, callee: str, probability: float = 1.0, **more: Any) -> dict[str, Any]:
@@ -86,7 +86,10 @@ def decision(number: int, outcome: str = "hit", function: str = "pay", **more: A
         "decision_id": f"d{number}", "revision": number, "function": function, "ordinal": 1, "entry": "checkout",
         "trigger": "invocation", "trace_id": "t1", "reason": "always called", "detail": "", "outcome": outcome,
         "evidence": {"source": "learned", "reach": 0.954, "concurrent": 1.0, "samples": 12, "lead_ms": 40.0, "start_ms": 150.0,
-                     "price": 0.0, "trace_ids": []},
+                     "price": 0.0, "trace_ids": [], "lead_quantiles_ms": [], "wait_cost": 0.0, "idle_cost": 0.0, "idle_ms": 0.0,
+                     "kappa": 0.0, "alternatives": []},
+        "level": "ready", "covers": [], "start_in_ms": 0.0, "expires_s": 60.0, "idle_ms": 0.0, "source": "", "became": "",
+        "version": 1, "node": "n",
         "created_at": 1000.0 + number, "ready_at": 1000.2 + number, "ended_at": None, "start_ms": 150.0, "saved_ms": 150.0,
     } | more  # fmt: skip
 
@@ -115,6 +118,46 @@ def test_a_decision_says_reason_evidence_and_outcome() -> None:
     assert (why["text"], why["sub"]) == ("always called", "the branch was not taken")
     assert evidence == "reach 95 % · learned, 12 traces · needed in 40.0 ms"
     assert (took, saved) == ("150 ms", "150 ms")
+
+
+def test_what_a_decision_stands_on_is_listed() -> None:
+    plain = dict(reasons.facts(decision(1)))
+    assert plain["Probability"] == "100 % (learned, 12 traces)"
+    assert plain["Ready"] == "after 150 ms, from what was there; idle for 0.0 ms"
+    assert "Expected cost" not in plain, "it was not priced"
+    evidence = decision(1)["evidence"] | {
+        "lead_quantiles_ms": [10.0, 20.0, 30.0, 40.0, 50.0], "wait_cost": 0.5, "idle_cost": 0.25, "idle_ms": 12.0, "price": -3.0,
+        "kappa": 0.04, "trace_ids": ["a", "b", "c"],
+        "alternatives": [{"what": "now", "cost": 1.0, "start_in_ms": 0.0}, {"what": "never", "cost": 3.5, "start_in_ms": None}],
+    }  # fmt: skip
+    standby = decision(2, level="standby", covers=["left", "right"], evidence=evidence, start_in_ms=64.0, became="left:3")
+    facts = dict(reasons.facts(standby))
+    assert facts["Needed in (5 / 25 / 50 / 75 / 95 %)"] == "10.0 ms / 20.0 ms / 30.0 ms / 40.0 ms / 50.0 ms"
+    assert facts["Expected cost"] == "0.5 of waiting, 0.25 of idling (12.0 ms of idling expected)"
+    assert facts["Against never"] == "-3; does not pay under 4 %"
+    assert facts["Decided"].endswith("begun 64.0 ms after it was decided")
+    assert facts["Ready"].endswith("became left:3")
+    assert facts["Seen in"] == "a, b, c"
+    assert reasons.heading(standby) == "A standby for left, right"
+    assert [row["cells"] for row in reasons.alternative_rows(evidence)] == [["now", "0.0 ms", "1"], ["never", "never", "3.5"]]
+    assert feed.rows([standby])[0]["cells"][1]["text"] == "standby for 2"
+
+
+def test_what_prewarming_comes_to_is_said_by_function_and_in_all() -> None:
+    one = {"function": "pay", "runs": 20, "predicted": 0.5, "observed": 0.55, "invocations": 11, "cold": 2, "waited_s": 0.5,
+           "idle_s": 1.5, "wait_cost": 9.5, "idle_cost": 0.1875, "resting": "", "changing": True}  # fmt: skip
+    rests = one | {"function": "broken", "predicted": None, "observed": None, "resting": "its init failed", "changing": False}
+    told = {"functions": [one, rests], "error": 0.02,
+            "spending": {"left_s": 41.5, "idle_s_per_busy_s": 1.0, "dearer": 4.0}}  # fmt: skip
+    assert [(name, figure) for name, figure, _ in reasons.tiles(told)] == [
+        ("Calibration error", "2 %"), ("Cost of waiting", "19"), ("Cost of idling", "0.375"), ("Idle budget", "42 s"),
+    ]  # fmt: skip
+    assert "4 times as dear" in reasons.tiles(told)[3][2]
+    assert reasons.tiles(told | {"error": None})[0][1] == "no figure yet"
+    pay, broken = (row["cells"] for row in reasons.function_rows([one, rests]))
+    assert pay[0] == {"text": "pay", "sub": "called much more or less than before"}
+    assert (pay[1], pay[2], broken[1]) == ("50 %", "55 %", "")
+    assert broken[0]["sub"] == "its init failed"
 
 
 def test_totals_as_tiles() -> None:

@@ -12,7 +12,8 @@ from graph.calls import StartKind
 from graph.ids import FunctionId, TenantId, VersionId
 from graph.plans import DeployDecision, EdgeSource, Evidence, Outcome, PrewarmDecision, PrewarmPlan, Trigger
 from orchestrator.planner import log, promises, runs, state
-from orchestrator.planner.log import DecisionLog, LogEntry, as_json
+from orchestrator.planner.answers import decision_json
+from orchestrator.planner.log import DecisionLog, LogEntry
 from orchestrator.planner.promises import LIVE_RUNS, RUN_S, Promises
 from orchestrator.planner.runs import RunBook
 from orchestrator.planner.state import FORMAT, PlannerState, load, save
@@ -51,7 +52,7 @@ class PromiseBooks(RuleBasedStateMachine):
         run = self.promises.get(trace)
         if run is not None:
             held = run.promised[function]
-            self.promises.started(run, function)
+            self.promises.started(run, function, self.now)
             assert run.promised[function] == max(0, held - 1)
             assert run.seen[-1] == function
 
@@ -209,7 +210,7 @@ def test_a_restarted_planner_knows_what_it_decided_and_counts_on_nothing_open() 
 def test_json_speaks_of_names_without_tenant_and_milliseconds() -> None:
     book = DecisionLog()
     book.add(plan_of(), decision("d1"), "acme/a:3", "n1")
-    told = as_json(book.entries()[0])
+    told = decision_json(book.entries()[0])
     assert (told["function"], told["entry"], told["version"], told["evidence"]["lead_ms"]) == ("a", "entry", 3, 250.0)
     assert (told["ready_at"], told["ended_at"], told["outcome"]) == (None, None, "pending")
 
@@ -318,7 +319,7 @@ def test_an_instance_a_version_asked_for_is_in_the_log_and_takes_nothing_from_th
     assert entry is not None
     assert (entry.tenant, entry.function, entry.version, entry.ordinal) == ("acme", "acme/a", "acme/a:3", 2)
     assert (entry.trigger, entry.node, entry.memory_mb, entry.created_at) == ("deploy", "n1", 256, 4.8)
-    assert "initial_instances" in as_json(entry)["reason"]
+    assert "initial_instances" in decision_json(entry)["reason"]
     assert book.open_of("acme") == []
     assert [one.decision_id for one in book.read("acme", function="a")] == [ordered]
     assert book.read("rival") == []

@@ -1,121 +1,20 @@
 """From triggers to orders, with the real graph and a fleet in memory: what is decided, what is not, what is taken back."""
 
 import random
-from collections import Counter
-from typing import Any
 
 import pytest
+from doubles.fleets import ACME, Bench, fid
 from doubles.gateways import route
 from doubles.nodes import spec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from graph.callgraph import CallGraph
-from graph.calls import Call, Trace
-from graph.ids import FunctionId, TenantId
+from graph.ids import FunctionId
 from graph.plans import Budget, EdgeSource, Evidence, Trigger
 from orchestrator.catalog.routes import TenantRoute
-from orchestrator.catalog.watch import RouteTable
-from orchestrator.planner.log import DecisionLog
-from orchestrator.planner.loop import PlannerLoop, needed_in
-from orchestrator.planner.peers import Fleet
+from orchestrator.planner.dispatch import needed_in
 from orchestrator.quotas import OwnQuotas
-from workers.rpc.messages import DecisionUpdate, PrepareItem, TriggerEvent
-from workers.versions import VersionSpec
-
-ACME = TenantId("acme")
-
-
-def fid(name: str) -> FunctionId:
-    return FunctionId(f"acme/{name}")
-
-
-class FakeNode:
-    """A node as the planner sees one: it takes orders and says what it has."""
-
-    def __init__(self, name: str = "n1", free_mb: int = 4096) -> None:
-        self.name, self.free_mb, self.connection = name, free_mb, object()
-        self.have: Counter[str] = Counter()  # idle or on their way
-        self.batches: list[list[PrepareItem]] = []
-        self.revoked: list[tuple[str, str]] = []
-        self.defined: list[str] = []
-
-    def idle(self, version: str) -> int:
-        return self.have[version]
-
-    def hosts(self, tenant: str) -> bool:
-        return True
-
-    def define(self, one: VersionSpec) -> None:
-        self.defined.append(one.version)
-
-    def prepare(self, items: list[PrepareItem], lease: str = "", epoch: int = 0) -> None:
-        assert all(item.version in self.defined for item in items), "a version is defined before it is ordered"
-        self.batches.append(items)
-        for item in items:
-            self.have[item.version] += 1
-
-    def revoke(self, ids: list[str], why: str, lease: str = "", epoch: int = 0) -> None:
-        self.revoked += [(one, why) for one in ids]
-
-    @property
-    def ordered(self) -> list[PrepareItem]:
-        return [item for batch in self.batches for item in batch]
-
-    @property
-    def names(self) -> list[str]:
-        return [item.version.partition("/")[2].partition(":")[0] for item in self.ordered]
-
-
-class Bench:
-    """A planner loop with what it stands on."""
-
-    def __init__(self, budget: Budget | None = None, policy: str = "path", nodes: int = 1) -> None:
-        self.graph, self.table, self.log = CallGraph(), RouteTable(), DecisionLog()
-        self.nodes = [FakeNode(f"n{number + 1}") for number in range(nodes)]
-        self.node = self.nodes[0]
-        self.loop = PlannerLoop(
-            self.graph,
-            self.table,
-            Fleet(self.nodes),  # type: ignore[arg-type]
-            self.log,
-            budget or Budget(),
-            policy,
-            {},
-        )
-        self._numbers = 0
-
-    def deploy(self, name: str, *calls: str, memory_mb: int = 128) -> None:
-        one = spec(name, memory_mb=memory_mb)
-        self.table.put(fid(name), route(one, calls=calls))
-        self.graph.declare(fid(name), [fid(callee) for callee in calls], memory_mb, 0.0)
-
-    def learn(self, entry: str, *path: str, times: int = 1) -> None:
-        """Runs in which `entry` called the functions of `path` one after the other."""
-        for _ in range(times):
-            self._numbers += 1
-            calls = tuple(Call(fid(entry), fid(name), -1, 0.1 * at, 0.05) for at, name in enumerate(path))
-            self.graph.observe(Trace(ACME, f"learned{self._numbers}", fid(entry), 1.0, calls), float(self._numbers))
-
-    def starts(self, name: str, trace: str = "tr", parent: bool = False) -> None:
-        self.loop.on_event(TriggerEvent(f"acme/{name}:1", trace, f"i{name}", "p" if parent else "", 1.0))
-
-    def calls(self, name: str, trace: str = "tr") -> None:
-        """A stage starts; its instance is idle no more."""
-        for node in self.nodes:
-            if node.have[f"acme/{name}:1"]:
-                node.have[f"acme/{name}:1"] -= 1
-                break
-        self.starts(name, trace, parent=True)
-
-    def ends(self, trace: str = "tr") -> None:
-        self.loop.on_event(TriggerEvent("acme/any:1", trace, "i", "", 2.0, ended=True))
-
-    def decision(self, name: str, nth: int = 0) -> str:
-        return [one.decision_id for one in self.log.entries() if one.function == fid(name)][nth]
-
-    def tell(self, decision_id: str, outcome: str, **more: Any) -> None:
-        self.loop.on_outcomes([DecisionUpdate(decision_id, outcome, 1.0, **more)])
+from workers.rpc.messages import TriggerEvent
 
 
 @pytest.fixture
@@ -155,7 +54,7 @@ def test_a_learned_path_needs_three_runs(bench: Bench) -> None:
     bench.starts("entry", "early")
     assert bench.node.ordered == []
     bench.learn("entry", "a")
-    bench.loop._predictions.clear()  # kept for a quarter of a second
+    bench.loop.forecasts.forget()  # kept for a quarter of a second
     bench.starts("entry", "late")
     assert bench.node.names == ["a"]
     assert bench.log.entries()[0].evidence.samples == 3
@@ -193,7 +92,7 @@ def test_stages_that_start_order_nothing_again(bench: Bench) -> None:
     assert sorted(bench.node.names) == ["a", "b", "c"]
     assert bench.node.revoked == []
     bench.ends()
-    assert [bench.loop._promises.total(fid(name)) for name in "abc"] == [0, 0, 0]
+    assert [bench.loop.promises.total(fid(name)) for name in "abc"] == [0, 0, 0]
 
 
 def test_what_is_idle_is_counted_on_and_not_prepared(bench: Bench) -> None:
@@ -280,7 +179,7 @@ def test_counting_on_an_idle_one_again_and_again_is_counting_on_one(bench: Bench
     bench.starts("entry")
     for name in ("b", "c"):
         bench.calls(name)
-        assert bench.loop._promises.total(fid("a")) == 1
+        assert bench.loop.promises.total(fid("a")) == 1
 
 
 # -- bounds
@@ -367,7 +266,7 @@ def test_showing_a_plan_orders_nothing_and_promises_nothing(bench: Bench) -> Non
     bench.deploy("a")
     shown = bench.loop.show(ACME, fid("entry"))
     assert [one.function for one in shown.decisions] == [fid("a")]
-    assert (bench.node.batches, bench.log.entries(), bench.loop._promises.total(fid("a"))) == ([], [], 0)
+    assert (bench.node.batches, bench.log.entries(), bench.loop.promises.total(fid("a"))) == ([], [], 0)
 
 
 # -- nodes
@@ -444,12 +343,12 @@ def test_in_any_story_the_books_add_up(story: list[tuple[str, int, str]], pick: 
         assert len(ids) == len(set(ids)) == len(bench.log.entries())
         assert set(bench.node.names) <= {"a", "b", "c"}
         for each in "abc":
-            held = sum(run.promised[fid(each)] for run in bench.loop._promises._runs.values())
-            assert bench.loop._promises.total(fid(each)) == held >= 0
+            held = sum(run.promised[fid(each)] for run in bench.loop.promises._runs.values())
+            assert bench.loop.promises.total(fid(each)) == held >= 0
     for trace in list(began):
         bench.ends(trace)
-    assert len(bench.loop._promises) == 0
-    assert all(bench.loop._promises.total(fid(each)) == 0 for each in "abc")
+    assert len(bench.loop.promises) == 0
+    assert all(bench.loop.promises.total(fid(each)) == 0 for each in "abc")
     pending = {one.decision_id for one in bench.log.entries() if one.outcome == "pending"}
     assert pending <= {one for one, _ in bench.node.revoked}, "what nobody waits for any more was taken back"
 

@@ -4,7 +4,8 @@ from graph.calls import StartKind
 from graph.ids import FunctionId, TenantId
 from graph.plans import EdgeSource, Evidence, PrewarmDecision, PrewarmPlan, Trigger
 from orchestrator.planner.activity import BUCKET_S, Activity
-from orchestrator.planner.log import DecisionLog, as_json
+from orchestrator.planner.answers import decision_json
+from orchestrator.planner.log import DecisionLog
 from orchestrator.planner.totals import totals
 from tracing.records import InvocationRecord, Timings
 from workers.rpc.messages import DecisionUpdate
@@ -51,7 +52,7 @@ def test_totals_are_of_one_tenant_and_one_function() -> None:
 
 
 def test_a_decision_says_what_it_saved() -> None:
-    saved = {one.decision_id: as_json(one)["saved_ms"] for one in ended().entries()}
+    saved = {one.decision_id: decision_json(one)["saved_ms"] for one in ended().entries()}
     assert saved == {"hit": 500.0, "late": 200.0, "wasted": 0.0, "cancelled": 0.0, "open": 0.0}
 
 

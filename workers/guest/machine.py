@@ -166,7 +166,6 @@ def prepare_kernel() -> None:
             os.close(descriptor)
         os.unlink(f"/lib/modules/{module}.ko")
     put("/proc/sys/user/max_user_namespaces", "0")
-    put("/proc/sys/kernel/core_pattern", "|/bin/false")
 
 
 def make_group(settings: Settings) -> None:

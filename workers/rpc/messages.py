@@ -123,8 +123,10 @@ class ChildCall(msgspec.Struct, array_like=True, frozen=True):
 
 
 class PrepareItem(msgspec.Struct, array_like=True, frozen=True):
-    """`level`: ready (an instance) or code (only the layers into tier 1). `delay_s` is relative to receipt; the instance, once
-    ready and unused for `expires_s`, is given up. `needed_in_s` orders what a node prepares, the smallest first."""
+    """`level`: ready (an instance), standby (a clone without code of the version's tenant and shape, held for whatever the run
+    turns out to need) or code (only the layers into tier 1). `delay_s` is relative to receipt; what was prepared, once ready and
+    unused for `expires_s`, is given up. `needed_in_s` orders what a node prepares, the smallest first. `trace_id`: the run it is
+    for, empty when for none."""
 
     decision_id: str
     version: str
@@ -132,6 +134,7 @@ class PrepareItem(msgspec.Struct, array_like=True, frozen=True):
     delay_s: float = 0.0
     expires_s: float = 60.0
     needed_in_s: float = 0.0
+    trace_id: str = ""
 
 
 class PrepareBatch(msgspec.Struct, array_like=True, frozen=True):
@@ -143,10 +146,13 @@ class PrepareBatch(msgspec.Struct, array_like=True, frozen=True):
 
 
 class Revoke(msgspec.Struct, array_like=True, frozen=True):
+    """`release`: what is ready and unused is given up as well."""
+
     decision_ids: list[str]
     why: str = ""
     epoch: int = 0
     lease: str = ""
+    release: bool = False
 
 
 class Drain(msgspec.Struct, array_like=True, frozen=True):
@@ -197,7 +203,8 @@ class Hosted(msgspec.Struct, array_like=True, frozen=True):
 
 class DecisionUpdate(msgspec.Struct, array_like=True, frozen=True):
     """`outcome` as in graph.plans.Outcome. `start_s` (with `ready`): how long preparing took. `invocation_id` with hit and late.
-    `detail`: the steps in ms, or why it was cancelled."""
+    `detail`: the steps in ms, or why it was cancelled. `source` (with `ready`): what it was made from, see
+    workers.instances.Instance. `became`: the version that took a standby."""
 
     decision_id: str
     outcome: str
@@ -206,6 +213,8 @@ class DecisionUpdate(msgspec.Struct, array_like=True, frozen=True):
     invocation_id: str = ""
     detail: str = ""
     timings: Timings = Timings()
+    source: str = ""
+    became: str = ""
 
 
 class Outcomes(msgspec.Struct, array_like=True, frozen=True):
@@ -221,13 +230,24 @@ class VersionCount(msgspec.Struct, array_like=True, frozen=True):
     preparing: int
 
 
+class StandbyCount(msgspec.Struct, array_like=True, frozen=True):
+    """Standbys of a tenant and shape that nobody spoke for."""
+
+    tenant: str
+    memory_mb: int
+    count: int
+
+
 class Inventory(msgspec.Struct, array_like=True, frozen=True):
-    """`whole`: all versions are listed, what is missing has none. Otherwise only the changed ones are."""
+    """`whole`: all versions are listed, what is missing has none. Otherwise only the changed ones are, and `free` is empty.
+    `driver`: the node's."""
 
     versions: list[VersionCount]
     free_mb: int
     standbys: int
     whole: bool = False
+    driver: str = ""
+    free: list[StandbyCount] = []
 
 
 class TriggerEvent(msgspec.Struct, array_like=True, frozen=True):

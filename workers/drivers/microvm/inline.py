@@ -13,6 +13,8 @@ import msgspec
 
 MAX_FILES = 256
 """Each takes the guest about a tenth of a millisecond to write: with more, a disk is quicker."""
+MOST_NAMES = 400 << 10
+"""Bytes of what is said about the files: those of two layers are the meta of one frame, which holds 1 MiB."""
 COMPILING = Path(__file__).with_name("compiling.py")
 COMPILE_TIMEOUT_S = 20.0
 MAX_COMPILED = 1 << 20  # bytes of source compiled here at a time; a layer of a deployed version brings its bytecode
@@ -34,7 +36,7 @@ def inline(layer: Path, python: str, most_bytes: int, most_files: int = MAX_FILE
     and made where it is missing and this interpreter can. Blocks. Raises OSError."""
     tag = f".cpython-{python.replace('.', '')}."
     found: dict[str, tuple[int, bytes]] = {}
-    total = 0
+    total = names = 0
     for path, entry in _walk(layer):
         mode = entry.stat(follow_symlinks=False).st_mode
         if stat.S_ISDIR(mode):
@@ -46,7 +48,8 @@ def inline(layer: Path, python: str, most_bytes: int, most_files: int = MAX_FILE
                 return None
             found[path] = (stat.S_IFREG | (0o755 if mode & 0o111 else 0o644), Path(entry.path).read_bytes())
         total += len(found[path][1]) if path in found else 0
-        if len(found) > most_files:
+        names += len(path.encode()) + 40
+        if len(found) > most_files or names > MOST_NAMES:
             return None
     if python == f"{sys.version_info[0]}.{sys.version_info[1]}":
         _compile(found, tag)

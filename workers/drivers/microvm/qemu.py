@@ -15,6 +15,7 @@ from workers.drivers.microvm.confinement import ENVIRONMENT, SYSTEM_CALLS
 from workers.drivers.microvm.image import OVERHEAD_MB, GuestImage
 from workers.drivers.microvm.qmp import GONE, Qmp
 from workers.drivers.microvm.taps import GUEST_ADDRESS, GUEST_GATEWAY, GUEST_MAC, GUEST_PREFIX
+from workers.drivers.wire import OutputPipe
 from workers.ports import DriverError
 
 BINARY = "qemu-system-x86_64"
@@ -28,7 +29,7 @@ TB_MB = 64
 """Translated code (tcg): the default would be an eighth of the guest's memory, at least 32 MB, up to 1 GB."""
 PROCESS_MB = 96
 """What a QEMU needs beside its guest's memory and translated code."""
-QMP_TIMEOUT_S = 10.0
+MAX_WORDS = 2000  # bytes kept of what a QEMU says
 KERNEL_WORDS = (
     "console=ttyS0 quiet loglevel=1 reboot=t panic=-1 mitigations=off audit=0 apparmor=0 nowatchdog init_on_alloc=0 "
     "tsc=reliable no_timer_check"
@@ -160,9 +161,8 @@ class Qemu:
         self.qmp = Qmp(monitor, self._lost)
         self._loop.add_reader(self._pidfd, self._exited)
         assert process.stdout is not None
-        self._errors = process.stdout.fileno()
-        os.set_blocking(self._errors, False)
-        self._loop.add_reader(self._errors, self._complains)
+        self._said = OutputPipe(os.dup(process.stdout.fileno()), self._complains)
+        process.stdout.close()
 
     def kill(self) -> None:
         """SIGKILL; `gone` is set when it has gone."""
@@ -174,16 +174,8 @@ class Qemu:
         self._why = "" if why == GONE else why
         self.kill()
 
-    def _complains(self) -> None:
-        try:
-            text = os.read(self._errors, 4096)
-        except BlockingIOError:
-            return
-        except OSError:
-            text = b""
-        if not text:
-            self._loop.remove_reader(self._errors)
-        self._words = (self._words + text)[-2000:]
+    def _complains(self, text: bytes) -> None:
+        self._words = (self._words + text)[-MAX_WORDS:]
 
     def words(self) -> str:
         """The last it has said, and while it booted its guest's console."""
@@ -193,10 +185,7 @@ class Qemu:
     def _exited(self) -> None:
         self._loop.remove_reader(self._pidfd)
         code = self._process.wait()
-        self._complains()
-        self._loop.remove_reader(self._errors)
-        assert self._process.stdout is not None
-        self._process.stdout.close()
+        self._said.close()
         os.close(self._pidfd)
         how = f"signal {-code}" if code < 0 else f"exit {code}"
         words = self.words()

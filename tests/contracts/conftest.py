@@ -1,0 +1,45 @@
+"""A started driver of each kind: processes anew for each test, microVMs over one driver for all, since to boot takes seconds."""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+import pytest
+from doubles.loop import in_loop
+from doubles.microvms import Shared, guest_image, shared
+from doubles.over_drivers import Test
+from doubles.process_bench import Bench, bench
+
+
+@pytest.fixture(scope="session")
+def microvms(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shared]:
+    with shared(tmp_path_factory.mktemp("microvms"), guest_image()) as made:
+        yield made
+
+
+@pytest.fixture
+def driven(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[Test], None]:
+    """Runs a test over the driver of the name that is its parameter."""
+    if request.param == "process":
+        return partial(_over_process, tmp_path)
+    return partial(_over_microvms, request.getfixturevalue("microvms"), tmp_path)
+
+
+def _over_process(folder: Path, test: Test) -> None:
+    @in_loop
+    async def run() -> None:
+        async with bench(folder) as made:
+            await test(made)
+
+    run()
+
+
+def _over_microvms(vms: Shared, folder: Path, test: Test) -> None:
+    async def run() -> None:
+        made = Bench(folder, vms.bench.driver, vms.bench.report)
+        try:
+            await test(made)
+        finally:
+            await made.end()
+
+    vms.run(run())
