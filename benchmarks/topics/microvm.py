@@ -22,14 +22,14 @@ PARTS = ("translated code", "guest", "QEMU's own", "programs")
 FILL, FULL_MB = Deployed("fill", "fill", "fill:handler", {"memory_mb": 128, "timeout_s": 60}), 100
 FILL_TIMEOUT_S = 120.0
 REFILL_S = 20.0  # until a standby has taken the place of the one used
-TRIES = 3  # what the node told of its standbys may be a second old
+TRIES, TOLD_S = 5, 1.2  # what the node told of its standbys may be a second old
 SETTLE_S = 0.5  # until an instance that was dropped has gone
 REST_S = 0.35
 
 
 def run(report: Report, full: bool) -> None:
     image(report)
-    times = 120 if full else 20
+    times = 120 if full else 15
     for network in (True, False):
         _tell_first_requests(report, times, network)
     _tell_full(report)
@@ -82,6 +82,7 @@ def _first(platform: Platform, function: Deployed, start: str) -> Callable[[], A
         for _ in range(TRIES):
             platform.cool(function.name)
             if start == "standby":
+                time.sleep(TOLD_S)
                 _wait_for(platform, platform.standbys, REFILL_S)
             time.sleep(SETTLE_S)
             answer = platform.invoke(function.name)
