@@ -23,8 +23,8 @@ TAUGHT = 100
 """Runs of each entry that teach before the replay begins."""
 
 BUSIEST, RAREST = 1000, 24
-"""Calls in 8 hours: of Azure's functions those between stand for entries. 16 % of them are called more often, which have no cold
-starts to speak of, and 45 % less."""
+"""Calls in 8 hours: of Azure's functions those between stand for entries, 130 of 250. 19 are called more often, and have hardly
+any cold starts; 101 less, and have hardly any runs."""
 
 KEEPS_S = (1.0, 10.0, 60.0, 600.0)
 FEWER_S = (10.0, 600.0)
