@@ -147,13 +147,15 @@ def cost(needed: float, at: float, one: Lead, starts: Sequence[float], idle: flo
 
     `at` is negative for one under way; 0 with start times of 0 is one that is ready. Starts that would be over by now are over.
     """
-    ready = np.maximum(at + np.array(starts), 0.0)[:, None]
-    samples = one.samples[None, :]
-    called = float(np.maximum(samples - ready, 0.0).mean())
-    uncalled = float(np.maximum(samples[:, -1:] + LEAST_HELD_S - ready, 0.0).mean())
-    waited = float(np.where(samples < at, sum(starts) / len(starts), np.maximum(ready - samples, 0.0)).mean())
-    idled = needed * called + (1.0 - needed) * uncalled
-    return idle * idled + late * needed * waited, idled
+    ready = [max(at + start, 0.0) for start in starts]
+    until = float(one.samples[-1]) + LEAST_HELD_S
+    early = one.samples - np.array(ready)[:, None]
+    idling = np.maximum(early, 0.0)
+    before = int(one.samples.searchsorted(at)) if at > 0.0 else 0
+    waits = float((idling - early)[:, before:].sum()) + before * sum(starts)
+    uncalled = sum(max(until - each, 0.0) for each in ready) / len(ready)
+    idled = needed * float(idling.sum()) / early.size + (1.0 - needed) * uncalled
+    return idle * idled + late * needed * waits / early.size, idled
 
 
 def hold_s(needed: float, samples: int, saved_s: float, idle: float, late: float) -> float:
