@@ -16,6 +16,8 @@ AT_ONCE = 64
 
 TRACE_IDS = 3
 
+_SPREAD_DIGITS = 4  # a tenth of a millisecond: less is noise, and the later stage tells as much
+
 ANCHORS = 3
 """So many of the stages that started last are tried as what a time is measured from."""
 
@@ -176,7 +178,8 @@ class EntryReach(msgspec.Struct, array_like=True, gc=False):
         values = np.where(counted, since, 0.0)
         mean = values.sum(axis=1) / np.maximum(runs, 1)
         squares = (values * values).sum(axis=1) / np.maximum(runs, 1)
-        varies = np.where(runs >= COMPARABLE, squares - mean * mean, np.inf)
+        spread = np.round(np.sqrt(np.maximum(squares - mean * mean, 0.0)), _SPREAD_DIGITS)
+        varies = np.where(runs >= COMPARABLE, spread, np.inf)
         best = len(anchors) - 1 - np.argmin(varies[::-1], axis=0)  # of equals the latest
         column = np.arange(len(others))
         ordered = np.sort(np.where(counted, since, np.inf)[best, :, column], axis=1)
