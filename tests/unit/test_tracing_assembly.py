@@ -268,13 +268,13 @@ def test_another_service_inside_is_called_whatever_kind_its_span_has():
 OTHER = "b" * 32
 
 
-def taken_from_a_queue(trace_id=OTHER, link=(ID, "9"), start=300):
+def taken_from_a_queue(trace_id=OTHER, link=(ID, "9"), start=300, ids="a"):
     """A consumer that begins a trace of its own, linked to SHOP's producer."""
     linked = {"link_trace": link[0], "link_span": link[1]}
     return [
-        span("a0", "", "pack", "queue process", "consumer", start, start + 20, trace_id=trace_id, **linked),
-        span("a1", "a0", "pack", "HTTP GET", "client", start + 5, start + 15, trace_id=trace_id),
-        span("a2", "a1", "stock", "/take", "server", start + 6, start + 14, trace_id=trace_id),
+        span(f"{ids}0", "", "pack", "queue process", "consumer", start, start + 20, trace_id=trace_id, **linked),
+        span(f"{ids}1", f"{ids}0", "pack", "HTTP GET", "client", start + 5, start + 15, trace_id=trace_id),
+        span(f"{ids}2", f"{ids}1", "stock", "/take", "server", start + 6, start + 14, trace_id=trace_id),
     ]
 
 
@@ -495,6 +495,19 @@ def test_traces_that_are_linked_complete_together():
     alone = Assembler()
     alone.add(T, taken_from_a_queue(), 0.0)
     assert [trace.entry for trace in alone.settled(7.0)] == ["t/pack/queue process"]
+
+
+def test_many_that_are_linked_to_one_are_bounded_and_none_is_lost():
+    assembler = Assembler()
+    assembler.add(T, [*SHOP, SENT], 0.0)
+    for number in range(300):
+        assembler.add(T, taken_from_a_queue(f"{number:032x}", ids=f"{number:x}a"), 0.0)
+    traces = []
+    while more := assembler.settled(7.0):
+        traces += more
+    assert sum(len(trace.calls) + 1 for trace in traces) == 3 + 300 * 2
+    assert max(len(trace.calls) for trace in traces) == 2 + 64 * 2
+    assert (len(assembler), assembler.traces, assembler._followers) == (0, 0, {})
 
 
 def test_traces_without_a_root_make_room_when_there_is_none():
