@@ -564,6 +564,41 @@ def test_every_span_is_kept_then_used_or_counted(arrivals):
     assert used <= kept
 
 
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from("tu"),
+            st.integers(0, 4),
+            st.integers(0, 3),
+            st.integers(-1, 3),
+            st.integers(-1, 4),
+            st.floats(0.0, 9.0),
+        ),
+        max_size=60,
+    )
+)
+def test_however_spans_come_nothing_stays_and_every_one_is_in_a_trace_or_counted(arrivals):
+    """Few may wait, some have no root, some are linked to each other in any way."""
+    bounds = AssemblyBounds(rootless_s=20, age_s=60, spans_per_trace=4, spans_per_tenant=8, spans=12, finished=3)
+    assembler, now, came, used = Assembler(bounds), 0.0, 0, 0
+    for tenant, trace, own, parent, linked, pause in arrivals:
+        now += pause
+        linked_to = {"link_trace": f"{linked:032x}", "link_span": str(own)} if linked >= 0 else {}
+        kind = "consumer" if linked >= 0 else "server"
+        one = span(
+            str(own), "" if parent < 0 else str(parent), f"s{own}", "/s", kind, 0, 1, trace_id=f"{trace:032x}", **linked_to
+        )
+        came += 1
+        assembler.add(TenantId(tenant), [one], now)
+        used += sum(1 + len(found.calls) for found in assembler.settled(now))
+        assert len(assembler) == sum(assembler.held(TenantId(each)) for each in "tu") <= bounds.spans
+    for _ in range(50):
+        used += sum(1 + len(found.calls) for found in assembler.settled(now + 1000.0))
+    assert (len(assembler), assembler.traces, assembler._followers, assembler._looks) == (0, 0, {}, [])
+    assert not any(assembler._rootless.values())
+    assert assembler.received == came == used + assembler.dropped.total()
+
+
 # -- our own records
 
 
