@@ -44,6 +44,7 @@ _LIVE = "two workflows, each run from cold on real sandboxes and again in a repl
 _VM = "driver microvm, tcg"
 _REPLAYED = "Azure's load of 2019, 250 functions over 8 hours on one node, Zipf-sized packages, virtual clock"
 
+_NEIGHBOUR = "a cold request to a function whose init takes nothing, no template, no standby"
 _LARGE = "in a graph of 100,000 functions (1,060 workflows of 100 stages)"
 
 _ALL = (
@@ -147,6 +148,13 @@ _ALL = (
         f"{_VM}: slope of used memory from 10 to 100 standbys: proportional set size of the node and all below it, and the "
         "kernel's part",
         35.0,
+    ),
+    Metric(
+        "microvm.standby.part_mb",
+        "microvm",
+        "MB",
+        f"{_VM}: what a standby has for itself (anonymous memory of its QEMU), by what it is for: translated code, guest (pages "
+        "it wrote), QEMU's own, programs (relocated data of the binary and its libraries); mean",
     ),
     Metric("microvm.standby.pss_mb", "microvm", "MB", "the same slope without what the kernel holds for them"),
     Metric(
@@ -261,6 +269,12 @@ _ALL = (
         Better.HIGHER,
     ),
     Metric("code.replay.planned", "code", "ratio", "the same for other bounds, loads and settings", better=Better.HIGHER),
+    Metric("burst.alone_p50_ms", "burst", "ms", f"{_NEIGHBOUR}, nothing beside it: median"),
+    Metric("burst.alone_p95_ms", "burst", "ms", "the same at the 95th percentile"),
+    Metric("burst.beside_p50_ms", "burst", "ms", f"{_NEIGHBOUR}, sent as soon as 12 prewarms are ordered: median"),
+    Metric("burst.beside_p95_ms", "burst", "ms", "the same at the 95th percentile"),
+    Metric("burst.slowdown_p50", "burst", "ratio", "beside / alone, medians, taken in turns"),
+    Metric("burst.slowdown_p95", "burst", "ratio", "beside / alone at the 95th percentile"),
     Metric(
         "planner.plan100_ms",
         "planner",
@@ -313,7 +327,12 @@ _ALL = (
     Metric("replay.added_ms", "replay", "ms", f"{_FRONTIER}: what a run takes longer than warm, mean; one policy at one setting"),
     Metric("live.added_ms", "live", "ms", f"{_LIVE}: what the run from cold takes longer than the same run warm, mean"),
     Metric("live.idle_s", "live", "s", f"{_LIVE}: instances ready for the run and unused, until its end, mean of their sum"),
-    Metric("live.stages_waited", "live", "ratio", f"{_LIVE}: calls below the entry that waited over 1 ms, of all"),
+    Metric(
+        "live.stages_waited",
+        "live",
+        "ratio",
+        f"{_LIVE}: calls below the entry that found no ready instance and waited over 1 ms, of all",
+    ),
     Metric("live.difference_ms", "live", "ms", "live.added_ms of the sandboxes less that of the replay of the same runs, mean"),
     Metric(
         "page.filter_ms", "page", "ms", f"{_PAGE}: from a change of the filter until its picture is on the screen; median", 300.0
@@ -321,7 +340,7 @@ _ALL = (
 )
 
 METRICS: Mapping[str, Metric] = {metric.name: metric for metric in _ALL}
-TOPICS = ("warm", "cold", "microvm", "chain", "page", "code", "replay", "live", "planner")
+TOPICS = ("warm", "cold", "microvm", "chain", "burst", "page", "code", "replay", "live", "planner")
 
 
 def of_topic(topic: str) -> list[Metric]:
