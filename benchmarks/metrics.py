@@ -44,6 +44,7 @@ _LIVE = "two workflows, each run from cold on real sandboxes and again in a repl
 _VM = "driver microvm, tcg"
 _REPLAYED = "Azure's load of 2019, 250 functions over 8 hours on one node, Zipf-sized packages, virtual clock"
 
+_NEIGHBOUR = "a cold request to a function whose init takes nothing, no template, no standby"
 _LARGE = "in a graph of 100,000 functions (1,060 workflows of 100 stages)"
 
 _ALL = (
@@ -261,6 +262,12 @@ _ALL = (
         Better.HIGHER,
     ),
     Metric("code.replay.planned", "code", "ratio", "the same for other bounds, loads and settings", better=Better.HIGHER),
+    Metric("burst.alone_p50_ms", "burst", "ms", f"{_NEIGHBOUR}, nothing beside it: median"),
+    Metric("burst.alone_p95_ms", "burst", "ms", "the same at the 95th percentile"),
+    Metric("burst.beside_p50_ms", "burst", "ms", f"{_NEIGHBOUR}, sent as soon as 12 prewarms are ordered: median"),
+    Metric("burst.beside_p95_ms", "burst", "ms", "the same at the 95th percentile"),
+    Metric("burst.slowdown_p50", "burst", "ratio", "beside / alone, medians, taken in turns"),
+    Metric("burst.slowdown_p95", "burst", "ratio", "beside / alone at the 95th percentile"),
     Metric(
         "planner.plan100_ms",
         "planner",
@@ -313,7 +320,12 @@ _ALL = (
     Metric("replay.added_ms", "replay", "ms", f"{_FRONTIER}: what a run takes longer than warm, mean; one policy at one setting"),
     Metric("live.added_ms", "live", "ms", f"{_LIVE}: what the run from cold takes longer than the same run warm, mean"),
     Metric("live.idle_s", "live", "s", f"{_LIVE}: instances ready for the run and unused, until its end, mean of their sum"),
-    Metric("live.stages_waited", "live", "ratio", f"{_LIVE}: calls below the entry that waited over 1 ms, of all"),
+    Metric(
+        "live.stages_waited",
+        "live",
+        "ratio",
+        f"{_LIVE}: calls below the entry that found no ready instance and waited over 1 ms, of all",
+    ),
     Metric("live.difference_ms", "live", "ms", "live.added_ms of the sandboxes less that of the replay of the same runs, mean"),
     Metric(
         "page.filter_ms", "page", "ms", f"{_PAGE}: from a change of the filter until its picture is on the screen; median", 300.0
@@ -321,7 +333,7 @@ _ALL = (
 )
 
 METRICS: Mapping[str, Metric] = {metric.name: metric for metric in _ALL}
-TOPICS = ("warm", "cold", "microvm", "chain", "page", "code", "replay", "live", "planner")
+TOPICS = ("warm", "cold", "microvm", "chain", "burst", "page", "code", "replay", "live", "planner")
 
 
 def of_topic(topic: str) -> list[Metric]:

@@ -120,7 +120,7 @@ def _instance(decision_id: str, one: Weighed, weighing: Weighing, entry: Functio
 def _standby(decision_id: str, cover: Cover, weighing: Weighing, budget: Budget) -> PrewarmDecision:
     group, samples = cover.group, cover.group.lead.samples
     first = group.members[0].call
-    names = [name_of(one.call.function) for one in group.members]
+    names = list(dict.fromkeys(name_of(one.call.function) for one in group.members))
     listed = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
     more = hold_s(cover.needed, len(samples), group.start_s - group.specialise_s, group.idle_price, weighing.prices.late_s)
     quantiles = tuple(lead_quantiles([group.lead])[0])
@@ -154,5 +154,5 @@ def _standby(decision_id: str, cover: Cover, weighing: Weighing, budget: Budget)
             ),
         ),
         level=Level.STANDBY,
-        covers=tuple(one.call.function for one in group.members),
+        covers=tuple(dict.fromkeys(one.call.function for one in group.members)),
     )

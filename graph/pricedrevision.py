@@ -9,7 +9,7 @@ from graph.plans import Budget, ExpectedCall, Held, Level, PrewarmDecision, Pric
 from graph.pricedplan import Decided, fill, idle_enough
 from graph.pricing import cost
 from graph.reasons import duration
-from graph.standbyplan import Cover, choose, groups
+from graph.standbyplan import Cover, choose, groups, standby_cost
 from graph.weighing import Weighed, Weighing, weigh
 
 MOVED = 0.02
@@ -122,11 +122,11 @@ def _keep_standbys(
             decided.cancelled.append((held.decision.decision_id, f"nothing competes for it any more{since}"))
             continue
         at = 0.0 if held.ready_at is not None else _ready_in(held, now)
-        starts = (0.0 if held.ready_at is not None else standbys.clone_s,)
-        costs, _ = cost(needed, at, way.lead, starts, way.idle_price, weighing.prices.late_s)
-        saved = weighing.prices.late_s * needed * (way.start_s - way.specialise_s)
-        if costs > saved:
-            why = f"holding it would cost {costs:.3g} and save {saved:.3g}{since}"
+        clone_s = 0.0 if held.ready_at is not None else standbys.clone_s
+        costs = standby_cost(way, needed, at, clone_s, weighing.prices.late_s)
+        never = weighing.prices.late_s * needed * way.start_s
+        if costs > never:
+            why = f"holding it would cost {costs:.3g}, starts on demand {never:.3g}{since}"
             decided.cancelled.append((held.decision.decision_id, why))
             continue
         counts[shape] += 1

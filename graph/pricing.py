@@ -1,6 +1,6 @@
 """What preparing an instance costs, as a function of when: idling if too early, waiting if too late, with true times. Pure.
 
-Of one call: p, the probability that the instance is needed; D, samples of the time until then, D > 0; S, the time from the
+Of one call: p, the probability that the instance is needed; D, samples of the time until then; S, the time from the
 start of a preparation to ready, independent of D; w, the price of one second of idling; c, of one second of waiting. Preparing
 at t costs
 
@@ -49,17 +49,20 @@ class Lead(msgspec.Struct, frozen=True):
 def lead(offsets_s: Sequence[float], elapsed_s: float, start_s: float, known: bool = True) -> Lead:
     """`offsets_s`: sorted samples from the run's start, of which `elapsed_s` have passed.
 
-    `left` is the part of the samples beyond that time, with one more imagined after the last. When all have passed, the call
-    is overdue: what is left is spread, exponentially, over the time by which the last sample exceeds the median.
+    A call is only taken for late once its time has passed by LEAST_HELD_S and a start: it is on its way for a while, and a stage
+    above it may itself have waited. `left` is the part of the samples beyond that, with one more imagined after the last.
+    When all have passed, the call is overdue: what is left is spread, exponentially, over the time by which the last sample
+    exceeds the median.
     """
     if not offsets_s or not known:
         return _UNKNOWN
-    passed = bisect.bisect_right(offsets_s, elapsed_s)
+    passed = bisect.bisect_left(offsets_s, elapsed_s - LEAST_HELD_S - start_s)
+    ahead = np.array(offsets_s[passed:]) - elapsed_s
     if not passed:
-        return Lead(np.array(offsets_s) - elapsed_s)
+        return Lead(np.maximum(ahead, 0.0))
     left = (len(offsets_s) - passed + 1) / (len(offsets_s) + 1)
-    if passed < len(offsets_s):
-        return Lead(np.array(offsets_s[passed:]) - elapsed_s, left)
+    if len(ahead):
+        return Lead(np.maximum(ahead, 0.0), left)
     scale = max(offsets_s[-1] - offsets_s[len(offsets_s) // 2], start_s, 1e-3)
     parts = (np.arange(OVERDUE_POINTS) + 0.5) / OVERDUE_POINTS
     return Lead(-scale * np.log1p(-parts), left)

@@ -13,7 +13,7 @@ import msgspec
 import numpy as np
 
 from graph.plans import Prices, Standbys
-from graph.pricing import START_POINTS, Curves, Floats, Lead, curves
+from graph.pricing import START_POINTS, Curves, Floats, Lead, cost, curves
 from graph.timing import RESERVOIR
 from graph.weighing import Weighed, Weighing
 
@@ -142,6 +142,15 @@ def _worthwhile(way: Group, found: Curves, row: int, prices: Prices, there: int)
             break
         chosen.append(Cover(way, ordinal, needed, float(found.at[row, best]), float(cost[best]), never, float(idled[best])))
     return chosen
+
+
+def standby_cost(way: Group, needed: float, at: float, clone_s: float, late: float) -> float:
+    """Of a standby that is made, or has been begun, `at` seconds from now and used with probability `needed`."""
+    _, idled = cost(needed, at, way.lead, (clone_s,), way.idle_price, late)
+    samples = way.lead.samples
+    ready = max(at + clone_s, 0.0)
+    waits = np.where(samples < at, way.start_s, way.specialise_s + np.maximum(ready - samples, 0.0)).mean()
+    return way.idle_price * idled + late * needed * float(waits)
 
 
 def saved_by(way: Group, there: int, prices: Prices) -> float:

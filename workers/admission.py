@@ -20,13 +20,16 @@ class _Waiter:
 
 class CoreGate:
     """At most `cores` steps of the platform that hold a CPU (clone, unpack, template) run at once. As many of those that requests
-    wait for do, whatever else is under way: a speculative step that has begun keeps nobody's place.
+    wait for do, whatever else is under way; while one of them runs no other begins. So a speculative step keeps nobody's place,
+    and of those that share a core with a request's there are no more than had begun before it came.
 
     User code holds no slot: it is bounded by memory. A queued step can be moved ahead when a request adopts its instance.
     """
 
-    def __init__(self, cores: int) -> None:
+    def __init__(self, cores: int, yielding: bool = True) -> None:
+        """Not `yielding`: steps that mostly wait, which do not hinder each other."""
         self._cores = cores
+        self._yielding = yielding
         self._demanded = 0  # steps inside that requests wait for
         self._others = 0
         self._queue: list[_Waiter] = []
@@ -64,7 +67,10 @@ class CoreGate:
         self._admit()
 
     def _room(self, priority: float) -> bool:
-        return self._demanded + (self._others if priority > ON_DEMAND else 0) < self._cores
+        if priority > ON_DEMAND:
+            demanded = self._cores if self._yielding and self._demanded else self._demanded
+            return demanded + self._others < self._cores
+        return self._demanded < self._cores
 
     def _count(self, priority: float, step: int) -> None:
         if priority > ON_DEMAND:

@@ -47,7 +47,7 @@ class Preparer:
         self._standbys = standbys
         self._held = held
         self._gate = gate
-        self._fetches = CoreGate(FETCHES)
+        self._fetches = CoreGate(FETCHES, yielding=False)
         self._code = code
         self._sealer = sealer
         self.templates = templates

@@ -35,6 +35,10 @@ class Forecasts:
         route = self._table.routes.get(function)
         return self._table.version(route, "") if route is not None else None
 
+    def start_s(self, function: FunctionId) -> float:
+        """Expected seconds to ready, from where its starts come now."""
+        return self._graph.starts(function).expected_s(self._sources.tiers.get(function, ""))
+
     def expected(
         self, entry: FunctionId, seen: Sequence[FunctionId] = (), seen_at_s: Sequence[float] = ()
     ) -> tuple[list[ExpectedCall], list[Skipped]]:

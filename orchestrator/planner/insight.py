@@ -121,10 +121,10 @@ class Insight:
         """How predictions held, what waiting and idling cost, and what the tenant may still spend."""
         tenant = args["tenant"]
         changing = {name_of(function) for function in self._changing_of(TenantId(tenant))}
-        told = self._loop.reckoned(tenant)
+        told = self._loop.told(tenant)
         for one in told["functions"]:
             one["changing"] = one["function"] in changing
-        return {"policy": self._loop.policy_of(tenant), **self._loop.means.told(tenant), **told}
+        return told
 
     async def totals(self, args: Mapping[str, Any]) -> object:
         """Added up once per change of the log, however many watch."""

@@ -8,7 +8,6 @@ from typing import Any
 import msgspec
 
 from graph.callgraph import CallGraph
-from graph.calls import StartKind
 from graph.ids import FunctionId, TenantId, VersionId, function_id, function_of, tenant_of
 from graph.planning import plan, revise
 from graph.plans import (
@@ -24,6 +23,7 @@ from graph.plans import (
     Trigger,
 )
 from orchestrator.catalog.watch import RouteTable
+from orchestrator.planner.accounts import Accounts
 from orchestrator.planner.anticipation import Anticipation
 from orchestrator.planner.dispatch import Dispatch, Right
 from orchestrator.planner.forecasts import Forecasts
@@ -35,14 +35,11 @@ from orchestrator.planner.peers import Fleet
 from orchestrator.planner.promises import LiveRun, Promises
 from orchestrator.planner.purses import Purses
 from orchestrator.planner.reckoning import Reckoning
-from orchestrator.planner.setbacks import INIT_FAILED, Setbacks
 from orchestrator.planner.start_times import StartSources
-from tracing.records import InvocationRecord
 from workers.rpc.connection import RpcError
 from workers.rpc.messages import DecisionUpdate, TriggerEvent
 
 USED = (Outcome.HIT, Outcome.LATE)
-STARTED = (StartKind.COLD, StartKind.STANDBY, StartKind.ALMOST_WARM)
 
 
 class PlannerLoop:
@@ -67,18 +64,18 @@ class PlannerLoop:
         self._budget = budget
         self._default_policy = default_policy
         kept = kept or Learned()
-        self.reckoning = Reckoning(kept.books)
         self.promises = Promises(self._over)
-        self.sources = StartSources(graph, fleet.driver_of)
-        self.setbacks = Setbacks()
-        self.forecasts = Forecasts(graph, table, self.sources, self.setbacks)
-        self.means = Means(table, fleet, decisions, self.promises, self.forecasts, budget, self.sources, Purses(kept.spending))
-        self._dispatch = Dispatch(fleet, decisions, self.forecasts.latest, right, self._tried)
+        sources, purses = StartSources(graph, fleet.driver_of), Purses(kept.spending)
+        self.accounts = Accounts(sources, purses, Reckoning(kept.books))
+        self.forecasts = Forecasts(graph, table, sources, self.accounts.setbacks)
+        self.means = Means(table, fleet, decisions, self.promises, self.forecasts, budget, sources, purses)
+        self.accounts.whole = self.means.whole
+        self._dispatch = Dispatch(fleet, decisions, self.forecasts.latest, right, self.accounts.tried)
         self.ahead = Anticipation(
             graph,
             Foresight(kept.arrivals),
             self.forecasts,
-            self.sources,
+            sources,
             lambda tenant: self.policy_of(tenant) == "priced" and right(tenant) is not None,
             self._foreseen,
             self._dispatch.send,
@@ -166,7 +163,7 @@ class PlannerLoop:
         run = self.promises.end(trace_id)
         if run is None:
             return
-        self.reckoning.run(run.foreseen, set(run.seen))
+        self.accounts.reckoning.run(run.foreseen, set(run.seen))
         self._over(run)
 
     def _over(self, run: LiveRun) -> None:
@@ -211,7 +208,9 @@ class PlannerLoop:
         trigger: Trigger,
         run: LiveRun | None,
     ) -> PrewarmPlan:
-        made = self._make(tenant, entry, expected, trigger, run)
+        # a path's times run from when the entry works: by its own start later than now when it finds no instance
+        ahead_s = self.means.start_s(entry) if trigger is Trigger.INVOCATION and not self.means.there(entry) else 0.0
+        made = self._make(tenant, entry, expected, trigger, run, -ahead_s)
         if self._right(tenant) is None:
             return msgspec.structs.replace(made, decisions=(), skipped=(*made.skipped, *skipped))
         self._send(made, run)
@@ -240,7 +239,7 @@ class PlannerLoop:
             policy=policy,
             trace_id=run.trace_id if run is not None else None,
             plan_id=self._next_id(),
-            elapsed_s=time.monotonic() - run.began if run is not None else elapsed_s,
+            elapsed_s=elapsed_s,
             standbys=self.means.standbys(tenant) if policy == "priced" else None,
         )
 
@@ -255,9 +254,6 @@ class PlannerLoop:
     ) -> PrewarmPlan:
         made = self._make(tenant, entry, calls, trigger, None, elapsed_s)
         return msgspec.structs.replace(made, skipped=(*made.skipped, *skipped))
-
-    def _tried(self, version: str) -> None:
-        self.setbacks.tried(version, time.monotonic())
 
     def _send(self, made: PrewarmPlan, run: LiveRun | None) -> None:
         """Orders it, and notes what the run counts on from now on."""
@@ -275,7 +271,7 @@ class PlannerLoop:
     def decide_again(self, lost: Iterable[LogEntry], node: str) -> None:
         """What was open or ready on a node that is gone is prepared on another, if there is one."""
         for one in lost:
-            self._account(one)
+            self.accounts.ended(one)
             plan_id = self._next_id()
             decision = PrewarmDecision(
                 f"{plan_id}-again",
@@ -314,55 +310,16 @@ class PlannerLoop:
     # -- outcomes
 
     def on_outcomes(self, updates: Sequence[DecisionUpdate], node: str = "") -> None:
-        """Keeps the log, and learns how long functions take to get ready and which fail to."""
+        """Keeps the log, what is learned from it, and what live runs count on."""
         for update in updates:
             entry = self._log.update(update, node)
-            if entry is None:
-                continue
-            if entry.outcome is Outcome.READY:
-                self.sources.ready(entry, update)
-                self.setbacks.worked(entry.version)
-            elif entry.outcome is Outcome.CANCELLED and entry.detail.startswith(INIT_FAILED):
-                self.setbacks.failed(entry.version, entry.detail.removeprefix(INIT_FAILED).strip()[:200], time.monotonic())
-            if entry.outcome.final:
-                self._settle(entry)
-
-    def _account(self, entry: LogEntry) -> None:
-        self.reckoning.ended(entry, self.sources.held_mb(entry))
-        if entry.policy == "priced":
-            self.means.purses.pay(entry)
-
-    def on_records(self, records: Sequence[InvocationRecord]) -> None:
-        """What requests waited for starts is learned from, too."""
-        self.sources.observed(records)
-        self.reckoning.invoked(records)
-        self.means.earn(records)
-        for record in records:
-            if record.status == "ok" and record.start in STARTED:
-                self.setbacks.worked(f"{record.function}:{record.version}")
-
-    def reckoned(self, tenant: str) -> dict[str, Any]:
-        """How predictions held and what waiting and idling cost, with what rests now."""
-        told = self.reckoning.of(tenant, self.means.prices)
-        for one in told["functions"]:
-            spec = self.forecasts.latest(function_id(tenant, one["function"]))
-            one["resting"] = self.setbacks.resting(spec.version, time.monotonic()) if spec is not None else ""
-        return told
-
-    def learned(self) -> Learned:
-        """What is written down beside the graph and the log."""
-        return Learned(self.reckoning.books(), self.means.purses.all(), self.ahead.foresight.all())
-
-    def forget_tenant(self, tenant: str) -> None:
-        self.policies.pop(tenant, None)
-        self.sources.forget_tenant(tenant)
-        self.reckoning.forget_tenant(tenant)
-        self.means.purses.forget_tenant(tenant)
-        self.ahead.forget_tenant(tenant)
+            if entry is not None:
+                self.accounts.outcome(entry, update)
+                if entry.outcome.final:
+                    self._settle(entry)
 
     def _settle(self, entry: LogEntry) -> None:
         """A decision has ended; its run may live on."""
-        self._account(entry)
         if entry.outcome is Outcome.WASTED and entry.trigger in (Trigger.PREDICTED, Trigger.TIMER):
             self.ahead.wasted(FunctionId(entry.entry))
         run = self.promises.get(entry.trace_id)
@@ -373,3 +330,23 @@ class PlannerLoop:
             run.used[function_of(VersionId(entry.became)) if entry.became else decision.function] += 1
         elif decision.level is Level.READY:
             self.promises.release(run, decision.function)
+
+    def told(self, tenant: str) -> dict[str, Any]:
+        """The tenant's policy, what it may spend, how predictions held and what waiting and idling cost."""
+
+        def version_of(name: str) -> str:
+            spec = self.forecasts.latest(function_id(tenant, name))
+            return spec.version if spec is not None else ""
+
+        accounts = self.accounts.told(tenant, self.means.prices, version_of)
+        return {"policy": self.policy_of(tenant), **self.means.told(tenant), **accounts}
+
+    def learned(self) -> Learned:
+        """What is written down beside the graph and the log."""
+        accounts = self.accounts
+        return Learned(accounts.reckoning.books(), accounts.purses.all(), self.ahead.foresight.all())
+
+    def forget_tenant(self, tenant: str) -> None:
+        self.policies.pop(tenant, None)
+        self.accounts.forget_tenant(tenant)
+        self.ahead.forget_tenant(tenant)

@@ -2,7 +2,7 @@
 
 import time
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable
 from typing import Any
 
 import msgspec
@@ -16,7 +16,6 @@ from orchestrator.planner.peers import Fleet
 from orchestrator.planner.promises import LiveRun, Promises
 from orchestrator.planner.purses import Purses
 from orchestrator.planner.start_times import STANDBY_MB, StartSources
-from tracing.records import InvocationRecord
 
 
 class Means:
@@ -74,6 +73,15 @@ class Means:
             found[call.function] = free + max(0, held - (own[call.function] if own is not None else 0))
         return found
 
+    def there(self, function: FunctionId) -> bool:
+        """Whether a call of it would find an instance that nobody else counts on."""
+        spec = self._forecasts.latest(function)
+        return spec is not None and self._fleet.idle(spec.version) > self._promises.total(function)
+
+    def start_s(self, function: FunctionId) -> float:
+        """Expected seconds until an instance that is begun now is ready."""
+        return self._forecasts.start_s(function)
+
     def standbys(self, tenant: str) -> Standbys | None:
         """None where no standby was made yet: what one costs is not known."""
         driver = next((node.driver for node in self._fleet.up() if node.driver), "")
@@ -81,12 +89,6 @@ class Means:
         if clone_s is None:
             return None
         return Standbys(clone_s, dict(self._fleet.free_standbys(tenant)), STANDBY_MB.get(driver))
-
-    def earn(self, records: Sequence[InvocationRecord]) -> None:
-        """What invocations were busy is what plans may let idle."""
-        budgets = {tenant: self.whole(tenant) for tenant in {one.tenant for one in records}}
-        for tenant, budget in budgets.items():
-            self.purses.earn((one for one in records if one.tenant == tenant), budget)
 
     def told(self, tenant: str) -> dict[str, Any]:
         """Prices, and what may be spent."""

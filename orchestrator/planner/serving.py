@@ -154,7 +154,7 @@ class Planner:
             known = [one for one in known if one.tenant not in self._removed]
         self.learner.add(known, records.dropped, time.time())
         self.activity.add(known)
-        self.loop.on_records(known)
+        self.loop.accounts.records(known)
         self.exporter.submit(known)
 
     def on_outcomes(self, node: str, updates: Sequence[DecisionUpdate]) -> None:

@@ -93,7 +93,19 @@ async def test_speculative_steps_inside_make_no_request_wait_and_let_no_other_of
     await crowd.go("request")
     assert crowd.inside == {"second", "third"}
     await crowd.go("second")
-    assert crowd.inside == {"third", "queued guess"}
+    assert crowd.inside == {"third"}, "while a request's step runs no guess begins"
+    await crowd.go("third")
+    assert crowd.inside == {"queued guess"}
+    await crowd.disperse()
+
+
+@in_loop
+async def test_steps_that_mostly_wait_begin_beside_those_of_requests() -> None:
+    crowd = Crowd(CoreGate(3, yielding=False))
+    await crowd.come("request", ON_DEMAND)
+    for name in ("guess", "guess too", "queued guess"):
+        await crowd.come(name, 5.0)
+    assert crowd.inside == {"request", "guess", "guess too"}
     await crowd.disperse()
 
 

@@ -163,7 +163,7 @@ def test_a_plan_is_within_its_budget_takes_idle_ones_off_and_is_the_same_again(
             assert one.ordinal > idle.get(one.function, 0)
         else:
             assert shared
-            assert len(one.covers) > 1
+            assert one.covers
     told = {one.function for one in made.decisions} | set(made.ready) | {one.function for one in made.skipped}
     told |= {function for one in made.decisions for function in one.covers}
     left_to_free_ones = {one.function for one in expected if one.standby_s is not None} if shared else set()
@@ -172,14 +172,15 @@ def test_a_plan_is_within_its_budget_takes_idle_ones_off_and_is_the_same_again(
 
 @settings(deadline=None)
 @given(calls(), st.booleans(), st.floats(0.0, 2.0))
-def test_revising_at_once_changes_nothing(expected, shared, elapsed):
+def test_revising_at_once_gives_nothing_up(expected, shared, elapsed):
     standbys = Standbys(0.004) if shared else None
     made = make(expected, standbys=standbys, elapsed_s=elapsed)
     held = [Held(one, 100.0) for one in made.decisions]
     revised = again(held, expected, standbys=standbys, elapsed_s=elapsed)
     assert sorted(revised.kept) == sorted(one.decision_id for one in made.decisions)
     assert revised.cancelled == ()
-    assert revised.plan.decisions == ()
+    if not shared:  # with standbys that are there by now, what is left may be worth sharing otherwise
+        assert revised.plan.decisions == ()
 
 
 @settings(deadline=None)
@@ -239,7 +240,8 @@ def test_a_call_that_did_not_come_in_its_time_is_expected_less_and_later():
     expected = [call("a", 0.5, samples)]
     on_time, overdue = make(expected).decisions[0], make(expected, elapsed_s=0.85)
     assert on_time.evidence.concurrent == 0.5
-    assert all(one.evidence.concurrent < 0.2 for one in overdue.decisions)
+    assert all(one.evidence.concurrent < 0.3 for one in overdue.decisions)
+    assert make(expected, elapsed_s=0.15).decisions[0].evidence.concurrent == 0.5  # by less than it and a start are late
     certain = make([call("a", 1.0, samples)], elapsed_s=5.0)
     assert certain.decisions[0].start_in_s == 0.0  # it must come, and any moment
 
