@@ -25,6 +25,7 @@ from workers.code.layers import LARGEST, assemble, tree
 from workers.code.manifest import Manifest
 from workers.code.publishing import publish_layer
 from workers.code.room import Bounds
+from workers.code.shelf import spread
 from workers.code.tier1 import Tier1
 from workers.drivers.process.layers import detach
 from workers.ports import ChunkSource
@@ -147,10 +148,12 @@ def _parts(cluster: Cluster, folder: Path, packages: list[Package]) -> dict[str,
     """The same work one step after another: what each costs alone."""
     ms: dict[str, list[float]] = defaultdict(list)
     key = chunk_key(KEY, TENANT)
+    (folder / "parts").mkdir()
+    spread(folder / "parts")
     with ThreadPoolExecutor(AT_ONCE) as threads:
         for package in packages:
             digest = package.layer.digest
-            target = folder / f"parts-{digest[-16:]}"
+            target = folder / "parts" / digest[-16:]
             target.mkdir()
             began = [time.perf_counter()]
             parcel = cluster.zone.parcel(TENANT, digest)
@@ -183,6 +186,7 @@ def _fetching(tier: Tier1, expected: str) -> Callable[[Package], Awaitable[None]
 
 def _in_place(folder: Path, write_files: Callable[[Package, Path], object]) -> Callable[[Package], Awaitable[None]]:
     folder.mkdir()
+    spread(folder)  # as tier 1's: else an aged disk would slow the peers alone
 
     async def bring(package: Package) -> None:
         write_files(package, folder / package.layer.digest[-16:])
