@@ -10,6 +10,7 @@ import heapq
 import http.client
 import json
 import os
+import queue
 import random
 import sys
 import threading
@@ -29,6 +30,7 @@ SERVICES = 5
 PER_TRACE = 2 * SERVICES - 1  # the outermost has no caller's half
 TRACES = 240  # in a group: five requests of about 480 spans, what exporters send at once
 LATE_S = 4.0
+SENDERS = 4
 PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
@@ -100,6 +102,21 @@ class Soak:
     cpu_share: float = 0.0
     waiting: int = 0
     intake: dict[str, Any] = field(default_factory=dict)
+    began: float = 0.0
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    _first: tuple[int, float] | None = None
+
+    def count(self, at: float, spans: int, rejected: int, failed: bool, until: float) -> None:
+        """One request was answered that was due at `at`."""
+        self.sent += spans
+        self.refused += rejected
+        self.failed += failed
+        passed = time.monotonic() - self.began
+        if self._first is None:
+            if at >= LATE_S:
+                self._first = (self.sent, passed)
+        elif at < until:
+            self.steady = (self.sent - self._first[0], passed - self._first[1])
 
     def slope_mb_per_min(self) -> float:
         """Of the second half: the first fills what is bounded."""
@@ -150,17 +167,21 @@ def soak(platform: Platform, seconds: float, rate: int) -> Soak:
 
 
 def _send(found: Soak, platform: Platform, requests: Requests, seconds: float, rate: int) -> None:
+    """Requests when they are due, over as many connections as there are exporters."""
     chance = random.Random(6)
-    connection = http.client.HTTPConnection("127.0.0.1", platform.otlp_port, timeout=30)
-    headers = {"Authorization": platform.authorization, "Content-Type": "application/x-protobuf"}
     each_s = sum(requests.spans) / rate
     due: list[tuple[float, int, bytes, int]] = []
-    first: tuple[int, float] | None = None
-    began, number = time.monotonic(), 0
+    waiting: queue.Queue[tuple[float, bytes, int] | None] = queue.Queue(SENDERS)
+    senders = [threading.Thread(target=_post, args=(found, platform, waiting, seconds), daemon=True) for _ in range(SENDERS)]
+    began = found.began = time.monotonic()
+    for sender in senders:
+        sender.start()
+    number = 0
     while number * each_s < seconds or due:
         if number * each_s < seconds and (not due or number * each_s <= due[0][0]):
-            for body, spans in zip(requests.group(number), requests.spans, strict=True):
-                heapq.heappush(due, (number * each_s + chance.uniform(0.0, LATE_S), len(due) + number * SERVICES, body, spans))
+            for service, (body, spans) in enumerate(zip(requests.group(number), requests.spans, strict=True)):
+                at = number * each_s + chance.uniform(0.0, LATE_S)
+                heapq.heappush(due, (at, number * SERVICES + service, body, spans))
             number += 1
             continue
         at, _, body, spans = heapq.heappop(due)
@@ -168,20 +189,27 @@ def _send(found: Soak, platform: Platform, requests: Requests, seconds: float, r
         if ahead > 0:
             time.sleep(ahead)
         found.behind_s = max(0.0, -ahead)
+        waiting.put((at, body, spans))
+    for _ in senders:
+        waiting.put(None)
+    for sender in senders:
+        sender.join()
+    found.seconds = time.monotonic() - began
+
+
+def _post(found: Soak, platform: Platform, waiting: "queue.Queue[tuple[float, bytes, int] | None]", seconds: float) -> None:
+    connection = http.client.HTTPConnection("127.0.0.1", platform.otlp_port, timeout=60)
+    headers = {"Authorization": platform.authorization, "Content-Type": "application/x-protobuf"}
+    while (one := waiting.get()) is not None:
+        at, body, spans = one
         connection.request("POST", "/v1/traces", body, headers)
         answer = connection.getresponse()
         content = answer.read()
-        found.sent += spans
-        if answer.status != 200:
-            found.failed += 1
-        elif content:
-            found.refused += ExportTraceServiceResponse.FromString(content).partial_success.rejected_spans
-        passed = time.monotonic() - began
-        if first is None and at >= LATE_S:
-            first = (found.sent, passed)
-        elif first is not None and at < seconds:
-            found.steady = (found.sent - first[0], passed - first[1])
-    found.seconds = time.monotonic() - began
+        rejected = 0
+        if answer.status == 200 and content:
+            rejected = ExportTraceServiceResponse.FromString(content).partial_success.rejected_spans
+        with found.lock:
+            found.count(at, spans, rejected, answer.status != 200, seconds)
     connection.close()
 
 

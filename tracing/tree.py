@@ -71,7 +71,6 @@ class SpanTree:
             together.setdefault(span.service, []).append(span)
         kept: list[Span] = []
         for of_service in together.values():
-            of_service.sort(key=msgspec.structs.astuple)
             of_service.sort(key=lambda span: span.start_ns)  # untimed ones first: they say least, and join the first that is
             best = of_service[0]
             until = best.end_ns

@@ -6,11 +6,11 @@ when something worth more needs its place, or when it was not used for long.
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
-from graph.ids import VersionId, function_of, number_of
+from graph.ids import VersionId, function_of, number_of, tenant_of
 
 HALF_LIFE_S = 600.0  # of a use
 UNUSED_S = 3600.0
@@ -20,6 +20,7 @@ BETTER = 1.5  # so much more worth before one gives way to another: else two wou
 RETRY_S = 5.0
 TRIES = 4
 KNOWN = 10_000  # versions
+INIT_AT_LEAST_S, INIT_AT_MOST_S, INIT_FACTOR = 10.0, 60.0, 5.0  # how long a template's init may take
 
 
 class Standing(StrEnum):
@@ -73,11 +74,14 @@ def wanted(one: Candidate, rules: Rules, now: float) -> bool:
     return due and one.init_ms >= rules.threshold_ms > 0 and one.not_before <= now and rules.cap_mb >= one.shape_mb
 
 
-def choose(candidates: Iterable[Candidate], rules: Rules, now: float) -> tuple[Candidate, list[Candidate]] | None:
-    """The next to make, and those that give way to it; None: nothing is to be done."""
+def choose(
+    candidates: Iterable[Candidate], rules: Rules, now: float, passed_by: Container[str] = ()
+) -> tuple[Candidate, list[Candidate]] | None:
+    """The next to make, and those that give way to it; None: nothing is to be done. `passed_by`: tenants whose turn it is not."""
     known = list(candidates)
     held_mb = sum(one.memory_mb for one in known)
-    for one in sorted((one for one in known if wanted(one, rules, now)), key=lambda one: -worth(one, now)):
+    due = [one for one in known if wanted(one, rules, now) and tenant_of(VersionId(one.version)) not in passed_by]
+    for one in sorted(due, key=lambda one: -worth(one, now)):
         gone: list[Candidate] = []
         over_mb = held_mb + one.shape_mb - rules.cap_mb
         for other in least_first(known, now):
@@ -89,6 +93,11 @@ def choose(candidates: Iterable[Candidate], rules: Rules, now: float) -> tuple[C
         if over_mb <= 0:
             return one, gone
     return None
+
+
+def init_limit_s(one: Candidate) -> float:
+    """An instance's init was measured: a template's that takes many times as long waits for what it will not get there."""
+    return min(INIT_AT_MOST_S, max(INIT_AT_LEAST_S, INIT_FACTOR * one.init_ms / 1000))
 
 
 def least_first(candidates: Iterable[Candidate], now: float) -> list[Candidate]:

@@ -12,7 +12,19 @@ import structlog
 
 from graph.ids import VersionId, tenant_of
 from workers.admission import MemoryLedger
-from workers.function_templates import CLONES, KNOWN, Candidate, Rules, Standing, choose, failed, least_first, outlived, wanted
+from workers.function_templates import (
+    CLONES,
+    KNOWN,
+    Candidate,
+    Rules,
+    Standing,
+    choose,
+    failed,
+    init_limit_s,
+    least_first,
+    outlived,
+    wanted,
+)
 from workers.init_order import InitOrder
 from workers.ports import (
     CodeTier,
@@ -27,7 +39,9 @@ from workers.ports import (
 from workers.sealing import Sealer, SealError
 from workers.versions import VersionSpec
 
-INIT_TIMEOUT_S = 60.0
+AT_ONCE = 2
+"""Templates in the making, of two tenants: an init that hangs, or burns, holds up its own tenant's."""
+
 LOOK_S = 5.0
 END_S = 10.0
 NO_MEMORY_RETRY_S = 20.0
@@ -51,6 +65,8 @@ class FunctionTemplates:
         self._nudge = asyncio.Event()
         self._loop = asyncio.get_running_loop()
         self._task: asyncio.Task[None] | None = None
+        self._making: dict[str, asyncio.Task[None]] = {}  # by tenant
+        self._rests: dict[str, float] = {}  # tenants whose turn it is not until then, monotonic
         self._ending: set[asyncio.Task[None]] = set()
         self.busy_until = 0.0  # monotonic; the owner moves it ahead whenever a start is under way
 
@@ -172,9 +188,10 @@ class FunctionTemplates:
 
     async def stop(self) -> None:
         if self._task is not None:
-            self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
+            ending = [self._task, *self._making.values()]
+            for task in ending:
+                task.cancel()
+            await asyncio.gather(*ending, return_exceptions=True)
         for version in list(self._candidates):
             self.drop(version, "the node stops")
         await self._settle()
@@ -193,11 +210,13 @@ class FunctionTemplates:
             now = time.monotonic()
             for one, why in outlived(self._candidates, now):
                 self._release(one, why)
-            chosen = choose(self._candidates.values(), self.rules, now)
+            self._rests = {tenant: until for tenant, until in self._rests.items() if until > now}
+            passed_by = {*self._making, *self._rests}
+            chosen = choose(self._candidates.values(), self.rules, now, passed_by) if len(self._making) < AT_ONCE else None
             if chosen is None:
                 self._nudge.clear()
                 with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(LOOK_S):
+                    async with asyncio.timeout(min([LOOK_S, *(until - now for until in self._rests.values())])):
                         await self._nudge.wait()
             elif self.busy_until > now:
                 await asyncio.sleep(self.busy_until - now)
@@ -205,10 +224,24 @@ class FunctionTemplates:
                 one, gone = chosen
                 for other in gone:
                     self._release(other, f"gave way to {one.version}")
-                await self._make(one, self._specs[one.version])
+                self._making[self._specs[one.version].tenant] = self._loop.create_task(
+                    self._take_turn(one, self._specs[one.version])
+                )
+                await asyncio.sleep(0)  # its memory counts from here on
+
+    async def _take_turn(self, one: Candidate, spec: VersionSpec) -> None:
+        """A tenant's turn; then it rests for as long as that took, so that others come in between."""
+        began = time.monotonic()
+        try:
+            await self._make(one, spec)
+        finally:
+            ended = time.monotonic()
+            del self._making[spec.tenant]
+            self._rests[spec.tenant] = ended + ended - began
+            self._nudge.set()
 
     async def _make(self, one: Candidate, spec: VersionSpec) -> None:
-        """One at a time: in the background, and yielding to whoever starts on demand."""
+        """One of a tenant at a time: in the background, and yielding to whoever starts on demand."""
         replaced = self._held.get(one.version)
         if self._memory.missing(one.shape_mb, False) > 0 or not self._memory.reserve(one.shape_mb):
             one.reason, one.not_before = "no memory left on the node", time.monotonic() + NO_MEMORY_RETRY_S
@@ -250,7 +283,7 @@ class FunctionTemplates:
         except InitFailed as error:
             kind, why = "init", f"its import failed there: {error}"
         except TimeoutError:
-            kind, why = "init", f"its import took over {INIT_TIMEOUT_S:.0f} s"
+            kind, why = "init", f"its import took over {init_limit_s(one):.0f} s"
         except (DriverError, CodeUnavailable, SealError, OSError) as error:
             kind, why = "driver", str(error) or type(error).__name__
         except Exception as error:  # else no other version would get one any more
@@ -269,12 +302,17 @@ class FunctionTemplates:
         names = tuple(self._sealer.open(spec.environment))
         work = Specialisation(spec.version, spec.handler, spec.kind, spec.concurrency, spec.memory_mb, layers, {}, withheld=names)
         await self._order.turn(one, float("inf"))
-        self._order.began(one, _unread)
+        self._order.began(one, _unread if len(self._making) == 1 else _waiting)
         try:
-            return await self._driver.template(spec.tenant, work, INIT_TIMEOUT_S)
+            return await self._driver.template(spec.tenant, work, init_limit_s(one))
         finally:
             self._order.ended(one)
 
 
 def _unread() -> tuple[float, bool] | None:
     return None
+
+
+def _waiting() -> tuple[float, bool] | None:
+    """Of a second one: it may burn too, and must not take the last core from the inits of instances made ahead."""
+    return 0.0, False

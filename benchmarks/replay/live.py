@@ -30,6 +30,7 @@ APART_S = 3600.0
 CV = 0.3
 LIKELY = 0.8
 TENANT = TenantId("default")
+UNREADY = ("cold", "standby", "almost-warm")
 
 Steps = list[list[Any]]
 
@@ -114,10 +115,10 @@ def measure(
                 measured.idle_s.append(_idle_s(decisions, cold["started_at"] + cold["duration_ms"] / 1000))
                 stages = list(_stages(cold["root"]))[1:]
                 measured.calls += len(stages)
-                measured.waited += sum(one["wait_ms"] > WAITED_S * 1000 for one in stages)
+                measured.waited += sum(one["start"] in UNREADY and one["wait_ms"] > WAITED_S * 1000 for one in stages)
                 found.warm.setdefault((policy, entry), []).append(_trace(warm))
                 if policy == "off":
-                    found.starts_s += [one["wait_ms"] / 1000 for one in stages if one["start"] == "cold"]
+                    found.starts_s += [one["wait_ms"] / 1000 for one in stages if one["start"] in UNREADY]
     return found
 
 
@@ -216,11 +217,11 @@ class _Cooled(Planned):
 
 
 def starts_of(measured_s: Sequence[float]) -> Starts:
-    """What cold starts took in this very measurement, less the init; standbys as measured before."""
+    """What starts on demand took in this very measurement, less the init."""
     before = DRIVERS["process"]
     clone = np.maximum(0.0005, np.array(measured_s) - INIT_S) if measured_s else np.array([before.clone.p50_s])
     spread = Spread(float(np.quantile(clone, 0.5)), float(np.quantile(clone, 0.99)))
-    return Starts(Driver("process", spread, before.standby, before.standby_mb, "measured here"), Spread(INIT_S, INIT_S))
+    return Starts(Driver("process", spread, spread, before.standby_mb, "measured here"), Spread(INIT_S, INIT_S))
 
 
 def replay(found: Live, policy: str, entry: str) -> Measured:

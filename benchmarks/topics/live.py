@@ -22,7 +22,8 @@ def run(report: Report, full: bool) -> None:
     starts = live.starts_of(found.starts_s)
     report.note(
         f"starts in the replay: {starts.driver.clone.p50_s * 1000:.1f} ms (99 % {starts.driver.clone.p99_s * 1000:.1f}) and an "
-        f"init of {live.INIT_S * 1000:g} ms, from the {len(found.starts_s)} cold starts of stages in this measurement"
+        f"init of {live.INIT_S * 1000:g} ms, from the {len(found.starts_s)} starts of stages on demand in this "
+        "measurement, out of standbys where there was one"
     )
     for policy, entry in sorted(found.by_policy):
         _tell(report, found, policy, entry)

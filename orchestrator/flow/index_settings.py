@@ -20,15 +20,16 @@ class Index(msgspec.Struct, frozen=True):
 
 
 class Indexes(msgspec.Struct, frozen=True):
-    """In the order uv asks them; `default` is the last of those that are not flat, None when there is none."""
+    """In the order uv asks them; `default` is the last of those that are not flat. uv always has one: it reads no variable that
+    would switch it off."""
 
     named: tuple[Index, ...]
-    default: Index | None
+    default: Index
     flat: tuple[Index, ...]
 
     @property
     def all(self) -> tuple[Index, ...]:
-        return (*self.named, *((self.default,) if self.default else ()), *self.flat)
+        return (*self.named, self.default, *self.flat)
 
 
 def read_indexes(environment: Mapping[str, str]) -> Indexes:
@@ -37,13 +38,12 @@ def read_indexes(environment: Mapping[str, str]) -> Indexes:
     def said(name: str) -> list[str]:
         return environment.get(name, "").split()
 
-    without = environment.get("UV_NO_INDEX", "").lower() in ("1", "true", "yes", "on")
     named = [_index(one, environment) for one in (*said("UV_INDEX"), *said("UV_EXTRA_INDEX_URL"))]
     default = environment.get("UV_DEFAULT_INDEX") or environment.get("UV_INDEX_URL") or PUBLIC_INDEX
     flat = [one for one in environment.get("UV_FIND_LINKS", "").replace(",", " ").split() if one]
     return Indexes(
-        named=() if without else tuple(named),
-        default=None if without else _index(default, environment),
+        named=tuple(named),
+        default=_index(default, environment),
         flat=tuple(_index(one, environment, flat=True) for one in flat),
     )
 
@@ -79,6 +79,4 @@ def inside_variables(indexes: Indexes, environment: Mapping[str, str], address: 
     flat = ",".join(f"{address}/flat/{places[id(index)]}" for index in indexes.flat)
     variables = {name: environment[name] for name in PASSED_ON if name in environment}
     variables |= {name: value for name, value in (("UV_INDEX", named), ("UV_FIND_LINKS", flat)) if value}
-    if indexes.default is None:
-        return {**variables, "UV_NO_INDEX": "1"}
     return {**variables, "UV_DEFAULT_INDEX": f"{address}/{places[id(indexes.default)]}"}

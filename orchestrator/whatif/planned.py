@@ -12,7 +12,6 @@ from graph.planning import plan, revise
 from graph.plans import Budget, ExpectedCall, Level, PrewarmPlan, Prices, Standbys, Trigger
 from graph.prediction import predict
 from graph.starts import STANDBY
-from orchestrator.planner.promises import LiveRun, Promises
 from orchestrator.whatif.instances import Instance, State
 from orchestrator.whatif.learning import Learning
 from orchestrator.whatif.orders import Order, Orders
@@ -25,9 +24,9 @@ _MEASURED_SEED = 7
 
 @dataclass(slots=True)
 class _Planned:
-    """A run's orders, and what was said it would reach."""
+    """What a run has ordered, what it counts on (its orders and what was there), and what was said it would reach."""
 
-    live: LiveRun
+    promised: Counter[FunctionId] = field(default_factory=Counter)
     orders: dict[str, Order] = field(default_factory=dict)
     foretold: dict[FunctionId, float] = field(default_factory=dict)
 
@@ -44,7 +43,7 @@ class Planned(Learning):
         self.foretold: list[tuple[int, float, bool]] = []
         self._policy = policy
         self._prices = prices or Prices()
-        self._promises = Promises()
+        self._promised: Counter[FunctionId] = Counter()  # of all runs
         self._runs: dict[int, _Planned] = {}
         budget = budget or Budget()
         self._orders = Orders(budget, purse=policy == "priced" and budget.idle_s_per_busy_s < float("inf"))
@@ -67,8 +66,7 @@ class Planned(Learning):
             self._standbys = Standbys(starts.driver.clone.mean_s, memory_mb=max(1, round(starts.driver.standby_mb)))
 
     def begins(self, run: Run) -> None:
-        live = self._promises.begin(str(run.number), tenant_of(run.entry), run.entry, self.world.now)
-        held = self._runs[run.number] = _Planned(live)
+        held = self._runs[run.number] = _Planned()
         expected = self._expected(run)
         held.foretold = {call.function: call.reach for call in expected}
         # All of it comes later by the entry's own start.
@@ -78,12 +76,13 @@ class Planned(Learning):
 
     def called(self, run: Run, function: FunctionId) -> None:
         held = self._runs[run.number]
-        self._promises.started(held.live, function, self.world.now)
+        self._promise(held, function, -1)
         self._account(held, function)
-        if not held.live.promised and not held.orders:
+        if not +held.promised and not held.orders:
             return
         expected = self._expected(run)
-        self._promises.keep_only(held.live, {call.function for call in expected})
+        for other in held.promised.keys() - {call.function for call in expected}:
+            self._promise(held, other, -held.promised[other])
         prices, budget = self._orders.means(self._prices, held.orders)
         revision = revise(
             [order.held() for order in held.orders.values()],
@@ -92,11 +91,10 @@ class Planned(Learning):
             budget,
             self._idle_beside(held, expected),
             self.world.now,
-            tenant=held.live.tenant,
+            tenant=tenant_of(run.entry),
             entry=run.entry,
             trigger=Trigger.INVOCATION,
             policy=self._policy,
-            trace_id=held.live.trace_id,
             plan_id=f"{run.number}.{len(run.seen)}",
             elapsed_s=self.world.now - run.began,
             seen=run.seen,
@@ -105,7 +103,7 @@ class Planned(Learning):
         for decision_id, _ in revision.cancelled:
             order = held.orders.pop(decision_id)
             if order.decision.level is Level.READY:
-                self._promises.release(held.live, order.decision.function)
+                self._promise(held, order.decision.function, -1)
             self.world.give_up(order.one)
         self._order(run.number, revision.plan, held)
 
@@ -117,7 +115,7 @@ class Planned(Learning):
     def ended(self, run: Run, trace: Trace) -> None:
         """What it did not need is given up: what is not ready, and, where a price is on idling, what is."""
         held = self._runs.pop(run.number)
-        self._promises.end(held.live.trace_id)
+        self._promised.subtract(held.promised)
         for order in held.orders.values():
             if order.open and (self._policy == "priced" or order.one.state is not State.IDLE):
                 self.world.give_up(order.one)
@@ -172,15 +170,15 @@ class Planned(Learning):
         ordered = []
         if held is not None:
             for function in made.ready:
-                if not held.live.promised[function]:
-                    self._promises.promise(held.live, function, 1)
+                if not held.promised[function]:
+                    self._promise(held, function, 1)
         for decision in made.decisions:
             if decision.level is Level.STANDBY:
                 one = self.world.hold(run, decision.covers, decision.start_in_s, decision.expires_s, decision.decision_id)
             else:
                 one = self.world.prepare(run, decision.function, decision.start_in_s, decision.expires_s, decision.decision_id)
                 if held is not None:
-                    self._promises.promise(held.live, decision.function, 1)
+                    self._promise(held, decision.function, 1)
             order = Order(decision, self.world.now, one)
             self._orders.add(order)
             ordered.append(order)
@@ -201,17 +199,23 @@ class Planned(Learning):
 
     # -- what is there
 
+    def _promise(self, held: _Planned, function: FunctionId, count: int) -> None:
+        """So many more, or less, of it are spoken for by this run; never less than none."""
+        count = max(count, -held.promised[function])
+        held.promised[function] += count
+        self._promised[function] += count
+
     def _unpromised(self, expected: Sequence[ExpectedCall]) -> dict[FunctionId, int]:
         coming = self._orders.scheduled()
         return {
-            call.function: max(0, self.world.free(call.function) + coming[call.function] - self._promises.total(call.function))
+            call.function: max(0, self.world.free(call.function) + coming[call.function] - self._promised[call.function])
             for call in expected
         }
 
     def _idle_beside(self, held: _Planned, expected: Sequence[ExpectedCall]) -> dict[FunctionId, int]:
         """Without what the run has ordered itself."""
         own = Counter(order.one.function for order in held.orders.values())
-        promised = held.live.promised
+        promised = held.promised
         return {
             function: free + max(0, promised[function] - own[function]) for function, free in self._unpromised(expected).items()
         }

@@ -4,7 +4,7 @@ They implement workers.ports and nothing of the process driver: real sandboxes h
 """
 
 import asyncio
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -199,6 +199,8 @@ class DoubleDriver:
         self.handler: Callable[[DoubleClone, Frame], None] = echo
         self.clones: list[DoubleClone] = []
         self.initialising: list[DoubleClone] = []
+        self.template_asked: list[tuple[str, float]] = []  # versions, and how long their init may take
+        self.template_turns: defaultdict[str, Valve] = defaultdict(Valve)  # by tenant
         self.retired: list[str] = []
         self.tries = 0
         self.cloning = 0
@@ -223,7 +225,9 @@ class DoubleDriver:
         return clone
 
     async def template(self, tenant: str, work: Specialisation, timeout_s: float) -> DoubleTemplate:
+        self.template_asked.append((work.version, timeout_s))
         await self.template_turn.passed()
+        await self.template_turns[tenant].passed()
         if self.template_error is not None:
             raise self.template_error
         self.templates.append(DoubleTemplate(self, tenant, work))

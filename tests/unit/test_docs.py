@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.settings import Settings
+
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("graph", "tracing", "workers", "orchestrator")
 DOTTED = re.compile(r"`((?:graph|tracing|workers|orchestrator)(?:\.[A-Za-z_]\w*)+)`")
@@ -39,6 +41,13 @@ def test_every_step_of_the_journeys_names_something_that_is_there(name: str) -> 
 def test_links_between_documents_lead_somewhere(document: Path) -> None:
     broken = [link for link in LINK.findall(document.read_text()) if not (document.parent / link).exists()]
     assert broken == []
+
+
+def test_every_setting_is_in_the_table_of_settings_and_nothing_else_is() -> None:
+    table = (ROOT / "docs" / "operating.md").read_text().partition("## Settings")[2].partition("\n## ")[0]
+    told = re.findall(r"^\| `([A-Z_]+)` \|", table, re.MULTILINE)
+    fields = Settings.model_fields.items()
+    assert sorted(told) == sorted(str(field.validation_alias or f"FOREGLOW_{name.upper()}") for name, field in fields)
 
 
 def test_the_journeys_name_enough_to_be_followed() -> None:

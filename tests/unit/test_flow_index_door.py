@@ -45,7 +45,7 @@ def door(hosts: tuple[str, ...] = (), max_bytes: int = 1 << 20, **environment: s
 
 def test_the_public_index_is_what_uv_asks_when_nothing_is_set() -> None:
     assert read_indexes({}).all == (Index(PUBLIC_INDEX),)
-    assert read_indexes({"UV_NO_INDEX": "1"}).all == ()
+    assert read_indexes({"UV_NO_INDEX": "1"}).all == (Index(PUBLIC_INDEX),), "uv knows no such variable"
 
 
 def test_indexes_keep_their_order_and_credentials_are_taken_out() -> None:
@@ -200,8 +200,8 @@ def test_folders_are_served_and_not_what_lies_beside_them(tmp_path: Path) -> Non
     folder.mkdir()
     (folder / "thing-1.0-py3-none-any.whl").write_bytes(CONTENT)
     (folder / "out-1.0.tar.gz").symlink_to(tmp_path / "secret")
-    with door(UV_NO_INDEX="1", UV_FIND_LINKS=str(folder)) as (client, _):
-        page = client.get("/flat/0").text
+    with door(UV_DEFAULT_INDEX=(tmp_path / "nothing").as_uri(), UV_FIND_LINKS=str(folder)) as (client, _):
+        page = client.get("/flat/1").text
         assert "out-1.0" not in page
         (address,) = re.findall(r'href="([^"]+)"', page)
         assert urlopen(Request(address), timeout=10).read() == CONTENT

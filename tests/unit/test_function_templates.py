@@ -1,5 +1,6 @@
 """Which versions get a function template, and what a node does with them."""
 
+import asyncio
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,8 @@ from hypothesis import strategies as st
 
 from workers.function_templates import (
     CLONES,
+    INIT_AT_LEAST_S,
+    INIT_AT_MOST_S,
     SUPERSEDED_S,
     TRIES,
     UNUSED_S,
@@ -19,12 +22,14 @@ from workers.function_templates import (
     Standing,
     choose,
     failed,
+    init_limit_s,
     outlived,
     wanted,
 )
 from workers.ports import DriverError, InitFailed, TemplateRefused
 from workers.rpc.messages import Drain, Retire, Rpc
 from workers.sealing import Sealer
+from workers.templating import AT_ONCE
 from workers.versions import VersionSpec
 
 RULES = Rules(50.0, 1000)
@@ -200,7 +205,7 @@ async def test_values_stay_out_of_a_template_and_reach_its_clones(tmp_path: Path
     [
         (TemplateRefused("thread", "after the import threads run"), "thread", "threads run"),
         (InitFailed({"type": "KeyError", "message": "'DB'"}), "init", "its import failed there: KeyError: 'DB'"),
-        (TimeoutError(), "init", "took over 60 s"),
+        (TimeoutError(), "init", "took over 10 s"),
     ],
 )
 def test_a_refusal_is_for_good_and_starts_are_as_before(tmp_path: Path, error: Exception, kind: str, reason: str) -> None:
@@ -306,6 +311,46 @@ async def test_a_version_that_goes_while_its_template_is_made_gets_none(tmp_path
         rig.driver.template_turn.open()
         await until(lambda: bool(rig.driver.templates and rig.driver.templates[0].ended), "it was ended at once")
         assert standing(rig) == []
+
+
+@in_loop
+async def test_an_init_that_hangs_holds_up_its_own_tenant_alone(tmp_path: Path) -> None:
+    async with running_node(tmp_path, templates=RULES) as rig:
+        rig.driver.template_turns["acme"].close()
+        await started(rig)
+        await started(rig, spec("slow_too"))
+        await until(lambda: len(rig.driver.template_asked) == 1, "one of the tenant's two is being made")
+        await started(rig, spec("other", tenant="beta"))
+        await until(lambda: [one.standing.value for one in rig.node.templates.of("beta")] == ["held"], "another tenant's is held")
+        assert sorted(state for state, _ in standing(rig)) == ["making", "none"]
+        rig.driver.template_turns["acme"].open()
+        await until(lambda: [state for state, _ in standing(rig)] == ["held", "held"], "then come those that waited")
+
+
+@in_loop
+async def test_a_tenant_whose_init_took_long_rests_while_others_have_their_turn(tmp_path: Path) -> None:
+    async with running_node(tmp_path, templates=RULES) as rig:
+        for tenant in ("acme", "beta"):
+            rig.driver.template_turns[tenant].close()
+            for name in ("one", "two"):
+                await started(rig, spec(name, tenant=tenant))
+        await until(lambda: len(rig.driver.template_asked) == AT_ONCE, "both places are taken")
+        await started(rig, spec("late", tenant="gamma"))
+        await asyncio.sleep(0.3)
+        assert len(rig.driver.template_asked) == AT_ONCE
+        for tenant in ("acme", "beta"):
+            rig.driver.template_turns[tenant].open()
+        await until(lambda: len(rig.driver.template_asked) == 5, "all come")
+        assert rig.driver.template_asked[AT_ONCE][0].startswith("gamma/")
+
+
+@in_loop
+async def test_a_templates_init_may_take_some_times_what_an_instances_took(tmp_path: Path) -> None:
+    async with running_node(tmp_path, templates=RULES) as rig:
+        await started(rig)
+        await is_held(rig)
+    assert rig.driver.template_asked == [(SLOW.version, INIT_AT_LEAST_S)]
+    assert [init_limit_s(candidate(init_ms=ms)) for ms in (0, 4000, 50_000)] == [INIT_AT_LEAST_S, 20, INIT_AT_MOST_S]
 
 
 @in_loop

@@ -92,6 +92,8 @@ def test_halves_that_share_one_id_are_one_call():
     trace, dropped = assemble(T, spans)
     assert call_shape(trace) == [("a/a", "b/b", -1, 10.0), ("b/b", "c/c", 0, 20.0)]
     assert not dropped
+    itself = [spans[0], spans[1], span("2", "1", "a", "/b", "server", 12, 48)]
+    assert call_shape(assemble(T, itself)[0]) == [("a/a", "a/b", -1, 10.0)], "a service may call itself"
 
 
 def test_without_a_callers_half_the_callees_own_times_are_taken_and_never_negative():
@@ -507,7 +509,8 @@ def test_traces_without_a_root_make_room_when_there_is_none():
     assert assembler.add(T, SHOP[3:], 8.0) == 4
     more = [span("99", "", "s", "/s", "server", 0, 1, trace_id=f"{n:032x}") for n in range(100, 140)]
     kept = assembler.add(T, more, 8.0)
-    assert (assembler.held(T), assembler.dropped["too many spans"]) == (40, 40 - kept), "the others are too young to go"
+    assert (kept, assembler.intake(T).early) == (8, 3), "one more makes room, the others are too young to go"
+    assert (assembler.held(T), assembler.dropped["too many spans"]) == (40, 32)
     entries = [trace.entry for _ in range(4) for trace in assembler.settled(15.0)]
     assert (entries.count("t/shop/buy"), entries.count("u/shop/buy")) == (1, 1)
 

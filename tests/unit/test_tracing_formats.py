@@ -165,6 +165,9 @@ def test_other_shapes_of_the_same_forms():
     follows = [{"refType": "FOLLOWS_FROM", "traceID": "cd", "spanID": "7"}]
     (span,), _ = spans(json.dumps({"data": [{**jaeger, "spans": [{**jaeger["spans"][0], "references": follows}]}]}))
     assert (span.parent_id, span.link_trace, span.link_span) == ("", "cd".zfill(32), "7".zfill(16))
+    both = [{"refType": way, "traceID": "ab", "spanID": to} for way, to in (("FOLLOWS_FROM", "7"), ("CHILD_OF", "8"))]
+    (span,), _ = spans(json.dumps({"data": [{**jaeger, "spans": [{**jaeger["spans"][0], "references": both}]}]}))
+    assert span.parent_id == "8".zfill(16)
     zipkin = '{"traceId": "1", "id": "2", "shared": true}'
     for text in (f"[{zipkin}]", f"[[{zipkin}], []]", f"{zipkin}\n{zipkin}\n"):
         assert {span.kind for span in spans(text)[0]} == {SpanKind.SERVER}
