@@ -149,6 +149,13 @@ _ALL = (
         "kernel's part",
         35.0,
     ),
+    Metric(
+        "microvm.standby.part_mb",
+        "microvm",
+        "MB",
+        f"{_VM}: what a standby has for itself (anonymous memory of its QEMU), by what it is for: translated code, guest (pages "
+        "it wrote), QEMU's own, programs (relocated data of the binary and its libraries); mean",
+    ),
     Metric("microvm.standby.pss_mb", "microvm", "MB", "the same slope without what the kernel holds for them"),
     Metric(
         "microvm.full.beside_mb",

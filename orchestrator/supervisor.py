@@ -24,6 +24,7 @@ from orchestrator.supervised import BoundedLog, Supervised
 from workers.sealing import load_key
 
 START_TIMEOUT_S = 60.0
+MICROVM_START_TIMEOUT_S = 180.0  # its node boots a machine first, emulated perhaps, on a busy host
 START_ATTEMPTS = 3  # a process that ends this often before `ready` will not come
 PROBE_EVERY_S = 0.05
 PROBE_TIMEOUT_S = 2.0
@@ -149,11 +150,12 @@ class Supervisor:
                 self._failure = f"{one.name} cannot be started: {error.strerror}"
                 return False
             self._note()
-            deadline = asyncio.get_running_loop().time() + START_TIMEOUT_S
+            timeout_s = MICROVM_START_TIMEOUT_S if self._settings.driver == "microvm" else START_TIMEOUT_S
+            deadline = asyncio.get_running_loop().time() + timeout_s
             for one in members:
                 while not await self._is_ready(one.name):
                     if asyncio.get_running_loop().time() > deadline:
-                        self._failure = self._failure or f"{one.name} was not ready in {START_TIMEOUT_S:.0f} s{_last_words(one)}"
+                        self._failure = self._failure or f"{one.name} was not ready in {timeout_s:.0f} s{_last_words(one)}"
                     if self._failure or self._asked_to_stop.is_set():
                         return False
                     await asyncio.sleep(PROBE_EVERY_S)

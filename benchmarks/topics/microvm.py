@@ -18,16 +18,18 @@ from workers.drivers.microvm.image import build
 ACCEL = "tcg"
 MOST, MARKS = 100, (10, 40, 70, 100)  # standbys; at which memory is read
 FILLING_FROM = 4
+PARTS = ("translated code", "guest", "QEMU's own", "programs")
 FILL, FULL_MB = Deployed("fill", "fill", "fill:handler", {"memory_mb": 128, "timeout_s": 60}), 100
 FILL_TIMEOUT_S = 120.0
 REFILL_S = 20.0  # until a standby has taken the place of the one used
+TRIES, TOLD_S = 5, 1.2  # what the node told of its standbys may be a second old
 SETTLE_S = 0.5  # until an instance that was dropped has gone
 REST_S = 0.35
 
 
 def run(report: Report, full: bool) -> None:
     image(report)
-    times = 120 if full else 25
+    times = 120 if full else 15
     for network in (True, False):
         _tell_first_requests(report, times, network)
     _tell_full(report)
@@ -51,7 +53,7 @@ def _tell_first_requests(report: Report, times: int, network: bool) -> None:
     began = time.monotonic()
     with _platform(0, network) as bare:
         up_s = time.monotonic() - began
-        with _platform(2, network) as waiting:
+        with _platform(4, network) as waiting:
             report.driver, report.tier = bare.driver, bare.tier
             for platform in (bare, waiting):
                 platform.deploy([ECHO])
@@ -77,14 +79,16 @@ def _tell_first_requests(report: Report, times: int, network: bool) -> None:
 
 def _first(platform: Platform, function: Deployed, start: str) -> Callable[[], Answer]:
     def ask() -> Answer:
-        platform.cool(function.name)
-        if start == "standby":
-            _wait_for(platform, platform.standbys, REFILL_S)
-        time.sleep(SETTLE_S)
-        answer = platform.invoke(function.name)
-        if answer.start != start:
-            raise RuntimeError(f"{function.name} started {answer.start}, not {start}: this run measures something else")
-        return answer
+        for _ in range(TRIES):
+            platform.cool(function.name)
+            if start == "standby":
+                time.sleep(TOLD_S)
+                _wait_for(platform, platform.standbys, REFILL_S)
+            time.sleep(SETTLE_S)
+            answer = platform.invoke(function.name)
+            if answer.start == start:
+                return answer
+        raise RuntimeError(f"{function.name} started {answer.start}, not {start}: this run measures something else")
 
     return ask
 
@@ -121,6 +125,21 @@ def _tell_full(report: Report) -> None:
     report.emit("microvm.full.beside_mb", quantile(beside, 1.0), accel=ACCEL)
 
 
+def _machines(platform: Platform) -> list[int]:
+    """Its QEMUs."""
+    below = processes.descendants(platform.pids()["node"][0])
+    return [pid for pid in below if any("qemu-system" in word for word in processes.command_line(pid)[:1])]
+
+
+def _part(rights: str, name: str) -> str:
+    """What a mapping of a QEMU is for."""
+    if "memfd:foreglow" in name:
+        return "guest"
+    if "x" in rights and not name:
+        return "translated code"
+    return "programs" if name.startswith("/") else "QEMU's own"
+
+
 def _tell_pool(report: Report) -> None:
     """One pool that fills to 100: how fast, and what memory it holds at four places on the way."""
     report.progress(f"a pool of {MOST} standbys fills")
@@ -146,6 +165,9 @@ def _tell_pool(report: Report) -> None:
                 between = (waiting + platform.standbys_waiting()) / 2  # the pool goes on filling meanwhile
                 shared[between], whole[between] = [mb], [mb + kernel]
             time.sleep(0.05)
+        parts = [processes.private_mb(pid, _part) for pid in _machines(platform)]
+    for name in PARTS:
+        report.emit("microvm.standby.part_mb", mean([one.get(name, 0.0) for one in parts]), part=name, accel=ACCEL)
     first = next(at for at, waiting in seen if waiting >= FILLING_FROM)
     rate = slope_of([at - first for at, _ in seen], [waiting for _, waiting in seen])
     report.emit("microvm.clones_per_s", Estimate(rate, rate, rate, len(seen)), accel=ACCEL)

@@ -2,13 +2,16 @@
 
 import asyncio
 import contextlib
+import hashlib
 import os
+import shutil
 import tempfile
 import threading
 from collections.abc import AsyncIterator, Coroutine, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
+import pytest
 import uvloop
 from doubles.process_bench import Bench, command_of, descendants, groups_of
 
@@ -18,12 +21,17 @@ from workers.drivers.microvm.image import GuestImage, build
 T = TypeVar("T")
 ACCEL = "tcg"  # by name: what hardware offers here may not work
 LIMIT_S = 120.0
+NEEDED = {"qemu-system-x86_64": "qemu-system-x86", "mkfs.erofs": "erofs-utils", "apt-get": "apt", "dpkg-deb": "dpkg"}
 STANDIN = Path(__file__).with_name("standin_qemu.py")
 
 
 def guest_image() -> GuestImage:
     """Made by whichever run on this machine comes first; needs Debian's package servers then, and never again."""
-    folder = os.environ.get("FOREGLOW_TEST_IMAGE") or f"{tempfile.gettempdir()}/foreglow-test-image-{os.geteuid()}"
+    for program, package in NEEDED.items():
+        if shutil.which(program) is None:
+            pytest.skip(f"{program} is missing: install Debian's {package}")
+    own = f"{os.geteuid()}-{hashlib.sha256(__file__.encode()).hexdigest()[:8]}"  # another working copy has another image
+    folder = os.environ.get("FOREGLOW_TEST_IMAGE") or f"{tempfile.gettempdir()}/foreglow-test-image-{own}"
     return build(Path(folder), lambda _text: None)
 
 

@@ -158,6 +158,18 @@ def handler(event, context):
     vms.run(check())
 
 
+def test_a_function_gets_nearly_all_the_memory_of_its_shape_and_no_more(vms: Shared) -> None:
+    source = "def handler(event, context):\n    return len(bytes(b'x') * (event << 20)) >> 20\n"
+
+    async def check() -> None:
+        one = await vms.bench.run(source)
+        assert await one.value(112) == 112
+        with pytest.raises(EOFError, match="out of memory: the sandbox needed more than 128 MB"):
+            await one.value(130)
+
+    vms.run(check())
+
+
 def test_small_layers_arrive_as_they_are(vms: Shared, tmp_path: Path) -> None:
     source = """
 import os, pkgutil, space.inner

@@ -24,7 +24,7 @@ A life, seen from the host:
 
 The kernel's command line says what holds for every clone of a template (all optional):
 
-    foreglow.memory_mb=128     of all processes of the function, held by a control group; the machine needs OVERHEAD_MB more
+    foreglow.memory_mb=128     of all processes of the function, held by a control group; the machine needs more
     foreglow.processes=128     likewise
     foreglow.tmp_mb=64         size of /tmp
     foreglow.address=10.0.0.2/24 foreglow.gateway=10.0.0.1    of eth0, when there is one
@@ -33,7 +33,6 @@ The kernel's command line says what holds for every clone of a template (all opt
 import contextlib
 import fcntl
 import gc
-import json
 import os
 import resource
 import select
@@ -53,8 +52,8 @@ RESET_AFTER_S = 1.0
 OUTPUT_SIZE = 65536
 
 LAYERS_AT = ("/var/task", "/opt/deps")
-REHEARSAL = "foreglow_rehearsal"
-REHEARSAL_SOURCE = "def handler(event, context):\n    print(event)\n    return event\n"
+OURS_AT = "/usr/lib/foreglow"
+REHEARSAL = "rehearsal"
 REHEARSALS = 24
 UID = 1000
 OPEN_FILES = 1024
@@ -83,8 +82,15 @@ class Init:
         self._pid = 0
         self._mounted: list[str] = []
         self._kills = machine.kills()
+        cached = f"{REHEARSAL}.{sys.implementation.cache_tag}.pyc"
+        with open(f"{OURS_AT}/workers/guest/{REHEARSAL}.py", "rb") as source:
+            self._rehearsal = {f"{REHEARSAL}.py": source.read()}
+        with open(f"{OURS_AT}/workers/guest/__pycache__/{cached}", "rb") as bytecode:
+            self._rehearsal[f"__pycache__/{cached}"] = bytecode.read()
 
     def run(self) -> None:
+        # What the host says to both is done here first, and in one go: each change of process costs an emulated machine dear.
+        os.sched_setscheduler(0, os.SCHED_FIFO | os.SCHED_RESET_ON_FORK, os.sched_param(1))
         self._fresh()
         _warm()
         self._start()
@@ -108,7 +114,10 @@ class Init:
         self._mount("tmpfs", "/tmp", "tmpfs", 0, options)  # noqa: S108
         for layer in LAYERS_AT:
             self._mount("tmpfs", layer, "tmpfs", 0, "mode=755")
-        machine.put(f"{LAYERS_AT[0]}/{REHEARSAL}.py", REHEARSAL_SOURCE)
+        os.mkdir(f"{LAYERS_AT[0]}/__pycache__")
+        for name, content in self._rehearsal.items():
+            with open(f"{LAYERS_AT[0]}/{name}", "wb") as file:
+                file.write(content)
 
     def _mount(self, source: str, target: str, kind: str, flags: int = 0, options: str = "") -> None:
         machine.mount(source, target, kind, flags | machine.MS_NOSUID | machine.MS_NODEV, options)
@@ -131,9 +140,32 @@ class Init:
             self._pipes[descriptor] = stream
             self._poll.register(descriptor, select.POLLIN)
         if self._gate.recv(16):
-            os.unlink(f"{LAYERS_AT[0]}/{REHEARSAL}.py")
+            for name in self._rehearsal:
+                os.unlink(f"{LAYERS_AT[0]}/{name}")
+            os.rmdir(f"{LAYERS_AT[0]}/__pycache__")
+            self._practise()
             uptime_s = float(machine.reading("/proc/uptime").split()[0])
             self._say(STANDING, {"python": f"{sys.version_info[0]}.{sys.version_info[1]}", "uptime_s": uptime_s})
+
+    def _practise(self) -> None:
+        """Activates, of no consequence: what that writes to is shared with the runtime since the fork, and copied now."""
+        path = f"{LAYERS_AT[0]}/{REHEARSAL}"
+        head = {
+            "entropy": os.urandom(32).hex(),
+            "hostname": "standby",
+            "now": time.time(),
+            "disks": [],
+            "files": [[path, 0o100644, 1], [path + "2", 0o100644, 1]],
+        }
+        meta = runtime.dump(head)
+        here, there = socket.socketpair()
+        with here, there:
+            there.sendall(runtime.HEADER.pack(ACTIVATE, 0, 0, 0, len(meta), 2) + meta + b"xx")
+            frame = runtime.Channel(here).read(time.monotonic())
+        if frame is not None:
+            self._prepare(runtime.scan(frame[3]), frame[4])
+            os.unlink(path)
+            os.unlink(path + "2")
 
     def _pump(self, descriptor: int) -> None:
         """What was written past the runtime, to the host."""
@@ -175,14 +207,14 @@ class Init:
     # -- the host's wishes
 
     def _say(self, kind: int, meta: dict[str, Any], body: bytes = b"", ident: int = 0) -> None:
-        self._host.send(kind, ident, json.dumps(meta).encode(), body)
+        self._host.send(kind, ident, runtime.dump(meta), body)
 
     def _hear(self, frame: runtime.Frame) -> None:
         kind, _, ident, meta, body = frame
         if kind == ACTIVATE:
-            self._activate(json.loads(meta), body)
+            self._activate(runtime.scan(meta), body)
         elif kind == CLOCK:
-            self._set_clock(json.loads(meta)["now"])
+            self._set_clock(runtime.scan(meta)["now"])
         elif kind == COUNT:
             memory, processes = (int(machine.reading(f"{machine.CGROUP}/{name}.current")) for name in ("memory", "pids"))
             self._say(COUNTED, {"memory_bytes": memory, "processes": processes}, ident=ident)
@@ -191,15 +223,7 @@ class Init:
 
     def _activate(self, head: dict[str, Any], body: bytes) -> None:
         try:
-            if "now" in head:
-                time.clock_settime(time.CLOCK_REALTIME, head["now"])
-            if "entropy" in head:
-                machine.add_entropy(bytes.fromhex(head["entropy"]))
-            if "hostname" in head:
-                socket.sethostname(head["hostname"])
-            for device, target in head.get("disks", ()):
-                self._attach_disk(f"/dev/{device}", target)
-            machine.unpack(head.get("files", ()), body)
+            self._prepare(head, body)
         except OSError as error:
             self._gate.send(str(error).encode()[:4096])
             return
@@ -207,6 +231,17 @@ class Init:
             self._gate.send(b"1")
         else:
             self._say(ASK_CLOCK, {})
+
+    def _prepare(self, head: dict[str, Any], body: bytes) -> None:
+        if "now" in head:
+            time.clock_settime(time.CLOCK_REALTIME, head["now"])
+        if "entropy" in head:
+            machine.add_entropy(bytes.fromhex(head["entropy"]))
+        if "hostname" in head:
+            socket.sethostname(head["hostname"])
+        for device, target in head.get("disks", ()):
+            self._attach_disk(f"/dev/{device}", target)
+        machine.unpack(head.get("files", ()), body)
 
     def _set_clock(self, now: float) -> None:
         time.clock_settime(time.CLOCK_REALTIME, now)
@@ -246,6 +281,7 @@ class _Runtime:
                 os.dup2(source, target)
             self._keep(gate)
             self._drop()
+            machine.map_programs()
             warmup.rehearse(1, LAYERS_AT, REHEARSAL)  # touches now what specialising will write
             gc.enable()
             self._gate.send(b"1")
@@ -295,7 +331,7 @@ def _warm() -> None:
     sys.modules["foreglow"] = runtime
     for name in [name for name in sys.modules if name.partition(".")[0] == "workers"]:
         del sys.modules[name]
-    sys.path[:] = [path for path in sys.path if path != "/usr/lib/foreglow"]
+    sys.path[:] = [path for path in sys.path if path != OURS_AT]
     sys.modules["__main__"] = types.ModuleType("__main__")
     sys.argv = [""]
     warmup.rehearse(REHEARSALS, LAYERS_AT, REHEARSAL)

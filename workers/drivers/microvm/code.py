@@ -10,6 +10,7 @@ from pathlib import Path
 from workers.drivers.microvm.carried import Carried
 from workers.drivers.microvm.disk import DiskError, Disks
 from workers.drivers.microvm.inline import MAX_FILES, Inline, inline
+from workers.drivers.microvm.threads import in_thread
 from workers.ports import DriverError
 
 LAYERS_AT = ("/var/task", "/opt/deps")
@@ -52,11 +53,13 @@ class CodeSource:
                         most = f"{WITHOUT_DISKS >> 20} MiB or {FILES_WITHOUT_DISKS} files"
                         raise DiskError(f"{layer} has more than {most}, which needs a disk, and {missing}")
                     disks.append((DEVICES[len(disks)], place))
-                    descriptors.append(await asyncio.get_running_loop().run_in_executor(None, self._disks.open, layer))
-        except (OSError, DiskError) as error:
+                    descriptors.append(await in_thread(partial(self._disks.open, layer), os.close))
+        except BaseException as error:
             for descriptor in descriptors:
                 os.close(descriptor)
-            raise DriverError(f"attaching the code: {error}") from error
+            if isinstance(error, OSError | DiskError):
+                raise DriverError(f"attaching the code: {error}") from error
+            raise
         return Carried(files, b"".join(bodies), LAYERS_AT[: len(layers)], disks, descriptors)
 
     async def _inline(self, layer: Path) -> Inline | None:

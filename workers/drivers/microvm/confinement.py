@@ -65,7 +65,7 @@ class Confinement:
     needs /dev/kvm, and the group that may open it."""
 
     def __init__(self, folders: Sequence[Path] = (), kvm: bool = False) -> None:
-        self._folders = [folder.resolve() for folder in folders]
+        self._folders = list(dict.fromkeys(folder.resolve() for folder in folders))
         self._devices = (*DEVICES, "kvm") if kvm else DEVICES
         self._groups = ["--groups", str(os.stat("/dev/kvm").st_gid)] if kvm and os.path.exists("/dev/kvm") else ["--clear-groups"]
         self._jail = -1

@@ -81,7 +81,8 @@ class MicroVmDriver:
             self._accel = choice.accel
             self._disks = await loop.run_in_executor(None, Disks, self._folder / "disks", DISK_BYTES, DISKS_KEPT)
             self._code = CodeSource(self._disks, self._image.python)
-            self._places = Places(self._folder, Confinement([self._image.kernel.parent], kvm=self._accel == "kvm"))
+            read = [self._image.kernel.parent, *([] if self._qemu.startswith("/usr/") else [Path(self._qemu).parent])]
+            self._places = Places(self._folder, Confinement(read, kvm=self._accel == "kvm"))
             refused = await self._places.open(self._network)
         except (OSError, AccelError, DriverError) as error:
             await self.stop()
@@ -140,7 +141,13 @@ class MicroVmDriver:
     # -- clones
 
     async def clone(self, tenant: str, memory_mb: int) -> MicroVmClone:
-        return await self._clone(await self._templates.get(memory_mb))
+        source = await self._templates.get(memory_mb)
+        try:
+            return await self._clone(source)
+        except DriverError:
+            if not source.closed:
+                raise
+        return await self._clone(await self._templates.get(memory_mb))  # another took its place just then
 
     async def template(self, tenant: str, work: Specialisation, timeout_s: float) -> MicroVmFunctionTemplate:
         source = await self._templates.get(work.memory_mb)
@@ -190,10 +197,13 @@ class MicroVmDriver:
         tap = 0 if shape.network else None
         return fingerprint.take(self._qemu, line_of(shape, 0, self._image, tap=tap)((0, 0, 0)), self._tsc_khz, self._image)
 
-    async def _boot(self, memory_mb: int) -> Template:
+    async def _boot(self, memory_mb: int, somebody_waits: bool) -> Template:
         places, shape = self._started(), self._shape(memory_mb)
         place = await places.take(shape.limit_mb)
         try:
+            if place.cell is not None and not somebody_waits:
+                with contextlib.suppress(OSError):
+                    place.cell.speculative(True)
             return await template.boot(shape, self._image, lambda: self._fingerprint(memory_mb), place)
         finally:
             places.give_back(place)

@@ -12,6 +12,8 @@ import msgspec
 from workers.drivers.microvm.image import GuestImage
 from workers.ports import DriverError
 
+_last: dict[str, str] = {}  # digests of the image's files, a handful
+
 PARTS = {
     "qemu": "QEMU's binary",
     "line": "the command line",
@@ -39,7 +41,7 @@ class Fingerprint(msgspec.Struct, frozen=True):
 def take(binary: str, line: Sequence[str], tsc_khz: int, image: GuestImage) -> Fingerprint:
     """As things are now; takes microseconds while the files stay what they were. Raises DriverError."""
     try:
-        files = "-".join((image.digest, _file(str(image.kernel)), _file(str(image.initramfs))))
+        files = "-".join((image.digest, _needed_to_boot(str(image.kernel)), _needed_to_boot(str(image.initramfs))))
         return Fingerprint(_file(binary), _line(line), _cpu(), tsc_khz, files)
     except OSError as error:
         raise DriverError(f"the microVM's {error.filename} cannot be read: {error.strerror}") from error
@@ -54,6 +56,16 @@ def _line(line: Sequence[str]) -> str:
 def _file(path: str) -> str:
     found = os.stat(path)
     return _digest(path, found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
+
+
+def _needed_to_boot(path: str) -> str:
+    """A file that has gone since (a newer image was made) refuses no template: clones do not need it."""
+    try:
+        _last[path] = _file(path)
+    except FileNotFoundError:
+        if path not in _last:
+            raise
+    return _last[path]
 
 
 @functools.lru_cache(maxsize=64)

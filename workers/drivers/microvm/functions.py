@@ -6,12 +6,15 @@ template. So whatever the module made (threads, files, sockets, processes) is in
 import asyncio
 import os
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Protocol
 
+from workers.drivers.microvm.carried import Carried
 from workers.drivers.microvm.clone import MicroVmClone
 from workers.drivers.microvm.code import CodeSource, Given
 from workers.drivers.microvm.fingerprint import Fingerprint
 from workers.drivers.microvm.template import SETTLE_S, Template, copied, saved, sealed
+from workers.drivers.microvm.threads import in_thread
 from workers.drivers.originals import import_once
 from workers.ports import DriverError, Specialisation
 
@@ -64,21 +67,32 @@ async def make_function_template(
     """Raises what Driver.template does; nothing is left then. `clone`: makes one of the finished template."""
     carried = await code.carry(work.layers)
     images: list[int] = []
-    memory = -1
+    memory = state = -1
     try:
         images += [os.dup(one) for one in carried.descriptors]
-        memory = await asyncio.get_running_loop().run_in_executor(None, copied, source.memory)
+        memory = await _copy(source)
         original = await make(source, memory)
         try:
-            original.code = Given(carried)
+            original.speculative(True)  # nobody waits for it
+            original.code, carried = Given(carried), Carried()  # which closes its descriptors
             report = await import_once(original, work, timeout_s)
             await asyncio.sleep(SETTLE_S)
             state = await saved(original.machine)
         finally:
             await original.kill("its function template was made")
     except BaseException:
-        for one in [*images, *([memory] if memory >= 0 else [])]:
-            os.close(one)
+        for one in (*images, memory, state):
+            if one >= 0:
+                os.close(one)
         raise
+    finally:
+        carried.close()
     template = sealed(source.shape, source.fingerprint, memory, state, images)
     return MicroVmFunctionTemplate(template, clone, fingerprint, report.init_ms)
+
+
+async def _copy(source: Template) -> int:
+    if source.closed:
+        raise DriverError("the template was replaced just then")
+    held = os.dup(source.memory)  # it may be replaced meanwhile
+    return await in_thread(partial(copied, held), os.close, partial(os.close, held))

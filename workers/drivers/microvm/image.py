@@ -11,6 +11,7 @@ import errno
 import fcntl
 import functools
 import hashlib
+import math
 import os
 import platform
 import shutil
@@ -25,8 +26,9 @@ from workers.drivers.microvm import initramfs
 from workers.drivers.microvm.kernel import KernelError
 from workers.drivers.microvm.packages import Apt, Package, PackageError, at
 
-OVERHEAD_MB = 128
-"""What a machine needs beside its function's memory: kernel, initramfs, the first process."""
+OVERHEAD_MB, OVERHEAD_SHARE = 140, 0.04
+"""What a machine needs beside its function's memory: kernel, initramfs, the first process; and what the kernel keeps about each
+page. With less, the guest is out of memory before the function has all of its own."""
 NEEDED_MB = 400
 """Of the disk, while an image is made."""
 BUILD_TIMEOUT_S = 1800.0
@@ -56,6 +58,11 @@ class Record(msgspec.Struct, frozen=True):
     python: str
     sizes: tuple[int, int]
     packages: list[Package]
+
+
+def machine_mb(memory_mb: int) -> int:
+    """Memory of a machine for functions of `memory_mb`."""
+    return memory_mb + OVERHEAD_MB + math.ceil(memory_mb * OVERHEAD_SHARE)
 
 
 def build(folder: Path, progress: Callable[[str], None], fresh: bool = False) -> GuestImage:

@@ -17,6 +17,7 @@ MOST_NAMES = 400 << 10
 """Bytes of what is said about the files: those of two layers are the meta of one frame, which holds 1 MiB."""
 COMPILING = Path(__file__).with_name("compiling.py")
 COMPILE_TIMEOUT_S = 20.0
+COMPILE_BYTES = 1 << 30  # of address space
 MAX_COMPILED = 1 << 20  # bytes of source compiled here at a time; a layer of a deployed version brings its bytecode
 
 
@@ -79,7 +80,8 @@ def _compile(found: dict[str, tuple[int, bytes]], tag: str) -> None:
         for path, content in bare.items():
             (folder / path).parent.mkdir(parents=True, exist_ok=True)
             (folder / path).write_bytes(content)
-        command = [sys.executable, "-I", "-S", "-B", str(COMPILING), str(folder), "", "cached"]
+        held = ["prlimit", f"--as={COMPILE_BYTES}", f"--cpu={COMPILE_TIMEOUT_S:.0f}", "--core=0", "--"]
+        command = [*held, sys.executable, "-I", "-S", "-B", str(COMPILING), str(folder), "", "cached"]
         subprocess.run(command, timeout=COMPILE_TIMEOUT_S, check=False, capture_output=True, env={})
         for path in bare:
             made = folder / _cached(path, tag)

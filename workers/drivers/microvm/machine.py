@@ -23,7 +23,7 @@ from workers.framing import Frame
 from workers.ports import DriverError
 
 RESUME_TIMEOUT_S = 20.0
-BOOT_TIMEOUT_S = 60.0
+BOOT_TIMEOUT_S = 120.0
 """An emulated machine on a busy host takes its time."""
 PAUSE_TIMEOUT_S = 5.0
 DISK_TIMEOUT_S = 5.0

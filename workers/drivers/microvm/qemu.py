@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import msgspec
 
 from workers.drivers.microvm.confinement import ENVIRONMENT, SYSTEM_CALLS
-from workers.drivers.microvm.image import OVERHEAD_MB, GuestImage
+from workers.drivers.microvm.image import GuestImage, machine_mb
 from workers.drivers.microvm.qmp import GONE, Qmp
 from workers.drivers.microvm.taps import GUEST_ADDRESS, GUEST_GATEWAY, GUEST_MAC, GUEST_PREFIX
 from workers.drivers.wire import OutputPipe
@@ -49,7 +49,7 @@ class Shape(msgspec.Struct, frozen=True):
 
     @property
     def machine_mb(self) -> int:
-        return self.memory_mb + OVERHEAD_MB
+        return machine_mb(self.memory_mb)
 
     @property
     def limit_mb(self) -> int:

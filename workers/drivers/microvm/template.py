@@ -70,6 +70,10 @@ class Template:
 
 async def boot(shape: Shape, image: GuestImage, fingerprint: Callable[[], Fingerprint], place: Place) -> Template:
     """Starts a machine, exercises it and keeps it; `place` is free again after. Raises DriverError, TimeoutError."""
+    if not (image.kernel.exists() and image.initramfs.exists()):
+        raise DriverError(
+            f"the guest image is not in {image.kernel.parent} any more: restart the node, which takes the one made since"
+        )
     memory = blank("memory", shape.machine_mb << 20)
     try:
         tap = None if place.tap is None else place.tap.tap

@@ -19,11 +19,11 @@ log = structlog.get_logger(__name__)
 
 
 class Templates:
-    """`boot(memory_mb)` makes one. No tenant's code is in any: all tenants share them. Use it on one event loop."""
+    """`boot(memory_mb, somebody_waits)` makes one. No tenant's code is in any: all tenants share them. For one event loop."""
 
     def __init__(
         self,
-        boot: Callable[[int], Awaitable[Template]],
+        boot: Callable[[int, bool], Awaitable[Template]],
         fingerprint: Callable[[int], Fingerprint],
         clones: int = CLONES,
         max_age_s: float = MAX_AGE_S,
@@ -62,7 +62,7 @@ class Templates:
 
     async def _replace(self, memory_mb: int) -> Template:
         try:
-            fresh = await self._boot(memory_mb)
+            fresh = await self._boot(memory_mb, memory_mb not in self._serving)
         except TimeoutError as error:
             raise DriverError(f"the microVM of {memory_mb} MB did not boot in time") from error
         old = self._serving.get(memory_mb)
