@@ -110,7 +110,7 @@ class StandbyPool:
     async def give_back(self, tenant: str, memory_mb: int, clone: Clone) -> None:
         """One that was taken and not used: it waits again where one is missing, and ends where none is."""
         key = self._key(tenant, memory_mb)
-        if key in self._wanted and len(self._waiting[key]) < self._target and len(self) < self._limit:
+        if key in self._wanted and self._short(key) and len(self) < self._limit:
             self._wait(key, clone)
         else:
             await clone.kill("not needed")
@@ -124,12 +124,15 @@ class StandbyPool:
         left = [*resting, *(clone for waiting in self._waiting.values() for clone in waiting)]
         await asyncio.gather(*(clone.kill("node stops") for clone in left), return_exceptions=True)
 
+    def _short(self, key: Key) -> bool:
+        return len(self._waiting[key]) < max(self._target, self._plans.largest(key))
+
     def _missing(self, now: float) -> tuple[Key | None, float | None]:
         """The next to make, and when to look again if there is none (None: when told to)."""
         again: float | None = None
         if len(self) < self._limit:
             for key, not_before in self._wanted.items():
-                if len(self._waiting[key]) < max(self._target, self._plans.largest(key)):
+                if self._short(key):
                     if not_before <= now:
                         return key, None
                     again = not_before if again is None else min(again, not_before)

@@ -175,7 +175,7 @@ def connect():
 
 
 @over("process", "microvm")
-async def test_a_hundred_clones_never_draw_the_same(made: Bench) -> None:
+async def test_no_two_of_many_clones_draw_the_same(made: Bench) -> None:
     source = """
 import os, random, secrets, ssl, tempfile, uuid
 ssl.RAND_bytes(4), uuid.uuid1(), random.random(), tempfile.mktemp()  # state that a clone would share
@@ -187,12 +187,13 @@ def handler(event, context):
 """
     one = await made.template(source)
     drawn = []
-    for _ in range(100):
+    times = 100 if made.report.driver == "process" or os.environ.get("FULL") == "1" else 20
+    for _ in range(times):
         instance = await one.run()
         drawn.append(await instance.value())
         await instance.clone.kill("drawn")
     for name in drawn[0][0]:
-        assert len({draw[name] for draw, _ in drawn}) == 100, name
+        assert len({draw[name] for draw, _ in drawn}) == times, name
     assert len({fixed for _, fixed in drawn}) == 1  # who gives a seed wants the same numbers
 
 

@@ -43,7 +43,7 @@ import time
 import types
 from typing import Any
 
-from workers.guest import machine, runtime, warmup
+from workers.guest import importing, machine, runtime, warmup
 
 ACTIVATE, CLOCK, RENEW, COUNT = 33, 34, 35, 36
 STANDING, OUTPUT, EXIT, COUNTED, ASK_CLOCK = 49, 50, 51, 52, 53
@@ -58,6 +58,9 @@ REHEARSALS = 24
 UID = 1000
 OPEN_FILES = 1024
 CHANNEL_AT, GATE_AT = 3, 4  # descriptors in the runtime's process
+
+
+_finder = importing.Finder(LAYERS_AT[0])
 
 
 class Init:
@@ -318,6 +321,7 @@ class _Runtime:
         said = self._gate.recv(4096)
         if said != b"1":
             raise OSError(said.decode(errors="replace") or "the first process has gone")
+        _finder.forget()
         if meta.get("paths"):
             os.chdir(meta["paths"][0])
 
@@ -334,6 +338,7 @@ def _warm() -> None:
     sys.path[:] = [path for path in sys.path if path != OURS_AT]
     sys.modules["__main__"] = types.ModuleType("__main__")
     sys.argv = [""]
+    sys.meta_path.insert(len(sys.meta_path) - 1, _finder)
     warmup.rehearse(REHEARSALS, LAYERS_AT, REHEARSAL)
     gc.collect()
     gc.freeze()
