@@ -15,6 +15,7 @@ from graph.plans import Budget
 from orchestrator.planner.dispatch import TRAVEL_S
 from orchestrator.planner.foresight import Foresight
 from orchestrator.planner.learned import Learned
+from orchestrator.planner.log import DecisionLog, LogEntry
 from orchestrator.planner.setbacks import Setbacks
 from tracing.records import InvocationRecord, Timings
 from workers.rpc.messages import DecisionUpdate
@@ -476,3 +477,15 @@ def test_in_any_story_no_count_goes_below_nothing_and_nothing_stays_open(
     taken_back = {one for node in bench.nodes for one, _ in node.revoked}
     left = {one.decision_id for one in bench.log.entries() if one.outcome == "pending" and one.trace_id}
     assert left <= taken_back, "what nobody waits for any more was taken back"
+
+
+def test_a_planner_that_restarts_with_orders_for_later_pending_counts_on_none_of_them(bench: Bench) -> None:
+    chain(bench, "first", "second")
+    bench.starts("entry")
+    again = Bench(policy="priced")
+    again.log = DecisionLog(msgspec.msgpack.decode(msgspec.msgpack.encode(bench.log.entries()), type=list[LogEntry]))
+    assert again.log.open_of("acme") == []
+    assert {one.outcome for one in again.log.entries()} == {"cancelled"}
+    assert {one.detail for one in again.log.entries()} == {"the planner restarted"}
+    late = DecisionUpdate(bench.decision("second"), "ready", time.time(), 0.1, source="clone")
+    assert again.log.update(late, "n1") is None, "what begins all the same is nobody's decision any more"
