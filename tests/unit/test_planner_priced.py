@@ -290,17 +290,17 @@ def test_a_tenant_that_spent_its_idle_seconds_prepares_no_more_until_it_was_busy
     bench.takes("first", 0.5)
     bench.starts("entry")
     ident, now = bench.decision("first"), time.time()
-    idle_for = (DecisionUpdate(ident, "ready", now, 0.1, source="clone"), DecisionUpdate(ident, "wasted", now + 100.0))
+    idle_for = (DecisionUpdate(ident, "ready", now, 0.1, source="clone"), DecisionUpdate(ident, "wasted", now + 400.0))
     bench.loop.on_outcomes(idle_for)
     bench.ends()
     bench.node.have.clear()
     ordered = len(bench.node.ordered)
     told = bench.loop.means.told("acme")["spending"]
-    assert (told["spent_s"], told["left_s"]) == (pytest.approx(100.0), 0.0)
+    assert (told["spent_s"], told["left_s"]) == (pytest.approx(400.0), 0.0)
     assert told["dearer"] > 1
     bench.starts("entry", "poor")
     assert len(bench.node.ordered) == ordered
-    busy = InvocationRecord("acme", "x", "i", "", "acme/first", 1, 0.0, 90.0, StartKind.WARM, "ok", Timings(run=90_000.0), "n1")
+    busy = InvocationRecord("acme", "x", "i", "", "acme/first", 1, 0.0, 150.0, StartKind.WARM, "ok", Timings(run=150_000.0), "n1")
     bench.loop.accounts.records([busy])
     bench.starts("entry", "rich")
     assert len(bench.node.ordered) == ordered + 1
