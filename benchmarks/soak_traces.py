@@ -99,6 +99,7 @@ class Soak:
     seconds: float = 0.0
     memory: list[tuple[float, float]] = field(default_factory=list)
     answers: list[float] = field(default_factory=list)
+    unanswered: int = 0
     cpu_share: float = 0.0
     waiting: int = 0
     intake: dict[str, Any] = field(default_factory=dict)
@@ -136,6 +137,7 @@ class Soak:
         yield line("waiting_peak", self.waiting, "spans")
         for name, q in (("answer_p50", 50), ("answer_p99", 99)):
             yield line(name, float(np.percentile(self.answers, q)) * 1000, "ms", meaning="a question to the planner meanwhile")
+        yield line("unanswered", self.unanswered, "questions", meaning="no answer within 5 s")
         yield line("failed", self.failed, "requests")
         yield line("refused", self.refused, "spans", meaning="said to the sender: partial success")
         yield line("traces", self.intake["traces"], "traces", early=self.intake["early"])
@@ -223,7 +225,11 @@ def _watch(found: Soak, planner: int, stopped: threading.Event) -> None:
 def _ask(found: Soak, platform: Platform, stopped: threading.Event) -> None:
     while not stopped.wait(0.25):
         began = time.monotonic()
-        intake = platform.get("/v1/traces")
+        try:
+            intake = platform.get("/v1/traces")
+        except RuntimeError:
+            found.unanswered += 1  # it gave up after 5 s
+            continue
         found.answers.append(time.monotonic() - began)
         found.waiting = max(found.waiting, intake["waiting_spans"])
 

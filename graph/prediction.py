@@ -74,8 +74,8 @@ def predict(
         if function in declared:
             source = EdgeSource.BOTH if held else EdgeSource.DECLARED
         offsets = moved.get(function) or (held.offsets.samples() if held else ())
-        starts = graph.starts(function)
-        tier = tiers.get(function, "")
+        starts, tier = graph.starts(function), tiers.get(function, "")
+        starts_s = starts.samples(tier)
         expected.append(
             ExpectedCall(
                 function=function,
@@ -86,10 +86,10 @@ def predict(
                 weight=learned.weight,
                 source=source,
                 memory_mb=graph.memory_mb(function),
-                start_s=starts.expected_s(tier),
+                start_s=sum(starts_s) / len(starts_s) if tier and tier in starts.of_tier else starts.expected_s(),
                 trace_ids=held.trace_ids if held else (),
                 given=given,
-                starts_s=starts.samples(tier),
+                starts_s=starts_s,
                 standby_s=starts.from_standby_s(),
                 in_runs=b"" if times else learned.in_runs.get(function, b""),
                 started=times,

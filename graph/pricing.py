@@ -119,27 +119,28 @@ def curves(leads: Sequence[Lead], starts: Sequence[Sequence[float]]) -> Curves:
     stretch = float(flat.max(initial=0.0) + points.max(initial=0.0)) * 2.0 + 1.0
     line = flat + rows * stretch
     sums = np.concatenate(([0.0], np.cumsum(flat)))
-    finite = np.minimum(at, stretch / 2.0)  # beyond every sample: what is there is not looked at
+    at_most = np.minimum(at, stretch / 2.0)  # beyond every sample: what is there is not looked at
     shift = (np.arange(count) * stretch)[:, None]
     last = (first + sizes)[:, None]
     number = sizes[:, None].astype(np.float64)
     final = LEAST_HELD_S + flat[last[:, 0] - 1][:, None] if count else np.empty((0, 1))
 
-    def below(moment: Floats) -> np.ndarray[tuple[int, ...], np.dtype[np.intp]]:
-        return np.searchsorted(line, (moment + shift).ravel(), side="left").reshape(moment.shape)
-
-    before = below(finite)
-    called, uncalled, waited = np.zeros_like(at), np.zeros_like(at), np.zeros_like(at)
+    before = np.searchsorted(line, (at_most + shift).ravel()).reshape(at.shape)
+    called, uncalled = np.zeros_like(at), np.zeros_like(at)
     for point in range(START_POINTS):
-        ready = finite + points[:, point][:, None]
-        met = below(ready)
-        called += (sums[last] - sums[met] - (last - met) * ready) / number
-        uncalled += np.maximum(final - ready, 0.0)
-        waited += ((met - before) * ready - (sums[met] - sums[before])) / number
-    called, uncalled, waited = called / START_POINTS, uncalled / START_POINTS, waited / START_POINTS
+        ready = at_most + points[:, point, None]
+        met = np.searchsorted(line, (ready + shift).ravel()).reshape(at.shape)
+        called -= sums[met]
+        called -= (last - met) * ready
+        np.subtract(final, ready, out=ready)
+        uncalled += np.maximum(ready, 0.0, out=ready)
+    total = sums[last]
+    called = np.maximum((called / START_POINTS + total) / number, 0.0)
+    # Of what comes from then on: waiting less idling is ready less called.
+    waited = called + ((last - before) * (at_most + mean[:, None]) - (total - sums[before])) / number
     missed = (before - first[:, None]) / number
-    waited += missed * mean[:, None]
-    return Curves(at, np.maximum(called, 0.0), uncalled, np.maximum(waited, 0.0), mean, missed)
+    waited = np.maximum(waited, 0.0) + missed * mean[:, None]
+    return Curves(at, called, uncalled / START_POINTS, waited, mean, missed)
 
 
 def cost(needed: float, at: float, one: Lead, starts: Sequence[float], idle: float, late: float) -> tuple[float, float]:
@@ -147,13 +148,15 @@ def cost(needed: float, at: float, one: Lead, starts: Sequence[float], idle: flo
 
     `at` is negative for one under way; 0 with start times of 0 is one that is ready. Starts that would be over by now are over.
     """
-    ready = np.maximum(at + np.array(starts), 0.0)[:, None]
-    samples = one.samples[None, :]
-    called = float(np.maximum(samples - ready, 0.0).mean())
-    uncalled = float(np.maximum(samples[:, -1:] + LEAST_HELD_S - ready, 0.0).mean())
-    waited = float(np.where(samples < at, sum(starts) / len(starts), np.maximum(ready - samples, 0.0)).mean())
-    idled = needed * called + (1.0 - needed) * uncalled
-    return idle * idled + late * needed * waited, idled
+    ready = [max(at + start, 0.0) for start in starts]
+    until = float(one.samples[-1]) + LEAST_HELD_S
+    early = one.samples - np.array(ready)[:, None]
+    idling = np.maximum(early, 0.0)
+    before = int(one.samples.searchsorted(at)) if at > 0.0 else 0
+    waits = float((idling - early)[:, before:].sum()) + before * sum(starts)
+    uncalled = sum(max(until - each, 0.0) for each in ready) / len(ready)
+    idled = needed * float(idling.sum()) / early.size + (1.0 - needed) * uncalled
+    return idle * idled + late * needed * waits / early.size, idled
 
 
 def hold_s(needed: float, samples: int, saved_s: float, idle: float, late: float) -> float:

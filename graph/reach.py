@@ -16,6 +16,8 @@ AT_ONCE = 64
 
 TRACE_IDS = 3
 
+_SPREAD_DIGITS = 4  # a tenth of a millisecond: less is noise, and the later stage tells as much
+
 ANCHORS = 3
 """So many of the stages that started last are tried as what a time is measured from."""
 
@@ -170,18 +172,18 @@ class EntryReach(msgspec.Struct, array_like=True, gc=False):
         alike = ~np.isnan(at).any(axis=1)
         if alike.sum() < COMPARABLE:
             alike = ~np.isnan(at[:, -1])
-        best: dict[FunctionId, tuple[float, tuple[float, ...]]] = {}
-        for index in range(len(anchors) - 1, -1, -1):
-            since = ahead[alike] - at[alike, index][:, None]
-            counted = since >= 0.0  # False where it is not a number
-            runs = counted.sum(axis=0)
-            values = np.where(counted, since, 0.0)
-            mean = values.sum(axis=0) / np.maximum(runs, 1)
-            spread = (np.where(counted, since - mean, 0.0) ** 2).sum(axis=0) / np.maximum(runs, 1)
-            base = started[anchors[index]]
-            for column in np.flatnonzero(runs >= COMPARABLE).tolist():
-                function, varies = others[column], float(spread[column])
-                if function not in best or varies < best[function][0]:
-                    samples = np.sort(since[counted[:, column], column]) + base
-                    best[function] = varies, tuple(samples.tolist())
-        return {function: samples for function, (_, samples) in best.items()}
+        since = ahead[alike].astype(np.float64)[None, :, :] - at[alike].T[:, :, None]  # anchor, run, function
+        counted = since >= 0.0  # False where it is not a number
+        runs = counted.sum(axis=1)
+        values = np.where(counted, since, 0.0)
+        mean = values.sum(axis=1) / np.maximum(runs, 1)
+        squares = (values * values).sum(axis=1) / np.maximum(runs, 1)
+        spread = np.round(np.sqrt(np.maximum(squares - mean * mean, 0.0)), _SPREAD_DIGITS)
+        varies = np.where(runs >= COMPARABLE, spread, np.inf)
+        best = len(anchors) - 1 - np.argmin(varies[::-1], axis=0)  # of equals the latest
+        column = np.arange(len(others))
+        ordered = np.sort(np.where(counted, since, np.inf)[best, :, column], axis=1)
+        bases = np.array([started[anchor] for anchor in anchors])[best]
+        samples = (ordered + bases[:, None]).tolist()
+        known = np.where(np.isfinite(varies[best, column]), runs[best, column], 0).tolist()
+        return {function: tuple(samples[index][: known[index]]) for index, function in enumerate(others) if known[index]}

@@ -1,5 +1,7 @@
 """Start times of one function: the time from the order to prepare an instance until it was ready, by where it came from."""
 
+import itertools
+
 import msgspec
 
 from graph.timing import DEFAULT_START_S, Reservoir, smoothed_start
@@ -36,7 +38,7 @@ class StartTimes(msgspec.Struct, array_like=True, gc=False):
             return held.samples()
         if len(self.of_tier) == 1:
             return next(iter(self.of_tier.values())).samples()
-        return tuple(sorted(each for one in self.of_tier.values() for each in one.samples()))
+        return tuple(sorted(itertools.chain.from_iterable(one.values() for one in self.of_tier.values())))
 
     def expected_s(self, tier: str = "") -> float:
         """Mean seconds to ready from that tier; over all of them when it was never measured; 0.1 before the first."""

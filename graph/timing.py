@@ -39,13 +39,14 @@ class Reservoir(msgspec.Struct, array_like=True, gc=False):
 
     def samples(self) -> tuple[float, ...]:
         """Sorted, seconds."""
-        return tuple(sorted(self._unpacked()))
+        return tuple(sorted(self.values()))
 
     def mean(self) -> float:
         """Seconds; 0 before the first sample."""
-        return sum(self._unpacked()) / max(len(self.packed) // 4, 1)
+        return sum(self.values()) / max(len(self.packed) // 4, 1)
 
-    def _unpacked(self) -> tuple[float, ...]:
+    def values(self) -> tuple[float, ...]:
+        """The samples in no order, seconds."""
         return struct.unpack(f"<{len(self.packed) // 4}f", self.packed)
 
 

@@ -452,4 +452,5 @@ class Node:
             "memory_mb": {"total": memory.total_mb, "promised": memory.used_mb},
             "open_decisions": len(self.decisions),
             "code": msgspec.to_builtins(self._code.report()),
+            "templates": {**self.templates.standings, "memory_mb": self.templates.held_mb},
         }

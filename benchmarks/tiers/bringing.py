@@ -9,7 +9,7 @@ import tempfile
 import time
 import zipfile
 from collections import defaultdict
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +25,7 @@ from workers.code.layers import LARGEST, assemble, tree
 from workers.code.manifest import Manifest
 from workers.code.publishing import publish_layer
 from workers.code.room import Bounds
+from workers.code.shelf import spread
 from workers.code.tier1 import Tier1
 from workers.drivers.process.layers import detach
 from workers.ports import ChunkSource
@@ -81,7 +82,7 @@ def measure(report: Report, cluster: Cluster, rounds: dict[str, int]) -> list[Br
                 _publish(cluster, folder / f"p{number}", shape, number, words) for number in range(rounds[shape.name] + 1)
             ]
             report.progress(f"bringing packages of {shape.name}")
-            ms = asyncio.run(_bring(cluster, folder, packages))
+            ms = asyncio.run(_bring(cluster, folder, packages, () if shape is WHEELS else ADDED_MS))
             found.append(Brought(shape, packages[-1].layer, ms, _parts(cluster, folder, packages)))
         finally:
             shutil.rmtree(folder, ignore_errors=True)
@@ -110,15 +111,15 @@ def _publish(cluster: Cluster, folder: Path, shape: Shape, number: int, words: W
     return Package(folder / "files", zipped, layer)
 
 
-async def _bring(cluster: Cluster, folder: Path, packages: list[Package]) -> dict[Way, list[float]]:
+async def _bring(cluster: Cluster, folder: Path, packages: list[Package], farther_ms: Sequence[float]) -> dict[Way, list[float]]:
     ms: dict[Way, list[float]] = defaultdict(list)
     tiers: dict[Way, Tier1] = {}
     bounds = Bounds(1 << 40, 1 << 40)
     sources: dict[Way, ChunkSource] = {("origin", 0.0): cluster.origin}
     if cluster.bucket is not None and packages[0].layer.size < TOO_LARGE_FOR_BUCKET:
         sources["s3", 0.0] = cluster.bucket
-    sources |= {("tier2", added): FartherZone(cluster.zone, added) for added in (0.0, *ADDED_MS)}
-    sources |= {("origin", added): Farther(cluster.origin, added) for added in ADDED_MS}
+    sources |= {("tier2", added): FartherZone(cluster.zone, added) for added in (0.0, *farther_ms)}
+    sources |= {("origin", added): Farther(cluster.origin, added) for added in farther_ms}
     for way, source in sources.items():
         tiers[way] = Tier1(folder / f"{way[0]}-{way[1]:g}", [source], KEY, bounds)
     ways: dict[Way, Callable[[Package], Awaitable[None]]] = {
@@ -147,10 +148,12 @@ def _parts(cluster: Cluster, folder: Path, packages: list[Package]) -> dict[str,
     """The same work one step after another: what each costs alone."""
     ms: dict[str, list[float]] = defaultdict(list)
     key = chunk_key(KEY, TENANT)
+    (folder / "parts").mkdir()
+    spread(folder / "parts")
     with ThreadPoolExecutor(AT_ONCE) as threads:
         for package in packages:
             digest = package.layer.digest
-            target = folder / f"parts-{digest[-16:]}"
+            target = folder / "parts" / digest[-16:]
             target.mkdir()
             began = [time.perf_counter()]
             parcel = cluster.zone.parcel(TENANT, digest)
@@ -183,6 +186,7 @@ def _fetching(tier: Tier1, expected: str) -> Callable[[Package], Awaitable[None]
 
 def _in_place(folder: Path, write_files: Callable[[Package, Path], object]) -> Callable[[Package], Awaitable[None]]:
     folder.mkdir()
+    spread(folder)  # as tier 1's: else an aged disk would slow the peers alone
 
     async def bring(package: Package) -> None:
         write_files(package, folder / package.layer.digest[-16:])

@@ -79,6 +79,9 @@ def _tell_brought(report: Report, found: Sequence[Brought]) -> None:
             ratio = ratio_of_quantiles(one.ms["tier2", 0.0], one.ms[peer, 0.0], 0.5, paired=True)
             report.emit_ratio("code.bring_ms", ratio, peer, tier_of_code="tier2", package=one.shape.name)
     added = " and ".join(f"{ms:g}" for ms in bringing.ADDED_MS)
+    report.note(
+        "s3: moto's server, a program for tests; it says what the protocol costs on our side, and nothing of a store's speed"
+    )
     report.note(f"a loopback is no zone: added_ms is really waited before each question, {added} ms more a round trip")
 
 

@@ -25,7 +25,7 @@ def _state_rows(document: Mapping[str, Any]) -> list[tuple[str, str]]:
     rows = [("version", str(document["version"])), ("redis", str(document["redis"]))]
     rows.append(("control flow", ", ".join(f"{count} events {name}" for name, count in document["events"].items())))
     for name, state in document.items():
-        if name in ("version", "redis", "events"):
+        if name in ("version", "redis", "events", "zone_caches"):
             continue
         if not isinstance(state, dict):
             rows.append((name, f"[red]{show.plain(state)}[/]"))
@@ -35,6 +35,8 @@ def _state_rows(document: Mapping[str, Any]) -> list[tuple[str, str]]:
             held = f"{state['instances']} instances, {state['standbys']} standbys, {promised}"
             rows.append((name, held))
             limits = ", ".join(f"{what} by {means}" for what, means in isolation["limits"].items())
+            if templates := templates_text(state.get("templates", {})):
+                rows.append(("", templates))
             rows.append(("isolation", f"{isolation['driver']}: {isolation['tier']}; {show.plain(limits)}"))
             rows += [("", f"[yellow]not in force:[/] {show.plain(line)}") for line in isolation["missing"]]
         else:
@@ -47,4 +49,15 @@ def _state_rows(document: Mapping[str, Any]) -> list[tuple[str, str]]:
                 rows.append(
                     ("", f"of {spans['received']} spans from elsewhere {spans['left_out']} were left out: foreglow traces status")
                 )
+    for one in document.get("zone_caches", ()):
+        shown = one["state"] if one["state"] == "up" else f"[red]{one['state']}[/]: nodes of its zone go to the origin"
+        rows.append((f"zone cache {show.plain(one['name'])}", f"{shown}, zone {show.plain(one['zone'])}"))
     return rows
+
+
+def templates_text(templates: Mapping[str, int]) -> str:
+    """What a node says of its function templates; empty when it has and makes none."""
+    held = f"{templates['held']} held in {templates['memory_mb']} MB" if templates.get("held") else ""
+    others = [f"{templates[standing]} {standing}" for standing in ("making", "refused") if templates.get(standing)]
+    parts = [*([held] if held else []), *others]
+    return f"function templates: {', '.join(parts)}" if parts else ""

@@ -327,6 +327,12 @@ class EventsBacklog(BaseModel):
     parked: int = Field(ge=0)
 
 
+class ZoneCacheStatus(BaseModel):
+    name: str
+    zone: str
+    state: str = Field(description="up, or silent: it says nothing, and its zone's nodes go to the origin.")
+
+
 class StatusAnswer(BaseModel):
     """Beside these, `planner` and one entry per node: what it says of itself, or `away`."""
 
@@ -335,6 +341,7 @@ class StatusAnswer(BaseModel):
     version: str
     redis: Literal["ok", "away"]
     events: EventsBacklog
+    zone_caches: list[ZoneCacheStatus] = Field(description="Those that joined and have not left.")
 
 
 class TotalsAnswer(BaseModel):

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from orchestrator.page import cells, figures
-from orchestrator.page.cells import Row
+from orchestrator.page.cells import Cell, Row
 
 NODE_COLUMNS = [
     cells.column("Node"),
@@ -15,6 +15,7 @@ NODE_COLUMNS = [
     cells.column("Memory promised", "wide"),
     cells.column("Isolation", "wide"),
     cells.column("Code", "wide"),
+    cells.column("Function templates", "wide"),
 ]
 PROCESS_COLUMNS = [cells.column("Part"), cells.column("State"), cells.column("What it says", "wide")]
 FUNCTION_COLUMNS = [
@@ -40,7 +41,9 @@ def node_rows(status: Mapping[str, Any]) -> list[Row]:
 
 def _node(name: str, state: Any) -> Row:
     if not isinstance(state, dict):
-        return cells.row(name, [name, cells.mark("false", "away"), "", "", "", "it holds no instance that can be reached", ""])
+        return cells.row(
+            name, [name, cells.mark("false", "away"), "", "", "", "it holds no instance that can be reached", "", ""]
+        )
     memory, isolation = state["memory_mb"], state["isolation"]
     share = memory["promised"] / memory["total"] if memory["total"] else 0.0
     missing = "; ".join(isolation["missing"])
@@ -57,8 +60,18 @@ def _node(name: str, state: Any) -> Row:
             },
             {"text": f"{isolation['driver']}: {isolation['tier']}", "sub": f"not in force: {missing}" if missing else ""},
             _code([state["code"]] if "code" in state else [], "held"),
+            _templates(state.get("templates", {})),
         ],
     )
+
+
+def _templates(templates: Mapping[str, int]) -> Cell:
+    said = {standing: templates.get(standing, 0) for standing in ("held", "making", "refused")}
+    if not any(said.values()):
+        return ""
+    beside = ", ".join(f"{count:,} {standing}" for standing, count in said.items() if count and standing != "held")
+    held = f"{said['held']:,} held" + (f", {figures.megabytes(templates['memory_mb'])}" if said["held"] else "")
+    return {"text": held, "sub": beside}
 
 
 def process_rows(status: Mapping[str, Any]) -> list[Row]:
@@ -83,7 +96,16 @@ def process_rows(status: Mapping[str, Any]) -> list[Row]:
             if status["redis"] == "ok"
             else ["redis", cells.mark("false", "away"), "invocations go on; deploys wait until it is back"],
         ),
+        *(_zone_cache(one) for one in status.get("zone_caches", ())),
     ]
+
+
+def _zone_cache(one: Mapping[str, Any]) -> Row:
+    up, zone = one["state"] == "up", f"zone {one['zone']}"
+    said = f"code for {zone}" if up else f"nodes of {zone} go to the origin"
+    return cells.row(
+        f"cache {one['name']}", [f"zone cache {one['name']}", cells.mark("true" if up else "false", one["state"]), said]
+    )
 
 
 _NO_PLANNER = "nothing is prepared ahead; invocations start cold and are answered"

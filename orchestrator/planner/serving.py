@@ -49,6 +49,7 @@ from orchestrator.renewal import keep_certified
 from orchestrator.settings import Settings, rpc_secret
 from tracing.assembly import Assembler
 from tracing.export import Exporter
+from tracing.incoming import SETTLED_AT_ONCE
 from tracing.receiver import receiver_app
 from tracing.spans import Span
 from workers.rpc.connection import Connection, Listening, listen
@@ -220,8 +221,17 @@ class Planner:
         return TenantId(key.tenant) if key is not None else None
 
     def accept_spans(self, tenant: TenantId, spans: list[Span]) -> int:
-        """Returns how many were taken; the rest is counted by the assembler."""
-        return self.assembler.add(tenant, spans, time.time())
+        """Returns how many were taken; the rest is counted by the assembler.
+
+        What completes meanwhile is learned here, about as much as came: else a machine that is short of CPU would take spans
+        faster than it learns from them, until there is no room.
+        """
+        now = time.time()
+        kept = self.assembler.add(tenant, spans, now)
+        for _ in range(1 + len(spans) // SETTLED_AT_ONCE):
+            if not self._learn_settled(now):
+                break
+        return kept
 
     def spans_refused(self, tenant: TenantId, count: int) -> None:
         self.assembler.intake(tenant).left_out["invalid id"] += count
@@ -229,9 +239,12 @@ class Planner:
     # -- time
 
     def tick(self, now: float) -> bool:
-        """True when there is more of it to do at once."""
+        """True when there may be more to learn at once."""
         self.learner.settle(now)
         self.loop.ahead.tick(now)
+        return self._learn_settled(now)
+
+    def _learn_settled(self, now: float) -> bool:
         traces = self.assembler.settled(now)
         self.learner.observe(traces, now)
         return bool(traces)
@@ -241,7 +254,7 @@ class Planner:
         more = self.tick(time.time())
         while more:
             await asyncio.sleep(0)
-            more = self.tick(time.time())
+            more = self._learn_settled(time.time())
 
     async def save(self) -> None:
         learned = self.learner.counters.observed + self.learner.counters.records

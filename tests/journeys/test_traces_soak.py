@@ -28,8 +28,8 @@ def test_a_third_of_the_traces_never_completes_and_memory_is_bounded() -> None:
         print(json.dumps(line))
     assert (found.failed, found.intake["spans"]) == (0, found.sent)
     left_out = found.intake["left_out"]
-    assert set(left_out) <= {"late", "too many spans"}
-    assert found.refused == sum(left_out.values())
+    assert set(left_out) <= {"late", "orphan", "too many spans"}, "orphans: what was beside spans that came late"
+    assert found.refused == left_out.get("late", 0) + left_out.get("too many spans", 0), "the sender is told of what it sent"
     bounds = AssemblyBounds()
     assert found.waiting <= bounds.spans_per_tenant
     assert bounds.idle_s > LATE_S, "what completes is complete before its time, or counts as late"

@@ -328,8 +328,20 @@ STATUS = {
         "standbys": 1,
         "memory_mb": {"total": 1000, "promised": 256},
         "open_decisions": 0,
+        "templates": {"held": 3, "making": 1, "memory_mb": 120},
     },
+    "zone_caches": [{"name": "z1", "zone": "west", "state": "up"}, {"name": "z2", "zone": "east", "state": "silent"}],
 }
+
+
+def test_status_tells_of_zone_caches_and_function_templates(api: Api, foreglow: Any) -> None:
+    api.on("GET", "/v1/status", STATUS)
+    code, out, _ = foreglow("status")
+    told = " ".join(out.split())
+    assert code == 0
+    assert "function templates: 3 held in 120 MB, 1 making" in told
+    assert "zone cache z1 up, zone west" in told
+    assert "zone cache z2 silent: nodes of its zone go to the origin, zone east" in told
 
 
 def test_a_run_is_a_tree_with_start_kinds_and_times(api: Api, foreglow: Any) -> None:

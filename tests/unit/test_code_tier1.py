@@ -199,7 +199,7 @@ def test_a_layer_that_is_not_what_its_name_says_never_appears(tmp_path: Path, or
     assert list((tmp_path / "code").glob("acme/*")) == []
 
 
-@pytest.mark.parametrize("damage", [lambda _: b"", lambda old: old[:-1], lambda old: bytes([old[0] ^ 1]) + old[1:]])
+@pytest.mark.parametrize("damage", [lambda _: b"", lambda old: old[:-1], lambda old: old[:-1] + bytes([old[-1] ^ 1])])
 def test_a_damaged_chunk_never_appears(
     tmp_path: Path, origin: Origin, make_tier: "type[Tier1]", damage: Callable[[bytes], bytes]
 ) -> None:

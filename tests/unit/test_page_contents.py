@@ -223,8 +223,10 @@ STATUS = {
     "planner": {"nodes": [], "learned": {"observed": 3}},
     "node": {"name": "host", "isolation": {"driver": "process", "tier": "root", "limits": {}, "missing": ["no cgroups"]},
              "instances": 4, "standbys": 2, "memory_mb": {"total": 4096, "promised": 1024}, "open_decisions": 0,
-             "code": {"bytes": 300 << 20, "requests": {"tier1": 98, "tier2": 1, "origin": 1}, "ms": {}, "evictions": 1}},
+             "code": {"bytes": 300 << 20, "requests": {"tier1": 98, "tier2": 1, "origin": 1}, "ms": {}, "evictions": 1},
+             "templates": {"held": 3, "refused": 1, "memory_mb": 120}},
     "node-2": "away",
+    "zone_caches": [{"name": "z1", "zone": "west", "state": "up"}, {"name": "z2", "zone": "east", "state": "silent"}],
 }  # fmt: skip
 
 
@@ -232,8 +234,9 @@ def test_nodes_say_what_they_hold_and_which_isolation_is_not_in_force() -> None:
     here, away = overview.node_rows(STATUS)
     assert [cell["text"] if isinstance(cell, dict) else cell for cell in here["cells"]] == [
         "node", "up", "4", "2", "1.0 GB of 4.0 GB", "process: root",
-        "98 % at hand",
+        "98 % at hand", "3 held, 120 MB",
     ]  # fmt: skip
+    assert here["cells"][7]["sub"] == "1 refused"
     assert here["cells"][5]["sub"] == "not in force: no cgroups"
     assert here["cells"][6]["sub"] == "1 from the zone, 1 from the origin, 300 MB held, 1 layer evicted"
     assert away["cells"][1]["text"] == "away"
@@ -243,6 +246,7 @@ def test_parts_that_are_away_say_what_that_means() -> None:
     rows = {row["key"]: row["cells"] for row in overview.process_rows(STATUS | {"planner": "away", "redis": "away"})}
     assert (rows["planner"][1]["text"], rows["redis"][1]["text"], rows["flow"][1]["text"]) == ("away", "away", "parked")
     assert "cold" in rows["planner"][2]
+    assert [rows[f"cache {name}"][2] for name in ("z1", "z2")] == ["code for zone west", "nodes of zone east go to the origin"]
     assert len(overview.node_rows(STATUS | {"planner": "away"})) == 2
 
 

@@ -268,13 +268,13 @@ def test_another_service_inside_is_called_whatever_kind_its_span_has():
 OTHER = "b" * 32
 
 
-def taken_from_a_queue(trace_id=OTHER, link=(ID, "9"), start=300):
+def taken_from_a_queue(trace_id=OTHER, link=(ID, "9"), start=300, ids="a"):
     """A consumer that begins a trace of its own, linked to SHOP's producer."""
     linked = {"link_trace": link[0], "link_span": link[1]}
     return [
-        span("a0", "", "pack", "queue process", "consumer", start, start + 20, trace_id=trace_id, **linked),
-        span("a1", "a0", "pack", "HTTP GET", "client", start + 5, start + 15, trace_id=trace_id),
-        span("a2", "a1", "stock", "/take", "server", start + 6, start + 14, trace_id=trace_id),
+        span(f"{ids}0", "", "pack", "queue process", "consumer", start, start + 20, trace_id=trace_id, **linked),
+        span(f"{ids}1", f"{ids}0", "pack", "HTTP GET", "client", start + 5, start + 15, trace_id=trace_id),
+        span(f"{ids}2", f"{ids}1", "stock", "/take", "server", start + 6, start + 14, trace_id=trace_id),
     ]
 
 
@@ -497,6 +497,19 @@ def test_traces_that_are_linked_complete_together():
     assert [trace.entry for trace in alone.settled(7.0)] == ["t/pack/queue process"]
 
 
+def test_many_that_are_linked_to_one_are_bounded_and_none_is_lost():
+    assembler = Assembler()
+    assembler.add(T, [*SHOP, SENT], 0.0)
+    for number in range(300):
+        assembler.add(T, taken_from_a_queue(f"{number:032x}", ids=f"{number:x}a"), 0.0)
+    traces = []
+    while more := assembler.settled(7.0):
+        traces += more
+    assert sum(len(trace.calls) + 1 for trace in traces) == 3 + 300 * 2
+    assert max(len(trace.calls) for trace in traces) == 2 + 64 * 2
+    assert (len(assembler), assembler.traces, assembler._followers) == (0, 0, {})
+
+
 def test_traces_without_a_root_make_room_when_there_is_none():
     assembler = Assembler(AssemblyBounds(spans_per_tenant=40))
     for number in range(8):
@@ -549,6 +562,41 @@ def test_every_span_is_kept_then_used_or_counted(arrivals):
     assert len(assembler) == 0
     assert kept + assembler.dropped["late"] == len(arrivals)
     assert used <= kept
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from("tu"),
+            st.integers(0, 4),
+            st.integers(0, 3),
+            st.integers(-1, 3),
+            st.integers(-1, 4),
+            st.floats(0.0, 9.0),
+        ),
+        max_size=60,
+    )
+)
+def test_however_spans_come_nothing_stays_and_every_one_is_in_a_trace_or_counted(arrivals):
+    """Few may wait, some have no root, some are linked to each other in any way."""
+    bounds = AssemblyBounds(rootless_s=20, age_s=60, spans_per_trace=4, spans_per_tenant=8, spans=12, finished=3)
+    assembler, now, came, used = Assembler(bounds), 0.0, 0, 0
+    for tenant, trace, own, parent, linked, pause in arrivals:
+        now += pause
+        linked_to = {"link_trace": f"{linked:032x}", "link_span": str(own)} if linked >= 0 else {}
+        kind = "consumer" if linked >= 0 else "server"
+        one = span(
+            str(own), "" if parent < 0 else str(parent), f"s{own}", "/s", kind, 0, 1, trace_id=f"{trace:032x}", **linked_to
+        )
+        came += 1
+        assembler.add(TenantId(tenant), [one], now)
+        used += sum(1 + len(found.calls) for found in assembler.settled(now))
+        assert len(assembler) == sum(assembler.held(TenantId(each)) for each in "tu") <= bounds.spans
+    for _ in range(50):
+        used += sum(1 + len(found.calls) for found in assembler.settled(now + 1000.0))
+    assert (len(assembler), assembler.traces, assembler._followers, assembler._looks) == (0, 0, {}, [])
+    assert not any(assembler._rootless.values())
+    assert assembler.received == came == used + assembler.dropped.total()
 
 
 # -- our own records

@@ -1,6 +1,7 @@
 """OTLP: an ExportTraceServiceRequest in protobuf into spans."""
 
 from collections.abc import Iterable
+from sys import intern
 
 from google.protobuf.message import DecodeError
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
@@ -32,8 +33,8 @@ def read(body: bytes) -> tuple[list[Span], int]:
     refused = 0
     for resource_spans in request.resource_spans:
         resource = _values(resource_spans.resource.attributes)
-        service = str(resource.get(attributes.SERVICE_NAME, ""))[: fields.NAME_LIMIT]
-        hosted = str(resource.get(attributes.FAAS_NAME, ""))[: fields.NAME_LIMIT]
+        service = intern(str(resource.get(attributes.SERVICE_NAME, ""))[: fields.NAME_LIMIT])
+        hosted = intern(str(resource.get(attributes.FAAS_NAME, ""))[: fields.NAME_LIMIT])
         for scope_spans in resource_spans.scope_spans:
             for wire in scope_spans.spans:
                 if len(wire.trace_id) != 16 or len(wire.span_id) != 8 or not any(wire.trace_id) or not any(wire.span_id):
@@ -44,15 +45,16 @@ def read(body: bytes) -> tuple[list[Span], int]:
 
 
 def _span(wire: WireSpan, service: str, hosted: str) -> Span:
+    """Texts that other spans have as well are one object: hundreds of thousands of them may wait for their traces."""
     own = _values(wire.attributes)
     parent = wire.parent_span_id
     link_trace, link_span = _link(wire) if wire.links else ("", "")
     return Span(
-        trace_id=wire.trace_id.hex(),
-        span_id=wire.span_id.hex(),
-        parent_id=parent.hex() if any(parent) else "",
+        trace_id=intern(wire.trace_id.hex()),
+        span_id=intern(wire.span_id.hex()),
+        parent_id=intern(parent.hex()) if any(parent) else "",
         service=service,
-        name=wire.name[: fields.NAME_LIMIT],
+        name=intern(wire.name[: fields.NAME_LIMIT]),
         kind=_KINDS.get(wire.kind, SpanKind.UNSPECIFIED),
         start_ns=fields.nanoseconds(wire.start_time_unix_nano),
         end_ns=fields.nanoseconds(wire.end_time_unix_nano),

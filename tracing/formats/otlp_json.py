@@ -6,6 +6,7 @@ kinds, which protobuf's own mapping writes, are read too. Unknown members are ig
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from sys import intern
 from typing import Any, BinaryIO
 
 import msgspec
@@ -108,8 +109,8 @@ def _converted(element: Any, elements: Elements) -> _ResourceSpans:
 
 def _spans(each: _ResourceSpans, left_out: Counter[str]) -> Iterator[Span]:
     resource = _values(each.resource.attributes if each.resource is not None else None)
-    service = fields.text_of(resource.get(attributes.SERVICE_NAME, ""))
-    hosted = fields.text_of(resource.get(attributes.FAAS_NAME, ""))
+    service = intern(fields.text_of(resource.get(attributes.SERVICE_NAME, "")))
+    hosted = intern(fields.text_of(resource.get(attributes.FAAS_NAME, "")))
     for scope in each.scope_spans or ():
         for wire in scope.spans or ():
             trace_id, span_id = fields.identity(wire.trace_id, 32), fields.identity(wire.span_id, 16)
@@ -124,11 +125,11 @@ def _span(wire: _Span, trace_id: str, span_id: str, service: str, hosted: str) -
     linked = {fields.identity(link.trace_id, 32): fields.identity(link.span_id, 16) for link in reversed(wire.links or ())}
     link = next(iter(linked.items())) if len(linked) == 1 else ("", "")
     return Span(
-        trace_id=trace_id,
-        span_id=span_id,
-        parent_id=fields.identity(wire.parent_span_id, 16),
+        trace_id=intern(trace_id),
+        span_id=intern(span_id),
+        parent_id=intern(fields.identity(wire.parent_span_id, 16)),
         service=service,
-        name=fields.text_of(wire.name),
+        name=intern(fields.text_of(wire.name)),
         kind=_KINDS.get(wire.kind if wire.kind is not None else 0, SpanKind.UNSPECIFIED),
         start_ns=fields.nanoseconds(wire.start_time_unix_nano),
         end_ns=fields.nanoseconds(wire.end_time_unix_nano),

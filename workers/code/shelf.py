@@ -61,7 +61,7 @@ class Shelf:
         if not path.parent.exists():
             path.parent.mkdir(exist_ok=True)
             path.parent.chmod(0o711)
-            _spread(path.parent)
+            spread(path.parent)
         temporary = path.with_name(f"{path.name}.tmp-{secrets.token_hex(4)}")
         temporary.mkdir(mode=0o700)
         return temporary
@@ -98,7 +98,7 @@ class Shelf:
         for tenant in self._folder.iterdir():
             if not tenant.is_dir():
                 continue
-            _spread(tenant)
+            spread(tenant)
             for layer in list(tenant.iterdir()):
                 key = (tenant.name, f"sha256:{layer.name.removesuffix(DOUBTFUL)}")
                 try:
@@ -116,7 +116,7 @@ class Shelf:
         return [one for _, one in sorted(found, key=lambda pair: pair[0])]
 
 
-def _spread(folder: Path) -> None:
+def spread(folder: Path) -> None:
     """Tells the file system that the folders below have nothing to do with each other (`chattr +T`), where it knows that.
 
     ext4 else puts all their inodes into one group of its disk, and passes by those that were freed there in the last minutes,
