@@ -167,8 +167,8 @@ def hear_monitor():
             answer(id=command["id"], **{"return": told})
             if name == "migrate-incoming" and behaviour != "never resumes":
                 answer(event="RESUME", data={})
-                if behaviour == "dies as it runs":
-                    os._exit(7)
+            if name == "query-cpus-fast" and behaviour == "dies as it runs":
+                os._exit(7)
 
 
 if not clone:
