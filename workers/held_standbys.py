@@ -123,7 +123,7 @@ class HeldStandbys:
             if held.taken is not None and not held.taken.done():
                 held.taken.set_result(None)
             if held.clone is not None:
-                self._later(held.clone.kill(why))
+                self._later(_kill(held.clone, why))
             elif held.making is not None:
                 held.making.cancel()
         if self._tasks:
@@ -142,16 +142,20 @@ class HeldStandbys:
         except (DriverError, OSError) as error:
             log.warning("standby.failed", tenant=held.tenant, memory_mb=held.memory_mb, error=str(error))
             if clone is not None:
-                await clone.kill("it did not become a standby")
+                self._later(_kill(clone, "it did not become a standby"))
             self._decisions.lost(held.decision_id, f"killed: {type(error).__name__}: {error}"[:500])
             self._forget(held)
             if held.taken is not None and not held.taken.done():
                 held.taken.set_result(None)
             return
+        except asyncio.CancelledError:  # its tenant is gone, while it came to rest
+            if clone is not None:
+                await _kill(clone, "not needed")
+            raise
         if clone is None:
             return
         if held.gone:
-            await clone.kill("not needed")
+            await _kill(clone, "not needed")
         elif held.taken is not None:
             self._forget(held)
             if held.taken.done():  # who waited for it was cancelled
@@ -189,3 +193,10 @@ class HeldStandbys:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+
+async def _kill(clone: Clone, reason: str) -> None:
+    try:
+        await clone.kill(reason)
+    except DriverError as error:
+        log.warning("standby.not_killed", error=str(error))

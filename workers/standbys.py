@@ -168,14 +168,22 @@ class StandbyPool:
             clone.speculative(False)
         except (DriverError, OSError) as error:
             self._failed(key, error)
-            await clone.kill("it did not become a standby")
+            await self._kill(clone, "it did not become a standby")
             return
         finally:
             self._resting.discard(clone)
         if key not in self._wanted:
-            await clone.kill("its tenant is gone")
+            await self._kill(clone, "its tenant is gone")
             return
         self._wait(key, clone)
+
+    @staticmethod
+    async def _kill(clone: Clone, reason: str) -> None:
+        """One that does not die ends no refill."""
+        try:
+            await clone.kill(reason)
+        except DriverError as error:
+            log.warning("standby.not_killed", error=str(error))
 
     def _wait(self, key: Key, clone: Clone) -> None:
         waiting = self._waiting[key]

@@ -154,7 +154,7 @@ def hear_monitor():
             if name == "migrate":
                 os.write(held, b"state")
             elif name == "query-migrate":
-                told = {"status": "completed"}
+                told = "completed" if behaviour == "tells its state in words" else {"status": "completed"}
             elif name == "query-cpus-fast":
                 told = [{"thread-id": os.getpid()}]
             if name == "migrate-incoming" and behaviour == "refuses the state":
@@ -167,6 +167,8 @@ def hear_monitor():
             answer(id=command["id"], **{"return": told})
             if name == "migrate-incoming" and behaviour != "never resumes":
                 answer(event="RESUME", data={})
+            if name == "query-cpus-fast" and behaviour == "dies as it runs":
+                os._exit(7)
 
 
 if not clone:

@@ -263,3 +263,19 @@ def test_users_are_not_shared_and_not_soon_given_again() -> None:
     users.give_back(taken[3])
     users.give_back(taken[0])
     assert [users.take(), users.take()] == [taken[3], taken[0]]
+
+
+@pytest.mark.parametrize("privileged", [pytest.param(True, marks=needs_root), False], ids=["root", "own user"])
+def test_it_is_not_started_for_a_node_that_is_gone_already(privileged: bool) -> None:
+    """A node that dies while its command line is at work sends no signal: whoever is the parent then is not the node."""
+    confined = Confinement()
+    confined.open()
+    try:
+        command = confined.command(["/bin/echo", "started"], confined.take_user() if privileged else 0)
+        orphan = ["/bin/sh", "-c", '"$@"; exit $?', "sh", *command]
+        done = subprocess.run(orphan, check=False, capture_output=True, text=True, env=ENVIRONMENT, timeout=20)
+        assert (done.returncode, done.stdout) == (126, "")
+        done = subprocess.run(command, check=False, capture_output=True, text=True, env=ENVIRONMENT, timeout=20)
+        assert (done.returncode, done.stdout) == (0, "started\n")
+    finally:
+        confined.close()

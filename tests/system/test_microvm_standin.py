@@ -2,15 +2,16 @@
 with a reason, others go on, nothing is left. The machines are stand-ins (doubles/standin_qemu.py); the driver is real."""
 
 import asyncio
+import errno
 import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from doubles.loop import until
-from doubles.microvms import STANDIN, Shared, shared
-from doubles.process_bench import ECHO
+from doubles.loop import in_loop, until
+from doubles.microvms import STANDIN, Shared, microvms, shared
+from doubles.process_bench import ECHO, descendants
 
 from workers.drivers.microvm import machine
 from workers.drivers.microvm.clone import MicroVmClone
@@ -159,3 +160,77 @@ def test_a_clone_that_does_not_take_its_code_is_an_error(
         assert left(vms) == []
 
     vms.run(check())
+
+
+def test_one_that_ends_as_it_begins_to_run_is_an_error_and_leaves_nothing(
+    vms: Shared, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between its RESUME and whoever owns it then, which a busy node makes long."""
+    resumed = machine.Machine.incoming
+
+    async def slow(self: machine.Machine, state: int) -> None:
+        await resumed(self, state)
+        await self.qemu.gone.wait()
+
+    async def check() -> None:
+        await (await vms.bench.driver.clone("acme", 128)).kill("a template is there")
+        before = len(os.listdir("/proc/self/fd"))
+        with monkeypatch.context() as patched:
+            patched.setattr(machine.Machine, "incoming", slow)
+            behave(folder, "dies as it runs")
+            for _ in range(3):
+                with pytest.raises(DriverError, match=r"exit 7|closed its monitor"):
+                    await vms.bench.driver.clone("acme", 128)
+        assert left(vms) == []
+        await until(lambda: len(os.listdir("/proc/self/fd")) <= before, "descriptors are closed")
+
+    vms.run(check())
+
+
+def test_a_qemu_that_cannot_be_watched_is_ended(vms: Shared, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(pid: int, *_: int) -> int:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    async def check() -> None:
+        await (await vms.bench.driver.clone("acme", 128)).kill("a template is there")
+        await asyncio.sleep(0.1)
+        children, before = descendants(), len(os.listdir("/proc/self/fd"))
+        with monkeypatch.context() as patched:
+            patched.setattr(os, "pidfd_open", refused)
+            with pytest.raises(DriverError, match="Too many open files"):
+                await vms.bench.driver.clone("acme", 128)
+        assert not descendants(children)
+        assert left(vms) == []
+        await until(lambda: len(os.listdir("/proc/self/fd")) <= before, "descriptors are closed")
+
+    vms.run(check())
+
+
+def test_an_original_whose_qemu_says_nonsense_makes_no_template(vms: Shared, folder: Path) -> None:
+    async def check() -> None:
+        behave(folder, "tells its state in words")
+        with pytest.raises(DriverError, match="nonsense"):
+            await vms.bench.driver.template("acme", vms.bench.work(ECHO), 5)
+        assert left(vms) == []
+
+    vms.run(check())
+
+
+def test_a_driver_that_stops_while_clones_are_on_their_way_leaves_none(folder: Path, tmp_path: Path) -> None:
+    @in_loop
+    async def check() -> None:
+        image = GuestImage(folder / "kernel", folder / "initramfs", "standin", "3.11")
+        async with microvms(tmp_path, image, qemu=str(folder / "qemu")) as bench:
+            await (await bench.driver.clone("acme", 128)).kill("a template is there")
+            coming = [asyncio.ensure_future(bench.driver.clone("acme", 128)) for _ in range(4)]
+            await asyncio.sleep(0)
+            await bench.driver.stop()
+            for one in await asyncio.gather(*coming, return_exceptions=True):
+                if isinstance(one, BaseException):
+                    assert isinstance(one, DriverError)
+                else:
+                    await one.kill("idempotent")
+            with pytest.raises(DriverError, match="stopped"):
+                await bench.driver.clone("acme", 128)
+
+    check()

@@ -10,14 +10,17 @@ import pytest
 from doubles.loop import in_loop, settle, until
 
 from workers.drivers.microvm import fingerprint, templates
+from workers.drivers.microvm.carried import Carried
 from workers.drivers.microvm.confinement import Confinement
 from workers.drivers.microvm.fingerprint import Fingerprint
+from workers.drivers.microvm.functions import make_function_template
 from workers.drivers.microvm.image import GuestImage
 from workers.drivers.microvm.machine import Place
 from workers.drivers.microvm.qemu import Shape
 from workers.drivers.microvm.template import Template, blank, boot, copied, sealed
 from workers.drivers.microvm.templates import Templates
-from workers.ports import DriverError
+from workers.ports import DriverError, Specialisation
+from workers.versions import Kind
 
 NOW = Fingerprint("q", "l", "c", 2_600_000, "i")
 SHAPE = Shape("/usr/bin/qemu", "tcg", 128, 2_600_000)
@@ -219,3 +222,31 @@ async def test_nothing_boots_from_an_image_that_has_gone(tmp_path: Path) -> None
     image = GuestImage(tmp_path / "kernel", tmp_path / "initramfs", "d", "3.11")
     with pytest.raises(DriverError, match="restart the node"):
         await boot(SHAPE, image, lambda: NOW, Place(Confinement()))
+
+
+@in_loop
+async def test_an_original_that_is_gone_before_it_has_its_code_leaves_no_descriptor() -> None:
+    class Gone:
+        code: object = None
+
+        def speculative(self, on: bool) -> None: ...
+
+        async def specialise(self, work: object, timeout_s: float) -> None:
+            raise DriverError("the sandbox has gone")
+
+        async def kill(self, reason: str) -> None: ...
+
+    class Source:
+        async def carry(self, layers: object) -> Carried:
+            return Carried(descriptors=[os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)])
+
+    async def make(source: Template, memory: int) -> Gone:
+        return Gone()
+
+    source = sealed(SHAPE, NOW, blank("memory", 1 << 20), blank("state", 0))
+    work = Specialisation("a/b:1", "b:handler", Kind.EVENT, 1, 128, (), {})
+    before = len(os.listdir("/proc/self/fd"))
+    with pytest.raises(DriverError, match="has gone"):
+        await make_function_template(source, make, make, lambda: NOW, Source(), work, 1)  # type: ignore[arg-type]
+    assert len(os.listdir("/proc/self/fd")) == before
+    source.close()

@@ -220,6 +220,39 @@ async def test_those_of_a_tenant_that_is_gone_end(tmp_path: Path) -> None:
 
 
 @in_loop
+async def test_one_that_comes_to_rest_ends_with_its_tenant(tmp_path: Path) -> None:
+    async with running_node(tmp_path) as rig:
+        rig.driver.rest_turn.close()
+        told = await planner(rig)
+        told.prepare(standby("s1"))
+        await until(lambda: rig.driver.rest_turn.waiting == 1)
+        told.connection.send(Rpc.RETIRE, 0, Retire("acme"))
+        await told.outcome("s1", ["cancelled", "wasted"])
+        await until(lambda: rig.driver.alive == [])
+
+
+@in_loop
+async def test_who_waits_for_one_that_fails_and_cannot_be_killed_waits_no_longer(tmp_path: Path) -> None:
+    async with running_node(tmp_path) as rig:
+        rig.driver.rest_turn.close()
+        rig.driver.rest_error = DriverError("the exercise failed")
+        told = await planner(rig)
+        told.prepare(standby("s1"))
+        await until(lambda: rig.driver.rest_turn.waiting == 1)
+        running = (await rig.caller()).start(RIGHT)
+        await told.outcome("s1", ["late"])
+        stuck = rig.driver.clones[0]
+
+        async def kill(reason: str) -> None:
+            stuck.die(reason)
+            raise DriverError("it did not die in time")
+
+        stuck.kill = kill  # type: ignore[method-assign]
+        rig.driver.rest_turn.open()
+        assert (await running.result())[0].start is StartKind.COLD
+
+
+@in_loop
 async def test_one_that_dies_is_wasted(tmp_path: Path) -> None:
     async with running_node(tmp_path) as rig:
         told = await planner(rig)

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 from doubles.loop import in_loop, settle, until
-from doubles.sandboxes import PLAIN, DoubleDriver
+from doubles.sandboxes import PLAIN, DoubleClone, DoubleDriver
 
 from workers import standbys
 from workers.admission import ON_DEMAND, CoreGate
@@ -194,6 +194,25 @@ async def test_one_that_does_not_come_to_rest_ends() -> None:
         pool.want("acme", 128)
         await until(lambda: driver.clones and not driver.alive)
         assert len(pool) == 0
+
+
+@in_loop
+async def test_one_that_cannot_be_killed_ends_no_refill(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(standbys, "RETRY_S", 0.02)
+    async with pool_of(target=1) as (pool, driver, _):
+        driver.rest_error = DriverError("the exercise failed")
+
+        async def stuck(self: DoubleClone, reason: str) -> None:
+            self.die(reason)
+            raise DriverError("it did not die in time")
+
+        with monkeypatch.context() as patched:
+            patched.setattr(DoubleClone, "kill", stuck)
+            pool.want("acme", 128)
+            await until(lambda: driver.clones)
+            await settle()
+        driver.rest_error = None
+        await until(lambda: len(pool) == 1)
 
 
 @in_loop

@@ -12,6 +12,7 @@ from workers.framing import Frame
 from workers.ports import DriverError, InitFailed, InitReport
 
 MAX_EARLY = 256  # frames and outputs kept until their callback is set
+MAX_EARLY_BYTES = 4 << 20  # of both together
 
 encode = msgspec.json.Encoder().encode
 decode = msgspec.json.Decoder(dict[str, Any]).decode
@@ -33,6 +34,7 @@ class Conversation:
         self._exit_callback: Callable[[str], None] | None = None
         self._early: list[Frame] = []
         self._early_output: list[tuple[str, bytes]] = []
+        self._early_bytes = 0
 
     @property
     def on_frame(self) -> Callable[[Frame], None]:
@@ -46,7 +48,7 @@ class Conversation:
             callback(frame)
 
     def _keep_frame(self, frame: Frame) -> None:
-        if len(self._early) < MAX_EARLY and len(frame.body) <= MAX_EARLY << 10:
+        if len(self._early) < MAX_EARLY and self._fits(len(frame.meta) + len(frame.body)):
             self._early.append(frame)
 
     @property
@@ -61,8 +63,13 @@ class Conversation:
             callback(stream, text)
 
     def _keep_output(self, stream: str, text: bytes) -> None:
-        if len(self._early_output) < MAX_EARLY:
+        if len(self._early_output) < MAX_EARLY and self._fits(len(text)):
             self._early_output.append((stream, text))
+
+    def _fits(self, size: int) -> bool:
+        fits = self._early_bytes + size <= MAX_EARLY_BYTES
+        self._early_bytes += size if fits else 0
+        return fits
 
     def _writer(self, stream: str) -> Callable[[bytes], None]:
         return lambda text: self.on_output(stream, text)
@@ -101,7 +108,7 @@ class Conversation:
         told = answer.get("init_ms", 0.0)
         if not isinstance(told, int | float):
             raise DriverError("the guest broke the protocol: init_ms is not a number")
-        init_ms = min(max(0.0, float(told)), elapsed_ms) if told == told else 0.0  # noqa: PLR0124 (not a number)
+        init_ms = float(min(max(0.0, told), elapsed_ms)) if told == told else 0.0  # noqa: PLR0124 (not a number)
         return InitReport(elapsed_ms - init_ms, init_ms, names)
 
     def _fail(self, why: str) -> None:

@@ -4,6 +4,7 @@ import asyncio
 import os
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -81,13 +82,21 @@ class CodeSource:
 
 
 class Given:
-    """Code that was carried already, in place of a CodeSource."""
+    """Code that was carried already, in place of a CodeSource; whoever carried it keeps its descriptors."""
 
     def __init__(self, carried: Carried) -> None:
         self._carried = carried
 
     async def carry(self, layers: Sequence[Path]) -> Carried:
-        return self._carried
+        held: list[int] = []
+        try:
+            for one in self._carried.descriptors:
+                held.append(os.dup(one))  # noqa: PERF401  (those before one that fails are closed)
+        except OSError as error:
+            for one in held:
+                os.close(one)
+            raise DriverError(f"attaching the code: {error.strerror}") from error
+        return replace(self._carried, descriptors=held)
 
 
 def written(sources: Mapping[str, str]) -> Carried:

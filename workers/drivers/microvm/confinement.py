@@ -38,6 +38,8 @@ ulimit -n {files} || exit 126
 {threads}
 exec "$@"
 """
+# Who died before the parent-death signal was asked for sends none. $1: the node. `$PPID` is of the moment this shell began.
+_ORPHANED = '[ "$PPID" = "$1" ] || exit 126; shift; exec "$@"'
 _THREADS = "ulimit -p {threads} 2>/dev/null || ulimit -u {threads} || exit 126"  # dash's letter, other shells'; counted by user
 
 
@@ -127,4 +129,5 @@ class Confinement:
         if user:
             who = str(user)
             dropped += ["--reuid", who, "--regid", who, *self._groups, "--bounding-set", "-all", "--inh-caps", "-all"]
-        return [*entered, "/usr/bin/setpriv", *dropped, "--", *program]
+        alive = ["/bin/sh", "-c", _ORPHANED, "sh", str(os.getpid())]
+        return [*entered, "/usr/bin/setpriv", *dropped, "--", *alive, *program]

@@ -21,7 +21,7 @@ from workers.drivers.microvm.confinement import Confinement
 from workers.drivers.microvm.disk import Disks
 from workers.drivers.microvm.functions import MicroVmFunctionTemplate, make_function_template
 from workers.drivers.microvm.image import OVERHEAD_MB, GuestImage
-from workers.drivers.microvm.machine import line_of
+from workers.drivers.microvm.machine import RESUME_TIMEOUT_S, line_of
 from workers.drivers.microvm.places import Places
 from workers.drivers.microvm.qemu import BINARY, DISK_BYTES, Shape, arguments
 from workers.drivers.microvm.template import Template
@@ -35,6 +35,7 @@ log = structlog.get_logger(__name__)
 PROBE_TIMEOUT_S = 60.0
 PROBE_SOURCE = "def handler(event, context):\n    return None\n"
 DISKS_KEPT = 4 << 30  # bytes of images on the node's disk
+STOPPED = "the driver has not been started, or has stopped"
 BESIDE_MB = 128  # QEMU, translated code, what a full guest no longer shares with its template: microvm.full.beside_mb
 
 
@@ -62,6 +63,8 @@ class MicroVmDriver:
         self._clones: set[MicroVmClone] = set()
         self._function_templates: WeakSet[Template] = WeakSet()
         self._numbers = 0
+        self._coming: set[asyncio.Future[None]] = set()  # clones on their way
+        self._stopping = False
 
     # -- start and stop
 
@@ -72,7 +75,7 @@ class MicroVmDriver:
             raise DriverError(
                 f"{self._qemu or BINARY} is not there: install QEMU (Debian: qemu-system-x86), or use the process driver"
             )
-        self._qemu = os.path.realpath(found)
+        self._qemu, self._stopping = os.path.realpath(found), False
         _raise_open_files()
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
@@ -127,7 +130,10 @@ class MicroVmDriver:
         return IsolationReport("microvm", self._accel, limits, tuple(missing))
 
     async def stop(self) -> None:
+        self._stopping = True
         await self._templates.stop()
+        if self._coming:
+            await asyncio.wait(self._coming, timeout=RESUME_TIMEOUT_S)
         for one in self._function_templates:
             one.close()
         await asyncio.gather(*(clone.kill("the node stops") for clone in list(self._clones)), return_exceptions=True)
@@ -160,31 +166,40 @@ class MicroVmDriver:
             work,
             timeout_s,
         )
+        if self._stopping:
+            made.template.close()
+            raise DriverError(STOPPED)
         self._function_templates.add(made.template)
         return made
 
     async def _clone(self, source: Template, memory: int = -1, coded: bool = False) -> MicroVmClone:
-        places = self._started()
-        place = await places.take(source.shape.limit_mb)
+        places, coming = self._started(), asyncio.get_running_loop().create_future()
+        self._coming.add(coming)
         try:
-            machine = await source.clone(place, memory)
-        except BaseException as error:
-            places.give_back(place)
-            if isinstance(error, TimeoutError):
-                raise DriverError("a microVM did not resume in time") from error
-            raise
-        self._numbers += 1
-        clone = MicroVmClone(f"v{self._numbers}", source.shape.memory_mb, machine, self._code, self._freed, coded)
-        self._clones.add(clone)
+            place = await places.take(source.shape.limit_mb)
+            try:
+                machine = await source.clone(place, memory)
+            except BaseException as error:
+                places.give_back(place)
+                if isinstance(error, TimeoutError):
+                    raise DriverError("a microVM did not resume in time") from error
+                raise
+            self._numbers += 1
+            name, freed = f"v{self._numbers}", partial(self._freed, places)
+            clone = MicroVmClone(name, source.shape.memory_mb, machine, self._code, freed, coded)
+            self._clones.add(clone)
+        finally:
+            self._coming.discard(coming)
+            coming.set_result(None)
         return clone
 
-    def _freed(self, clone: MicroVmClone) -> None:
+    def _freed(self, places: Places, clone: MicroVmClone) -> None:
         self._clones.discard(clone)
-        self._started().give_back(clone.machine.place)
+        places.give_back(clone.machine.place)
 
     def _started(self) -> Places:
-        if self._places is None:
-            raise DriverError("the driver has not been started, or has stopped")
+        if self._places is None or self._stopping:
+            raise DriverError(STOPPED)
         return self._places
 
     # -- templates

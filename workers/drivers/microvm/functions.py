@@ -9,7 +9,6 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Protocol
 
-from workers.drivers.microvm.carried import Carried
 from workers.drivers.microvm.clone import MicroVmClone
 from workers.drivers.microvm.code import CodeSource, Given
 from workers.drivers.microvm.fingerprint import Fingerprint
@@ -66,15 +65,13 @@ async def make_function_template(
 ) -> MicroVmFunctionTemplate:
     """Raises what Driver.template does; nothing is left then. `clone`: makes one of the finished template."""
     carried = await code.carry(work.layers)
-    images: list[int] = []
-    memory = state = -1
+    images, memory, state = list(carried.descriptors), -1, -1
     try:
-        images += [os.dup(one) for one in carried.descriptors]
         memory = await _copy(source)
         original = await make(source, memory)
         try:
             original.speculative(True)  # nobody waits for it
-            original.code, carried = Given(carried), Carried()  # which closes its descriptors
+            original.code = Given(carried)
             report = await import_once(original, work, timeout_s)
             await asyncio.sleep(SETTLE_S)
             state = await saved(original.machine)
@@ -85,8 +82,6 @@ async def make_function_template(
             if one >= 0:
                 os.close(one)
         raise
-    finally:
-        carried.close()
     template = sealed(source.shape, source.fingerprint, memory, state, images)
     return MicroVmFunctionTemplate(template, clone, fingerprint, report.init_ms)
 

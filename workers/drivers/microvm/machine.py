@@ -165,6 +165,11 @@ class Machine:
 
     # -- the end
 
+    def lives(self) -> None:
+        """Raises DriverError when it has ended."""
+        if self.qemu.gone.is_set():
+            raise DriverError(self._reason)
+
     def end(self, reason: str) -> None:
         """Kills; the first reason counts."""
         if not self._reason:

@@ -30,6 +30,7 @@ TB_MB = 64
 PROCESS_MB = 96
 """What a QEMU needs beside its guest's memory and translated code."""
 MAX_WORDS = 2000  # bytes kept of what a QEMU says
+KILLED_S = 10.0
 KERNEL_WORDS = (
     "console=ttyS0 quiet loglevel=1 reboot=t panic=-1 mitigations=off audit=0 apparmor=0 nowatchdog init_on_alloc=0 "
     "tsc=reliable no_timer_check"
@@ -150,9 +151,16 @@ class Qemu:
     """One QEMU that runs. `on_gone(how)` is called once, when its process has ended and been reaped."""
 
     def __init__(self, process: "subprocess.Popen[bytes]", monitor: socket.socket, on_gone: Callable[[str], None]) -> None:
+        """Raises OSError, with nothing opened."""
         self._process = process
         self.pid = process.pid
-        self._pidfd = os.pidfd_open(process.pid)
+        assert process.stdout is not None
+        words = os.dup(process.stdout.fileno())
+        try:
+            self._pidfd = os.pidfd_open(process.pid)
+        except OSError:
+            os.close(words)
+            raise
         self._on_gone = on_gone
         self._loop = asyncio.get_running_loop()
         self._words = bytearray()
@@ -160,8 +168,7 @@ class Qemu:
         self._why = ""
         self.qmp = Qmp(monitor, self._lost)
         self._loop.add_reader(self._pidfd, self._exited)
-        assert process.stdout is not None
-        self._said = OutputPipe(os.dup(process.stdout.fileno()), self._complains)
+        self._said = OutputPipe(words, self._complains)
         process.stdout.close()
 
     def kill(self) -> None:
@@ -210,4 +217,12 @@ def spawn(line: Sequence[str], descriptors: Sequence[int], monitor: socket.socke
     except OSError as error:
         monitor.close()
         raise DriverError(f"QEMU does not start: {error}") from error
-    return Qemu(process, monitor, on_gone)
+    try:
+        return Qemu(process, monitor, on_gone)
+    except OSError as error:  # no descriptor is left: nobody would see it end
+        process.kill()
+        process.wait(KILLED_S)
+        assert process.stdout is not None
+        process.stdout.close()
+        monitor.close()
+        raise DriverError(f"QEMU cannot be watched: {error.strerror}") from error

@@ -28,6 +28,7 @@ GUEST_ADDRESS, GUEST_PREFIX, GUEST_GATEWAY = "100.64.0.2", 30, "100.64.0.1"
 TAP_NAME = "tap0"
 AHEAD = 8  # namespaces waiting; a refill takes 1 to 5 ms each
 TUN = "/dev/net/tun"
+STOP_TIMEOUT_S = 10.0
 NICENESS = 10  # of the thread that makes them, which holds the kernel's one lock of network settings while it does
 
 _TUNSETIFF, _SIOCGIFFLAGS, _SIOCSIFFLAGS = 0x4004_54CA, 0x8913, 0x8914
@@ -151,7 +152,7 @@ class TapPool:
         self._closed = True
         if self._maker is not None:
             self._orders.put(False)
-            await asyncio.get_running_loop().run_in_executor(None, self._maker.join)
+            await asyncio.get_running_loop().run_in_executor(None, self._maker.join, STOP_TIMEOUT_S)  # else it ends with the node
             await asyncio.sleep(0)  # what it made last comes in, and is closed
             self._maker = None
         while self._ready:

@@ -8,6 +8,7 @@ import fcntl
 import os
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from workers.drivers.frames import FromInit
 from workers.drivers.microvm.exercise import exercise
@@ -52,6 +53,7 @@ class Template:
             machine = Machine(line, [memory, state, *self.images], place)
             try:
                 await machine.incoming(state)
+                machine.lives()  # it may have ended since: from here on its owner is told
             except BaseException:
                 await _away(machine, "it did not resume")
                 raise
@@ -107,14 +109,22 @@ async def saved(machine: Machine) -> int:
             await qmp.post(IGNORE_SHARED, ("migrate-set-parameters", {"max-bandwidth": 1 << 40}))
             await qmp.run("getfd", SAVE_TIMEOUT_S, fdname="state", descriptors=[state])
             await qmp.run("migrate", SAVE_TIMEOUT_S, uri="fd:state")
-            while (told := await qmp.run("query-migrate", SAVE_TIMEOUT_S)).get("status") != "completed":
+            while (told := _told(await qmp.run("query-migrate", SAVE_TIMEOUT_S))).get("status") != "completed":
                 if told.get("status") in ("failed", "cancelled"):
-                    raise DriverError(f"the machine's state could not be kept: {told.get('error-desc', 'no reason given')}")
+                    why = str(told.get("error-desc", "no reason given"))[:500]
+                    raise DriverError(f"the machine's state could not be kept: {why}")
                 await asyncio.sleep(POLL_S)
     except BaseException:
         os.close(state)
         raise
     return state
+
+
+def _told(answer: Any) -> dict[str, Any]:
+    """A tenant's code has run in the original of a function template: what its QEMU says may be a guest's words."""
+    if not isinstance(answer, dict):
+        raise DriverError("QEMU's monitor says nonsense of the machine's state")
+    return answer
 
 
 def sealed(shape: Shape, fingerprint: Fingerprint, memory: int, state: int, images: Sequence[int] = ()) -> Template:
