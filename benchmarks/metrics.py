@@ -325,15 +325,15 @@ _ALL = (
         0.02,
     ),
     Metric("replay.added_ms", "replay", "ms", f"{_FRONTIER}: what a run takes longer than warm, mean; one policy at one setting"),
-    Metric("live.added_ms", "live", "ms", f"{_LIVE}: what the run from cold takes longer than the same run warm, mean"),
-    Metric("live.idle_s", "live", "s", f"{_LIVE}: instances ready for the run and unused, until its end, mean of their sum"),
+    Metric("live.added_ms", "live", "ms", f"{_LIVE}: what the run from cold takes longer than the same run warm, median"),
+    Metric("live.idle_s", "live", "s", f"{_LIVE}: instances ready for the run and unused, until its end, median of their sum"),
     Metric(
         "live.stages_waited",
         "live",
         "ratio",
         f"{_LIVE}: calls below the entry that found no ready instance and waited over 1 ms, of all",
     ),
-    Metric("live.difference_ms", "live", "ms", "live.added_ms of the sandboxes less that of the replay of the same runs, mean"),
+    Metric("live.difference_ms", "live", "ms", "live.added_ms of the sandboxes less that of a replay of the same runs"),
     Metric(
         "page.filter_ms", "page", "ms", f"{_PAGE}: from a change of the filter until its picture is on the screen; median", 300.0
     ),

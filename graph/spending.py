@@ -10,8 +10,10 @@ import msgspec
 
 from graph.plans import Budget, Prices
 
-FULL_S = 60.0
-"""The most a tenant can have saved up, idle seconds; also what it begins with, so that its first runs are prepared for."""
+FULL_S = 300.0
+"""The most a tenant can have saved up, idle seconds; also what it begins with, so that its first runs are prepared for.
+
+A few wide paths under way at once must fit: they are expected to idle some seconds a call."""
 
 DEAREST = 64.0
 """The price of idling is multiplied by up to this, when the bucket is empty. It is 1 while the bucket is at least half full."""

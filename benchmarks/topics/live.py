@@ -1,8 +1,9 @@
 """Topic live: no prewarming, the whole path, and the priced policy on real sandboxes; the same runs replayed; the difference."""
 
 import httpx
+import numpy as np
 
-from benchmarks.estimates import Estimate, bootstrap, mean, share
+from benchmarks.estimates import Estimate, bootstrap, quantile, share
 from benchmarks.platform import Platform
 from benchmarks.replay import live
 from benchmarks.replay.live import Live, Measured
@@ -47,13 +48,13 @@ def _tell(report: Report, found: Live, policy: str, entry: str) -> None:
     replayed = live.replay(found, policy, entry)
     of = {"workflow": entry, "prewarm": policy}
     for how, one in (("live", measured), ("replay", replayed)):
-        report.emit("live.added_ms", mean(one.added_ms), OURS, how=how, **of)
-        report.emit("live.idle_s", mean(one.idle_s), OURS, how=how, **of)
+        report.emit("live.added_ms", quantile(one.added_ms, 0.5), OURS, how=how, **of)
+        report.emit("live.idle_s", quantile(one.idle_s, 0.5), OURS, how=how, **of)
         report.emit("live.stages_waited", share(one.waited, one.calls), OURS, how=how, **of)
     report.emit("live.difference_ms", _difference(measured, replayed), OURS, **of)
 
 
 def _difference(measured: Measured, replayed: Measured) -> Estimate:
     return bootstrap(
-        [measured.added_ms, replayed.added_ms], lambda groups: float(groups[0].mean() - groups[1].mean()), paired=True
+        [measured.added_ms, replayed.added_ms], lambda groups: float(np.median(groups[0]) - np.median(groups[1])), paired=True
     )

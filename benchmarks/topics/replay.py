@@ -3,15 +3,15 @@
 The planner is the platform's own, the runs are recorded or published ones, the load is Azure's, the start times are measured.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from benchmarks.estimates import Estimate, share
 from benchmarks.replay import load
-from benchmarks.replay.frontier import BUSIEST, OURS, RAREST, TAUGHT, Found, Workload, all_cases, envelope
+from benchmarks.replay.frontier import BUSIEST, OURS, RAREST, TAUGHT, Found, Workload, all_cases, calibrations, envelope
 from benchmarks.replay.workloads import all_workloads
 from benchmarks.report import Report
-from graph.calibration import merged
+from graph.calibration import Calibration, merged
 from orchestrator.whatif.compare import KEEP_S
 from orchestrator.whatif.plot import frontier
 from orchestrator.whatif.starts import Starts
@@ -32,6 +32,8 @@ def run(report: Report, full: bool) -> None:
         report.note(f"without replay: {missing}")
         return
     _tell_assumed(report, workloads, starts)
+    report.progress("predictions against what came")
+    _tell_calibration(report, calibrations(workloads))
     found: list[Found] = []
     for one in all_cases(workloads, report.progress):
         found.append(one)
@@ -161,10 +163,13 @@ def _tell_defaults(report: Report, found: Sequence[Found]) -> None:
         wasted_s=_short(_mean_waste(ours)),
         whole_path_wasted_s=_short(_mean_waste([one for one in defaults if one.case.policy == "path"])),
     )
-    said = merged([one.foretold for one in ours if one.foretold is not None])
-    error = said.error() or 0.0
-    each = {one.workload: _short(one.foretold.error() or 0.0) for one in ours if one.foretold is not None}
-    report.emit("replay.calibration_error", Estimate(error, error, error, sum(one.count for one in said.bins())), **each)
+
+
+def _tell_calibration(report: Report, said: Mapping[str, Calibration]) -> None:
+    whole = merged(list(said.values()))
+    error = whole.error() or 0.0
+    each = {name: _short(one.error() or 0.0) for name, one in said.items()}
+    report.emit("replay.calibration_error", Estimate(error, error, error, sum(one.count for one in whole.bins())), **each)
 
 
 def _mean_waste(found: Sequence[Found]) -> float:

@@ -82,6 +82,7 @@ class DecisionLog:
     def __init__(self, entries: list[LogEntry] | None = None) -> None:
         self._entries: OrderedDict[str, LogEntry] = OrderedDict((one.decision_id, one) for one in entries or [])
         self._open: dict[str, LogEntry] = {}
+        self._of_tenant: dict[str, dict[str, LogEntry]] = {}  # the open ones again
         self._leaving: set[str] = set()  # pending, and to be given up: their nodes have not said so yet
         self.tally = DecisionTally()
         self._revision = max((one.revision for one in self._entries.values()), default=0)
@@ -127,11 +128,20 @@ class DecisionLog:
         self._entries[decision.decision_id] = entry
         self.tally.made[plan.trigger] += 1
         self._open[decision.decision_id] = entry
+        self._of_tenant.setdefault(entry.tenant, {})[decision.decision_id] = entry
         if len(self._entries) > KEPT:
-            oldest, _ = self._entries.popitem(last=False)
-            self._open.pop(oldest, None)
-            self._leaving.discard(oldest)
+            _, oldest = self._entries.popitem(last=False)
+            self._close(oldest)
         return entry
+
+    def _close(self, entry: LogEntry) -> None:
+        """It is not open any more."""
+        self._leaving.discard(entry.decision_id)
+        if self._open.pop(entry.decision_id, None) is not None:
+            left = self._of_tenant[entry.tenant]
+            del left[entry.decision_id]
+            if not left:
+                del self._of_tenant[entry.tenant]
 
     def update(self, update: DecisionUpdate, node: str = "") -> LogEntry | None:
         """What a node said of a decision; None when it is not known (any more) or has ended already."""
@@ -151,7 +161,7 @@ class DecisionLog:
         if entry.outcome.final:
             entry.ended_at, entry.invocation_id, entry.became = update.at, update.invocation_id, update.became
             self.tally.end(entry)
-            del self._open[update.decision_id]
+            self._close(entry)
         return entry
 
     def _adopt(self, update: DecisionUpdate, node: str) -> LogEntry | None:
@@ -176,7 +186,7 @@ class DecisionLog:
 
     def open_of(self, tenant: str) -> list[LogEntry]:
         """Speculative ones: what a version asked for is no guess, and takes nothing from them."""
-        return [one for one in self._open.values() if one.tenant == tenant and one.trigger != Trigger.DEPLOY]
+        return [one for one in self._of_tenant.get(tenant, {}).values() if one.trigger != Trigger.DEPLOY]
 
     def one(self, tenant: str, decision_id: str) -> LogEntry | None:
         """None when the tenant has none of this id, or has it no more."""
@@ -208,10 +218,9 @@ class DecisionLog:
         return lost
 
     def forget_tenant(self, tenant: str) -> None:
-        for decision_id in [one.decision_id for one in self._entries.values() if one.tenant == tenant]:
-            del self._entries[decision_id]
-            self._open.pop(decision_id, None)
-            self._leaving.discard(decision_id)
+        for entry in [one for one in self._entries.values() if one.tenant == tenant]:
+            del self._entries[entry.decision_id]
+            self._close(entry)
             self._revision += 1
 
     def read(self, tenant: str, function: str = "", run: str = "", limit: int = 100, after: int | None = None) -> list[LogEntry]:

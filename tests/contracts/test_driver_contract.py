@@ -254,6 +254,49 @@ def handler(event, context):
 
 
 @over("process", "microvm")
+async def test_a_call_of_the_guest_goes_out_on_its_channel_and_its_answer_comes_back(made: Bench) -> None:
+    source = """
+def handler(event, context):
+    both = context.invoke_all([("price", event), ("stock", event)])
+    return [both, context.function_name, context.invocation_id]
+"""
+    one = await made.run(source)
+    ident = one.begin({"sku": 7})
+    asked = [await asyncio.wait_for(one.calls.get(), 15) for _ in range(2)]
+    assert [(meta["function"], meta["invocation"], json.loads(body)) for _, meta, body in asked] == [
+        ("price", ident, {"sku": 7}),
+        ("stock", ident, {"sku": 7}),
+    ]
+    for call, meta, _ in reversed(asked):
+        one.answer(call, f"the {meta['function']}")
+    _, bodies = await one.end(ident)
+    assert json.loads(bodies[0]) == [["the price", "the stock"], "shop", f"{ident:016x}"]
+
+
+@over("process", "microvm")
+async def test_a_streamed_answer_comes_part_by_part(made: Bench) -> None:
+    source = """
+def handler(request, context):
+    def parts():
+        for number in range(3):
+            yield f"{request.path} {number}\\n"
+            context.invoke("next")
+    return {"status": 201, "headers": {"x-from": "inside"}, "body": parts()}
+"""
+    one = await made.run(source, kind=Kind.HTTP)
+    ident = one.begin(b"", http={"method": "GET", "path": "/tale", "query": "", "headers": []})
+    seen = []
+    for number in range(3):
+        call, _, _ = await asyncio.wait_for(one.calls.get(), 15)  # it waits here, its part is out
+        seen.append(number)
+        one.answer(call)
+    head, bodies = await one.end(ident)
+    assert head["http"] == {"status": 201, "headers": [["x-from", "inside"]]}
+    assert b"".join(bodies) == b"/tale 0\n/tale 1\n/tale 2\n"
+    assert len(bodies) >= len(seen)
+
+
+@over("process", "microvm")
 async def test_big_payloads_pass_both_ways_while_others_are_served(made: Bench) -> None:
     big, small = await made.run(ECHO, memory_mb=512), await made.run(ECHO)
     payload = os.urandom(6 << 20)

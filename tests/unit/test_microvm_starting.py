@@ -17,6 +17,7 @@ from workers.drivers.microvm import image
 from workers.drivers.microvm.driver import MicroVmDriver
 from workers.drivers.microvm.image import GuestImage, ImageError
 from workers.drivers.microvm.threads import in_thread
+from workers.drivers.microvm.tsc import tsc_khz
 from workers.drivers.process.driver import ProcessDriver
 from workers.ports import DriverError
 
@@ -114,6 +115,13 @@ async def test_without_qemu_the_driver_does_not_start_and_says_so(tmp_path: Path
     with pytest.raises(DriverError, match="not been started"):
         await driver.clone("acme", 128)
     await driver.stop()
+
+
+def test_the_rate_of_the_time_stamp_counter_is_the_same_whenever_it_is_measured() -> None:
+    measure = tsc_khz.__wrapped__
+    first, second = measure(), measure()
+    assert first > 100_000
+    assert abs(first - second) / first < 5e-6
 
 
 @in_loop

@@ -15,6 +15,7 @@ from graph.plans import Budget
 from orchestrator.planner.dispatch import TRAVEL_S
 from orchestrator.planner.foresight import Foresight
 from orchestrator.planner.learned import Learned
+from orchestrator.planner.log import DecisionLog, LogEntry
 from orchestrator.planner.setbacks import Setbacks
 from tracing.records import InvocationRecord, Timings
 from workers.rpc.messages import DecisionUpdate
@@ -289,17 +290,17 @@ def test_a_tenant_that_spent_its_idle_seconds_prepares_no_more_until_it_was_busy
     bench.takes("first", 0.5)
     bench.starts("entry")
     ident, now = bench.decision("first"), time.time()
-    idle_for = (DecisionUpdate(ident, "ready", now, 0.1, source="clone"), DecisionUpdate(ident, "wasted", now + 100.0))
+    idle_for = (DecisionUpdate(ident, "ready", now, 0.1, source="clone"), DecisionUpdate(ident, "wasted", now + 400.0))
     bench.loop.on_outcomes(idle_for)
     bench.ends()
     bench.node.have.clear()
     ordered = len(bench.node.ordered)
     told = bench.loop.means.told("acme")["spending"]
-    assert (told["spent_s"], told["left_s"]) == (pytest.approx(100.0), 0.0)
+    assert (told["spent_s"], told["left_s"]) == (pytest.approx(400.0), 0.0)
     assert told["dearer"] > 1
     bench.starts("entry", "poor")
     assert len(bench.node.ordered) == ordered
-    busy = InvocationRecord("acme", "x", "i", "", "acme/first", 1, 0.0, 90.0, StartKind.WARM, "ok", Timings(run=90_000.0), "n1")
+    busy = InvocationRecord("acme", "x", "i", "", "acme/first", 1, 0.0, 150.0, StartKind.WARM, "ok", Timings(run=150_000.0), "n1")
     bench.loop.accounts.records([busy])
     bench.starts("entry", "rich")
     assert len(bench.node.ordered) == ordered + 1
@@ -476,3 +477,15 @@ def test_in_any_story_no_count_goes_below_nothing_and_nothing_stays_open(
     taken_back = {one for node in bench.nodes for one, _ in node.revoked}
     left = {one.decision_id for one in bench.log.entries() if one.outcome == "pending" and one.trace_id}
     assert left <= taken_back, "what nobody waits for any more was taken back"
+
+
+def test_a_planner_that_restarts_with_orders_for_later_pending_counts_on_none_of_them(bench: Bench) -> None:
+    chain(bench, "first", "second")
+    bench.starts("entry")
+    again = Bench(policy="priced")
+    again.log = DecisionLog(msgspec.msgpack.decode(msgspec.msgpack.encode(bench.log.entries()), type=list[LogEntry]))
+    assert again.log.open_of("acme") == []
+    assert {one.outcome for one in again.log.entries()} == {"cancelled"}
+    assert {one.detail for one in again.log.entries()} == {"the planner restarted"}
+    late = DecisionUpdate(bench.decision("second"), "ready", time.time(), 0.1, source="clone")
+    assert again.log.update(late, "n1") is None, "what begins all the same is nobody's decision any more"
