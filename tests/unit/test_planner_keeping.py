@@ -1,12 +1,20 @@
 """Keep-alive by price in the planner: what is learned, what nodes are told and when, what a live plan holds."""
 
+import time
+from pathlib import Path
+
 import pytest
 from doubles.fleets import ACME, Bench, FakeNode, fid
+from doubles.gateways import running_gateway
+from doubles.loop import in_loop, until
+from doubles.nodes import running_node, spec
+from doubles.planners import deploy, running_planner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from graph.calls import StartKind
 from graph.keeping import worth_keeping_s
+from orchestrator.planner.anticipation import GOES_S
 from orchestrator.planner.keeping import LONGEST_S, LOOK_S, REPEAT_S
 from tracing.records import InvocationRecord, Timings
 
@@ -159,3 +167,49 @@ def test_whatever_came_what_is_told_is_a_time_no_longer_than_the_longest(
     prices = bench.loop.means.prices
     told = worth_keeping_s(known, prices, 128, bench.loop.forecasts.start_s(fid("any")), LONGEST_S)
     assert bench.loop.keeping.of(fid("any")) == told
+
+
+@in_loop
+async def test_told_over_the_wire_an_instance_goes_early_and_an_open_decision_does_not(tmp_path: Path) -> None:
+    late = spec("late")
+    async with (
+        running_node(tmp_path) as rig,
+        running_gateway(rig) as gate,
+        running_planner(gate, tmp_path, rig, prewarm="priced") as mind,
+    ):
+        deploy(gate, mind, late)
+        assert (await gate.post("late")).status_code == 200
+        keeping = mind.planner.loop.keeping
+        keeping.observe([record("late", NOW - 3000.0 * number) for number in range(10, 0, -1)])
+        keeping.tick(NOW)
+        await until(lambda: rig.node.execution.keeps.of(late.version, time.monotonic()) == 0.0, "the node was told")
+        rig.node.execution.sweep_idle(600.0)
+        assert len(rig.node.execution.table) == 0
+        assert rig.node.execution.ended_idle["price"] == 1
+
+
+def test_an_entry_that_was_found_idle_is_looked_at_again_when_its_instance_is_gone(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    called(bench, "entry", *[60.0] * 10)
+    now = NOW - 1000.0
+    monkeypatch.setattr(time, "time", lambda: now)
+    for number in range(10):
+        bench.starts("entry", f"r{number}")
+        now += 0.1
+        bench.ends(f"r{number}")
+        now += 60.0
+    bench.loop.keeping.tick(now)
+    kept_s = bench.loop.keeping.of(fid("entry"))
+    assert kept_s is not None
+    bench.starts("entry", "last")
+    bench.node.have["acme/entry:1"] = 1
+    bench.node.batches.clear()
+    bench.ends("last")
+    assert bench.node.ordered == [], "it is idle now"
+    bench.node.have.clear()
+    now += kept_s + GOES_S + 0.1
+    bench.loop.ahead.tick(now)
+    now += 60.0 - kept_s - GOES_S - 0.8
+    bench.loop.ahead.tick(now)
+    assert bench.node.names == ["entry"]
