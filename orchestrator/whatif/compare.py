@@ -52,7 +52,7 @@ POLICIES: dict[str, tuple[str, Callable[[Basis], Policy]]] = {
     "orion": ("path, delayed as the 95th percentile allows", lambda basis: Orion(basis.keep_s)),
     "path": ("foreglow: whole path at the entry's start", lambda basis: Planned("path", basis.keep_s, budget=basis.budget)),
     "priced": (
-        "foreglow: entries foreseen, each instance timed, priced and kept while worth it",
+        "foreglow: each instance timed and priced, kept while worth it",
         lambda basis: Anticipating(basis.keep_s, basis.prices, basis.budget, basis.weighed),
     ),
     "clairvoyant": ("knows every call: the bound", lambda basis: Clairvoyant()),
