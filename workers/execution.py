@@ -27,6 +27,7 @@ from workers.invocations import (
     guest_call_result,
     guest_invoke,
 )
+from workers.keeping import KeepTimes
 from workers.logs import LogStore
 from workers.ports import CodeUnavailable, DriverError, InitFailed
 from workers.preparation import Preparer
@@ -66,6 +67,8 @@ class Execution:
         self._loop = asyncio.get_running_loop()
         self.prepared = StartTimes()  # instances that became ready
         self.not_prepared: Counter[str] = Counter()  # those that did not, by status
+        self.keeps = KeepTimes()
+        self.ended_idle: Counter[str] = Counter({"lifetime": 0, "price": 0})  # given up after their use, by why
         self._stopping = False
         self._tasks: set[asyncio.Task[None]] = set()
         self._calls: dict[tuple[Connection, int], tuple[Invocation, int]] = {}
@@ -482,13 +485,17 @@ class Execution:
                 return
 
     def sweep_idle(self, idle_s: float) -> None:
-        """Gives up what has been idle for `idle_s`; those of an open decision have a lifetime of their own."""
-        limit = time.monotonic() - idle_s
+        """Gives up what has been idle for `idle_s`, or for as long as it is worth keeping; those of an open decision have a
+        lifetime of their own."""
+        now = time.monotonic()
         for instance in self.table.idle():
-            if instance.idle_since > limit:
-                break
+            worth_s = self.keeps.of(instance.spec.version, now)
+            by_price = worth_s is not None and worth_s < idle_s
+            if now - instance.idle_since < (worth_s if by_price and worth_s is not None else idle_s):
+                continue
             if self.decisions is None or instance.decision_id not in self.decisions:
-                self.kill(instance, "idle")
+                self.ended_idle["price" if by_price else "lifetime"] += 1
+                self.kill(instance, f"idle for {worth_s:.3g} s: not worth keeping longer" if by_price else "idle")
 
     def cool(self, functions: set[str]) -> int:
         """Gives up every idle or preparing instance nobody waits for, of these FunctionIds."""

@@ -30,6 +30,7 @@ from workers.rpc.messages import (
     Hosted,
     InvokeRequest,
     InvokeResult,
+    Keep,
     Outcomes,
     PrepareBatch,
     PrepareItem,
@@ -107,6 +108,7 @@ class Node:
             Rpc.PREPARE: self._prepare,
             Rpc.REVOKE: self._revoke,
             Rpc.HOSTED: self._host,
+            Rpc.KEEP: self._keep_for,
             Rpc.DRAIN: lambda _, message: self._drain(message),
             Rpc.RETIRE: lambda _, message: self._keep(self._retire(message.tenant)),
         }
@@ -307,6 +309,16 @@ class Node:
         known = [spec for version in message.versions if (spec := self._specs.get(version)) is not None]
         self._code.bring(message.tenant, [spec for spec in known if spec.tenant == message.tenant])
 
+    def _keep_for(self, connection: Connection, message: Keep) -> None:
+        """Only a planner knows what is worth keeping."""
+        if connection.peer.role != "planner" or message.tenant in self._retired:
+            return
+        if self.standing.obeys(message.lease, message.epoch):
+            now = time.monotonic()
+            if message.keep_s is not None:
+                self.execution.keeps.tell(message.tenant, message.keep_s, now)
+            self.execution.keeps.need(message.tenant, message.needed_s, now)
+
     def _fetch_only(self, item: PrepareItem) -> None:
         spec = self._specs.get(item.version)
         if spec is None or self._code.held(spec):
@@ -336,6 +348,7 @@ class Node:
         """None is made any more, idle ones go now, busy ones when they are done. Forgotten with the spec."""
         if message.version in self._specs:
             self.execution.draining.add(message.version)
+            self.execution.keeps.forget_version(message.version)
         self.templates.drop(message.version, "draining")
         for instance in self.execution.table.of(message.version):
             if not instance.live and not instance.waiting:
@@ -347,6 +360,7 @@ class Node:
         for version in [name for name, spec in self._specs.items() if spec.tenant == tenant]:
             del self._specs[version]
             self.execution.draining.discard(version)
+        self.execution.keeps.forget_tenant(tenant)
         await self.execution.end_tenant(tenant)
         await self.templates.forget(tenant)
         await self.held.end("its tenant is gone", tenant)
@@ -415,12 +429,16 @@ class Node:
         return msgspec.to_builtins(self.report)
 
     async def _answer_counts(self, args: Mapping[str, Any]) -> object:
-        tenant = f"{args['tenant']}/"
+        tenant, now = f"{args['tenant']}/", time.monotonic()
         return [
-            msgspec.to_builtins(msgspec.structs.asdict(count))
+            {**msgspec.structs.asdict(count), "keep_s": self._kept_s(count.version, now)}
             for count in self.execution.table.counts()
             if count.version.startswith(tenant)
         ]
+
+    def _kept_s(self, version: str, now: float) -> float:
+        worth_s = self.execution.keeps.of(version, now)
+        return self._idle_s if worth_s is None else min(worth_s, self._idle_s)
 
     async def _answer_templates(self, args: Mapping[str, Any]) -> object:
         return [

@@ -108,9 +108,9 @@ def cases(one: Workload) -> list[Case]:
         found += [
             Case(policy, f"kept {keep_s:g} s", Basis(keep_s=keep_s), policy == "path" and keep_s == KEEP_S) for keep_s in keeps_s
         ]
-    found += [Case(OURS, f"kept {keep_s:g} s", Basis(keep_s=keep_s), keep_s == KEEP_S) for keep_s in KEEPS_S]
+    found += [Case(OURS, f"kept {keep_s:g} s", Basis(keep_s=keep_s, weighed=False), keep_s == KEEP_S) for keep_s in KEEPS_S]
     found += [
-        Case(OURS, f"kept {keep_s:g} s, c_w {price:g}, no purse", Basis(keep_s, 0.0, Prices(idle_gb_s=price), UNBOUNDED))
+        Case(OURS, f"kept {keep_s:g} s, c_w {price:g}, no purse", Basis(keep_s, 0.0, Prices(idle_gb_s=price), UNBOUNDED, False))
         for keep_s in KEEPS_S[1:]
         for price in PRICES
     ]

@@ -382,6 +382,7 @@ class InstancesOfVersionAnswer(BaseModel):
     idle: int
     busy: int
     preparing: int
+    keep_s: float | None = Field(description="How long an idle one is kept now: the node's keep-alive, or less by price.")
 
 
 class FunctionTemplateAnswer(BaseModel):

@@ -67,7 +67,8 @@ async def _ask_all(roster: Roster, what: str, tenant: str) -> tuple[list[tuple[s
 def _counted(node: str, count: Mapping[str, Any]) -> Document:
     version = VersionId(count["version"])
     states = {state: count[state] for state in STATES}
-    return {"function": name_of(function_of(version)), "version": number_of(version), "node": node, **states}
+    kept = {"keep_s": count.get("keep_s")}  # a node of an earlier release does not say
+    return {"function": name_of(function_of(version)), "version": number_of(version), "node": node, **states, **kept}
 
 
 def _template(node: str, one: Mapping[str, Any]) -> Document:

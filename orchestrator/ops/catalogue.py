@@ -113,6 +113,7 @@ FAMILIES: Mapping[str, Family] = {
         Family("foreglow_busy_seconds", "counter", (PLANNER,), "Seconds that handlers ran, which fill these budgets."),
         Family("foreglow_versions_resting", "gauge", (PLANNER,), "Versions that are not prepared now: their init kept failing."),
         Family("foreglow_entries_foreseen", "gauge", (PLANNER,), "Entries whose times of being called are known."),
+        Family("foreglow_functions_kept_by_price", "gauge", (PLANNER,), "Functions whose idle instances nodes keep by price."),
         Family("foreglow_graph_functions", "gauge", (PLANNER,), "Functions in the call graph, all tenants."),
         Family("foreglow_graph_records", "gauge", (PLANNER,), "Edges, and pairs of entry and function, in the call graph."),
         Family("foreglow_traces_learned", "counter", (PLANNER,), "Runs and imported traces learned since the process started."),
@@ -145,6 +146,13 @@ FAMILIES: Mapping[str, Family] = {
         ),
         Family("foreglow_prepare_step_seconds", "histogram", (NODE,), "The same by step.", ("kind", "step")),
         Family("foreglow_prepare_failures", "counter", (NODE,), "Instances that did not become ready.", ("reason",)),
+        Family(
+            "foreglow_idle_ended",
+            "counter",
+            (NODE,),
+            "Idle instances given up: after the node's keep-alive (lifetime), or earlier, not worth keeping (price).",
+            ("reason",),
+        ),
         Family(
             "foreglow_code_requests",
             "counter",

@@ -46,6 +46,7 @@ class NodeMetrics(Collector):
         yield histogram("foreglow_prepare_seconds", [((kind,), part) for kind, part in execution.prepared.whole.items()])
         yield histogram("foreglow_prepare_step_seconds", execution.prepared.steps.items())
         yield family("foreglow_prepare_failures", [((why,), count) for why, count in execution.not_prepared.items()])
+        yield family("foreglow_idle_ended", [((why,), count) for why, count in execution.ended_idle.items()])
         yield one("foreglow_decisions_open", len(node.decisions))
         yield from self._code()
         yield family("foreglow_isolation", [((node.report.driver, node.report.tier), 1)])

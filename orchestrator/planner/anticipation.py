@@ -20,6 +20,8 @@ HORIZON_S = 5.0
 
 EARLY_S = 0.5
 PAUSE_S = 1.0
+GOES_S = 2.0
+"""Nodes look once a second at what is idle, and tell so."""
 
 
 class Make(Protocol):
@@ -37,7 +39,8 @@ class Make(Protocol):
 
 class Anticipation:
     """`priced(tenant)`: whether it plans so, and this planner decides for it. `send` orders, and returns what a node was found
-    for. `revoke(tenant, [(id, why)])` gives up what has not begun."""
+    for. `revoke(tenant, [(id, why)])` gives up what has not begun. `kept_s(function)`: how long its idle instances are kept by
+    price; None: they are not."""
 
     def __init__(
         self,
@@ -49,6 +52,7 @@ class Anticipation:
         make: Make,
         send: Callable[[PrewarmPlan], list[PrewarmDecision]],
         revoke: Callable[[str, list[tuple[str, str]]], None],
+        kept_s: Callable[[FunctionId], float | None] = lambda function: None,
     ) -> None:
         self.foresight = foresight
         self._graph = graph
@@ -58,6 +62,7 @@ class Anticipation:
         self._make = make
         self._send = send
         self._revoke = revoke
+        self._kept_s = kept_s
         self._waiting: dict[FunctionId, list[tuple[str, float]]] = {}  # by entry: decisions, and when they begin
 
     def started(self, entry: FunctionId) -> None:
@@ -105,8 +110,11 @@ class Anticipation:
         ahead = [one for one in made.decisions if one.function == entry or one.start_in_s < comes_in_s]
         soon = [one for one in ahead if one.start_in_s <= HORIZON_S]
         later = [one.start_in_s for one in ahead if one.start_in_s > HORIZON_S]
-        if later:
-            self.foresight.wake(entry, now + min(later) - EARLY_S)
+        wakes = [min(later) - EARLY_S] if later else []
+        if entry in made.ready and (kept_s := self._kept_s(entry)) is not None:
+            wakes.append(kept_s + GOES_S)  # what it finds idle may be gone before the call comes
+        if wakes:
+            self.foresight.wake(entry, now + min(wakes))
         if soon:
             sent = self._send(msgspec.structs.replace(made, decisions=tuple(soon)))
             begin = [(one.decision_id, now + one.start_in_s) for one in sent]

@@ -9,8 +9,10 @@ from orchestrator.planner.reckoning import Books
 
 
 class Learned(msgspec.Struct):
-    """`books`: how predictions held and what it cost. `spending`: by tenant. `arrivals`: when entries are called."""
+    """`books`: how predictions held and what it cost. `spending`: by tenant. `arrivals`: when entries are called.
+    `idle_times`: how long functions stood idle."""
 
     books: Books = msgspec.field(default_factory=Books)
     spending: dict[str, Spending] = {}
     arrivals: dict[FunctionId, Arrivals] = {}
+    idle_times: dict[FunctionId, Arrivals] = {}

@@ -28,6 +28,7 @@ from orchestrator.planner.anticipation import Anticipation
 from orchestrator.planner.dispatch import Dispatch, Right
 from orchestrator.planner.forecasts import Forecasts
 from orchestrator.planner.foresight import Foresight
+from orchestrator.planner.keeping import Keeping
 from orchestrator.planner.learned import Learned
 from orchestrator.planner.log import DecisionLog, LogEntry
 from orchestrator.planner.means import Means
@@ -71,6 +72,15 @@ class PlannerLoop:
         self.means = Means(table, fleet, decisions, self.promises, self.forecasts, budget, sources, purses)
         self.accounts.whole = self.means.whole
         self._dispatch = Dispatch(fleet, decisions, self.forecasts.latest, right, self.accounts.tried)
+        self.keeping = Keeping(
+            graph,
+            fleet,
+            self.forecasts,
+            self.means.prices,
+            lambda tenant: self.policy_of(tenant) == "priced",
+            right,
+            kept.idle_times,
+        )
         self.ahead = Anticipation(
             graph,
             Foresight(kept.arrivals),
@@ -80,6 +90,7 @@ class PlannerLoop:
             self._foreseen,
             self._dispatch.send,
             self._dispatch.revoke,
+            self.keeping.of,
         )
         self._numbers = 0
         self._boot = f"{time.time_ns() // 1_000_000:x}"
@@ -142,7 +153,7 @@ class PlannerLoop:
         )
         self._give_up(run, revision.cancelled, release=priced)
         self.promises.keep_only(run, {one.function for one in expected})
-        self._send(revision.plan, run)
+        self._send(revision.plan, run, expected)
 
     def _held(self, run: LiveRun) -> list[Held]:
         """The run's open decisions, but for those that stages which have just started are about to take."""
@@ -213,7 +224,7 @@ class PlannerLoop:
         made = self._make(tenant, entry, expected, trigger, run, -ahead_s)
         if self._right(tenant) is None:
             return msgspec.structs.replace(made, decisions=(), skipped=(*made.skipped, *skipped))
-        self._send(made, run)
+        self._send(made, run, expected)
         return msgspec.structs.replace(made, skipped=(*made.skipped, *skipped))
 
     def _make(
@@ -255,9 +266,10 @@ class PlannerLoop:
         made = self._make(tenant, entry, calls, trigger, None, elapsed_s)
         return msgspec.structs.replace(made, skipped=(*made.skipped, *skipped))
 
-    def _send(self, made: PrewarmPlan, run: LiveRun | None) -> None:
+    def _send(self, made: PrewarmPlan, run: LiveRun | None, expected: Sequence[ExpectedCall]) -> None:
         """Orders it, and notes what the run counts on from now on."""
         if run is not None:
+            self.keeping.needed(made.tenant, made.ready, expected, time.monotonic() - run.began, time.time())
             for function in made.ready:
                 if not run.promised[function]:
                     self.promises.promise(run, function, 1)
@@ -344,9 +356,10 @@ class PlannerLoop:
     def learned(self) -> Learned:
         """What is written down beside the graph and the log."""
         accounts = self.accounts
-        return Learned(accounts.reckoning.books(), accounts.purses.all(), self.ahead.foresight.all())
+        return Learned(accounts.reckoning.books(), accounts.purses.all(), self.ahead.foresight.all(), self.keeping.all())
 
     def forget_tenant(self, tenant: str) -> None:
         self.policies.pop(tenant, None)
         self.accounts.forget_tenant(tenant)
         self.ahead.forget_tenant(tenant)
+        self.keeping.forget_tenant(tenant)

@@ -34,6 +34,7 @@ class PlannerMetrics(Collector):
         yield one("foreglow_busy_seconds", sum(each.busy_s for each in purses))
         yield one("foreglow_versions_resting", planner.loop.accounts.setbacks.count(time.monotonic()))
         yield one("foreglow_entries_foreseen", len(planner.loop.ahead.foresight))
+        yield one("foreglow_functions_kept_by_price", planner.loop.keeping.count)
         functions, records = planner.graph.size()
         yield one("foreglow_graph_functions", functions)
         yield one("foreglow_graph_records", records)

@@ -19,6 +19,7 @@ from workers.rpc.messages import (
     Drain,
     Hello,
     Hosted,
+    Keep,
     PrepareBatch,
     PrepareItem,
     Records,
@@ -280,6 +281,13 @@ class NodePeer(Peer):
         """`release`: ready ones, too."""
         if self.connection is not None:
             self.connection.send(Rpc.REVOKE, 0, Revoke(decision_ids, why, epoch, lease, release))
+
+    def keep(
+        self, tenant: str, keep_s: dict[str, float] | None, needed_s: dict[str, float], lease: str = "", epoch: int = 0
+    ) -> None:
+        """By version, how long what is idle is worth keeping (None: as said before), and how long a live plan counts on it."""
+        if self.connection is not None:
+            self.connection.send(Rpc.KEEP, 0, Keep(tenant, keep_s, needed_s, epoch, lease))
 
     def retire(self, tenant: str) -> None:
         if self.connection is not None:

@@ -133,6 +133,7 @@ class Planner:
         for node in self.fleet.up():
             node.fence(lease, epoch)
         self.homes.took_over()
+        self.loop.keeping.took_over()
 
     def _nodes_changed(self, nodes: list[NodePeer]) -> None:
         self.fleet.nodes = nodes
@@ -156,6 +157,7 @@ class Planner:
         self.learner.add(known, records.dropped, time.time())
         self.activity.add(known)
         self.loop.accounts.records(known)
+        self.loop.keeping.observe(known)
         self.exporter.submit(known)
 
     def on_outcomes(self, node: str, updates: Sequence[DecisionUpdate]) -> None:
@@ -175,6 +177,7 @@ class Planner:
             if tenant.removed:
                 node.retire(tenant.tenant)
         self.homes.node_came(node)
+        self.loop.keeping.node_came(node)
 
     def on_counts(self, node: NodePeer, counts: Sequence[VersionCount]) -> None:
         self.homes.seen(node, counts)
@@ -242,6 +245,7 @@ class Planner:
         """True when there may be more to learn at once."""
         self.learner.settle(now)
         self.loop.ahead.tick(now)
+        self.loop.keeping.tick(now)
         return self._learn_settled(now)
 
     def _learn_settled(self, now: float) -> bool:

@@ -1,7 +1,7 @@
 """The platform's priced policy as a whole: each run's path, and before it the entry, where its calls can be foreseen."""
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import msgspec
 
@@ -9,7 +9,7 @@ from graph.arrivals import Arrivals, expected, path_after, predicted
 from graph.calls import Trace
 from graph.ids import FunctionId
 from graph.keeping import worth_keeping_s
-from graph.plans import Budget, Prices, Trigger
+from graph.plans import Budget, ExpectedCall, PrewarmPlan, Prices, Trigger
 from graph.prediction import predict
 from orchestrator.whatif.instances import Instance, State
 from orchestrator.whatif.orders import Order
@@ -21,16 +21,18 @@ HORIZON_S = 5.0
 
 EARLY_S = 0.5
 PAUSE_S = 1.0
+NEEDED_SLACK_S = 1.0
+"""So much longer than its call is expected is kept what a run counts on."""
+
 NO_RUN = -1
 
 
 class Anticipating(Planned):
-    """`weighed`: an instance is kept after a use as long as that is worth it, `keep_s` at most (graph.keeping).
-
-    Nodes do not follow that yet: on a platform it is `keep_s` for all.
+    """`weighed`: an instance is kept after a use as long as that is worth it, or a run counts on it, `keep_s` at most
+    (graph.keeping), as the planner tells nodes. Else it is `keep_s` for all.
     """
 
-    def __init__(self, keep_s: float, prices: Prices | None = None, budget: Budget | None = None, weighed: bool = False) -> None:
+    def __init__(self, keep_s: float, prices: Prices | None = None, budget: Budget | None = None, weighed: bool = True) -> None:
         super().__init__("priced", keep_s, prices, budget)
         self._weighed = weighed
         self._idle_times: dict[FunctionId, Arrivals] = defaultdict(Arrivals)
@@ -70,6 +72,20 @@ class Anticipating(Planned):
         entry = self._entry_of.pop(one.decision_id, None) if one.decision_id else None
         if entry is not None:
             self._look_in(entry, PAUSE_S)  # it may come yet
+        elif self._weighed and one.served and one.function in self._arrivals:
+            self._look_in(one.function, PAUSE_S)  # the look at the end of its run found it idle
+
+    def _counts_on(self, made: PrewarmPlan, expected: Sequence[ExpectedCall], elapsed_s: float) -> None:
+        if not self._weighed:
+            return
+        latest = {call.function: call.offsets_s[-1] for call in expected if call.offsets_s}
+        now = self.world.now
+        for function in made.ready:
+            until = now + max(0.0, latest.get(function, 0.0) - elapsed_s) + NEEDED_SLACK_S
+            for one in self.world.idle(function):
+                goes_at = min(until, one.idle_since + super().keep_s(one))
+                if one.served and one.goes_at < goes_at:
+                    self.world.expire(one, goes_at - now)
 
     def _look_in(self, entry: FunctionId, in_s: float) -> None:
         self._looks[entry] += 1

@@ -1,4 +1,4 @@
-"""One load under each policy, all on the same keep-alive."""
+"""One load under each policy, all on the same keep-alive, which priced may shorten."""
 
 from collections.abc import Callable, Iterator, Sequence
 
@@ -23,14 +23,14 @@ KEEP_S = 600.0
 class Basis(msgspec.Struct, frozen=True):
     """What the policies have in common. `keep_s`: of all that have no rule of their own for it. `capacity_gb`: greedy dual's.
 
-    `weighed`: priced keeps instances as long as that is worth it, `keep_s` at most.
+    `weighed`: priced keeps instances as long as that is worth it, `keep_s` at most, as nodes do.
     """
 
     keep_s: float = KEEP_S
     capacity_gb: float = 4.0
     prices: Prices = Prices()
     budget: Budget = Budget()
-    weighed: bool = False
+    weighed: bool = True
 
 
 class Result(msgspec.Struct, frozen=True):
@@ -52,7 +52,7 @@ POLICIES: dict[str, tuple[str, Callable[[Basis], Policy]]] = {
     "orion": ("path, delayed as the 95th percentile allows", lambda basis: Orion(basis.keep_s)),
     "path": ("foreglow: whole path at the entry's start", lambda basis: Planned("path", basis.keep_s, budget=basis.budget)),
     "priced": (
-        "foreglow: entries foreseen, each instance timed and priced",
+        "foreglow: each instance timed and priced, kept while worth it",
         lambda basis: Anticipating(basis.keep_s, basis.prices, basis.budget, basis.weighed),
     ),
     "clairvoyant": ("knows every call: the bound", lambda basis: Clairvoyant()),

@@ -195,6 +195,7 @@ class Simulation:
 
     def expire(self, one: Instance, in_s: float) -> None:
         one.token += 1
+        one.goes_at = self.now + in_s
         if in_s < float("inf"):
             self._push(self.now + in_s, _Kind.EXPIRE, (one, one.token))
 

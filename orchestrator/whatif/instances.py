@@ -25,7 +25,8 @@ class Instance:
     """One instance, from its order on. A standby has no function until a call of one it covers makes it into that.
 
     `covers`: of a standby, the functions it may become; empty: any. `run`: who caused it. `unused_s`: how long it was ready
-    before its first use, or in vain. `token` changes with every use, so that an expiry set before one is void.
+    before its first use, or in vain. `token` changes with every use, so that an expiry set before one is void;
+    `goes_at`: the latest one set.
     """
 
     decision_id: str
@@ -43,6 +44,7 @@ class Instance:
     served: int = 0
     unused_s: float = 0.0
     token: int = 0
+    goes_at: float = 0.0
     waiter: Waiter | None = None
 
 

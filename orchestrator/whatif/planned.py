@@ -72,14 +72,15 @@ class Planned(Learning):
         # All of it comes later by the entry's own start.
         ahead_s = self.graph.starts(run.entry).expected_s(self._tier) if run.waits else 0.0
         made = self._plan(run.entry, expected, Trigger.INVOCATION, f"{run.number}.0", -ahead_s)
+        self._counts_on(made, expected, 0.0)
         self._order(run.number, made, held)
 
     def called(self, run: Run, function: FunctionId) -> None:
         held = self._runs[run.number]
         self._promise(held, function, -1)
         self._account(held, function)
-        if not +held.promised and not held.orders:
-            return
+        if self._policy != "priced" and not +held.promised and not held.orders:
+            return  # as the planner does it: what a path plan did not want at the start it does not want later
         expected = self._expected(run)
         for other in held.promised.keys() - {call.function for call in expected}:
             self._promise(held, other, -held.promised[other])
@@ -105,6 +106,7 @@ class Planned(Learning):
             if order.decision.level is Level.READY:
                 self._promise(held, order.decision.function, -1)
             self.world.give_up(order.one)
+        self._counts_on(revision.plan, expected, self.world.now - run.began)
         self._order(run.number, revision.plan, held)
 
     def ready(self, one: Instance, took_s: float) -> None:
@@ -165,6 +167,9 @@ class Planned(Learning):
             elapsed_s=elapsed_s,
             standbys=self._standbys,
         )
+
+    def _counts_on(self, made: PrewarmPlan, expected: Sequence[ExpectedCall], elapsed_s: float) -> None:
+        """A run has found what `made` names as ready."""
 
     def _order(self, run: int, made: PrewarmPlan, held: _Planned | None) -> list[Order]:
         ordered = []

@@ -37,6 +37,7 @@ class FakeNode:
         self.revoked: list[tuple[str, str]] = []
         self.released: list[str] = []
         self.defined: list[str] = []
+        self.keeps: list[tuple[str, dict[str, float] | None, dict[str, float], str, int]] = []
 
     def idle(self, version: str) -> int:
         return self.have[version]
@@ -57,6 +58,11 @@ class FakeNode:
     def revoke(self, ids: list[str], why: str, lease: str = "", epoch: int = 0, release: bool = False) -> None:
         self.revoked += [(one, why) for one in ids]
         self.released += ids if release else []
+
+    def keep(
+        self, tenant: str, keep_s: dict[str, float] | None, needed_s: dict[str, float], lease: str = "", epoch: int = 0
+    ) -> None:
+        self.keeps.append((tenant, keep_s, needed_s, lease, epoch))
 
     @property
     def ordered(self) -> list[PrepareItem]:

@@ -35,6 +35,9 @@ SHAPES = {
     Rpc.PREPARE: st.tuples(st.lists(items, max_size=4), epochs),
     Rpc.REVOKE: st.tuples(st.lists(decisions, max_size=3), odd_texts, epochs),
     Rpc.DRAIN: st.tuples(versions),
+    Rpc.KEEP: st.tuples(
+        st.sampled_from(["acme", ""]), st.none() | st.dictionaries(versions, times), st.dictionaries(versions, times), epochs
+    ),
     Rpc.ASK: st.tuples(st.sampled_from(["logs", "cool", "counts", "state", "isolation", "?"]), fields),
     Rpc.CALL_RESULT: st.tuples(odd_texts),
 }

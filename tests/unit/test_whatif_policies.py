@@ -6,7 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from graph.calls import StartKind
+from graph.planning import revise
 from graph.plans import Budget, Prices
+from orchestrator.whatif import planned
+from orchestrator.whatif.anticipating import Anticipating
 from orchestrator.whatif.compare import POLICIES, Basis
 from orchestrator.whatif.foreseeing import Clairvoyant
 from orchestrator.whatif.keeping import GreedyDual, HybridHistogram, KeepAlive
@@ -116,6 +119,30 @@ def test_priced_leaves_out_what_is_not_worth_its_price_and_gives_up_what_lost():
     made = simulate(cheap, [(0.0, branches[0])], branches)
     assert starts_of(made)[1] is StartKind.PREWARMED
     assert sum(wasted(made)) < 5.0  # left was given up once right had started, long before its 60 s
+
+
+def test_priced_keeps_what_is_worth_keeping_and_makes_the_rest_anew_in_time():
+    runs = [(60.0 * number, chain(LEAD_S)) for number in range(40)]
+    fixed = simulate(Anticipating(600.0, weighed=False), runs, TAUGHT)
+    weighed = simulate(Anticipating(600.0), runs, TAUGHT)
+    assert sum(wasted(weighed)) < sum(wasted(fixed)) / 5
+    late = sum(run.took_s - run.warm_s for run in weighed.replay.runs[10:])
+    assert late == pytest.approx(0.0, abs=START_S), "the timer is known by then"
+    short = simulate(Anticipating(1.0), runs, TAUGHT).replay.ledger
+    assert short.total(Waste.KEEP_ALIVE) <= 2 * 40 * 1.0 + 1e-6, "never longer than the keep-alive"
+
+
+def test_priced_plans_at_each_stage_what_the_first_plan_left_out(monkeypatch: pytest.MonkeyPatch):
+    replanned: list[str] = []
+
+    def counted(*given, **more):
+        replanned.append(more["policy"])
+        return revise(*given, **more)
+
+    monkeypatch.setattr(planned, "revise", counted)
+    for policy in ("priced", "path"):
+        simulate(Planned(policy, 0.0), [(0.0, chain(LEAD_S))])  # nothing was taught: the first plan decides nothing
+    assert replanned == ["priced"], "as the planner does it"
 
 
 def test_clairvoyant_neither_waits_nor_wastes():

@@ -46,6 +46,7 @@ class Rpc(IntEnum):
     # to a node, its first room being full
     CACHES = 50  # ZoneCaches: tier 2 of its zone, from planners
     CALLERS = 51  # Callers: to a node, from control only
+    KEEP = 60  # Keep: to a node, how long what is idle of a tenant is worth keeping, from planners
 
 
 class Hello(msgspec.Struct, array_like=True, frozen=True):
@@ -201,6 +202,19 @@ class Hosted(msgspec.Struct, array_like=True, frozen=True):
     lease: str = ""
 
 
+class Keep(msgspec.Struct, array_like=True, frozen=True):
+    """`keep_s`: by version, how long an idle instance is worth keeping. It takes the place of what was said of the tenant before,
+    for workers.keeping.TOLD_FOR_S; versions it does not name are kept as long as the node keeps any; no instance is kept longer.
+    None leaves what was said. `needed_s`: for so long a live plan counts on what is idle of these versions. `epoch` and `lease`
+    as with PrepareBatch."""
+
+    tenant: str
+    keep_s: dict[str, float] | None = None
+    needed_s: dict[str, float] = {}
+    epoch: int = 0
+    lease: str = ""
+
+
 class DecisionUpdate(msgspec.Struct, array_like=True, frozen=True):
     """`outcome` as in graph.plans.Outcome. `start_s` (with `ready`): how long preparing took. `invocation_id` with hit and late.
     `detail`: the steps in ms, or why it was cancelled. `source` (with `ready`): what it was made from, see
@@ -297,6 +311,7 @@ MESSAGES: dict[int, type[msgspec.Struct]] = {
     Rpc.RETIRE: Retire,
     Rpc.CACHES: ZoneCaches,
     Rpc.HOSTED: Hosted,
+    Rpc.KEEP: Keep,
     Rpc.RESULT: InvokeResult,
     Rpc.CALL: ChildCall,
     Rpc.OUTCOMES: Outcomes,

@@ -1,0 +1,77 @@
+"""How long planners say idle instances are worth keeping, and until when a live plan counts on them. Bookkeeping only: no I/O,
+and `now` is passed in, of any clock that does not go back.
+
+What is told holds for TOLD_FOR_S: a planner that is gone leaves nodes to their own keep-alive.
+"""
+
+import math
+from collections import OrderedDict
+from collections.abc import Mapping
+
+from graph.ids import VersionId, tenant_of
+
+TOLD_FOR_S = 300.0
+MOST_VERSIONS = 10_000
+
+
+class KeepTimes:
+    """Of MOST_VERSIONS at most: what was told longest ago is forgotten first."""
+
+    def __init__(self) -> None:
+        self._told: OrderedDict[str, tuple[float, dict[str, float]]] = OrderedDict()  # by tenant: until when, and for how long
+        self._needed: OrderedDict[str, float] = OrderedDict()  # by version: until when
+
+    def tell(self, tenant: str, keep_s: Mapping[str, float], now: float) -> None:
+        """Takes the place of what was said of the tenant before. What is no time, or of another's version, counts for nothing."""
+        self._told.pop(tenant, None)
+        sound = {version: seconds for version, seconds in keep_s.items() if _sound(tenant, version, seconds)}
+        if not sound or len(sound) > MOST_VERSIONS:
+            return
+        self._told[tenant] = (now + TOLD_FOR_S, sound)
+        while sum(len(table) for _, table in self._told.values()) > MOST_VERSIONS:
+            self._told.popitem(last=False)
+
+    def need(self, tenant: str, needed_s: Mapping[str, float], now: float) -> None:
+        """A live plan counts on what is idle of these versions, for so many seconds, TOLD_FOR_S at most."""
+        for version, seconds in needed_s.items():
+            if not _sound(tenant, version, seconds):
+                continue
+            self._needed[version] = max(self._needed.get(version, 0.0), now + min(seconds, TOLD_FOR_S))
+            self._needed.move_to_end(version)
+            if len(self._needed) > MOST_VERSIONS:
+                self._needed.popitem(last=False)
+
+    def of(self, version: str, now: float) -> float | None:
+        """Seconds that an idle instance is worth keeping; None where nothing is told, or a plan counts on it: the node's own
+        keep-alive holds."""
+        until = self._needed.get(version)
+        if until is not None:
+            if now < until:
+                return None
+            del self._needed[version]
+        told = self._told.get(_tenant(version))
+        if told is None:
+            return None
+        if now >= told[0]:
+            del self._told[_tenant(version)]
+            return None
+        return told[1].get(version)
+
+    def forget_tenant(self, tenant: str) -> None:
+        self._told.pop(tenant, None)
+        for version in [one for one in self._needed if _tenant(one) == tenant]:
+            del self._needed[version]
+
+    def forget_version(self, version: str) -> None:
+        self._needed.pop(version, None)
+        told = self._told.get(_tenant(version))
+        if told is not None:
+            told[1].pop(version, None)
+
+
+def _tenant(version: str) -> str:
+    return tenant_of(VersionId(version))
+
+
+def _sound(tenant: str, version: str, seconds: float) -> bool:
+    return _tenant(version) == tenant and 0.0 <= seconds < math.inf
