@@ -15,6 +15,7 @@ from orchestrator.whatif.ledger import Waste
 from orchestrator.whatif.orion import Orion
 from orchestrator.whatif.planned import Planned
 from orchestrator.whatif.policy import Policy
+from orchestrator.whatif.starts import Driver, Spread, Starts
 
 LEAD_S = 2.0
 TAUGHT = [chain(LEAD_S, number=number) for number in range(64)]
@@ -125,13 +126,15 @@ def test_clairvoyant_neither_waits_nor_wastes():
 
 
 def test_a_call_adopts_what_is_being_prepared_and_waits_for_the_rest_of_it():
+    nothing = Spread(0.0, 0.0)
+    quick = Starts(Driver("made", nothing, nothing, 16.0, "made up"), Spread(START_S, START_S), {"t/e": nothing})
     taught = [chain(0.125, number=number) for number in range(10)]
-    made = simulate(Planned("path", 100.0), [(0.0, chain(0.125)), (0.25, chain(0.125))], taught)
-    first, second = [call for call in made.replay.calls if call.stage == 1]
-    assert (first.start, first.wait_s) == (StartKind.PREWARMED, 0.0)  # ordered at 0, called at 0.625
-    entries = [call for call in made.replay.calls if call.stage == 0]
-    assert [call.wait_s for call in entries] == [START_S, START_S]
-    assert second.wait_s <= START_S
+    made = simulate(Planned("path", 0.0), [(0.0, chain(0.125))], taught, starts=quick)
+    entry, stage = sorted(made.replay.calls, key=lambda call: call.stage)
+    assert (entry.start, entry.wait_s) == (StartKind.COLD, 0.0)
+    assert (stage.start, stage.wait_s) == (StartKind.ALMOST_WARM, START_S - 0.125)  # ordered at 0, called at 0.125
+    assert made.replay.ledger.instances == 2  # and no other was started
+    assert wasted(made) == (0.0, 0.0, 0.0)
 
 
 def test_a_pool_of_standbys_shortens_starts_and_is_paid_for():
@@ -226,3 +229,14 @@ def test_starts_are_drawn_alike_for_all_policies():
     runs = [(10.0 * at, chain(LEAD_S)) for at in range(5)]
     first = simulate(Policy(), runs, starts=spread, seed=3)
     assert took(first) == took(simulate(KeepAlive(0.0), runs, starts=spread, seed=3))
+
+
+def test_what_is_given_up_while_it_is_being_prepared_was_waste_from_its_order_on():
+    class Fickle(Policy):
+        def begins(self, run):
+            one = self.world.prepare(run.number, "t/other")
+            self.world.later(0.25, lambda: self.world.give_up(one))
+
+    made = simulate(Fickle(), [(0.0, chain(LEAD_S))])
+    assert wasted(made) == (0.25, 0.0, 0.0)
+    assert made.replay.ledger.starting_s == 2 * START_S + 0.25
