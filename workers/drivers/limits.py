@@ -13,9 +13,11 @@ from pathlib import Path
 from workers.drivers.cells import Cell, limit_v1, limit_v2, read, remove, write
 
 CONTROLLERS = ("memory", "pids", "cpu")
-GROUP_SHARES, GROUP_WEIGHT = 64 * 1024, 6400
-"""Our group stands for many sandboxes beside processes that each weigh 1024 (v1) or groups that weigh 100 (v2): with the default
-weight all sandboxes together would get what one busy process gets."""
+CORES = os.cpu_count() or 1
+GROUP_SHARES, GROUP_WEIGHT = 2048 * CORES, 200 * CORES
+"""All sandboxes together weigh as two busy processes a core (v1: 1024 each) or as two groups (v2: 100 each). With the default
+weight they would get what one process gets; with that of as many processes as there are sandboxes, guests that compute starve
+the node and the gateway that serve them all: those need little, and need it at once."""
 HOST_PIDS = "pid:[4026531836]"  # the first process namespace of a host has this number
 START_SLACK_S = 0.1  # when a process started is known to a hundredth of a second
 MAX_SPARE = 8  # cells of a shape kept for the next sandbox: making one costs more than the rest of a clone
@@ -119,6 +121,8 @@ class Cgroups:
             write(f"{own}/{self._name}/cgroup.subtree_control", wanted)
         if "cpu" in controllers:
             write(f"{own}/{self._name}/cpu.weight", str(GROUP_WEIGHT))
+            with contextlib.suppress(OSError):  # no leaf of its own, or not ours to write
+                write(f"{own}/{self._name}-node/cpu.weight", str(GROUP_WEIGHT))
         self._v2, self._v2_controllers = f"{own}/{self._name}", controllers
 
     def kind(self, controller: str) -> str:
