@@ -3,6 +3,7 @@
 import asyncio
 import json
 import zlib
+from collections import Counter
 from collections.abc import Callable
 
 import structlog
@@ -21,6 +22,9 @@ MAX_BODY = 4 << 20
 MAX_UNPACKED = 16 << 20
 MAX_MEMBERS = 16  # of a gzip body; encoders write one
 BODY_TIMEOUT_S = 30.0
+AT_ONCE = 32
+"""Requests of a tenant that are under way at once: what they hold until they are read is bounded by it, and a tenant that sends
+slowly keeps no other from sending. Exporters and collectors have a few."""
 ON_THE_LOOP = 64 << 10
 """Bodies up to this size are read on the event loop; larger ones in a thread, so that they do not hold it up."""
 
@@ -47,13 +51,30 @@ def receiver_app(authenticate: Authenticate, accept: Accept, refused: Callable[[
     `refused` is told how many had no valid ids.
 
     None of them may block. Answers: 200 (with a partial success when spans were left out), 400 for a body that is not what it
-    says, 401, 408 for a body that does not come, 413 for one over 4 MiB or 16 MiB unpacked, 415 for another type or encoding.
+    says, 401, 408 for a body that does not come, 413 for one over 4 MiB or 16 MiB unpacked, 415 for another type or encoding,
+    429 (which exporters try again) when the tenant has AT_ONCE under way.
     """
+    under_way: Counter[TenantId] = Counter()
 
     async def receive(request: Request) -> Response:
         form = _media_type(request)
         try:
             tenant = _tenant(request, authenticate)
+        except _Refused as error:
+            return _refusal(error, form)
+        if under_way[tenant] >= AT_ONCE:
+            detail = f"{AT_ONCE} requests of this tenant are under way; send larger batches, fewer at once"
+            return _refusal(_Refused(429, detail, {"Retry-After": "1"}), form)
+        under_way[tenant] += 1
+        try:
+            return await take(request, form, tenant)
+        finally:
+            under_way[tenant] -= 1
+            if not under_way[tenant]:
+                del under_way[tenant]
+
+    async def take(request: Request, form: str, tenant: TenantId) -> Response:
+        try:
             encoding = _encoding(request, form)
             body = await _body(request)
             apart = len(body) > ON_THE_LOOP
@@ -165,7 +186,7 @@ def _why(full: int, refused: int) -> str:
 
 
 def _refusal(error: _Refused, form: str) -> Response:
-    codes = {400: 3, 401: 16, 408: 4, 413: 8, 415: 3}  # google.rpc.Code, as far as it has one
+    codes = {400: 3, 401: 16, 408: 4, 413: 8, 415: 3, 429: 8}  # google.rpc.Code, as far as it has one
     code = codes[error.status]
     if form == JSON:
         body = json.dumps({"code": code, "message": str(error)}).encode()

@@ -20,6 +20,7 @@ IMPORT_TIMEOUT_S = 300.0
 SPANS_AT_ONCE = 10_000
 """In one request, whole traces only. About 3 MB."""
 
+MAX_MAP = 16 << 20  # bytes of --map
 MORE = 1000  # names asked for at once
 
 traces = typer.Typer(help="Traces of other systems.", no_args_is_help=True)
@@ -203,10 +204,14 @@ def _names(path: Path | None) -> dict[str, str]:
     if path is None:
         return {}
     try:
-        names = jsonlib.loads(path.read_text())
+        with path.open("rb") as file:
+            content = file.read(MAX_MAP + 1)
+        if len(content) > MAX_MAP:
+            raise Failure(f"--map: {path} is longer than {MAX_MAP >> 20} MB")
+        names = jsonlib.loads(content)
     except OSError as error:
         raise Failure(f"--map: cannot read {path}: {error.strerror}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise Failure(f"--map: {path} is not JSON: {error}") from error
     if not isinstance(names, dict) or not all(isinstance(value, str) for value in names.values()):
         raise Failure(f"--map: {path} must be one JSON object of texts")

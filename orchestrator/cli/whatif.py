@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 TEACHING = 100
 PICTURES = (".png", ".svg", ".pdf")
 MAX_RUNS = 200_000
+MAX_FILE = 16 << 20  # of --functions
+LONGEST_S = 86_400.0  # of a start
 
 Files = Annotated[
     list[Path], typer.Argument(metavar="TRACES...", help="OTLP, Jaeger, Zipkin or X-Ray JSON, or CSV; plain or in gzip.")
@@ -59,7 +61,7 @@ def whatif(
     from orchestrator.whatif.compare import POLICIES, Basis, compare
     from orchestrator.whatif.engine import Settings
     from orchestrator.whatif.load import LoadError
-    from tracing.formats import FormatError
+    from tracing.formats import FORMS, FormatError
 
     _positive(("--runs", runs), ("--memory-mb", memory_mb), ("--late-price", late_price), ("--idle-price", idle_price))
     if runs > MAX_RUNS:
@@ -68,6 +70,8 @@ def whatif(
         raise Failure(f"--keep-alive: {keep_alive:g} is not a number of seconds")
     if plot is not None and plot.suffix not in PICTURES:
         raise Failure(f"--plot: {plot} must end with {', '.join(PICTURES)}")
+    if form and form not in FORMS:
+        raise Failure(f"--format: {form!r} is not one of {', '.join(FORMS)}")
     chosen = tuple(policy or POLICIES)
     for name in chosen:
         if name not in POLICIES:
@@ -156,9 +160,13 @@ def _starts(
 def _functions(path: Path | None) -> dict[str, dict[str, Any]]:
     if path is None:
         return {}
+    with path.open("rb") as file:
+        content = file.read(MAX_FILE + 1)
+    if len(content) > MAX_FILE:
+        raise Failure(f"--functions: {path} is longer than {MAX_FILE >> 20} MB")
     try:
-        told = jsonlib.loads(path.read_bytes())
-    except ValueError as error:
+        told = jsonlib.loads(content)
+    except (ValueError, RecursionError) as error:
         raise Failure(f"--functions: {path} is not JSON: {error}") from error
     if not isinstance(told, dict):
         raise Failure(f"--functions: {path} must be one JSON object")
@@ -174,11 +182,11 @@ def _spread(field: str, told: str) -> "Spread":
     try:
         median, *rest = (float(part) / 1000 for part in told.split(":"))
         p99 = rest[0] if rest else median
-        valid = len(rest) <= 1 and 0.0 <= median <= p99 < math.inf
+        valid = len(rest) <= 1 and 0.0 <= median <= p99 <= LONGEST_S
     except ValueError:
         valid = False
     if not valid:
-        raise Failure(f"{field}: {told[:40]!r} is not MEDIAN or MEDIAN:P99 in milliseconds")
+        raise Failure(f"{field}: {told[:40]!r} is not MEDIAN or MEDIAN:P99 in milliseconds, a day at most")
     return Spread(median, p99)
 
 

@@ -73,5 +73,5 @@ class Accounts:
         return told
 
     def forget_tenant(self, tenant: str) -> None:
-        for each in (self.sources, self.purses, self.reckoning):
+        for each in (self.sources, self.purses, self.reckoning, self.setbacks):
             each.forget_tenant(tenant)

@@ -54,8 +54,11 @@ class Learner:
         for trace_id in [one for one, due in self._due.items() if due <= now]:
             del self._due[trace_id]
             records = self._runs.records(trace_id)
+            if not records:  # newer runs made room of it in the book
+                self.counters.dropped_waiting += 1
+                continue
             try:
-                traces = [records_to_trace(records)] if records else []
+                traces = [records_to_trace(records)]
             except ValueError as error:
                 self.counters.refused += 1
                 log.warning("trace.refused", trace=trace_id, error=str(error))

@@ -13,6 +13,9 @@ from workers.tallies import Histogram
 
 KEPT = 20_000
 
+LATE_S = 5.0
+"""A node gives up what stayed unused this much after its time at the latest. Longer times are those of a clock that was set."""
+
 
 class LogEntry(msgspec.Struct):
     """`revision` grows with each change of any entry, so that a reader can follow by asking for what is newer.
@@ -55,8 +58,12 @@ class LogEntry(msgspec.Struct):
 
     @property
     def idle_s(self) -> float:
-        """How long it stood ready, unused; of one that has ended."""
-        return max(0.0, self.ended_at - self.ready_at) if self.ready_at and self.ended_at else 0.0
+        """How long it stood ready, unused; of one that has ended. At most as long as it was let: the times are of clocks that may
+        be set meanwhile, and an hour that never was would be taken from what its tenant may spend."""
+        if not self.ready_at or not self.ended_at:
+            return 0.0
+        idle_s = max(0.0, self.ended_at - self.ready_at)
+        return min(idle_s, self.expires_s + LATE_S) if self.expires_s > 0 else idle_s
 
 
 class DecisionTally:

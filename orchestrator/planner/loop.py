@@ -290,7 +290,7 @@ class PlannerLoop:
                 FunctionId(one.function),
                 one.ordinal,
                 one.memory_mb,
-                max(0.0, one.created_at + one.start_in_s - time.time()) if one.start_in_s else 0.0,
+                min(one.start_in_s, max(0.0, one.created_at + one.start_in_s - time.time())),  # the clock may have been set back
                 one.expires_s or self._budget.unused_s,
                 f"again, {node} was lost: {one.reason}",
                 one.evidence,
@@ -360,6 +360,8 @@ class PlannerLoop:
 
     def forget_tenant(self, tenant: str) -> None:
         self.policies.pop(tenant, None)
+        self.promises.forget_tenant(tenant)
+        self.forecasts.forget()
         self.accounts.forget_tenant(tenant)
         self.ahead.forget_tenant(tenant)
         self.keeping.forget_tenant(tenant)

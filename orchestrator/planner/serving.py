@@ -63,7 +63,15 @@ SAVE_EVERY_S = 5.0
 TICK_S = 0.1
 STOP_S = 2.0
 
+_EPOCH = time.time() - time.monotonic()
+
 log = structlog.get_logger(__name__)
+
+
+def steady() -> float:
+    """Seconds since the Unix epoch, as the clock stood when this process began: they go on evenly when it is set. What waits for
+    a moment waits by these; an hour back, and nothing would be learned for an hour."""
+    return _EPOCH + time.monotonic()
 
 
 class Planner:
@@ -154,7 +162,7 @@ class Planner:
         known = records.records
         if self._removed:
             known = [one for one in known if one.tenant not in self._removed]
-        self.learner.add(known, records.dropped, time.time())
+        self.learner.add(known, records.dropped, steady())
         self.activity.add(known)
         self.loop.accounts.records(known)
         self.loop.keeping.observe(known)
@@ -229,7 +237,9 @@ class Planner:
         What completes meanwhile is learned here, about as much as came: else a machine that is short of CPU would take spans
         faster than it learns from them, until there is no room.
         """
-        now = time.time()
+        if tenant in self._removed:  # its key was good when they began to come
+            return 0
+        now = steady()
         kept = self.assembler.add(tenant, spans, now)
         for _ in range(1 + len(spans) // SETTLED_AT_ONCE):
             if not self._learn_settled(now):
@@ -242,10 +252,8 @@ class Planner:
     # -- time
 
     def tick(self, now: float) -> bool:
-        """True when there may be more to learn at once."""
+        """`now` is of `steady`. True when there may be more to learn at once."""
         self.learner.settle(now)
-        self.loop.ahead.tick(now)
-        self.loop.keeping.tick(now)
         return self._learn_settled(now)
 
     def _learn_settled(self, now: float) -> bool:
@@ -255,10 +263,12 @@ class Planner:
 
     async def catch_up(self) -> None:
         """All that is due, in small steps: whatever else there is has its turn between them."""
-        more = self.tick(time.time())
+        self.loop.ahead.tick(time.time())
+        self.loop.keeping.tick(time.time())
+        more = self.tick(steady())
         while more:
             await asyncio.sleep(0)
-            more = self._learn_settled(time.time())
+            more = self._learn_settled(steady())
 
     async def save(self) -> None:
         learned = self.learner.counters.observed + self.learner.counters.records

@@ -40,3 +40,7 @@ class Setbacks:
         """Why it is not prepared now; empty when it may be."""
         state, reason = self._known.get(version, (Backoff(), ""))
         return "" if allowed(state, now) else f"{why(state, now)} ({reason})"
+
+    def forget_tenant(self, tenant: str) -> None:
+        for version in [one for one in self._known if one.startswith(f"{tenant}/")]:
+            del self._known[version]

@@ -131,3 +131,35 @@ def test_traces_that_cannot_be_read_name_file_and_place(
     _, err, code = told(empty, capsys=capsys, monkeypatch=monkeypatch)
     assert code == 1
     assert "can be replayed" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--format", "nope"], "--format: 'nope' is not one of otlp"),
+        (["--clone-ms", "1e300"], "--clone-ms: '1e300' is not MEDIAN"),
+        (["--functions", "/dev/zero"], "--functions: /dev/zero is longer than"),
+        (["--load", "/dev/zero"], "line 1: longer than 1 MB"),
+    ],
+)
+def test_what_never_ends_or_is_nothing_is_refused_in_a_line(
+    arguments: list[str], says: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    _, err, code = told(TRACES, *arguments, "--policy", "none", capsys=capsys, monkeypatch=monkeypatch)
+    assert code == 1
+    assert says in err
+    assert len(err.splitlines()) == 1
+
+
+def test_functions_that_are_nested_too_deeply(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    path = tmp_path / "deep.json"
+    path.write_text("[" * 100_000)
+    _, err, code = told(TRACES, "--functions", path, capsys=capsys, monkeypatch=monkeypatch)
+    assert (code, "is not JSON" in err) == (1, True)
+
+
+def test_traces_without_lines_in_csv(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+    _, err, code = told("/dev/zero", "--format", "csv", capsys=capsys, monkeypatch=monkeypatch)
+    assert (code, "CSV: line 1: longer than 1 MB" in err) == (1, True)

@@ -176,6 +176,18 @@ def test_a_lost_node_takes_its_open_decisions_with_it() -> None:
     assert [one.decision_id for one in book.open_of("acme")] == ["d2"]
 
 
+@pytest.mark.parametrize(("until", "idle_s"), [(103.0, 3.0), (3_700.0, 65.0), (90.0, 0.0)])
+def test_a_clock_that_is_set_does_not_make_anything_idle_longer_than_it_may(until: float, idle_s: float) -> None:
+    """The bucket of a tenant would be empty for as many busy seconds."""
+    book = DecisionLog()
+    book.add(plan_of(), decision("d1"), "acme/a:1", "n1")
+    assert decision("d1").expires_s == 60.0
+    book.update(DecisionUpdate("d1", "ready", 100.0, 0.1), "n1")
+    ended = book.update(DecisionUpdate("d1", "wasted", until, 0.1), "n1")
+    assert ended is not None
+    assert ended.idle_s == idle_s
+
+
 def test_a_node_speaks_of_its_own_decisions_only() -> None:
     book = DecisionLog()
     book.add(plan_of(), decision("d1"), "acme/a:1", "n1")

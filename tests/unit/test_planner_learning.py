@@ -12,7 +12,7 @@ from doubles.nodes import SECRET, running_node, spec
 from graph.callgraph import CallGraph
 from graph.calls import Call, StartKind, Trace
 from graph.ids import FunctionId, TenantId
-from orchestrator.planner import learning
+from orchestrator.planner import learning, runs
 from orchestrator.planner.learning import GRACE_S, Learner
 from orchestrator.planner.peers import Fleet, NodePeer
 from orchestrator.planner.runs import RunBook
@@ -98,6 +98,14 @@ def test_what_waits_is_bounded_and_what_gateways_dropped_is_known(monkeypatch: p
     assert (learner.counters.dropped_waiting, learner.counters.dropped_by_gateways) == (2, 17)
     learner.settle(9.0)
     assert learner.counters.observed == 3
+
+
+def test_runs_that_newer_ones_pushed_out_before_they_were_learned_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runs, "RUNS", 3)
+    learner, _ = made()
+    learner.add([record("entry", trace=f"{number}") for number in range(5)], 0, now=0.0)
+    learner.settle(9.0)
+    assert (learner.counters.observed, learner.counters.dropped_waiting) == (3, 2)
 
 
 # -- peers

@@ -290,6 +290,9 @@ def test_a_tenant_that_spent_its_idle_seconds_prepares_no_more_until_it_was_busy
     bench.takes("first", 0.5)
     bench.starts("entry")
     ident, now = bench.decision("first"), time.time()
+    decided = bench.log.one("acme", ident)
+    assert decided is not None
+    decided.expires_s = 400.0
     idle_for = (DecisionUpdate(ident, "ready", now, 0.1, source="clone"), DecisionUpdate(ident, "wasted", now + 400.0))
     bench.loop.on_outcomes(idle_for)
     bench.ends()
@@ -311,7 +314,7 @@ def test_another_tenants_idling_costs_this_one_nothing(bench: Bench) -> None:
     poor = bench.loop.accounts.purses
     bench.starts("entry")
     one = bench.log.entries()[0]
-    poor.pay(msgspec.structs.replace(one, tenant="rival", ready_at=1.0, ended_at=1000.0))
+    poor.pay(msgspec.structs.replace(one, tenant="rival", ready_at=1.0, ended_at=1000.0, expires_s=1000.0))
     assert bench.loop.means.told("acme")["spending"]["spent_s"] == 0.0
     assert bench.loop.means.told("rival")["spending"]["left_s"] == 0.0
 

@@ -321,3 +321,23 @@ def test_linked_traces_go_together_and_a_trace_has_a_bound(monkeypatch):
         gathering.add([one("a" * 32, 10)] * 5)
         assert gathering.left_out == {"trace too long": 3}
         assert [len(batch) for _, batch in gathering.batches(100)] == [2]
+
+
+@pytest.mark.parametrize("value", [r'"\ud800"', "1e400", "1" + "0" * 400, "NaN", "{}", "[]"])
+@pytest.mark.parametrize(
+    ("form", "document"),
+    [
+        ("otlp", '{"resourceSpans": [{"scopeSpans": %s}]}'),
+        ("otlp", '{"resourceSpans": [{"resource": {"attributes": [{"key": "a", "value": {"boolValue": %s}}]}}]}'),
+        ("jaeger", '{"data": [{"spans": [{"traceID": "a", "spanID": "b", "startTime": %s}]}]}'),
+        ("jaeger", '{"data": [{"spans": [{"traceID": "a", "spanID": "b", "tags": %s}]}]}'),
+        ("zipkin", '[{"traceId": "a", "id": "b", "timestamp": %s}]'),
+        ("zipkin", '[{"traceId": "a", "id": "b", "localEndpoint": %s}]'),
+        ("xray", '{"Traces": [{"Id": "1-a", "Segments": [{"Document": {"id": "b", "start_time": %s}}]}]}'),
+        ("xray", '{"Traces": [{"Id": "1-a", "Segments": %s}]}'),
+    ],
+)
+def test_any_value_in_any_place_is_read_or_named(form: str, document: str, value: str):
+    """Also texts that UTF-8 cannot hold, where a number is meant."""
+    with contextlib.suppress(FormatError):
+        list(read_stream(io.BytesIO((document % value).encode()), Counter(), form))

@@ -212,3 +212,32 @@ def test_json_requests_are_refused_in_json_and_partly_taken_in_json():
 def test_other_paths_and_methods_are_unknown():
     assert post(Inbox(), b"", path="/v1/metrics").status_code == 404
     assert post(Inbox(), b"", method="GET").status_code == 405
+
+
+def test_a_tenant_has_so_many_requests_under_way_and_keeps_no_other_from_sending(monkeypatch):
+    monkeypatch.setattr(receiver, "AT_ONCE", 3)
+    inbox, go = Inbox(), asyncio.Event()
+
+    async def slowly():
+        await go.wait()
+        yield body()
+
+    async def exchange():
+        transport = httpx.ASGITransport(receiver_app(KEYS.get, inbox.accept))
+        async with httpx.AsyncClient(transport=transport, base_url="http://otlp") as client:
+
+            def send(key, content):
+                headers = {"content-type": "application/x-protobuf", "authorization": f"Bearer {key}"}
+                return client.post("/v1/traces", content=content, headers=headers)
+
+            slow = [asyncio.create_task(send("key-of-t", slowly())) for _ in range(3)]
+            await asyncio.sleep(0.05)
+            async with asyncio.timeout(5):
+                refused, other = await send("key-of-t", body()), await send("key-of-u", body())
+            go.set()
+            return refused, [other, *await asyncio.gather(*slow), await send("key-of-t", body())]
+
+    refused, taken = asyncio.run(exchange())
+    assert (refused.status_code, refused.headers["retry-after"]) == (429, "1")
+    assert "fewer at once" in Status.FromString(refused.content).message
+    assert [one.status_code for one in taken] == [200] * 5

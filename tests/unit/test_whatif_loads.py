@@ -1,7 +1,9 @@
 """When runs arrive: as recorded, Poisson, per minute; and what is said of a load that cannot be used."""
 
 import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from doubles.chains import chain, trace
@@ -10,7 +12,7 @@ from hypothesis import strategies as st
 
 from orchestrator.whatif import load
 from orchestrator.whatif.load import LoadError
-from orchestrator.whatif.programs import program_of
+from orchestrator.whatif.programs import Program, program_of
 
 OFTEN = [program_of(chain(number=number)) for number in range(3)]
 RARELY = program_of(trace("f", 1.0))
@@ -36,7 +38,18 @@ def test_poisson(told: str, per_s: float):
 
 
 @pytest.mark.parametrize(
-    "told", ["poisson:", "poisson:x", "poisson:1/week", "poisson:0", "poisson:-1", "poisson:nan", "poisson:inf"]
+    "told",
+    [
+        "poisson:",
+        "poisson:x",
+        "poisson:1/week",
+        "poisson:0",
+        "poisson:-1",
+        "poisson:nan",
+        "poisson:inf",
+        "poisson:1e-300",
+        "poisson:1e300",
+    ],
 )
 def test_a_rate_that_is_none(told: str):
     with pytest.raises(LoadError, match=re.escape(repr(told))):
@@ -93,3 +106,50 @@ def test_a_table_that_cannot_be_used_names_the_place(tmp_path: Path, text: str, 
     path = written(tmp_path, text)
     with pytest.raises(LoadError, match=re.escape(f"{path}: {says}")):
         load.per_minute(path, PROGRAMS, 100, seed=1)
+
+
+def test_azures_table_is_read_whole_though_no_memory_holds_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The published one has 46,000 lines of 1,440 minutes; a handful of them is replayed."""
+    monkeypatch.setattr(load, "MAX_CELLS", 100)
+    lines = [",".join([*load.AZURE, *map(str, range(1, 31))])]
+    lines += [f"o,a,f{number},http," + ",".join([str(number)] * 30) for number in range(200)]
+    path = tmp_path / "azure.csv"
+    path.write_text("\n".join(lines))
+    found = load.per_minute(path, PROGRAMS, 10**6, seed=1)
+    counts = [sum(1 for _, program in found.arrivals if program.entry == one) for one in (OFTEN[0].entry, RARELY.entry)]
+    assert counts == [150 * 30, 50 * 30], "the middle of each half of the 199 that are called"
+
+
+def test_of_a_great_many_runs_only_those_that_are_replayed_are_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(load, "MAX_ARRIVALS", 1000)
+    path = tmp_path / "busy.csv"
+    path.write_text("entry,0,1,2,3\n*,0,900,9999999,9999999\n")
+    monkeypatch.setattr(load, "_spread", spied := Spy(load._spread))
+    found = load.per_minute(path, PROGRAMS, 700, seed=1)
+    assert len(found.arrivals) == 700
+    assert all(60.0 <= at < 120.0 for at, _ in found.arrivals)
+    assert "the first 700 of 20000898 runs" in found.told
+    assert spied.most == 900
+    with pytest.raises(LoadError, match=r"minute 3: more than 1,000 runs"):
+        load.per_minute(path, PROGRAMS, 901, seed=1)
+
+
+class Spy:
+    """Counts what was drawn."""
+
+    def __init__(self, real: Callable[..., list[tuple[float, Program]]]) -> None:
+        self.real, self.most = real, 0
+
+    def __call__(self, *args: Any) -> list[tuple[float, Program]]:
+        drawn = self.real(*args)
+        self.most = max(self.most, len(drawn))
+        return drawn
+
+
+@pytest.mark.parametrize("head", ["", "entry,0\n"])
+def test_a_file_without_lines_is_no_load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, head: str):
+    monkeypatch.setattr(load, "MAX_LINE", 1000)
+    path = tmp_path / "endless.csv"
+    path.write_text(head + "\0" * 5000)
+    with pytest.raises(LoadError, match="longer than"):
+        load.per_minute(path, PROGRAMS, 10, seed=1)

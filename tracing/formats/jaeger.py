@@ -62,11 +62,7 @@ def stream(file: BinaryIO, left_out: Counter[str]) -> Iterator[Span]:
     """The spans of a file. What is left out is counted by reason. Raises FormatError naming the position."""
     elements = Elements(file, "data", FORM)
     for element in elements:
-        try:
-            trace = msgspec.convert(element, _Trace)
-        except msgspec.ValidationError as error:
-            raise elements.error(f"before here: {error}") from error
-        yield from _spans(trace, left_out, elements)
+        yield from _spans(elements.converted(element, _Trace), left_out, elements)
 
 
 def _spans(trace: _Trace, left_out: Counter[str], elements: Elements) -> Iterator[Span]:

@@ -9,13 +9,17 @@ import codecs
 import json
 from collections.abc import Callable, Iterator
 from json.decoder import JSONDecodeError
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
+
+import msgspec
 
 from tracing.formats.errors import FormatError
 
 CHUNK = 1 << 18
 MAX_ELEMENT = 64 << 20
 """Characters of one element (a trace, a request), which has to be in memory whole."""
+
+Shape = TypeVar("Shape")
 
 _SPACE = " \t\r\n"
 _TAIL = 16  # an error this near to the end of the text may be one that more text mends
@@ -52,6 +56,13 @@ class Elements:
 
     def error(self, what: str) -> FormatError:
         return FormatError(f"{self._form}: {self.where()}: {what}")
+
+    def converted(self, element: Any, shape: type[Shape]) -> Shape:
+        """The element that was just given, as that. Raises FormatError."""
+        try:
+            return msgspec.convert(element, shape)
+        except (msgspec.ValidationError, UnicodeEncodeError, OverflowError) as error:  # lone surrogates; numbers no float holds
+            raise self.error(f"before here: {error}") from error
 
     # -- text
 

@@ -7,7 +7,7 @@ kinds, which protobuf's own mapping writes, are read too. Unknown members are ig
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from sys import intern
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import msgspec
 
@@ -97,14 +97,7 @@ def stream(file: BinaryIO, left_out: Counter[str]) -> Iterator[Span]:
     """The spans of a file of requests. What is left out is counted by reason. Raises FormatError naming the position."""
     elements = Elements(file, "resourceSpans", FORM)
     for element in elements:
-        yield from _spans(_converted(element, elements), left_out)
-
-
-def _converted(element: Any, elements: Elements) -> _ResourceSpans:
-    try:
-        return msgspec.convert(element, _ResourceSpans)
-    except msgspec.ValidationError as error:
-        raise elements.error(f"before here: {error}") from error
+        yield from _spans(elements.converted(element, _ResourceSpans), left_out)
 
 
 def _spans(each: _ResourceSpans, left_out: Counter[str]) -> Iterator[Span]:

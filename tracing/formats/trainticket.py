@@ -19,6 +19,7 @@ from tracing.spans import Span, SpanKind
 COLUMNS = ("TraceID", "SpanID", "ParentID", "PodName", "OperationName", "StartTimeUnixNano", "EndTimeUnixNano")
 ROOT = "root"
 FORM = "CSV"
+MAX_LINE = 1 << 20
 
 _POD = re.compile(r"(?P<service>.+)-[0-9a-z]+-[0-9a-z]+")
 _CLIENT = re.compile(r"HTTP [A-Z]+")
@@ -34,13 +35,22 @@ def stream(file: BinaryIO, left_out: Counter[str]) -> Iterator[Span]:
     """The spans of a file; none is left out. Raises FormatError naming line and column."""
     lines = io.TextIOWrapper(file, encoding="utf-8-sig", newline="")
     try:
-        yield from _spans(lines)
+        yield from _spans(_bounded(lines))
     except FormatError as error:
         raise FormatError(f"{FORM}: {error}") from error
     except UnicodeDecodeError as error:
         raise FormatError(f"{FORM}: not UTF-8 text") from error
     finally:
         lines.detach()
+
+
+def _bounded(file: io.TextIOWrapper) -> Iterator[str]:
+    number = 0
+    while line := file.readline(MAX_LINE):
+        number += 1
+        if len(line) == MAX_LINE:
+            raise FormatError(f"line {number}: longer than {MAX_LINE >> 20} MB")
+        yield line
 
 
 def _spans(lines: Iterable[str]) -> Iterator[Span]:

@@ -54,9 +54,9 @@ def stream(file: BinaryIO, left_out: Counter[str]) -> Iterator[Span]:
     elements = Elements(file, "Traces", FORM)
     for element in elements:
         try:
-            trace = msgspec.convert(element, _Trace)
+            trace = elements.converted(element, _Trace)
             documents = [
-                _decode(one.Document) if isinstance(one.Document, str) else msgspec.convert(one.Document, _Part)
+                _decode(one.Document) if isinstance(one.Document, str) else elements.converted(one.Document, _Part)
                 for one in trace.Segments
             ]
         except (msgspec.MsgspecError, RecursionError, UnicodeEncodeError) as error:

@@ -40,11 +40,7 @@ def stream(file: BinaryIO, left_out: Counter[str]) -> Iterator[Span]:
     """The spans of a file. What is left out is counted by reason. Raises FormatError naming the position."""
     elements = Elements(file, "", FORM)
     for element in elements:
-        try:
-            wires = msgspec.convert(element if isinstance(element, list) else [element], list[_Span])
-        except msgspec.ValidationError as error:
-            raise elements.error(f"before here: {error}") from error
-        for wire in wires:
+        for wire in elements.converted(element if isinstance(element, list) else [element], list[_Span]):
             trace_id, span_id = fields.identity(wire.trace_id, 32), fields.identity(wire.id, 16)
             if trace_id and span_id:
                 yield _span(wire, trace_id, span_id)
