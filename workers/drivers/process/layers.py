@@ -12,9 +12,13 @@ import types
 from pathlib import Path
 
 if __name__ == "__main__":
-    for _name in ("workers", "workers.drivers", "workers.drivers.process"):
+    for _name, _path in (
+        ("workers", []),
+        ("workers.drivers", [os.path.dirname(os.getcwd())]),
+        ("workers.drivers.process", [os.getcwd()]),
+    ):
         sys.modules[_name] = types.ModuleType(_name)
-        sys.modules[_name].__path__ = [os.getcwd()]
+        sys.modules[_name].__path__ = _path
 
 from workers.drivers import syscalls
 from workers.drivers.process import isolation
