@@ -6,6 +6,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from doubles.neighbours import below, processes, run_of_tests
 from faults.running import Running, wait_for
 
 from workers.drivers import limits
@@ -14,36 +15,6 @@ NAMESPACES = ("mnt", "pid", "net", "user", "ipc", "uts", "cgroup")
 GONE_S = 20.0
 CGROUPS = Path("/sys/fs/cgroup")
 DATABASE = "/foreglow.db"
-
-
-def _stat(pid: int) -> tuple[int, int] | None:
-    """Parent, and when it started; None for a process that is gone or a zombie of somebody else's."""
-    with contextlib.suppress(OSError, ValueError, IndexError):
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        if fields[0] not in "ZX":
-            return int(fields[1]), int(fields[19])
-    return None
-
-
-def _all() -> dict[int, tuple[int, int]]:
-    pids = [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
-    return {pid: found for pid in pids if (found := _stat(pid)) is not None}
-
-
-def _below(root: int) -> dict[int, int]:
-    """Every descendant -> when it started."""
-    everything = _all()
-    found: dict[int, int] = {}
-    newest = {root}
-    while newest:
-        newest = {pid for pid, (parent, _) in everything.items() if parent in newest} - found.keys()
-        found |= {pid: everything[pid][1] for pid in newest}
-    return found
-
-
-def _run_of_tests() -> int:
-    """The process whose children run the tests: what a platform leaves behind is not below it, but below the first process."""
-    return os.getppid() if "PYTEST_XDIST_WORKER" in os.environ else os.getpid()
 
 
 def _namespaces(pid: int) -> set[str]:
@@ -81,7 +52,7 @@ class Traces:
 
     def look(self) -> None:
         ours = _namespaces(os.getpid())
-        found = _below(self.platform.process.pid)
+        found = below(self.platform.process.pid)
         self.processes |= found
         for pid in found:
             self.namespaces |= _namespaces(pid) - ours
@@ -99,12 +70,12 @@ class Traces:
         return self._alive()
 
     def _alive(self) -> list[int]:
-        everything = _all()
+        everything = processes()
         return [pid for pid, started in self.processes.items() if everything.get(pid, (0, -1))[1] == started]
 
     def _found(self) -> list[str]:
-        alive = _all()
-        for pid in _below(_run_of_tests()):  # the kernel gives a namespace's number again, perhaps to a test beside this one
+        alive = processes()
+        for pid in below(run_of_tests()):  # the kernel gives a namespace's number again, perhaps to a test beside this one
             alive.pop(pid, None)
         left = [f"process {pid}" for pid in self._alive()]
         left += [f"namespaces {held} of process {pid}" for pid in alive if (held := _namespaces(pid) & self.namespaces)]

@@ -16,6 +16,7 @@ from typing import TypeVar
 
 import pytest
 from doubles.loop import in_loop, until
+from doubles.neighbours import neighbours
 
 from workers.drivers.microvm import taps
 from workers.drivers.microvm.taps import GUEST_ADDRESS, GUEST_GATEWAY, GUEST_MAC, NoTap, Tap, TapPool
@@ -63,9 +64,9 @@ def inode(tap: Tap) -> int:
 def holders(number: int) -> list[str]:
     """Descriptors, processes and mounts through which a network namespace is still there."""
     name = f"net:[{number}]"
-    found = []
+    found, others = list[str](), neighbours()
     for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
+        if entry.name.isdigit() and int(entry.name) not in others:
             try:
                 links = [
                     entry / "ns" / "net",
