@@ -20,7 +20,7 @@ def test_the_demo_tells_its_whole_story_and_leaves_nothing() -> None:
     assert "NO   " not in done.stdout
     for said in (
         "Isolation tier:",
-        "every stage started cold",
+        "every stage started on demand",
         "every stage below the entry was prepared ahead",
         "every stage was warm",
         "the first request it ever had was prewarmed all the way down",
