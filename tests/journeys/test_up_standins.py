@@ -339,7 +339,7 @@ def test_each_process_is_started_by_this_interpreter() -> None:
 def test_a_wrong_option_is_one_line_that_names_it(tmp_path: Path) -> None:
     for arguments, said in {
         ("--driver", "vm"): "is not one of process, microvm (option --driver, FOREGLOW_DRIVER)\n",
-        ("--prewarm", "maybe"): "foreglow: prewarm: Input should be 'off', 'path' or 'priced' (option --prewarm, FOREGLOW_PREWARM)\n",
+        ("--prewarm", "maybe"): "Input should be 'off', 'path' or 'priced' (option --prewarm, FOREGLOW_PREWARM)\n",
         ("--standbys", "-1"): "(option --standbys, FOREGLOW_STANDBYS)\n",
     }.items():
         done = command("up", "--state", str(tmp_path / "state"), *arguments)
