@@ -11,7 +11,7 @@ from doubles.over_drivers import Test
 from doubles.process_bench import Bench, bench
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def microvms(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shared]:
     with shared(tmp_path_factory.mktemp("microvms"), guest_image()) as made:
         yield made

@@ -248,10 +248,10 @@ async def test_fields_a_newer_peer_adds_are_ignored_and_its_new_kinds_too(tmp_pa
     ear = Ear()
     async with listening(tmp_path / "s", ear), raw(tmp_path / "s") as (_, writer):
         writer.write(hello(HELLO))
-        writer.write(encode(Rpc.REVOKE, 0, msgspec.msgpack.encode([["d1"], "why", 3, "new", {"more": 1}])))
+        writer.write(encode(Rpc.REVOKE, 0, msgspec.msgpack.encode([["d1"], "why", 3, "new", True, {"more": 1}])))
         writer.write(encode(200, 9, b"\xc1 not even msgpack", b"?"))
         await until(lambda: len(ear.messages) == 2)
-        assert ear.messages[0][2] == Revoke(["d1"], "why", 3, "new")
+        assert ear.messages[0][2] == Revoke(["d1"], "why", 3, "new", True)
         assert ear.messages[1] == (200, 9, None, b"?")
 
 

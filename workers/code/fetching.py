@@ -136,7 +136,7 @@ class Fetcher:
                 return _Carried(lane, source.parcel(errand.tenant, errand.digest))
             return source.manifest(errand.tenant, errand.digest)
 
-        with self._under_way(errand):
+        with self.under_way(errand):
             found = self._first_good(errand, ask)
         if isinstance(found, Manifest):
             return found
@@ -147,12 +147,12 @@ class Fetcher:
         """Writes the layer into the empty `folder`, verified. Raises OriginError (Ended when it was given up), LayerError,
         OSError; what was written by then stays."""
         carried, errand.parcel = errand.parcel, None
-        with self._under_way(errand), closing(_Reader(self, errand, manifest.chunks, carried)) as reader:
+        with self.under_way(errand), closing(_Reader(self, errand, manifest.chunks, carried)) as reader:
             assemble(manifest, reader.read, folder)
 
     def chunk(self, errand: Errand, chunk: Chunk) -> bytes:
         """The content of one chunk, verified. Raises OriginError."""
-        with self._under_way(errand):
+        with self.under_way(errand):
             return self._first_good(errand, self.asking(errand, chunk))
 
     def hurry(self, errand: Errand) -> None:
@@ -259,7 +259,8 @@ class Fetcher:
             raise OriginError(f"not whole within {LAYER_S:g} s")
 
     @contextmanager
-    def _under_way(self, errand: Errand) -> Iterator[None]:
+    def under_way(self, errand: Errand) -> Iterator[None]:
+        """While this holds, what nobody waits for gives way to the errand, if somebody waits for that. Can be nested."""
         with self._state:
             self._errands[errand] += 1
         try:

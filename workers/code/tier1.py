@@ -285,21 +285,24 @@ class Tier1:
 
     async def _bring_new(self, key: Key, errand: Errand, pool: ThreadPoolExecutor) -> int:
         """Its bytes on the disk."""
-        try:
-            manifest = await self._run(pool, self.fetcher.manifest, errand)
-        except OldLayer:
-            size = 0  # nothing says it before it is here
-            write: Callable[[Path], None] = partial(self._write_old, key)
-        else:
-            size = footprint((file.size for file in manifest.files), folders_of(file.path for file in manifest.files))
-            write = partial(self._write_new, errand, manifest)
-        with self._room.reserved(key, size, errand.urgent):
-            if size and self.lazy is not None and self.lazy.wants(manifest):
-                coming = self._coming[key]
-                coming.large = True
-                if errand.urgent:  # mounted at once, and whole when this returns
-                    write = await self.lazy.bring(errand, manifest, self.fetcher, coming.mounted) or write
-            path = await self._place(key, size, write, errand, pool)
+        with contextlib.ExitStack() as held:
+            held.enter_context(self.fetcher.under_way(errand))  # also between its manifest and its first chunk
+            try:
+                manifest = await self._run(pool, self.fetcher.manifest, errand)
+            except OldLayer:
+                size = 0  # nothing says it before it is here
+                write: Callable[[Path], None] = partial(self._write_old, key)
+            else:
+                size = footprint((file.size for file in manifest.files), folders_of(file.path for file in manifest.files))
+                write = partial(self._write_new, errand, manifest)
+            with self._room.reserved(key, size, errand.urgent):
+                if size and self.lazy is not None and self.lazy.wants(manifest):
+                    coming = self._coming[key]
+                    coming.large = True
+                    if errand.urgent:  # mounted at once, and whole when this returns
+                        held.close()  # the most of it is waited for by nobody
+                        write = await self.lazy.bring(errand, manifest, self.fetcher, coming.mounted) or write
+                path = await self._place(key, size, write, errand, pool)
         if key[0] in self._gone:  # told while it was on its last bytes; `forget` waits for this, and sweeps the folder then
             raise OriginError("its tenant is gone")
         size = size or await self._run(pool, size_of, path)
