@@ -12,7 +12,8 @@ IN_A_ROW = 2
 
 
 class Backoff(msgspec.Struct, frozen=True):
-    """One version's. `failures` in a row, preparing or on demand. Before `until`, in the caller's clock, it is not prepared."""
+    """One version's; a new one when an instance got ready. `failures` in a row, preparing or on demand. Before `until`, in the
+    caller's clock, it is not prepared."""
 
     failures: int = 0
     until: float = 0.0
@@ -22,11 +23,6 @@ def failed(state: Backoff, now: float) -> Backoff:
     """An init failed, or ran into its timeout."""
     failures = state.failures + 1
     return Backoff(failures, now + _delay_s(failures))
-
-
-def succeeded(state: Backoff) -> Backoff:
-    """An instance got ready."""
-    return Backoff() if state.failures else state
 
 
 def tried(state: Backoff, now: float) -> Backoff:

@@ -60,27 +60,13 @@ def losers(
     open_decisions: Iterable[PrewarmDecision],
     expected: Sequence[ExpectedCall],
     budget: Budget,
-    seen: Sequence[FunctionId] = (),
+    after: FunctionId | None = None,
 ) -> list[tuple[str, str]]:
-    """Which decisions of a run that have not ended are no longer worth having, as (decision id, why).
+    """Which decisions of a run are no longer worth having, as (decision id, why); the highest ordinals of a function go first.
 
-    `expected` is the prediction after the stages in `seen`. A function that has started is left alone, one decision for
-    each start: the invocation is about to use it, and the outcome says so soon. Of the others the highest ordinals go first.
+    `expected` is the prediction since `after` started. `open_decisions`: those that have not ended, without what a started stage
+    is about to use.
     """
-    taken: dict[FunctionId, int] = {}
-    for stage in seen:
-        taken[stage] = taken.get(stage, 0) + 1
-    return given_up(open_decisions, expected, budget, seen[-1] if seen else None, taken)
-
-
-def given_up(
-    open_decisions: Iterable[PrewarmDecision],
-    expected: Sequence[ExpectedCall],
-    budget: Budget,
-    after: FunctionId | None,
-    taken: Mapping[FunctionId, int],
-) -> list[tuple[str, str]]:
-    """As losers(), with `taken` decisions of each function left alone."""
     wanted = {call.function: (instances(call, budget), call) for call in expected}
     of_function: dict[FunctionId, list[PrewarmDecision]] = {}
     for decision in open_decisions:
@@ -89,8 +75,7 @@ def given_up(
     lost: list[tuple[str, str]] = []
     for function, decisions in of_function.items():
         needed, call = wanted.get(function, (0, None))
-        kept = needed + taken.get(function, 0)
-        for decision in sorted(decisions, key=lambda each: each.ordinal)[kept:]:
+        for decision in sorted(decisions, key=lambda each: each.ordinal)[needed:]:
             if call is None:
                 why = f"not expected any more{since}"
             elif not needed:

@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from graph import pathplan, pricedplan, pricedrevision
 from graph.bounds import left
 from graph.ids import FunctionId, TenantId
-from graph.pathplan import losers
 from graph.plans import (
     Budget,
     ExpectedCall,
@@ -23,8 +22,6 @@ from graph.plans import (
     Standbys,
     Trigger,
 )
-
-__all__ = ["POLICIES", "losers", "plan", "revise"]
 
 POLICIES = ("path", "priced", "off")
 
@@ -112,8 +109,8 @@ def revise(
     """
     _check(policy)
     plan_id = plan_id or _derived_id(tenant, entry, trigger, trace_id, now)
+    after = seen[-1] if seen else None
     if policy == "priced":
-        after = seen[-1] if seen else None
         priced = pricedrevision.revise(
             open_decisions, expected, prices, budget, idle, now, plan_id, entry, elapsed_s, standbys, after
         )
@@ -131,7 +128,7 @@ def revise(
         )
         return Revision(made, tuple(priced.cancelled), tuple(priced.kept))
     unready = [held.decision for held in open_decisions if held.ready_at is None]
-    cancelled = pathplan.given_up(unready, expected, budget, seen[-1] if seen else None, {}) if policy == "path" else []
+    cancelled = pathplan.losers(unready, expected, budget, after) if policy == "path" else []
     gone = {decision_id for decision_id, _ in cancelled}
     kept = [held.decision for held in open_decisions if held.decision.decision_id not in gone]
     own = Counter(decision.function for decision in kept)

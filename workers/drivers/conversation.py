@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -18,7 +19,7 @@ encode = msgspec.json.Encoder().encode
 decode = msgspec.json.Decoder(dict[str, Any]).decode
 
 
-class Conversation:
+class Conversation(ABC):
     """The part of workers.ports.Clone that is the same for every driver: callbacks, and the answer to SPECIALISE.
 
     What comes before a callback is set is kept, within bounds. A driver gives its guest's frames to `_on_frame`, ends the
@@ -94,9 +95,9 @@ class Conversation:
                 self._fail(f"the guest broke the protocol: {error}")
                 self._end(f"the guest broke the protocol: {error}")
 
+    @abstractmethod
     def _end(self, reason: str) -> None:
         """Begins to end the sandbox; the first reason counts."""
-        raise NotImplementedError
 
     async def _report(self, began: float, timeout_s: float) -> InitReport:
         """The guest's answer to the SPECIALISE sent at `began` (perf_counter). Raises InitFailed, DriverError, TimeoutError."""
