@@ -243,7 +243,13 @@ async def bench(folder: Path, **driver: Any) -> AsyncIterator[Bench]:
 
 
 def descendants(besides: Set[int] = frozenset()) -> set[int]:
-    """Processes below this one, without those in `besides` and what is below them: servers that the whole run shares."""
+    """Processes below this one, without those in `besides` and what is below them: servers that the whole run shares.
+
+    Looked twice: the kernel's list of children may miss one while another of them ends."""
+    return _descendants(besides) | _descendants(besides)
+
+
+def _descendants(besides: Set[int]) -> set[int]:
     found = [os.getpid()]
     for pid in found:
         with contextlib.suppress(OSError):

@@ -222,6 +222,18 @@ async def test_a_server_that_dies_again_and_again_is_given_up(tmp_path: Path) ->
 
 
 @in_loop
+async def test_what_is_closed_while_its_server_starts_leaves_no_server(tmp_path: Path) -> None:
+    wanted = package()
+    async with mounting(tmp_path) as lazy:
+        before = descendants()
+        starting = asyncio.create_task(lazy.mount("acme", wanted.manifest.digest, wanted.manifest, wanted.read))
+        await until(lambda: descendants() - before, "its server is on its way")
+        await lazy.close()
+        with pytest.raises(LazyError):
+            await starting
+
+
+@in_loop
 async def test_a_server_that_hangs_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(link, "LISTEN_EVERY_S", 0.3)
     wanted = package()

@@ -138,6 +138,10 @@ class LazyLayer:
             self.path.chmod(0o755)
             link = Link(self.path, self._on_touched, self._on_gone)
             await link.start(self.manifest, self._content.descriptor, sorted(self._content.held), READ_TIMEOUT_S, device)
+            if self._given_up:  # it was ended meanwhile, and whoever did that saw no server
+                await link.end()
+                self._remove_place()
+                raise LazyError(f"{self.name}: its mount was given up")
             self._link = link
             if self._filling is None:
                 self._filling = asyncio.create_task(self._run())
