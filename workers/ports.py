@@ -8,6 +8,7 @@ import msgspec
 
 from workers.code.manifest import Manifest
 from workers.framing import Frame
+from workers.networks import TunnelState, VpcSpec
 from workers.versions import Kind, VersionSpec
 
 
@@ -260,3 +261,58 @@ class ParcelSource(ChunkSource, Protocol):
 
 class CodeUnavailable(Exception):
     """A layer could not be fetched or did not match its digest."""
+
+
+class Attachment(Protocol):
+    """One instance's way into its Vpc."""
+
+    def detach(self) -> None:
+        """Nothing goes through any more; at once, and idempotent. Before or after the sandbox has gone."""
+
+
+class SandboxNetwork(msgspec.Struct, frozen=True):
+    """Where a sandbox's network can be got at from outside. `namespace`: a descriptor of its network namespace, the driver's to
+    close once the sandbox is gone. `card`: the device in it that a guest is behind (a tap); empty: the sandbox's own processes
+    are in the namespace. `guest`: the guest's address behind the card."""
+
+    namespace: int
+    card: str = ""
+    guest: str = ""
+
+
+class NetworkUnavailable(Exception):
+    """An instance cannot be attached to its Vpc; the message names the Vpc and says why."""
+
+
+class TunnelPlane(Protocol):
+    """A node's tunnels. One per node process; used on its event loop. A sandbox that was never attached reaches nothing."""
+
+    backend: str
+    """`kernel` | `portable` | `none`."""
+
+    reason: str
+    """Why it is not a better one; empty for `kernel`."""
+
+    async def start(self) -> None:
+        """Sweeps what a dead predecessor left. Raises OSError when this backend does not work here."""
+
+    async def use(self, vpcs: Sequence[VpcSpec]) -> None:
+        """The tunnels that this node is to have: missing ones are opened in the background, changed ones follow their spec, and
+        those not named any more are closed once what is attached has gone. Returns at once."""
+
+    async def opened(self, vpc: str, timeout_s: float) -> TunnelState:
+        """Waits until the tunnel is ready, no longer than that. Raises NetworkUnavailable."""
+
+    def states(self) -> Sequence[TunnelState]:
+        """All tunnels, now."""
+
+    async def wire(self, network: SandboxNetwork) -> None:
+        """Does ahead of need what attaching the sandbox will take, whatever its Vpc. May be left out, then `attach` does it.
+        Raises NetworkUnavailable."""
+
+    async def attach(self, vpc: str, egress: str, network: SandboxNetwork) -> Attachment:
+        """From now on the sandbox reaches what its Vpc's rules allow. `vpc` may be empty where `egress` is `internet`. A sandbox
+        is attached once in its life. Raises NetworkUnavailable."""
+
+    async def stop(self) -> None:
+        """Nothing is left."""

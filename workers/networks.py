@@ -1,0 +1,71 @@
+"""VpcSpec: everything a node and a proxy must know of one private network."""
+
+import ipaddress
+from enum import StrEnum
+
+import msgspec
+
+
+class Egress(StrEnum):
+    NONE = "none"
+    INTERNET = "internet"  # through the forward proxy, with the Vpc's fixed address, without a Vpc the node's
+
+
+class Rule(msgspec.Struct, frozen=True, array_like=True):
+    """What functions may reach: `cidr` lies inside the Vpc's; `protocol`: tcp | udp; ports `first` to `last`, both included."""
+
+    cidr: str
+    protocol: str
+    first: int
+    last: int
+
+
+class Proxy(msgspec.Struct, frozen=True, array_like=True):
+    """One of the pair inside the private network: a member of role `vpc-proxy`. `address`: host:port of its listener;
+    `underlay`: the address that carries the kernel backend's tunnels, empty: the address's host. The fingerprints are its
+    certificates', as of any member."""
+
+    name: str
+    address: str
+    underlay: str = ""
+    fingerprint: str = ""
+    fingerprint_before: str = ""
+
+
+class VpcSpec(msgspec.Struct, frozen=True, array_like=True):
+    """`vpc`: tenant/name. `number`: unique in the cluster, 1 to 2^24 - 1, never given again (the VXLAN's). `address`: the fixed
+    source address with which functions leave the proxy, empty: that of the proxy that carries them. `resolver`: a DNS server
+    inside, empty: names are not resolved there. `proxies`: primary first. `generation` grows with every change."""
+
+    vpc: str
+    tenant: str
+    number: int
+    generation: int
+    cidrs: tuple[str, ...]
+    rules: tuple[Rule, ...] = ()
+    address: str = ""
+    resolver: str = ""
+    proxies: tuple[Proxy, ...] = ()
+
+    def allows(self, address: str, protocol: str, port: int) -> bool:
+        """One of the Vpc's CIDRs holds the address and, when there are rules, one of them allows it. Neither backend may let
+        through what this refuses."""
+        where = ipaddress.ip_address(address)
+        if not any(where in ipaddress.ip_network(cidr) for cidr in self.cidrs):
+            return False
+        return not self.rules or any(
+            rule.protocol == protocol and rule.first <= port <= rule.last and where in ipaddress.ip_network(rule.cidr)
+            for rule in self.rules
+        )
+
+
+class TunnelState(msgspec.Struct, frozen=True, array_like=True):
+    """A node's tunnel into one Vpc: `ready` for the spec of `generation`; `reason` says why not, else by what way (the backend
+    and the proxy that carries it). `attached`: instances now."""
+
+    vpc: str
+    generation: int
+    ready: bool
+    reason: str
+    backend: str = ""
+    attached: int = 0
