@@ -1,1 +1,1 @@
-"""A node's ways into private networks: one plane per backend."""
+"""Private networks on a node and in the proxies: one port (workers.ports.TunnelPlane), two backends that know nothing of each other."""
