@@ -63,6 +63,7 @@ class Link(asyncio.Protocol):
         self._budget = budget
         self._pings = pings
         self._parser = parser()
+        self._empty = asyncio.Event()
         self._transport: asyncio.Transport | None = None
         self._loop = asyncio.get_running_loop()
         self._heard = self._ticked = self._loop.time()
@@ -186,6 +187,14 @@ class Link(asyncio.Protocol):
     def forget(self, ident: int) -> None:
         self.carried.pop(ident, None)
         self.waiting.pop(ident, None)
+        if not self.carried:
+            self._empty.set()
+
+    async def drained(self) -> None:
+        """Waits until it carries nothing."""
+        while self.carried:
+            self._empty.clear()
+            await self._empty.wait()
 
     # -- in
 

@@ -145,6 +145,12 @@ class Stream:
         if leg is not None:
             leg.reset()
 
+    def refuse(self, reason: Reason) -> None:
+        """The proxy's side, before it joined a leg."""
+        if not self._over:
+            self._link.say(Kind.REFUSED, self.ident, reason)
+            self._end()
+
     def _perhaps_done(self) -> None:
         if self._sent_eof and self._got_eof:
             self._end()
@@ -161,7 +167,9 @@ class Flow:
     """One end of a flow of datagrams. `on_datagram` gets what comes; `on_end` is called once when it is over, but not by
     `end`."""
 
-    def __init__(self, link: "Link", ident: int, to: Open, on_datagram: Callable[[bytes], None], on_end: Callable[[], None]) -> None:
+    def __init__(
+        self, link: "Link", ident: int, to: Open, on_datagram: Callable[[bytes], None], on_end: Callable[[], None]
+    ) -> None:
         self.ident = ident
         self.to = to
         self._link = link
