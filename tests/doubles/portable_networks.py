@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
+import structlog
 import uvloop
 
 from workers.network import namespaces
@@ -126,4 +127,5 @@ async def _proxy(folder: Path, address: str) -> None:
 
 
 if __name__ == "__main__":
+    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
     uvloop.run(_proxy(Path(sys.argv[1]), sys.argv[2]))
