@@ -1,7 +1,4 @@
-"""The portable backend on the test bed: proxies as processes of their own in their hosts, planes on a loop in a node's.
-
-Run as a program it is such a proxy: `FOLDER ADDRESS:PORT`, a line of JSON with the Vpcs on its input each time they change.
-"""
+"""The portable backend on the test bed: proxies as processes of their own in their hosts, planes on a loop in a node's."""
 
 import asyncio
 import contextlib
@@ -13,20 +10,21 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
-import structlog
 import uvloop
+from doubles.cluster import identity
+from doubles.private_networks import TENANTS, Bed, Host, bed, sandbox
 
+from orchestrator.authority import Authority
 from workers.network import namespaces
 from workers.network.portable.plane import PortablePlane
-from workers.network.portable.proxy import PortableProxy
 from workers.networks import VpcSpec
-from workers.rpc.transport import Identity, parse_address
+from workers.ports import Attachment, SandboxNetwork
+from workers.rpc.transport import Identity
 
 T = TypeVar("T")
 
 PORT = 8704
-REFUSED_NODE = "n-refused"
-"""A node with a good certificate that no Vpc is for."""
+PROGRAM = Path(__file__).with_name("portable_proxy.py")
 
 
 class ProxyProcess:
@@ -34,7 +32,7 @@ class ProxyProcess:
 
     def __init__(self, host: Any, name: str, folder: Path, port: int = PORT) -> None:
         self.name = name
-        self._command = [sys.executable, "-W", "error", __file__, str(folder), f"{host.address}:{port}"]
+        self._command = [sys.executable, "-W", "error", str(PROGRAM), str(folder), f"{host.address}:{port}"]
         self._host = host
         self.process: subprocess.Popen[bytes] | None = None
 
@@ -106,26 +104,62 @@ def plane_at(namespace: int, identity: Identity | None, specs: Sequence[VpcSpec]
         node.close()
 
 
-def identity_at(folder: Path) -> Identity:
-    return Identity(folder / "node.key", folder / "node.pem", folder / "ca.pem")
+class World:
+    """The bed with its proxies and one node's plane, and functions that are attached by it."""
+
+    def __init__(self, made: Bed, folder: Path) -> None:
+        self.bed = made
+        self.authority = Authority(folder / "authority")
+        self.folder = folder
+        self.specs = {tenant: made.spec(tenant) for tenant in TENANTS}
+        self.proxies = {
+            tenant: [ProxyProcess(host, host.name, self.files("vpc-proxy", host.name)) for host in made.proxies[tenant]]
+            for tenant in TENANTS
+        }
+        self.node: NodeLoop
+        self.plane: PortablePlane
+
+    def files(self, role: str, name: str) -> Path:
+        identity(self.authority, self.folder, role, name)
+        return next(self.folder.glob(f"{role}-{name}-*"))
+
+    def tell(self, *specs: VpcSpec, proxies: bool = True) -> None:
+        """Control's part: proxies and the node hear of Vpcs."""
+        for spec in specs:
+            self.specs[spec.tenant] = spec
+            if proxies:
+                for proxy in self.proxies[spec.tenant]:
+                    if proxy.process is not None and proxy.process.poll() is None:
+                        proxy.use([spec])
+        self.node.do(self.plane.use(list(self.specs.values())))
+
+    def opened(self, tenant: str, limit_s: float = 10.0) -> str:
+        return self.node.do(self.plane.opened(f"{tenant}/main", limit_s)).reason
+
+    def attach(self, tenant: str, network: SandboxNetwork, egress: str = "none") -> Attachment:
+        return self.node.do(self.plane.attach(f"{tenant}/main" if tenant else "", egress, network))
+
+    @contextlib.contextmanager
+    def function(self, tenant: str, egress: str = "none") -> Iterator[Host]:
+        made = sandbox()
+        try:
+            attached = self.attach(tenant, SandboxNetwork(made.namespace.descriptor), egress)
+            yield made
+            self.node.call(attached.detach)
+        finally:
+            made.close()
 
 
-async def _proxy(folder: Path, address: str) -> None:
-    def admit(peer: Any, vpc: str) -> str:
-        return f"{peer.name} may not use {vpc}" if peer.name == REFUSED_NODE else ""
-
-    proxy = PortableProxy(admit)
-    at = parse_address(address)
-    assert not isinstance(at, Path)
-    await proxy.start([at], identity_at(folder))
-    lines = asyncio.StreamReader()
-    await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(lines), sys.stdin)
-    while line := await lines.readline():
-        proxy.use(msgspec.json.decode(line, type=list[VpcSpec]))
-        print("told", flush=True)
-    await proxy.stop()
-
-
-if __name__ == "__main__":
-    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
-    uvloop.run(_proxy(Path(sys.argv[1]), sys.argv[2]))
+@contextlib.contextmanager
+def worlds(folder: Path, nodes: int = 1, postgres: bool = False) -> Iterator[World]:
+    """Everything up, and the first node's plane with both tunnels open."""
+    with bed(nodes, postgres) as made:
+        world = World(made, folder)
+        for tenant in TENANTS:
+            for proxy in world.proxies[tenant]:
+                proxy.start([world.specs[tenant]])
+        own = identity(world.authority, folder, "node", "n1")
+        with plane_at(made.nodes[0].namespace.descriptor, own, list(world.specs.values())) as (world.node, world.plane):
+            for tenant in TENANTS:
+                world.opened(tenant)
+            yield world

@@ -7,12 +7,12 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 from doubles.cluster import identity
-from doubles.portable_networks import REFUSED_NODE, NodeLoop, ProxyProcess, plane_at
+from doubles.portable_networks import World, plane_at, worlds
+from doubles.portable_proxy import REFUSED_NODE
 from doubles.private_networks import (
     ECHO_PORT,
     POSTGRES_PORT,
@@ -20,9 +20,7 @@ from doubles.private_networks import (
     SERVER,
     TENANTS,
     VIRTUAL,
-    Bed,
     Host,
-    bed,
     datagram,
     greeting,
     postgres_tenant,
@@ -30,75 +28,18 @@ from doubles.private_networks import (
     sandbox,
 )
 
-from orchestrator.authority import Authority
-from workers.network.portable.plane import PortablePlane
-from workers.networks import Proxy, Rule, VpcSpec
-from workers.ports import Attachment, NetworkUnavailable, SandboxNetwork
+from workers.networks import Proxy, Rule
+from workers.ports import NetworkUnavailable, SandboxNetwork
 
 pytestmark = [pytest.mark.system, pytest.mark.needs_root]
 
 GUEST, GATEWAY = "100.64.0.2", "100.64.0.1"
 
 
-class World:
-    """The bed with its proxies and one node's plane, and functions that are attached by it."""
-
-    def __init__(self, made: Bed, folder: Path) -> None:
-        self.bed = made
-        self.authority = Authority(folder / "authority")
-        self.folder = folder
-        self.specs = {tenant: made.spec(tenant) for tenant in TENANTS}
-        self.proxies = {
-            tenant: [ProxyProcess(host, host.name, self.files("vpc-proxy", host.name)) for host in made.proxies[tenant]]
-            for tenant in TENANTS
-        }
-        self.node: NodeLoop
-        self.plane: PortablePlane
-
-    def files(self, role: str, name: str) -> Path:
-        identity(self.authority, self.folder, role, name)
-        return next(self.folder.glob(f"{role}-{name}-*"))
-
-    def tell(self, *specs: VpcSpec, proxies: bool = True) -> None:
-        """Control's part: proxies and the node hear of Vpcs."""
-        for spec in specs:
-            self.specs[spec.tenant] = spec
-            if proxies:
-                for proxy in self.proxies[spec.tenant]:
-                    if proxy.process is not None and proxy.process.poll() is None:
-                        proxy.use([spec])
-        self.node.do(self.plane.use(list(self.specs.values())))
-
-    def opened(self, tenant: str, limit_s: float = 10.0) -> str:
-        return self.node.do(self.plane.opened(f"{tenant}/main", limit_s)).reason
-
-    def attach(self, tenant: str, network: SandboxNetwork, egress: str = "none") -> Attachment:
-        return self.node.do(self.plane.attach(f"{tenant}/main" if tenant else "", egress, network))
-
-    @contextlib.contextmanager
-    def function(self, tenant: str, egress: str = "none") -> Iterator[Host]:
-        made = sandbox()
-        try:
-            attached = self.attach(tenant, SandboxNetwork(made.namespace.descriptor), egress)
-            yield made
-            self.node.call(attached.detach)
-        finally:
-            made.close()
-
-
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    folder = tmp_path_factory.mktemp("portable")
-    with bed(nodes=2, postgres=True) as made:
-        world = World(made, folder)
-        for tenant in TENANTS:
-            for proxy in world.proxies[tenant]:
-                proxy.start([world.specs[tenant]])
-        own = identity(world.authority, folder, "node", "n1")
-        with plane_at(made.nodes[0].namespace.descriptor, own, list(world.specs.values())) as (world.node, world.plane):
-            for tenant in TENANTS:
-                world.opened(tenant)
-            yield world
+    with worlds(tmp_path_factory.mktemp("portable"), nodes=2, postgres=True) as made:
+        yield made
 
 
 def refused(what: Any, error: str) -> None:
