@@ -18,7 +18,7 @@ SLOT_MASK = 0xFFE0_0000
 OWN_INDEX = 1  # of what the node itself sends into a tunnel: probes
 
 SPACE = ipaddress.IPv4Network("100.64.0.0/10")
-RESOLVER, GUEST_GATEWAY, GUEST_PREFIX = "100.64.0.53", "100.64.0.1", 30
+GUEST_GATEWAY, GUEST_PREFIX = "100.64.0.1", 30
 GATEWAY = "100.80.0.1"
 PAIR = ("100.80.255.1", "100.80.255.2")
 LAST_NUMBER = 65535  # of a node
@@ -28,7 +28,15 @@ _INSTANCES, _NODES, _EGRESS = (int(ipaddress.IPv4Address(first)) for first in ("
 NEVER = ("0.0.0.0/8", "127.0.0.0/8", "169.254.0.0/16", "224.0.0.0/3")
 """No Vpc holds these: this host, its metadata, groups and broadcasts."""
 
-PRIVATE = ("0.0.0.0/8", "10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "169.254.0.0/16", "172.16.0.0/12", "192.0.0.0/24")
+PRIVATE: tuple[str, ...] = (
+    "0.0.0.0/8",
+    "10.0.0.0/8",
+    "100.64.0.0/10",
+    "127.0.0.0/8",
+    "169.254.0.0/16",
+    "172.16.0.0/12",
+    "192.0.0.0/24",
+)
 PRIVATE += ("192.168.0.0/16", "198.18.0.0/15", "224.0.0.0/3")
 """What is not the internet."""
 

@@ -56,7 +56,7 @@ class Endpoint:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="foreglow-vpc")
         self._home: Namespace | None = None
         self._nodes: dict[int, NodePlace] = {}
-        self.programs: list[subprocess.Popen[bytes]] = []
+        self.programs: dict[str, subprocess.Popen[bytes]] = {}
 
     async def do(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._thread, router.told, work)
@@ -130,24 +130,27 @@ class Endpoint:
     def _spawn(self, name: str, command: Sequence[str]) -> None:
         with (self.folder / f"{name}.out").open("wb") as output:
             try:
-                self.programs.append(
-                    subprocess.Popen(
-                        ["setpriv", "--pdeathsig", "SIGKILL", *command],
-                        stdin=subprocess.DEVNULL,
-                        stdout=output,
-                        stderr=output,
-                        env=router.ENVIRONMENT,
-                    )
+                self.programs[name] = subprocess.Popen(
+                    ["setpriv", "--pdeathsig", "SIGKILL", *command],
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=output,
+                    env=router.ENVIRONMENT,
                 )
             except FileNotFoundError as error:
                 raise OSError(2, f"{name} cannot be started: {error}") from error
 
     def ended(self) -> str:
         """Which of the programs does not run, and with what; empty while both do."""
-        for process in self.programs:
+        for name, process in self.programs.items():
             code = process.poll()
             if code is not None:
-                return f"{process.args[3]} ended with {code}; its words are in {self.folder}"  # type: ignore[index]
+                return f"{name} ended with {code}: {self._last_words(name)}"
+        return ""
+
+    def _last_words(self, name: str) -> str:
+        with contextlib.suppress(OSError):
+            return (self.folder / f"{name}.out").read_text(errors="replace").strip().rpartition("\n")[2][-200:]
         return ""
 
     def carry(self, nodes: Sequence[NodePlace]) -> None:
@@ -175,9 +178,9 @@ class Endpoint:
 
     def stop(self) -> None:
         """keepalived says goodbye, so that the other takes over at once; the devices end with the namespace."""
-        for process in self.programs:
+        for process in self.programs.values():
             process.terminate()
-        for process in self.programs:
+        for process in self.programs.values():
             try:
                 process.wait(END_S)
             except subprocess.TimeoutExpired:

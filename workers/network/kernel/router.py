@@ -32,6 +32,7 @@ CABLES = 1 << 20  # an instance's device in the router: this and its index
 SANDBOX_DEVICE = "eth0"
 SANDBOX_DEVICE_INDEX = 10  # of the device in the sandbox
 PORT = 4789  # VXLAN's, IANA
+TRIED_PORT = 4787  # nobody is asked to answer there
 OVERHEAD = 50  # bytes that VXLAN puts around a packet
 PROGRAM_TIMEOUT_S = 10.0
 NICENESS = 5  # it holds the kernel's one lock of network settings while it works
@@ -78,8 +79,16 @@ class Router:
         nft(rules.router(self.number))
         self._inside.rule("add", priority=10, fwmark=0, fwmask=addresses.INDEX_MASK, table=INSTANCES)
         self._inside.route("add", family=socket.AF_INET, dst="0.0.0.0/0", type="blackhole")
+        self._try_vxlan()
         self.departures = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK, 0)
         self.departures.bind((0, 1))  # RTMGRP_LINK
+
+    def _try_vxlan(self) -> None:
+        """Whether this kernel has it, found by making one."""
+        assert self.namespace is not None
+        beside = {"vxlan_id": 1, "vxlan_port": TRIED_PORT, "net_ns_fd": self.namespace.descriptor}
+        self._outside.link("add", ifname="tried", kind="vxlan", vxlan_local=self.underlay, **beside)
+        self._inside.link("del", index=self._inside.link_lookup(ifname="tried")[0])
 
     def close(self) -> None:
         """The namespace ends with its last descriptor and this thread; devices go with it. Idempotent."""

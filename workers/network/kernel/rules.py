@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 
 from workers.network.kernel import addresses
 from workers.network.kernel.addresses import EGRESS, INDEX_MASK, OWN_INDEX, SLOT_MASK
-from workers.networks import VpcSpec
+from workers.networks import RESOLVER, VpcSpec
 
 TABLE = "foreglow"
 TUNNELS, UPLINKS = 2, 3  # groups of devices in a router
@@ -45,7 +45,7 @@ table inet {TABLE} {{
   }}
   chain names {{
     type nat hook prerouting priority dstnat; policy accept;
-    ip daddr {addresses.RESOLVER} meta l4proto {{ tcp, udp }} th dport 53 meta mark & {SLOT_MASK:#x} vmap @resolvers
+    ip daddr {RESOLVER} meta l4proto {{ tcp, udp }} th dport 53 meta mark & {SLOT_MASK:#x} vmap @resolvers
   }}
   chain passing {{
     type filter hook forward priority filter; policy drop;
