@@ -114,7 +114,8 @@ class ProcessDriver:
             else:
                 raise DriverError("no sandbox could be made: " + "; ".join(failures))
             assert self._cgroups is not None
-            report = tiers.report(self._tier, self._cgroups, [*failures, *refused])
+            assert self._templates is not None
+            report = tiers.report(self._tier, self._cgroups, [*failures, *refused, *self._templates.unlocked])
             if not report.isolated and not self._allow_no_isolation:
                 raise DriverError(
                     "no isolation is possible here (" + "; ".join(failures) + "); "
