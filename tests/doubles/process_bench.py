@@ -279,7 +279,7 @@ def groups_of(pid: int) -> list[str]:
         before, _, after = line.partition(" - ")
         if after.split()[0] in ("cgroup", "cgroup2"):
             for folder, names, _ in os.walk(before.split()[4]):  # groups come and go while we look: os.walk does not mind
-                found += [f"{folder}/{name}" for name in names if name.startswith("foreglow-") and name.endswith(f"-{pid}")]
+                found += [f"{folder}/{name}" for name in names if name.startswith("foreglow-") and name.endswith((f"-{pid}", f"-{pid}-node"))]
                 found += [f"{folder}/{name}" for name in names if f"-{pid}" in folder]
     return found
 
