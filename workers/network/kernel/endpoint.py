@@ -28,7 +28,6 @@ from workers.networks import VpcSpec
 
 T = TypeVar("T")
 
-PAIR_VXLAN_PORT = 4788  # beside the tunnels', so that a node's packets are not heard on it
 END_S = 5.0
 EVERYWHERE = "00:00:00:00:00:00"
 
@@ -100,13 +99,13 @@ class Endpoint:
         outside.link(
             "add",
             ifname=TUNNEL,
-            vxlan_port=router.PORT,
+            vxlan_port=rules.VXLAN_PORT,
             vxlan_learning=0,
             address=addresses.gateway_mac(self.spec.number),
             **tunnel,
         )
         other = {} if self.alone else {"vxlan_group": addresses.underlay(self.spec.proxies[1 - self.place])}
-        outside.link("add", ifname=PAIR, vxlan_port=PAIR_VXLAN_PORT, **tunnel, **other)
+        outside.link("add", ifname=PAIR, vxlan_port=rules.PAIR_VXLAN_PORT, **tunnel, **other)
         outside.link("add", ifname=INSIDE, kind="macvlan", macvlan_mode="bridge", link=device, net_ns_fd=namespace)
         self._inside = IPRoute()
         self._tunnel, card, both = (self._inside.link_lookup(ifname=name)[0] for name in (TUNNEL, INSIDE, PAIR))

@@ -31,7 +31,6 @@ FIRST_TABLE = 1000  # of a Vpc: this and its slot
 CABLES = 1 << 20  # an instance's device in the router: this and its index
 SANDBOX_DEVICE = "eth0"
 SANDBOX_DEVICE_INDEX = 10  # of the device in the sandbox
-PORT = 4789  # VXLAN's, IANA
 TRIED_PORT = 4787  # nobody is asked to answer there
 OVERHEAD = 50  # bytes that VXLAN puts around a packet
 PROGRAM_TIMEOUT_S = 10.0
@@ -175,7 +174,7 @@ class Router:
                 kind="vxlan",
                 vxlan_id=spec.number,
                 vxlan_local=self.underlay,
-                vxlan_port=PORT,
+                vxlan_port=rules.VXLAN_PORT,
                 vxlan_learning=1,
                 address=addresses.node_mac(self.number),
                 mtu=self.mtu,
