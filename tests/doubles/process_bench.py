@@ -279,7 +279,8 @@ def groups_of(pid: int) -> list[str]:
         before, _, after = line.partition(" - ")
         if after.split()[0] in ("cgroup", "cgroup2"):
             for folder, names, _ in os.walk(before.split()[4]):  # groups come and go while we look: os.walk does not mind
-                found += [f"{folder}/{name}" for name in names if name.startswith("foreglow-") and name.endswith(f"-{pid}")]
+                ours = (f"-{pid}", f"-{pid}-node")
+                found += [f"{folder}/{name}" for name in names if name.startswith("foreglow-") and name.endswith(ours)]
                 found += [f"{folder}/{name}" for name in names if f"-{pid}" in folder]
     return found
 

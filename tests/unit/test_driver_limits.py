@@ -49,6 +49,14 @@ def test_a_container_sees_its_part_of_the_hierarchy_only() -> None:
     assert detect(mounts(line), "4:memory:/docker/abc/inner\n").v1 == {"memory": "/sys/fs/cgroup/memory/inner"}
 
 
+def test_the_group_a_node_made_for_itself_is_not_the_one_it_was_found_in() -> None:
+    own = "4:cpu:/service/foreglow-0123456789-77-node\n2:memory:/service\n0::/unified/foreglow-0123456789-77-node\n"
+    text = mounts(V1.format("cpu"), V1.format("memory"), V2.format("/sys/fs/cgroup/unified"))
+    assert detect(text, own) == Layout(
+        {"cpu": "/sys/fs/cgroup/cpu/service", "memory": "/sys/fs/cgroup/memory/service"}, "/sys/fs/cgroup/unified/unified"
+    )
+
+
 def test_none_at_all() -> None:
     assert detect(mounts(), "") == Layout({}, "")
     assert detect("", "") == Layout({}, "")

@@ -133,7 +133,9 @@ class ProcessDriver:
         name = name_of(self._folder, os.getpid())
         sweep(layout, name)
         self._cgroups = Cgroups(layout, name)
-        return self._cgroups.open()
+        refused = self._cgroups.open()
+        self._cgroups.own_weight()
+        return refused
 
     async def _probe(self, tier: Tier) -> None:
         """Makes a sandbox, runs a function's module in it, takes it apart: what works here is what was seen to work."""
