@@ -137,8 +137,8 @@ class Cgroups:
         self._v2, self._v2_controllers = f"{own}/{self._name}", controllers
 
     def own_weight(self) -> None:
-        """Gives this process, all its threads, a CPU group of its own with more weight than all sandboxes. v2: `open` did. Where
-        it is in one already, or may not have one, it stays where it is."""
+        """Gives this process, all its threads, a CPU group of its own with more weight than all sandboxes. v2: `open` did.
+        Where it is in one already, or may not have one, it stays where it is."""
         if "cpu" not in self._v1:
             return
         own = self._layout.v1["cpu"]
