@@ -229,7 +229,7 @@ def test_an_address_used_again_hears_nothing_of_its_last_owner(monkeypatch: pyte
                         raise AssertionError(f"heard {sock.recv(100)!r}")
                     sock.settimeout(5)
                     sock.connect((SERVER, ECHO_PORT))
-                    sock.send(b"more please")
+                    sock.send(b"again 100")
                     return sock.getsockname()[0], sock.recv(100)
 
             address, answer = function.run(flow)
