@@ -351,6 +351,38 @@ def test_a_program_of_a_proxy_that_ends_is_started_again() -> None:
             running.stop()
 
 
+def test_a_proxy_goes_on_as_others_join_and_leave() -> None:
+    with bed(nodes=1) as made:
+        pair, backend = made.spec("acme"), KernelBackend()
+        alone = msgspec.structs.replace(pair, proxies=pair.proxies[:1])
+        first = backend.proxy(made, "acme", 0, [alone])
+        plane = backend.plane(made, 0)
+        try:
+            for generation, spec in enumerate([alone, pair, alone, pair], 2):
+                told = msgspec.structs.replace(spec, generation=generation)
+                second = backend.proxy(made, "acme", 1, [told]) if spec is pair else None
+                (state,) = first.use([told])
+                assert state.generation == generation
+                plane.use(told)
+                assert plane.opened("acme/main").ready
+                with plane.attached("acme/main") as function:
+                    eventually(lambda: function.run(lambda: reads("acme")))
+                if second is not None:
+                    second.stop()
+        finally:
+            plane.stop()
+            first.stop()
+        assert not tunnels_heard(made.proxies["acme"][0])
+        assert not tunnels_heard(made.nodes[0])
+
+
+def reads(tenant: str) -> bool:
+    try:
+        return redis("GET", "tenant", timeout_s=0.5) == tenant
+    except OSError:
+        return False
+
+
 def test_a_proxy_that_cannot_serve_says_why() -> None:
     with bed() as made:
         running = KernelBackend().proxy(made, "acme", 0, [])
