@@ -1,0 +1,165 @@
+"""A hostile function, with root in its own namespace, at everything it must not reach: 10,000 attempts, none may succeed.
+
+Also while instances come and go on the same node, after an address was used again, and while the proxies change over.
+"""
+
+import contextlib
+import functools
+import random
+import socket
+import threading
+import time
+from collections.abc import Iterator, Sequence
+
+import pytest
+from doubles.besieging import WAIT_S, address_of, bait, besiege, forged, tempted
+from doubles.private_networks import ECHO_PORT, INTERNET, SERVER, Host, greeting, redis, sandbox
+from doubles.tunnel_planes import BACKENDS, Backend, Network, private_network
+
+pytestmark = [pytest.mark.system, pytest.mark.needs_root]
+
+ATTEMPTS = 10_000
+
+
+@pytest.fixture(params=BACKENDS, ids=lambda backend: backend.name)
+def running(request: pytest.FixtureRequest) -> Iterator[Network]:
+    backend: Backend = request.param
+    with private_network(backend) as made:
+        bait(made)
+        yield made
+
+
+@contextlib.contextmanager
+def listening(hosts: Sequence[Host], words: bytes) -> Iterator[list[str]]:
+    """What of the words comes in at any device of these hosts, by any protocol."""
+    heard: list[str] = []
+    ended = threading.Event()
+
+    def listen(host: Host) -> None:
+        with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3)) as sock:
+            sock.settimeout(0.05)
+            while not ended.is_set():
+                with contextlib.suppress(TimeoutError):
+                    if words in sock.recv(65536):
+                        heard.append(host.name)
+
+    threads = [threading.Thread(target=host.run, args=(functools.partial(listen, host),)) for host in hosts]
+    for thread in threads:
+        thread.start()
+    time.sleep(0.1)
+    try:
+        yield heard
+    finally:
+        time.sleep(0.1)
+        ended.set()
+        for thread in threads:
+            thread.join()
+
+
+def test_ten_thousand_attempts(running: Network) -> None:
+    """From acme, beside another instance of acme and one of umbra, all on one node."""
+    plane = running.planes[0]
+    with plane.attached("acme/main") as hostile, plane.attached("umbra/main") as stranger, plane.attached("acme/main") as twin:
+        assert hostile.run(greeting)[0] == "acme", "what it may reach is there"
+        assert besiege(running, hostile, tempted([stranger, twin]), ATTEMPTS, 1) == 0
+        assert hostile.run(greeting)[0] == "acme"
+        assert stranger.run(greeting)[0] == "umbra"
+
+
+def test_forged_sources_arrive_nowhere(running: Network) -> None:
+    plane, chance = running.planes[0], random.Random(2)
+    everybody = [host for network in running.bed.networks.values() for host in (network.server, network.lan)]
+    everybody += [*running.bed.proxies["umbra"], *running.bed.nodes]
+    with plane.attached("acme/main") as hostile, plane.attached("umbra/main") as stranger:
+        sources = [address_of(stranger), "100.96.0.10", "100.112.0.10", "100.80.0.1", SERVER, "10.0.0.10", "127.0.0.1", INTERNET]
+        sources += [running.bed.nodes[0].address, "169.254.1.1"]
+        with listening([*everybody, stranger], b"forged") as heard:
+            for _ in range(10):
+                forged(hostile, sources, chance)
+        assert not heard
+        assert stranger.run(greeting)[0] == "umbra"
+
+
+def test_what_it_makes_of_its_own_network_helps_nobody(running: Network) -> None:
+    """With every right in its namespace: another address, the stranger's even, forwarding, no filter."""
+    plane = running.planes[0]
+    with plane.attached("acme/main") as hostile, plane.attached("umbra/main") as stranger:
+        theirs = address_of(stranger)
+        devices = [line.split()[1].split("@")[0] for line in hostile.ip("-o", "link").splitlines()]
+        device = next((name for name in devices if name != "lo:"), "lo")
+        with contextlib.suppress(AssertionError):
+            hostile.ip("address", "add", f"{theirs}/32", "dev", device.rstrip(":"))
+
+        def as_the_stranger() -> bool:
+            with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as sock:
+                sock.settimeout(WAIT_S)
+                try:
+                    sock.bind((theirs, 0))
+                    sock.connect((SERVER, ECHO_PORT))
+                    return sock.recv(100).startswith(b"umbra")
+                except OSError:
+                    return False
+
+        for _ in range(10):
+            assert not hostile.run(as_the_stranger)
+        assert besiege(running, hostile, [], 400, 3) == 0
+        assert stranger.run(greeting)[0] == "umbra"
+
+
+def test_while_instances_come_and_go(running: Network) -> None:
+    """Tenants by turns on the same places: every answer is the own tenant's, attached or not a moment ago."""
+    plane = running.planes[0]
+    wrong: list[str] = []
+
+    def live(tenant: str, rounds: int) -> None:
+        for _ in range(rounds):
+            function = sandbox()
+            try:
+                detach = plane.attach(f"{tenant}/main", function)
+                connection = function.run(lambda: socket.create_connection((SERVER, ECHO_PORT), 5))
+                with connection:
+                    connection.settimeout(2)
+                    if not connection.recv(100).startswith(tenant.encode()):
+                        wrong.append(tenant)
+                    detach()
+                    connection.settimeout(0.05)
+                    with contextlib.suppress(OSError):
+                        connection.send(b"still there")
+                        if connection.recv(100):
+                            wrong.append(f"{tenant} after detaching")
+            finally:
+                function.close()
+
+    threads = [threading.Thread(target=live, args=(tenant, 25)) for tenant in ("acme", "umbra") * 2]
+    for thread in threads:
+        thread.start()
+    with plane.attached("acme/main") as hostile:
+        assert besiege(running, hostile, [], 1000, 4) == 0
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+def test_while_the_proxies_change_over(running: Network) -> None:
+    plane = running.planes[0]
+    with plane.attached("acme/main") as hostile, plane.attached("umbra/main") as stranger:
+        running.proxies["acme"][0].kill()
+        assert besiege(running, hostile, tempted([stranger]), 1000, 5) == 0
+        end = time.monotonic() + 20
+        while True:
+            with contextlib.suppress(OSError):
+                assert hostile.run(lambda: redis("GET", "tenant", timeout_s=0.3)) == "acme"
+                break
+            assert time.monotonic() < end
+        assert besiege(running, hostile, [stranger], 400, 6) == 0
+        assert stranger.run(lambda: redis("GET", "tenant")) == "umbra"
+
+
+def test_without_the_own_server_nobody_elses_answers(running: Network) -> None:
+    running.bed.networks["acme"].echo.kill()
+    running.bed.networks["acme"].server.ip("link", "set", "lan0", "down")
+    with running.planes[0].attached("acme/main") as function, running.planes[0].attached("umbra/main") as stranger:
+        for _ in range(5):
+            with contextlib.suppress(OSError):
+                assert function.run(lambda: greeting(timeout_s=WAIT_S))[0] == ""
+        assert stranger.run(greeting)[0] == "umbra"
