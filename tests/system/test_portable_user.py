@@ -38,7 +38,7 @@ class Here:
     address = "127.0.0.1"
     start = staticmethod(lambda *command, **options: subprocess.Popen([*GUARD, *command], **options))
 
-command = [tool("redis-server", "redis-server"), "--bind", "10.0.1.5", "--save", "", "--protected-mode", "no", "--dir", str(folder)]
+command = [tool("redis-server", "redis-server"), "--bind", "10.0.1.5", "--protected-mode", "no", "--dir", str(folder)]
 redis = subprocess.Popen([*GUARD, *command], stdout=subprocess.DEVNULL)
 proxy = ProxyProcess(Here, "p1", next(folder.glob("vpc-proxy-p1-*")))
 try:
