@@ -71,6 +71,7 @@ class Settings(BaseSettings):
     quota_functions: int = Field(default=Quotas().functions, ge=0, le=2**31 - 1)
     quota_concurrency: int = Field(default=Quotas().concurrency, ge=0, le=2**31 - 1)
     quota_package_bytes: int = Field(default=Quotas().package_bytes, ge=0, le=2**63 - 1)
+    quota_vpcs: int = Field(default=Quotas().vpcs, ge=0, le=2**31 - 1)
     quota_invocations_per_s: float = Field(default=Quotas().invocations_per_s, ge=0, allow_inf_nan=False)
 
     driver: str = "process"
@@ -154,6 +155,7 @@ class Settings(BaseSettings):
             self.quota_package_bytes,
             self.quota_invocations_per_s,
             self.prewarm_instances,
+            self.quota_vpcs,
         )
 
     @field_validator("ops_address")
