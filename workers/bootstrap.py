@@ -19,8 +19,9 @@ from workers.code.tier1 import Tier1
 from workers.code.zone import ZoneClient
 from workers.drivers.process.driver import ProcessDriver
 from workers.function_templates import Rules
+from workers.network.choosing import Backend, choose
 from workers.node import Node
-from workers.ports import Driver, DriverError
+from workers.ports import Driver, DriverError, TunnelPlane
 from workers.rpc.messages import Caller
 from workers.rpc.transport import Address, Identity
 from workers.sealing import Sealer
@@ -36,8 +37,9 @@ class NodeConfig(msgspec.Struct, frozen=True):
     a version gets a function template, 0: never; `template_memory_mb`: what they may hold, 0: a tenth of the memory. `rejoin`
     and `epoch` of a node that has joined; it listens on `sockets`, on TCP with `identity`. `callers`: who may dial it there, as
     far as is known (None: nothing); `on_callers` hears whenever control tells. `zone_caches`: tier 2 as settings name it;
-    planners tell of more. `lazy_from_bytes` 0: no lazy starts. `driver`: process | microvm; the last three
-    are the latter's."""
+    planners tell of more. `lazy_from_bytes` 0: no lazy starts. `driver`: process | microvm; `accel`,
+    `image_folder` and `microvm_network` are the latter's. `tunnels`: auto | kernel | portable | none; `number`: the node's own in
+    the cluster, `underlay`: its address that carries the kernel backend's tunnels; without either that backend is none."""
 
     name: str
     folder: Path
@@ -65,6 +67,9 @@ class NodeConfig(msgspec.Struct, frozen=True):
     accel: str = "auto"
     image_folder: Path | None = None
     microvm_network: bool = True
+    tunnels: str = "auto"
+    number: int = 0
+    underlay: str = ""
 
 
 Beside = Callable[[Node, Tier1], Coroutine[None, None, None]]
@@ -84,6 +89,16 @@ def make_driver(config: NodeConfig) -> Driver:
     return MicroVmDriver(config.folder / "microvm", image, config.accel, network=config.microvm_network)
 
 
+async def open_plane(config: NodeConfig) -> TunnelPlane:
+    """The first backend that works here, the better ones first."""
+    from workers.network.portable.plane import PortablePlane
+
+    def portable(reason: str) -> TunnelPlane:
+        return PortablePlane(config.identity, reason)
+
+    return await choose([Backend("portable", portable)], config.tunnels)
+
+
 async def serve(config: NodeConfig, beside: Beside | None = None) -> None:
     """Runs until SIGTERM or SIGINT; nothing of the node is left after that. Raises DriverError when it cannot start."""
     stop = asyncio.Event()
@@ -98,6 +113,8 @@ async def serve(config: NodeConfig, beside: Beside | None = None) -> None:
     may_come_later = report.isolated and driver.traits.lazy_code
     lazy = await lazy_starts(config.folder / "code", origin, config.lazy_from_bytes if may_come_later else 0)
     tier = Tier1(config.folder / "code", [zone, origin], config.key, config.code_bounds, lazy)
+    plane = await open_plane(config)
+    log.info("node.tunnels", backend=plane.backend, reason=plane.reason)
     memory_mb = config.memory_mb or int(machine_memory_mb() * MEMORY_SHARE)
     node = Node(
         config.name,
@@ -110,6 +127,7 @@ async def serve(config: NodeConfig, beside: Beside | None = None) -> None:
         config.standbys,
         config.idle_s,
         Rules(config.template_init_ms, config.template_memory_mb or memory_mb // 10),
+        plane,
     )
     node.on_caches = lambda told: zone.use([*config.zone_caches, *told])
     if config.rejoin is not None:

@@ -45,6 +45,7 @@ from orchestrator.planner.runs import RunBook
 from orchestrator.planner.state import FORMAT, PlannerState, load, lock, save, set_aside
 from orchestrator.planner.teaching import Teaching
 from orchestrator.planner.vigil import SEEN_EVERY_S, heard, overdue, unheard
+from orchestrator.planner.vpcs import VpcNews
 from orchestrator.renewal import keep_certified
 from orchestrator.settings import Settings, rpc_secret
 from tracing.assembly import Assembler
@@ -81,7 +82,13 @@ class Planner:
         self.path = settings.planner_folder / "state"
         stored = load(self.path)
         self.graph = _restore(stored.graph, self.path) if stored is not None else CallGraph()
-        self.table = RouteTable(self._route_changed, self._version_gone, self._tenant_changed, self._member_changed)
+        self.table = RouteTable(
+            self._route_changed,
+            self._version_gone,
+            self._tenant_changed,
+            self._member_changed,
+            lambda name, spec: self.vpcs.changed(),
+        )
         self.caches = CacheNews(self.table.nodes, settings.zone)
         self.decisions = DecisionLog(stored.decisions if stored is not None else None)
         self.runs = RunBook(stored.runs if stored is not None else None)
@@ -99,6 +106,7 @@ class Planner:
             return GatewayPeer(address, hello, self, identity, whom)
 
         self.fleet = Fleet([])
+        self.vpcs = VpcNews(self.table.vpcs, lambda: self.fleet.nodes)
         self.homes = Homes(self.fleet, self._current, self.right, lambda: self.activity.calls(time.time()))
         self.nodes = Members("node", node, self._nodes_changed, partial(_died, self))
         self.gateways = Members("gateway", gateway, lambda peers: None, partial(_died, self))
@@ -150,6 +158,8 @@ class Planner:
         self.nodes.on_node(name, route)
         self.gateways.on_node(name, route)
         self.caches.on_member(name, route, self.fleet.nodes)
+        if route is not None and route.role == "node":
+            self.vpcs.changed()  # it may host others now
 
     # -- what peers and routes tell
 
@@ -179,6 +189,7 @@ class Planner:
             return
         if self.table.loaded.is_set():  # else it would hear that there are none
             self.caches.tell(node)
+            self.vpcs.tell(node)
         for lease, epoch in self.leadership.held() if self.leadership is not None else ():
             node.fence(lease, epoch)
         for tenant in self.table.tenants.values():

@@ -24,8 +24,8 @@ from typing import Any, TypeVar
 
 import psycopg
 import uvloop
-
 from doubles.servers import DURABLE_OFF, Postgres, tool
+
 from workers.network import namespaces
 from workers.network.namespaces import Namespace, apart
 from workers.networks import Proxy, Rule, VpcSpec

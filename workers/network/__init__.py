@@ -1,1 +1,1 @@
-"""Private networks on a node and in the proxies: one port (workers.ports.TunnelPlane), two backends that know nothing of each other."""
+"""A node's ways into private networks: one plane per backend."""
