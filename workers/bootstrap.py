@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+import socket
 from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 
@@ -19,7 +20,8 @@ from workers.code.tier1 import Tier1
 from workers.code.zone import ZoneClient
 from workers.drivers.process.driver import ProcessDriver
 from workers.function_templates import Rules
-from workers.network.choosing import Backend, choose
+from workers.network.both import BothPlanes
+from workers.network.choosing import AUTO, Backend, choose
 from workers.node import Node
 from workers.ports import Driver, DriverError, TunnelPlane
 from workers.rpc.messages import Caller
@@ -90,13 +92,34 @@ def make_driver(config: NodeConfig) -> Driver:
 
 
 async def open_plane(config: NodeConfig) -> TunnelPlane:
-    """The first backend that works here, the better ones first."""
+    """The kernel's with the portable one behind it, where both work; else what works; else one that says why there is none."""
+    from workers.network.kernel.plane import KernelPlane
     from workers.network.portable.plane import PortablePlane
+
+    def kernel(reason: str) -> TunnelPlane:
+        if not config.number:
+            raise PermissionError(1, "this node has no number in its cluster: let it join again")
+        return KernelPlane(config.underlay or own_address(), config.number)
 
     def portable(reason: str) -> TunnelPlane:
         return PortablePlane(config.identity, reason)
 
-    return await choose([Backend("portable", portable)], config.tunnels)
+    backends = [Backend("kernel", kernel), Backend("portable", portable)]
+    chosen = await choose(backends, config.tunnels)
+    if config.tunnels != AUTO or chosen.backend != "kernel":
+        return chosen
+    other = await choose(backends[1:])
+    return BothPlanes(chosen, other) if other.backend != "none" else chosen
+
+
+def own_address() -> str:
+    """The IPv4 address by which this host goes to others; loopback's where it goes nowhere. Nothing is sent."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("192.0.2.1", 9))  # RFC 5737: nobody's
+        except OSError:
+            return "127.0.0.1"
+        return str(probe.getsockname()[0])
 
 
 async def serve(config: NodeConfig, beside: Beside | None = None) -> None:

@@ -169,6 +169,16 @@ class Nodes:
                 _told(session, node, now)
 
     @retried
+    def vpc_of(self, role: str, name: str, fingerprint: str, now: float) -> str:
+        """For which private network a proxy joined that came with its certificate: it is heard of. Raises Refused."""
+        with self._database.write() as session:
+            node = _member(session, role, name, fingerprint)
+            if not node.vpc:
+                raise Refused(f"{name} is a {role}, and of no private network", "name")
+            node.last_seen = now
+            return node.vpc
+
+    @retried
     def declare_silent(self, name: str, epoch: int, now: float) -> bool:
         """What it holds is void from now on. False when it has joined again since, or has left."""
         with self._database.write() as session:

@@ -40,6 +40,7 @@ class OpenEvent(msgspec.Struct, frozen=True):
     generation: int
     payload: dict[str, Any]
     tries: int
+    created: float = 0.0
 
 
 class EventView(msgspec.Struct, frozen=True):
@@ -126,7 +127,8 @@ class Outbox:
             if row is None:
                 return None
             found, tries = row
-            return OpenEvent(found.id, EventKind(found.kind), found.subject, found.generation, found.payload, tries)
+            kind = EventKind(found.kind)
+            return OpenEvent(found.id, kind, found.subject, found.generation, found.payload, tries, found.created)
 
     @retried
     def close(self, event: int, module: Module, now: float, tries: int | None = None) -> None:

@@ -9,7 +9,7 @@ from sqlalchemy.orm import Session
 from graph.ids import FunctionId, function_id
 from orchestrator.catalog.database import Database, retried
 from orchestrator.catalog.errors import Conflict, NotFound
-from orchestrator.catalog.model import Function, Version, Vpc
+from orchestrator.catalog.model import Function, Node, NodeState, Version, Vpc
 from orchestrator.catalog.tenants import check_quota
 from orchestrator.catalog.vpc_rows import changed, end, find, last_generation, spec_of, tell
 from orchestrator.quotas import Quotas
@@ -46,6 +46,23 @@ class VpcUser(msgspec.Struct, frozen=True):
 
     function: FunctionId
     number: int
+
+
+class NodeOfVpc(msgspec.Struct, frozen=True):
+    """A node that may host the network's tenant, as a proxy must know it. `address`: host:port."""
+
+    name: str
+    address: str
+    number: int
+    fingerprint: str
+    fingerprint_before: str
+
+
+class ProxyNews(msgspec.Struct, frozen=True):
+    """All that a proxy is to know. `spec` None: its network is gone."""
+
+    spec: VpcSpec | None
+    nodes: list[NodeOfVpc] = []
 
 
 class PublishedVpc(msgspec.Struct, frozen=True):
@@ -131,6 +148,21 @@ class Vpcs:
             found = find(session, tenant, name, lock=True)
             if found is not None:
                 tell(session, found, now)
+
+    def news(self, vpc: str) -> ProxyNews:
+        """For a proxy of it."""
+        tenant, _, name = vpc.partition("/")
+        with self._database.read() as session:
+            found = find(session, tenant, name)
+            if found is None:
+                return ProxyNews(None)
+            members = select(Node).where(Node.role == "node", Node.state != NodeState.LEFT).order_by(Node.name)
+            nodes = [
+                NodeOfVpc(one.name, one.address, one.number or 0, one.fingerprint, one.fingerprint_before)
+                for one in session.scalars(members)
+                if not one.tenants or tenant in one.tenants.split()
+            ]
+            return ProxyNews(spec_of(session, found), nodes)
 
     def published(self) -> Iterator[PublishedVpc]:
         """What planners are to know, of those that are gone too."""

@@ -119,6 +119,23 @@ def describe(name: Name, state: State = None, json: Json = False) -> None:
         out.print(f"[yellow]did not answer: {', '.join(one['away'])}[/]")
 
 
+@vpc.command("proxy")
+def proxy(
+    vpc: Annotated[str, typer.Option(metavar="TENANT/NAME", help="Beside control: the private network it is for.")] = "",
+    listen: Annotated[str, typer.Option(metavar="HOST:PORT", help="Beside control: where nodes reach it; port 0: any.")] = "",
+    backup: Annotated[bool, typer.Option("--backup", help="Beside control: the second of a pair.")] = False,
+    state: State = None,
+) -> None:
+    """Run the proxy inside a private network: of a state folder that joined as vpc-proxy, or beside control."""
+    from orchestrator.cli.processes import alone, said
+
+    settings = alone("vpc-proxy", state)
+    from orchestrator.vpc_proxy import run
+
+    with said():
+        run(settings, vpc, listen, backup)
+
+
 @vpc.command("remove")
 def remove(name: Name, state: State = None) -> None:
     """Remove a private network that no function is in any more."""

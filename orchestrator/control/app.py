@@ -111,8 +111,15 @@ def build(settings: Settings) -> FastAPI:  # noqa: PLR0915 (one list of what the
     planner = Planner(store.leases, store.nodes, settings.planner_shards, settings.socket("planner"), peer)
     local = [peer(_node_name(index), at, Whom("node", "")) for index, at in enumerate(settings.node_addresses)]
     roster = Roster(local, store.nodes, peer)
+    told = partial(_told, settings, key)
     joining = JoinListener(
-        store.nodes, authority, own.identity, lambda role: _told(settings, key, role), nudge.give, settings.certificate_days
+        store.nodes,
+        store.vpcs,
+        authority,
+        own.identity,
+        told,
+        nudge.give,
+        settings.certificate_days,
     )
     stopping = Stopping()
     counts: Counter[int] = Counter()

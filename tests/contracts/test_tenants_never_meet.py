@@ -318,7 +318,9 @@ def _(world: Crossing) -> None:
 
 def network_of(world: Crossing, name: str = "database") -> dict[str, Any]:
     """Alpha's private network, with a mark of alpha's in it; made when it is not there."""
-    made = world.alpha.control.post("/v1/vpcs", json={"name": name, "cidrs": ["10.77.0.0/16"], "rules": ["tcp:10.77.9.0/24:5432"]})
+    made = world.alpha.control.post(
+        "/v1/vpcs", json={"name": name, "cidrs": ["10.77.0.0/16"], "rules": ["tcp:10.77.9.0/24:5432"]}
+    )
     assert made.status_code in (201, 409), made.text
     found: dict[str, Any] = world.alpha.get(f"/v1/vpcs/{name}")
     return found

@@ -10,8 +10,8 @@ from doubles.sandboxes import PLAIN, DoubleClone, DoubleDriver
 
 from workers import standbys
 from workers.admission import ON_DEMAND, CoreGate
-from workers.ports import DriverError, Traits
 from workers.network.none import NoPlane
+from workers.ports import DriverError, Traits
 from workers.standbys import StandbyPool
 from workers.tunnelling import Tunnels
 
