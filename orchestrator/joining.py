@@ -77,9 +77,20 @@ def join(state: Path, control: str, token: str, role: str, name: str, listen: st
         keep(certificate_file(state), str(answer["certificate"]).encode())
         if "key" in answer:  # a proxy opens nothing sealed
             keep(state / "cluster.key", str(answer["key"]).encode())
-        urls = {one: str(answer.get(one, "")) for one in ("origin_url", "redis_url", "database_url")}
-        member = Member(role, name, listen, zone, str(where), authority, int(answer["epoch"]), **urls)
-        member = msgspec.structs.replace(member, vpc=str(answer.get("vpc", "")), number=int(answer.get("number", 0)))
+        member = Member(
+            role,
+            name,
+            listen,
+            zone,
+            str(where),
+            authority,
+            int(answer["epoch"]),
+            origin_url=str(answer.get("origin_url", "")),
+            redis_url=str(answer.get("redis_url", "")),
+            database_url=str(answer.get("database_url", "")),
+            vpc=str(answer.get("vpc", "")),
+            number=int(answer.get("number", 0)),
+        )
         save_member(state, member)
     except (KeyError, TypeError, ValueError) as error:
         raise JoinFailed(f"control at {where} answered what this release does not understand: {error!r}") from error
