@@ -10,6 +10,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Coroutine, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -227,9 +228,8 @@ class Network:
     def close(self) -> None:
         for plane in self.planes:
             plane.stop()
-        for pair in self.proxies.values():
-            for proxy in pair:
-                proxy.stop()
+        with ThreadPoolExecutor() as threads:
+            list(threads.map(lambda proxy: proxy.stop(), [proxy for pair in self.proxies.values() for proxy in pair]))
 
 
 @contextlib.contextmanager
