@@ -90,7 +90,8 @@ class Tunnels:
         """The Vpcs that instances can be attached to now, INTERNET among them."""
         if self.plane.backend == "none":
             return []
-        return [INTERNET, *sorted(one.vpc for one in self.plane.states() if one.ready)]
+        alone = [INTERNET] if getattr(self.plane, "carries_internet", self.plane.backend == "portable") else []
+        return [*alone, *sorted(one.vpc for one in self.plane.states() if one.ready)]
 
     async def wire(self, clone: Clone, tenant: str) -> None:
         """Ahead of need, for a standby. One that cannot be wired says so when it is attached."""

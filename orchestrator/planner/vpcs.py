@@ -1,7 +1,7 @@
 """Tells every node the private networks it is to have tunnels into: nodes read no routes, and planners dial all of them."""
 
 import asyncio
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Protocol
 
 from workers.networks import VpcSpec
@@ -16,6 +16,27 @@ class Told(Protocol):
     def hosts(self, tenant: str) -> bool: ...
 
     def tell_vpcs(self, vpcs: list[VpcSpec]) -> None: ...
+
+
+class Reached:
+    """Which private networks some node reaches. `moved` says of which that changed since it was asked last; on a node that comes
+    or goes, too: the versions in them are looked at again."""
+
+    def __init__(self) -> None:
+        self._before: dict[str, frozenset[str]] | None = None
+
+    def moved(self, nodes: Iterable[tuple[str, Collection[str]]]) -> set[str]:
+        """`nodes`: names with what each reaches. Of the first look all there are: nobody knows what was before it."""
+        now: dict[str, set[str]] = {}
+        for name, tunnels in nodes:
+            for vpc in tunnels:
+                if vpc:
+                    now.setdefault(vpc, set()).add(name)
+        known = {vpc: frozenset(names) for vpc, names in now.items()}
+        before, self._before = self._before, known
+        if before is None:
+            return set(known)
+        return {vpc for vpc in {*before, *known} if before.get(vpc) != known.get(vpc)}
 
 
 class VpcNews:

@@ -24,6 +24,7 @@ class DoublePlane:
 
     backend = "double"
     reason = ""
+    carries_internet = True
 
     def __init__(self) -> None:
         self.told: list[VpcSpec] = []

@@ -10,6 +10,8 @@ from doubles.loop import in_loop, until
 from doubles.nodes import Caller, Rig, running_node, spec
 from doubles.planes import DoublePlane
 
+from orchestrator.placement import in_reach
+from orchestrator.planner.vpcs import Reached, VpcNews
 from workers.function_templates import Rules
 from workers.network.choosing import Backend, choose
 from workers.network.none import NoPlane
@@ -278,3 +280,56 @@ async def test_an_error_of_the_plane_is_the_starts(tmp_path: Path, namespace: in
         plane.error = NetworkUnavailable("acme/db: no namespace is free")
         result, _ = await gateway.start(INSIDE).result()
         assert result.status == "network-unavailable"
+
+
+def test_a_planner_tells_which_networks_moved() -> None:
+    reached = Reached()
+    assert reached.moved([("n1", ["", "acme/db"]), ("n2", [])]) == {"acme/db"}, "of the first look nothing is known before"
+    assert reached.moved([("n2", []), ("n1", ["", "acme/db"])]) == set()
+    assert reached.moved([("n1", ["acme/db"]), ("n2", ["acme/db", "rival/db"])]) == {"acme/db", "rival/db"}
+    assert reached.moved([]) == {"acme/db", "rival/db"}
+
+
+class _Told:
+    def __init__(self, tenants: set[str]) -> None:
+        self.tenants = tenants
+        self.heard: list[list[str]] = []
+
+    def hosts(self, tenant: str) -> bool:
+        return not self.tenants or tenant in self.tenants
+
+    def tell_vpcs(self, vpcs: list[VpcSpec]) -> None:
+        self.heard.append([one.vpc for one in vpcs])
+
+
+@in_loop
+async def test_nodes_hear_once_of_what_changed_together_and_only_of_whom_they_may_host() -> None:
+    routes = {one: VpcSpec(one, one.partition("/")[0], number, 1, ("10.0.0.0/16",)) for number, one in enumerate(("a/x", "b/y"))}
+    nodes = [_Told(set()), _Told({"b"})]
+    news = VpcNews(routes, lambda: nodes)
+    news.changed()
+    news.changed()
+    await until(lambda: nodes[0].heard, "they are told")
+    assert [node.heard for node in nodes] == [[["a/x", "b/y"]], [["b/y"]]]
+
+
+@pytest.mark.parametrize(
+    ("vpc", "egress", "chosen"), [("acme/db", "none", ["b"]), ("", "none", ["a", "b", "c"]), ("", "internet", ["c"])]
+)
+def test_placement_takes_who_reaches_it_and_all_when_none_does(vpc: str, egress: str, chosen: list[str]) -> None:
+    class View:
+        free_mb = 100
+
+        def __init__(self, name: str, tunnels: list[str]) -> None:
+            self.name, self.tunnels = name, tunnels
+
+        def idle(self, version: str) -> int:
+            return 0
+
+        def hosts(self, tenant: str) -> bool:
+            return True
+
+    nodes = [View("a", []), View("b", ["acme/db"]), View("c", [""])]
+    wanted = spec("f", vpc=vpc, egress=egress)
+    assert [node.name for node in in_reach(wanted, nodes)] == chosen
+    assert len(in_reach(spec("f", vpc="acme/none"), nodes)) == 3

@@ -26,6 +26,7 @@ class BothPlanes:
         self._wired: OrderedDict[tuple[int, int], TunnelPlane] = OrderedDict()
         self.backend = better.backend
         self.reason = better.reason
+        self.carries_internet = True
 
     async def start(self) -> None:
         """Both were."""
@@ -80,9 +81,9 @@ class BothPlanes:
             await plane.stop()
 
     def _way(self, vpc: str) -> TunnelPlane | None:
-        """The first whose tunnel is ready; out to the Internet alone, the first."""
+        """The first whose tunnel is ready; out to the Internet alone, the other: it needs no proxy for that."""
         if not vpc:
-            return self._planes[0]
+            return self._planes[1]
         ready = (plane for plane in self._planes if any(one.vpc == vpc and one.ready for one in plane.states()))
         return next(ready, None)
 

@@ -33,13 +33,13 @@ async def choose(backends: Sequence[Backend], wanted: str = AUTO) -> TunnelPlane
         try:
             plane = backend.make("; ".join(refused) if wanted == AUTO else "it was asked for")
         except OSError as error:
-            refused.append(f"{backend.name}: {_said(error)}")
+            refused.append(f"{backend.name}: {said(error)}")
             continue
         try:
             async with asyncio.timeout(START_S):
                 await plane.start()
         except (OSError, TimeoutError) as error:
-            refused.append(f"{backend.name}: {_said(error)}")
+            refused.append(f"{backend.name}: {said(error)}")
             await plane.stop()
         else:
             return plane
@@ -48,5 +48,6 @@ async def choose(backends: Sequence[Backend], wanted: str = AUTO) -> TunnelPlane
     return NoPlane("; ".join(refused) or f"this release has no backend {wanted!r}")
 
 
-def _said(error: OSError | TimeoutError) -> str:
+def said(error: OSError | TimeoutError) -> str:
+    """In words for whoever runs the node."""
     return (error.strerror if isinstance(error, OSError) and error.strerror else str(error)) or "it took too long"
