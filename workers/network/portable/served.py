@@ -151,10 +151,11 @@ class Served:
             raise NoWay("denied", f"no streams of {to.protocol[:20]!r}")
         try:
             if to.address == "":
-                if spec.resolver:
+                if spec.resolver and allowed(spec, spec.resolver, to.protocol, DNS):
                     return spec.resolver, DNS, spec.address
-                if to.egress:
+                if to.egress and not spec.resolver:
                     return system_resolver(), DNS, ""
+                raise NoWay("denied", "no resolver that the rules allow")
             elif inside(spec, to.address):
                 if allowed(spec, to.address, to.protocol, to.port):
                     return to.address, to.port, spec.address
