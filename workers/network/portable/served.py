@@ -156,7 +156,7 @@ class Served:
                 if to.egress and not spec.resolver:
                     return system_resolver(), DNS, ""
                 raise NoWay("denied", "no resolver that the rules allow")
-            elif inside(spec, to.address):
+            if inside(spec, to.address):
                 if allowed(spec, to.address, to.protocol, to.port):
                     return to.address, to.port, spec.address
             elif to.egress and 0 < to.port < 65536 and public(to.address):
