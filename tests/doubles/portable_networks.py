@@ -163,3 +163,8 @@ def worlds(folder: Path, nodes: int = 1, postgres: bool = False) -> Iterator[Wor
             for tenant in TENANTS:
                 world.opened(tenant)
             yield world
+
+
+def loaded(folder: Path) -> Identity:
+    """A member's, from the folder that joining made."""
+    return Identity(folder / "node.key", folder / "node.pem", folder / "ca.pem")

@@ -7,6 +7,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from doubles.portable_networks import World, plane_at, worlds
 from doubles.portable_proxy import REFUSED_NODE
 from doubles.private_networks import (
     ECHO_PORT,
+    INTERNET,
     POSTGRES_PORT,
     REDIS_PORT,
     SERVER,
@@ -22,13 +24,15 @@ from doubles.private_networks import (
     VIRTUAL,
     Host,
     datagram,
+    echo,
     greeting,
     postgres_tenant,
     redis,
     sandbox,
 )
 
-from workers.networks import Proxy, Rule
+from workers.network.portable import outward
+from workers.networks import RESOLVER, Proxy, Rule
 from workers.ports import NetworkUnavailable, SandboxNetwork
 
 pytestmark = [pytest.mark.system, pytest.mark.needs_root]
@@ -177,6 +181,29 @@ def test_a_node_without_leave_and_a_proxy_that_is_another_are_refused(world: Wor
                 node.do(plane.attach("acme/main", "none", SandboxNetwork(world.bed.nodes[1].namespace.descriptor)))
             with pytest.raises(NetworkUnavailable, match="was not told of that Vpc"):
                 node.do(plane.opened("umbra/main", 0.1))
+
+
+def test_the_internet_without_a_vpc_is_reached_from_the_node_itself(
+    world: World, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    node, underlay = world.bed.nodes[0], world.bed.underlay
+    node.ip("route", "add", f"{INTERNET}/32", "via", "198.18.0.1")
+    for host, address, name in ((node, node.address, "node"), (node, "127.0.0.1", "node"), (underlay, "198.18.0.1", "underlay")):
+        echo(host, name, address)
+    echo(underlay, "names", "198.18.0.1", 53)
+    (tmp_path / "resolv.conf").write_text("search lan\nnameserver ::1\nnameserver 198.18.0.1\n")
+    monkeypatch.setattr(outward, "RESOLV_CONF", tmp_path / "resolv.conf")
+    with pytest.raises(NetworkUnavailable, match="nothing to attach to"):
+        world.attach("", SandboxNetwork(node.namespace.descriptor))
+    with world.function("", "internet") as function:
+        assert function.run(lambda: greeting(INTERNET)) == ("underlay-internet", node.address)
+        assert function.run(lambda: datagram(b"x", INTERNET)).split()[:2] == [b"underlay-internet", node.address.encode()]
+        assert function.run(lambda: datagram(b"who", RESOLVER, 53)).split()[::2] == [b"names", b"who"]
+        assert function.run(lambda: greeting(RESOLVER, 53))[0] == "names"
+        for address in (node.address, "198.18.0.1", SERVER, "169.254.169.254", "10.1.1.1", "168.63.129.16", "100.64.0.1"):
+            function.run(lambda address=address: refused(lambda: greeting(address, timeout_s=2), "reset"))
+            function.run(lambda address=address: refused(lambda: datagram(b"x", address, timeout_s=0.05), "timed out"))
+        assert function.run(lambda: greeting(INTERNET))[0] == "underlay-internet"
 
 
 def _descriptors() -> int:
