@@ -188,6 +188,14 @@ class Endpoint:
                 process.wait(END_S)
         self.programs.clear()
         if (inside := self.__dict__.pop("_inside", None)) is not None:
+            for name in (
+                TUNNEL,
+                PAIR,
+                INSIDE,
+            ):  # the kernel clears a namespace when it likes, and until then their numbers are taken
+                for index in inside.link_lookup(ifname=name):
+                    with contextlib.suppress(NetlinkError):
+                        inside.link("del", index=index)
             inside.close()
         if self._home is not None:
             namespaces.enter(self._home.descriptor)
