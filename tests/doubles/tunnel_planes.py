@@ -40,16 +40,16 @@ class Loop:
     """An event loop in a thread of its own, in the host's namespace; `call` waits for a coroutine on it."""
 
     def __init__(self, host: Host) -> None:
-        self._loop = host.run(uvloop.new_event_loop)  # its descriptors know no namespace, what is opened on it does
+        self.loop = host.run(uvloop.new_event_loop)  # its descriptors know no namespace, what is opened on it does
         self._thread = threading.Thread(target=host.run, args=(self._turn,), daemon=True)
         self._thread.start()
 
     def _turn(self) -> None:
-        asyncio.set_event_loop(self._loop)
-        self._loop.run_forever()
+        asyncio.set_event_loop(self.loop)
+        self.loop.run_forever()
 
     def call(self, work: Coroutine[Any, Any, T], limit_s: float = LIMIT_S) -> T:
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result(limit_s)
+        return asyncio.run_coroutine_threadsafe(work, self.loop).result(limit_s)
 
     def do(self, work: Callable[[], T]) -> T:
         async def on_the_loop() -> T:
@@ -58,10 +58,10 @@ class Loop:
         return self.call(on_the_loop())
 
     def close(self) -> None:
-        self.call(self._loop.shutdown_default_executor())
-        self._loop.call_soon_threadsafe(self._loop.stop)
+        self.call(self.loop.shutdown_default_executor())
+        self.loop.call_soon_threadsafe(self.loop.stop)
         self._thread.join(LIMIT_S)
-        self._loop.close()
+        self.loop.close()
 
 
 class PlaneInHost:

@@ -12,9 +12,9 @@ from workers.network.portable.destinations import allowed, inside, public
 from workers.network.portable.legs import Direct, Leg
 from workers.network.portable.outward import Datagrams, NoWay, dial, system_resolver
 from workers.network.portable.tunnel import Tunnel
-from workers.network.portable.wiring import RESOLVER, Wired, original_destination, packet
+from workers.network.portable.wiring import Wired, original_destination, packet
 from workers.network.portable.words import MAX_DATA, Open
-from workers.networks import Egress, VpcSpec
+from workers.networks import RESOLVER, Egress, VpcSpec
 
 MAX_CONNECTIONS = 512
 MAX_FLOWS = 64

@@ -292,11 +292,9 @@ class _Served:
             if not stream.over:
                 stream.refuse(error.reason)
             return
-        if stream.over:
-            leg.reset()
-        else:
+        if not stream.over:
             link.send(Kind.ACCEPTED, stream.ident)
-            stream.join(leg)
+        stream.join(leg)
 
     def _start_flow(self, link: Link, ident: int, to: Open, address: str, port: int, source: str) -> None:
         flow: Flow | None = None

@@ -27,9 +27,6 @@ from workers.network.portable.netlink import (
 )
 from workers.ports import SandboxNetwork
 
-RESOLVER = "100.80.0.53"
-"""Where every sandbox finds its DNS server, while it is attached."""
-
 GATEWAY, PREFIX = "100.64.0.1", 30
 """This side of the link to a guest."""
 
