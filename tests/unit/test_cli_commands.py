@@ -743,6 +743,21 @@ def test_a_refusal_of_a_private_network_names_its_field(api: Api, foreglow: Any)
     assert (code, "order" in err) == (1, True)
 
 
+def test_a_function_says_in_which_network_it_is(api: Api, foreglow: Any) -> None:
+    inside = version(
+        2,
+        vpc="shop",
+        egress="internet",
+        conditions=[
+            {"name": "network", "status": "true", "reason": "acme/shop is reached by 1 of 1 nodes: n1 (kernel)", "since": 1.0}
+        ],
+    )
+    api.on("GET", "/v1/functions/a", described("a", inside))
+    api.on("GET", "/v1/instances", {"instances": [], "templates": [], "away": []})
+    code, out, _ = foreglow("describe", "a")
+    assert (code, "in private network shop, reaches the internet" in out, "n1 (kernel)" in out) == (0, True, True)
+
+
 def test_a_proxys_token_says_for_which_network(api: Api, foreglow: Any) -> None:
     api.on("POST", "/v1/join-tokens", {"token": "fgj_x.y", "role": "vpc-proxy", "expires": 1.0}, 201)
     code, out, _ = foreglow("node-token", "--role", "vpc-proxy", "--vpc", "acme/shop")
