@@ -9,6 +9,11 @@ RESOLVER = "100.64.0.53"
 """Where every sandbox and guest looks for names; something answers there once it is attached to a Vpc with a resolver."""
 
 
+TUNNEL_PORTS = (4788, 4789)
+"""UDP, of the kernel backend's tunnels: no function sends to these, by whatever backend. Where a private network leads to the
+underlay, it would be in everybody's tunnels."""
+
+
 class Egress(StrEnum):
     NONE = "none"
     INTERNET = "internet"  # through the forward proxy, with the Vpc's fixed address, without a Vpc the node's

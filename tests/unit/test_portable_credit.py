@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workers.network.portable.credit import Budget, Receiving, Sending
+from workers.network.portable.credit import Budget, Receiving, Sending, Share
 from workers.network.portable.words import FIRST_WINDOW, MAX_WINDOW, LinkError
 
 
@@ -84,3 +84,22 @@ def test_a_stream_that_carries_much_gets_a_larger_window_while_the_budget_lasts(
     assert (first.window, second.window) == (2 * FIRST_WINDOW, 2 * FIRST_WINDOW)
     assert budget.held == budget.limit
     assert not budget.take(1)
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(1, 16)), max_size=200))
+def test_whoever_takes_all_it_can_leaves_room_for_whoever_comes(work: list[tuple[int, int]]) -> None:
+    whole = Budget(64 * FIRST_WINDOW)
+    shares = [Share(whole) for _ in range(4)]
+    for who, windows in work:
+        shares[who].take(windows * FIRST_WINDOW)
+        assert whole.held == sum(one.held for one in shares) <= whole.limit
+    assert Share(whole).take(FIRST_WINDOW)
+
+
+def test_a_share_alone_has_half_and_gives_all_back() -> None:
+    whole = Budget(64 * FIRST_WINDOW)
+    share = Share(whole)
+    taken = sum(share.take(FIRST_WINDOW) for _ in range(100))
+    assert taken == 32
+    share.give(taken * FIRST_WINDOW)
+    assert whole.held == share.held == 0

@@ -21,6 +21,25 @@ class Budget:
         self.held -= amount
 
 
+class Share(Budget):
+    """What one of many may take of a budget: never more than it leaves free, so that whoever comes next finds room. One that takes
+    all it can has half (after Choudhury and Hahne, Dynamic queue length thresholds, 1998, alpha = 1)."""
+
+    def __init__(self, whole: Budget) -> None:
+        super().__init__(whole.limit)
+        self._whole = whole
+
+    def take(self, amount: int) -> bool:
+        if self.held + amount > self._whole.limit - self._whole.held - amount or not self._whole.take(amount):
+            return False
+        self.held += amount
+        return True
+
+    def give(self, amount: int) -> None:
+        self.held -= amount
+        self._whole.give(amount)
+
+
 class Receiving:
     """One direction of a stream, at its receiver. At any time what the sender may still send, what came and was not taken, and
     what was taken and not yet given back, make up the window: more than that is never in memory here."""

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import structlog
 
-from workers.network.portable.credit import Budget
+from workers.network.portable.credit import Budget, Share
 from workers.network.portable.destinations import allowed
 from workers.network.portable.legs import Leg
 from workers.network.portable.link import Link
@@ -146,7 +146,7 @@ class Tunnel:
     def __init__(self, spec: VpcSpec, identity: Identity, budget: Budget, changed: Callable[[], None]) -> None:
         self.spec = spec
         self.identity = identity
-        self.budget = budget
+        self.budget = Share(budget)
         self.attached = 0
         self.unwanted = False
         self._told = changed
