@@ -198,6 +198,13 @@ class QuotasRequest(Request):
     package_bytes: Bytes | None = Field(default=None, description="Of all packages, unpacked.")
     invocations_per_s: float | None = Field(default=None, ge=0, le=1e9, allow_inf_nan=False)
     prewarm_instances: Count | None = Field(default=None, description="Speculative instances at once.")
+    prewarm_idle_s_per_busy_s: float | None = Field(
+        default=None,
+        ge=0,
+        le=1e6,
+        allow_inf_nan=False,
+        description="Seconds that what plans of the policy priced prepare may idle, for each second that instances are busy.",
+    )
 
 
 class TenantRequest(Request):
@@ -224,6 +231,7 @@ class OwnQuotasAnswer(BaseModel):
     package_bytes: int | None
     invocations_per_s: float | None
     prewarm_instances: int | None
+    prewarm_idle_s_per_busy_s: float | None
 
 
 class QuotasAnswer(BaseModel):
@@ -236,6 +244,7 @@ class QuotasAnswer(BaseModel):
     package_bytes: int
     invocations_per_s: float
     prewarm_instances: int
+    prewarm_idle_s_per_busy_s: float
 
 
 class UseAnswer(BaseModel):

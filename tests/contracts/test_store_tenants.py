@@ -56,6 +56,8 @@ def test_a_tenant_is_made_once_and_its_name_must_be_one(store: Store) -> None:
 def test_quotas_are_the_defaults_until_set_and_each_change_is_told_with_a_higher_generation(store: Store) -> None:
     assert store.tenants.describe("acme").quotas == Quotas(functions=3, package_bytes=100)
     assert events(store) == []
+    view = store.tenants.set_quotas("acme", OwnQuotas(prewarm_idle_s_per_busy_s=0.25), 1.5)
+    assert (view.own.prewarm_idle_s_per_busy_s, view.quotas.prewarm_idle_s_per_busy_s) == (0.25, 0.25)
     view = store.tenants.set_quotas("acme", OwnQuotas(concurrency=7, invocations_per_s=0.5), 2)
     assert (view.quotas.concurrency, view.quotas.invocations_per_s, view.quotas.functions) == (7, 0.5, 3)
     store.tenants.set_quotas("acme", OwnQuotas(functions=9), 3)
