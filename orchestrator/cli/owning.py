@@ -15,6 +15,7 @@ QUOTAS = {
     "package_bytes": int,
     "invocations_per_s": float,
     "prewarm_instances": int,
+    "vpcs": int,
     "prewarm_idle_s_per_busy_s": float,
 }
 DEFAULT = "default"
@@ -30,6 +31,8 @@ PackageBytes = Annotated[str | None, typer.Option(help="Of all its packages, unp
 Invocations = Annotated[str | None, typer.Option("--invocations-per-s", help="A second, or `default`.")]
 Prewarm = Annotated[str | None, typer.Option(help="Speculative instances at once, or `default`.")]
 Idle = Annotated[str | None, typer.Option(help="Seconds prewarmed ones may idle for each busy one, or `default`.")]
+
+Vpcs = Annotated[str | None, typer.Option("--vpcs", help="Private networks, or `default`.")]
 
 
 @tenants.command("list")
@@ -64,6 +67,7 @@ def create(
     package_bytes: PackageBytes = None,
     invocations_per_s: Invocations = None,
     prewarm_instances: Prewarm = None,
+    vpcs: Vpcs = None,
     prewarm_idle_s_per_busy_s: Idle = None,
     state: State = None,
     json: Json = False,
@@ -72,7 +76,7 @@ def create(
     from orchestrator.cli import show
     from orchestrator.cli.client import Client
 
-    given = _read(functions, concurrency, package_bytes, invocations_per_s, prewarm_instances, prewarm_idle_s_per_busy_s)
+    given = _read(functions, concurrency, package_bytes, invocations_per_s, prewarm_instances, vpcs, prewarm_idle_s_per_busy_s)
     with Client(state_folder(state)) as client:
         made = client.post("/v1/tenants", {"name": name, "quotas": given})
     if json:
@@ -89,6 +93,7 @@ def quotas(
     package_bytes: PackageBytes = None,
     invocations_per_s: Invocations = None,
     prewarm_instances: Prewarm = None,
+    vpcs: Vpcs = None,
     prewarm_idle_s_per_busy_s: Idle = None,
     state: State = None,
     json: Json = False,
@@ -97,7 +102,7 @@ def quotas(
     from orchestrator.cli import show
     from orchestrator.cli.client import Client, segment
 
-    given = _read(functions, concurrency, package_bytes, invocations_per_s, prewarm_instances, prewarm_idle_s_per_busy_s)
+    given = _read(functions, concurrency, package_bytes, invocations_per_s, prewarm_instances, vpcs, prewarm_idle_s_per_busy_s)
     with Client(state_folder(state)) as client:
         if name is None:
             if given:

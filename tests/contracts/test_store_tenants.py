@@ -61,10 +61,10 @@ def test_quotas_are_the_defaults_until_set_and_each_change_is_told_with_a_higher
     view = store.tenants.set_quotas("acme", OwnQuotas(concurrency=7, invocations_per_s=0.5), 2)
     assert (view.quotas.concurrency, view.quotas.invocations_per_s, view.quotas.functions) == (7, 0.5, 3)
     store.tenants.set_quotas("acme", OwnQuotas(functions=9), 3)
-    assert [(kind, subject) for kind, subject, _ in events(store)] == [(EventKind.TENANT, "acme")] * 2
+    assert [(kind, subject) for kind, subject, _ in events(store)] == [(EventKind.TENANT, "acme")] * 3
     told = store.tenants.published_one("acme")
     assert told is not None
-    assert (told.generation, told.quotas, told.removed) == (2, OwnQuotas(functions=9), False)
+    assert (told.generation, told.quotas, told.removed) == (3, OwnQuotas(functions=9), False)
     assert [one.tenant for one in store.tenants.published()] == ["acme"]
     with pytest.raises(NotFound):
         store.tenants.set_quotas("nobody", OwnQuotas(), 2)
