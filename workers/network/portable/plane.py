@@ -129,7 +129,7 @@ class PortablePlane:
     async def _wired(self, vpc: str, network: SandboxNetwork, tunnel: Tunnel | None, egress: str) -> wiring.Wired:
         make = functools.partial(wiring.Wired, network, reachable(tunnel.spec if tunnel else None, egress))
         try:
-            return await self._aside().run(make, wiring.Wired.close)
+            return await self._aside().at_once(make, wiring.Wired.close)
         except OSError as error:
             raise NetworkUnavailable(f"{vpc or 'the Internet'}: the sandbox's network cannot be wired: {error}") from error
 
