@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
+from workers.network.portable.credit import Budget
 from workers.network.portable.destinations import allowed, inside, public
 from workers.network.portable.legs import Leg
 from workers.network.portable.link import Link
@@ -44,9 +45,10 @@ class Served:
 
     _made = 0
 
-    def __init__(self, proxy: "PortableProxy") -> None:
+    def __init__(self, proxy: "PortableProxy", budget: Budget) -> None:
         Served._made += 1
         self.number = Served._made
+        self.budget = budget
         self.link: Link | None = None
         self.node = ""
         self.vpc = ""
@@ -170,7 +172,7 @@ class Served:
         if to.protocol == "udp":
             self._start_flow(link, ident, to, address, port, source)
             return
-        stream = Stream(link, ident, to, self._proxy.budget)
+        stream = Stream(link, ident, to, self.budget)
         link.carried[ident] = stream
         self._proxy.spawn(self, self._connect(link, stream, address, port, source))
 
