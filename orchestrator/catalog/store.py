@@ -18,6 +18,7 @@ from orchestrator.catalog.packages import Packages
 from orchestrator.catalog.routes import KeyRoute, Route
 from orchestrator.catalog.tenants import Tenants
 from orchestrator.catalog.views import view_route
+from orchestrator.catalog.vpcs import Vpcs
 from orchestrator.quotas import Quotas
 
 PAGE = 500
@@ -40,8 +41,8 @@ class PublishedKey(msgspec.Struct, frozen=True):
 
 
 class Store:
-    """Use cases by noun: `tenants`, `keys`, `packages`, `functions`, `nodes`, `leases`, `outbox`. Blocking and thread-safe; times
-    are passed in.
+    """Use cases by noun: `tenants`, `keys`, `packages`, `functions`, `vpcs`, `nodes`, `leases`, `outbox`. Blocking and
+    thread-safe; times are passed in.
 
     `quotas`: those of a tenant for which none was set.
     """
@@ -52,6 +53,7 @@ class Store:
         self.keys = Keys(self.database, self.tenants)
         self.packages = Packages(self.database, quotas)
         self.functions = Functions(self.database, quotas)
+        self.vpcs = Vpcs(self.database, quotas)
         self.nodes = Nodes(self.database)
         self.leases = Leases(self.database)
         self.outbox = Outbox(self.database)

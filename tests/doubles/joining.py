@@ -33,7 +33,7 @@ class Control:
     @contextlib.asynccontextmanager
     async def listening(self, who: Identity | None = None, days: float = 365) -> AsyncIterator[str]:
         own = who or identity(self.authority, self.folder, "control", "control@a")
-        listener = JoinListener(self.store.nodes, self.authority, own, lambda role: TOLD, self._changed, days)
+        listener = JoinListener(self.store.nodes, self.store.vpcs, self.authority, own, lambda role: TOLD, self._changed, days)
         server = await listener.start(LOOPBACK, 0)
         self.at = str(port_of(server))
         try:
@@ -44,8 +44,8 @@ class Control:
     def _changed(self) -> None:
         self.changes += 1
 
-    def token(self, role: str = "node", ttl_s: float = 60.0) -> str:
-        return write_token(self.store.nodes.make_token(role, ttl_s, time.time()), self.authority.digest)
+    def token(self, role: str = "node", ttl_s: float = 60.0, vpc: str = "") -> str:
+        return write_token(self.store.nodes.make_token(role, ttl_s, time.time(), vpc), self.authority.digest)
 
     @staticmethod
     def free_port() -> HostPort:

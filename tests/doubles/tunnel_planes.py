@@ -16,11 +16,15 @@ from typing import Any, Protocol, TypeVar
 
 import msgspec
 import uvloop
-from doubles.private_networks import Bed, Host, bed, sandbox
+from doubles.cluster import identity
+from doubles.portable_networks import ProxyProcess, loaded
+from doubles.private_networks import VIRTUAL, Bed, Host, bed, sandbox
 
+from orchestrator.authority import Authority
 from workers.network.kernel.endpoint import NodePlace
 from workers.network.kernel.plane import KernelPlane
 from workers.network.kernel.proxy import KernelProxy
+from workers.network.portable.plane import PortablePlane
 from workers.networks import TunnelState, VpcSpec
 from workers.ports import Attachment, SandboxNetwork, TunnelPlane
 
@@ -195,7 +199,40 @@ class KernelBackend:
         return _KernelProxy(made, made.proxies[tenant][place], specs)
 
 
-BACKENDS: list[Backend] = [KernelBackend()]
+class _PortableProxy(ProxyProcess):
+    def stop(self) -> None:
+        if self.process is not None:
+            self.kill()
+
+
+class PortableBackend:
+    """The primary has the Vpc's fixed address; whoever runs proxies gives it to the other when that one is lost."""
+
+    name = "portable"
+
+    def __init__(self) -> None:
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
+
+    def _identity(self, role: str, name: str) -> Path:
+        if self._folder is None:
+            self._folder = tempfile.TemporaryDirectory(prefix="fg-members-")
+        folder = Path(self._folder.name)
+        identity(Authority(folder / "authority"), folder, role, name)
+        return next(folder.glob(f"{role}-{name}-*"))
+
+    def plane(self, made: Bed, place: int) -> PlaneInHost:
+        return PlaneInHost(made.nodes[place], lambda: PortablePlane(loaded(self._identity("node", f"n{place}"))))
+
+    def proxy(self, made: Bed, tenant: str, place: int, specs: Sequence[VpcSpec]) -> _PortableProxy:
+        host = made.proxies[tenant][place]
+        if place == 0:
+            host.ip("address", "replace", f"{VIRTUAL}/32", "dev", "lan0")
+        proxy = _PortableProxy(host, host.name, self._identity("vpc-proxy", host.name))
+        proxy.start(specs)
+        return proxy
+
+
+BACKENDS: list[Backend] = [KernelBackend(), PortableBackend()]
 
 
 def network(function: Host, card: str = "", guest: str = "") -> SandboxNetwork:
