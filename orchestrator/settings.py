@@ -71,7 +71,7 @@ class Settings(BaseSettings):
     prewarm_idle_s_per_busy_s: float = Field(default=1.0, ge=0, allow_inf_nan=False)  # of the policy priced, for each tenant
     prewarm_unused_s: float = Field(default=60.0, gt=0, allow_inf_nan=False)
 
-    # of each tenant for which an operator set none; its quota of prewarmed instances is prewarm_instances
+    # of each tenant for which an operator set none; so are prewarm_instances and prewarm_idle_s_per_busy_s
     quota_functions: int = Field(default=Quotas().functions, ge=0, le=2**31 - 1)
     quota_concurrency: int = Field(default=Quotas().concurrency, ge=0, le=2**31 - 1)
     quota_package_bytes: int = Field(default=Quotas().package_bytes, ge=0, le=2**63 - 1)
@@ -162,6 +162,7 @@ class Settings(BaseSettings):
             self.quota_invocations_per_s,
             self.prewarm_instances,
             self.quota_vpcs,
+            self.prewarm_idle_s_per_busy_s,
         )
 
     @field_validator("ops_address")
