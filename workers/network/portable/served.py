@@ -10,7 +10,7 @@ from workers.network.portable.credit import Budget
 from workers.network.portable.destinations import allowed, inside, public
 from workers.network.portable.legs import Leg
 from workers.network.portable.link import Link
-from workers.network.portable.outward import Datagrams, NoWay, dial, system_resolver
+from workers.network.portable.outward import Datagrams, NoWay, dial, idle_of, system_resolver
 from workers.network.portable.streams import Flow, Full, Stream
 from workers.network.portable.words import (
     MAX_FLOWS,
@@ -204,7 +204,7 @@ class Served:
             self._flows -= 1
             out.close()
 
-        out = Datagrams(came, idle)
+        out = Datagrams(came, idle, idle_of(to))
         out.open(address, port, source)
         self._flows += 1
         flow = link.carried[ident] = Flow(link, ident, to, out.send, ended)
