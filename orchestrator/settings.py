@@ -82,7 +82,9 @@ class Settings(BaseSettings):
     accel: str = "auto"  # of the microVM driver: kvm where a guest boots with it, else tcg; either may be named
     microvm_network: bool = True  # microVMs have a network card where the node may make one
     tunnels: str = "auto"  # the backend of private networks: what works here, the kernel before the portable one
-    underlay: str = ""  # this node's IPv4 address that carries the kernel backend's tunnels; empty: that it listens on
+    underlay: str = (
+        ""  # the IPv4 address that carries kernel tunnels of the node beside control; a member's is that it listens on
+    )
     image: str = ""  # folder of the guest image; empty: in the state folder
     allow_no_isolation: bool = False
     python: str = ""  # the interpreter of the runtime; empty: found by workers.drivers.process.interpreter
