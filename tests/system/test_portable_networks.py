@@ -226,6 +226,19 @@ def test_questions_for_names_are_forgotten_with_their_answers(world: World) -> N
     world.opened("umbra")
 
 
+def test_a_plane_that_was_stopped_attaches_nothing_any_more(world: World) -> None:
+    own = identity(world.authority, world.folder, "node", "n2")
+    made = sandbox()
+    with plane_at(world.bed.nodes[1].namespace.descriptor, own, []) as (node, plane):
+        attached = node.do(plane.attach("", "internet", SandboxNetwork(made.namespace.descriptor)))
+        node.do(plane.stop())
+        node.call(attached.detach)
+        for doing in (plane.wire, lambda network: plane.attach("", "internet", network)):
+            with pytest.raises(NetworkUnavailable, match="are closed"):
+                node.do(doing(SandboxNetwork(made.namespace.descriptor)))
+    made.close()
+
+
 def _descriptors() -> int:
     return len(os.listdir("/proc/self/fd"))
 
