@@ -120,7 +120,8 @@ def test_rules_say_which_ports_and_a_change_of_rules_ends_what_they_forbid(world
 
 
 def test_new_cidrs_reach_instances_that_are_attached(world: World) -> None:
-    world.bed.networks["acme"].lan.ip("route", "replace", "unreachable", "10.7.0.0/16")  # the router says so at once
+    for host in world.bed.proxies["acme"]:
+        host.ip("route", "replace", "unreachable", "10.7.0.0/16")  # which is said at once
     with world.function("acme") as function:
         world.tell(world.bed.spec("acme", generation=4, cidrs=("10.0.0.0/16", "10.7.0.0/16")))
         world.opened("acme")
