@@ -122,3 +122,6 @@ def test_beside_control_a_pair_has_two_names_and_needs_to_be_told_where(tmp_path
     names = [Place(settings, "acme/db", "127.0.0.1:0", backup).own.name for backup in (False, True)]
     assert names == sorted(names), "the first by name is the primary"
     assert len(set(names)) == 2
+    alike = [Place(settings, vpc, "127.0.0.1:0", False) for vpc in ("a-b/c", "a/b-c", f"{'t' * 63}/{'n' * 63}")]
+    assert len({one.called for one in alike}) == 3
+    assert all(len(one.called) < 45 and len(one.own.name) <= 63 for one in alike), "a socket's path has a bound"
