@@ -12,7 +12,6 @@ from orchestrator.settings import Settings
 from orchestrator.vpcs import PROXY_ROLE
 from workers.rpc.transport import HostPort, parse_address
 
-
 MAX_NAME = 63  # of a member
 SHOWN = 20  # of a network's name, in names of files and sockets, which have a bound
 
