@@ -13,9 +13,9 @@ A life, seen from the host:
     exercise  as `activate` below with the exercise's function, SPECIALISE with `exercise` (a number), so many INVOKE; then
               RENEW on init: what was put in goes, and STANDING comes again. What is snapshotted or paused after that has its
               code translated and is as good as new. Any number of times.
-    activate  ACTIVATE {entropy, hostname, now?, disks} on init and SPECIALISE on the channel, in any order, written at once.
-              No user code runs before ACTIVATE has been done. Without `now` (a cold clone, whose first message is slow to be
-              read) ASK_CLOCK comes, and CLOCK {now} is the answer. `disks`: [["vda", "/var/task"], ["vdb", "/opt/deps"]].
+    activate  ACTIVATE {entropy, hostname, now_ns?, disks} on init and SPECIALISE on the channel, in any order, written at once.
+              No user code runs before ACTIVATE has been done. Without `now_ns` (a cold clone, whose first message is slow to be
+              read) ASK_CLOCK comes, and CLOCK {now_ns} is the answer. `disks`: [["vda", "/var/task"], ["vdb", "/opt/deps"]].
               Code that comes inline: `files` [[path, mode, size]] in ACTIVATE's meta, their bytes one after another its body
               (workers/drivers/microvm/inline.py makes both). SPECIALISE's meta is the process driver's, without descriptors;
               `paths` are the mount points. READY comes on the channel as ever; {step: "attach"} when a disk does not mount.
@@ -162,7 +162,7 @@ class Init:
         head = {
             "entropy": os.urandom(32).hex(),
             "hostname": "standby",
-            "now": time.time(),
+            "now_ns": time.time_ns(),
             "disks": [],
             "files": [[path, 0o100644, 1], [path + "2", 0o100644, 1]],
         }
@@ -222,7 +222,7 @@ class Init:
         if kind == ACTIVATE:
             self._activate(runtime.scan(meta), body)
         elif kind == CLOCK:
-            self._set_clock(runtime.scan(meta)["now"])
+            self._set_clock(runtime.scan(meta)["now_ns"])
         elif kind == COUNT:
             memory, processes = (int(machine.reading(f"{machine.CGROUP}/{name}.current")) for name in ("memory", "pids"))
             self._say(COUNTED, {"memory_bytes": memory, "processes": processes}, ident=ident)
@@ -251,14 +251,14 @@ class Init:
         except OSError as error:
             self._open_gate(str(error).encode()[:4096])
             return
-        if "now" in head:
+        if "now_ns" in head:
             self._open_gate(b"1")
         else:
             self._say(ASK_CLOCK, {})
 
     def _prepare(self, head: dict[str, Any], body: bytes) -> None:
-        if "now" in head:
-            time.clock_settime(time.CLOCK_REALTIME, head["now"])
+        if "now_ns" in head:
+            time.clock_settime_ns(time.CLOCK_REALTIME, head["now_ns"])
         if "entropy" in head:
             machine.add_entropy(self._urandom, bytes.fromhex(head["entropy"]))
         if "hostname" in head:
@@ -268,8 +268,8 @@ class Init:
         self._put_in = head.get("files", ())
         machine.unpack(self._put_in, body)
 
-    def _set_clock(self, now: float) -> None:
-        time.clock_settime(time.CLOCK_REALTIME, now)
+    def _set_clock(self, now_ns: int) -> None:
+        time.clock_settime_ns(time.CLOCK_REALTIME, now_ns)
         self._open_gate(b"1")
 
     def _attach_disk(self, device: str, target: str) -> None:

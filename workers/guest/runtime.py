@@ -86,7 +86,7 @@ class Channel:
 
     def __init__(self, sock: Stream, begun: bytes = b"") -> None:
         self._sock, self._buffer = sock, bytearray(begun)
-        self._sending, self._state = threading.Lock(), threading.Condition(threading.Lock())
+        self._sending, self._state = threading.Lock(), threading.Condition()
         self._leading = False
         self.invocations: deque[Frame] = deque()  # nobody has taken them yet
         self.results: dict[int, Frame | None] = {}  # calls somebody waits for

@@ -19,6 +19,9 @@ from workers.rpc.transport import Identity
 WINDOWS = 128 << 20
 """Bytes that the windows of all streams may hold; a stream that finds no room in it is refused."""
 
+SHARES = 4
+"""One Vpc may hold such a part of it, so that no tenant takes it all."""
+
 
 log = structlog.get_logger(__name__)
 
@@ -49,7 +52,7 @@ class PortablePlane:
             if tunnel is None:
                 if self._identity is None:
                     continue
-                self._tunnels[vpc] = Tunnel(spec, self._identity, self._budget, self._changed)
+                self._tunnels[vpc] = Tunnel(spec, self._identity, Budget(WINDOWS // SHARES, self._budget), self._changed)
                 continue
             tunnel.unwanted = False
             if spec == tunnel.spec:
@@ -129,7 +132,7 @@ class PortablePlane:
     async def _wired(self, vpc: str, network: SandboxNetwork, tunnel: Tunnel | None, egress: str) -> wiring.Wired:
         make = functools.partial(wiring.Wired, network, reachable(tunnel.spec if tunnel else None, egress))
         try:
-            return await self._aside().run(make, wiring.Wired.close)
+            return await self._aside().at_once(make, wiring.Wired.close)
         except OSError as error:
             raise NetworkUnavailable(f"{vpc or 'the Internet'}: the sandbox's network cannot be wired: {error}") from error
 
