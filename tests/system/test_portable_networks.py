@@ -35,6 +35,7 @@ from doubles.tunnel_planes import PlaneInHost
 
 from workers.network.kernel.plane import KernelPlane
 from workers.network.portable import outward
+from workers.network.portable.words import MAX_FLOWS
 from workers.networks import RESOLVER, Proxy, Rule
 from workers.ports import NetworkUnavailable, SandboxNetwork
 
@@ -122,6 +123,8 @@ def test_rules_say_which_ports_and_a_change_of_rules_ends_what_they_forbid(world
 
 
 def test_new_cidrs_reach_instances_that_are_attached(world: World) -> None:
+    for host in world.bed.proxies["acme"]:
+        host.ip("route", "replace", "unreachable", "10.7.0.0/16")  # which is said at once
     with world.function("acme") as function:
         world.tell(world.bed.spec("acme", generation=4, cidrs=("10.0.0.0/16", "10.7.0.0/16")))
         world.opened("acme")
@@ -255,6 +258,37 @@ def _until(holds: Callable[[], object], limit_s: float = 10.0) -> None:
     while not holds():
         assert time.monotonic() < end
         time.sleep(0.02)
+
+
+def test_questions_for_names_are_forgotten_with_their_answers(world: World) -> None:
+    """Each from a socket of its own, as resolvers do: far more than there may be flows at once."""
+    echo(world.bed.networks["umbra"].server, "names", SERVER, 53)
+    world.tell(world.bed.spec("umbra", generation=2, resolver=SERVER))
+    world.opened("umbra")
+    with world.function("umbra") as function:
+        for number in range(3 * MAX_FLOWS):
+            assert function.run(lambda number=number: datagram(b"%d" % number, RESOLVER, 53)).split()[2] == b"%d" % number
+        assert function.run(lambda: greeting(RESOLVER, 53))[0] == "names"  # long answers come by TCP
+    world.tell(world.bed.spec("umbra", Rule("10.0.1.5/32", "tcp", ECHO_PORT, ECHO_PORT), generation=3, resolver=SERVER))
+    world.opened("umbra")
+    with world.function("umbra") as function:
+        assert function.run(greeting)[0] == "umbra"
+        function.run(lambda: refused(lambda: datagram(b"x", RESOLVER, 53, timeout_s=0.2), "timed out"))
+    world.tell(world.bed.spec("umbra", generation=4))
+    world.opened("umbra")
+
+
+def test_a_plane_that_was_stopped_attaches_nothing_any_more(world: World) -> None:
+    own = identity(world.authority, world.folder, "node", "n2")
+    made = sandbox()
+    with plane_at(world.bed.nodes[1].namespace.descriptor, own, []) as (node, plane):
+        attached = node.do(plane.attach("", "internet", SandboxNetwork(made.namespace.descriptor)))
+        node.do(plane.stop())
+        node.call(attached.detach)
+        for doing in (plane.wire, lambda network: plane.attach("", "internet", network)):
+            with pytest.raises(NetworkUnavailable, match="are closed"):
+                node.do(doing(SandboxNetwork(made.namespace.descriptor)))
+    made.close()
 
 
 def _descriptors() -> int:

@@ -1,13 +1,17 @@
 """How a function's code comes into a guest: inline when it is small, else on a read-only disk per layer."""
 
 import asyncio
+import marshal
 import os
+import sys
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from importlib.util import MAGIC_NUMBER, source_hash
 from pathlib import Path
 
+from workers.drivers.microvm.apart import UNCONFINED, Apart
 from workers.drivers.microvm.carried import Carried
 from workers.drivers.microvm.disk import DiskError, Disks
 from workers.drivers.microvm.inline import MAX_FILES, Inline, inline
@@ -23,14 +27,18 @@ WITHOUT_DISKS, FILES_WITHOUT_DISKS = 7 << 20, 4096
 KEPT_INLINE = 64 << 20
 """Bytes of inline layers kept in memory, all versions."""
 
+UNCHECKED = MAGIC_NUMBER + b"\1\0\0\0"
+"""How bytecode begins that is never compared with its source (PEP 552); the source's hash follows."""
+
 Key = tuple[Path, int, int]
 
 
 class CodeSource:
-    """Use it on one event loop; what reads the disk runs in threads. `python`: of the guest, "3.11"."""
+    """Use it on one event loop; what reads the disk runs in threads. `python`: of the guest, "3.11". `apart` compiles."""
 
-    def __init__(self, disks: Disks, python: str) -> None:
+    def __init__(self, disks: Disks, python: str, apart: Apart = UNCONFINED) -> None:
         self._disks = disks
+        self._apart = apart
         self._python = python
         self._kept: OrderedDict[Key, Inline | None] = OrderedDict()
         self._bytes = 0
@@ -71,7 +79,7 @@ class CodeSource:
             self._kept.move_to_end(key)
             return self._kept[key]
         most = (WITHOUT_DISKS, FILES_WITHOUT_DISKS) if self._disks.missing else (MOST_INLINE, MAX_FILES)
-        made = await asyncio.get_running_loop().run_in_executor(None, partial(inline, layer, self._python, *most))
+        made = await asyncio.get_running_loop().run_in_executor(None, partial(inline, layer, self._python, *most, self._apart))
         if key not in self._kept:
             self._kept[key] = made
             self._bytes += _size(made)
@@ -100,9 +108,15 @@ class Given:
 
 
 def written(sources: Mapping[str, str]) -> Carried:
-    """Sources of our own, by name, as code that comes inline."""
-    bodies = [text.encode() for text in sources.values()]
-    files = [(f"{LAYERS_AT[0]}/{name}", 0o100644, len(body)) for name, body in zip(sources, bodies, strict=True)]
+    """Sources of our own, by name, as code that comes inline, with the bytecode of this interpreter: another's leaves it."""
+    folder = f"{LAYERS_AT[0]}/__pycache__"
+    files, bodies = [(folder, 0o040755, 0)], [b""]
+    for name, text in sources.items():
+        path = f"{LAYERS_AT[0]}/{name}"
+        cached = f"{folder}/{name.removesuffix('.py')}.{sys.implementation.cache_tag}.pyc"
+        bytecode = UNCHECKED + source_hash(text.encode()) + marshal.dumps(compile(text, path, "exec"))
+        files += [(path, 0o100644, len(text.encode())), (cached, 0o100644, len(bytecode))]
+        bodies += [text.encode(), bytecode]
     return Carried(files, b"".join(bodies), LAYERS_AT[:1])
 
 

@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from workers.network.portable.credit import Share
+from workers.network.portable.credit import Budget
 from workers.network.portable.destinations import allowed, exists, inside, public
 from workers.network.portable.legs import Leg
 from workers.network.portable.link import Link
-from workers.network.portable.outward import Datagrams, NoWay, dial, system_resolver
+from workers.network.portable.outward import Datagrams, NoWay, dial, idle_of, system_resolver
 from workers.network.portable.streams import Flow, Full, Stream
 from workers.network.portable.words import (
     MAX_FLOWS,
@@ -45,14 +45,14 @@ class Served:
 
     _made = 0
 
-    def __init__(self, proxy: "PortableProxy") -> None:
+    def __init__(self, proxy: "PortableProxy", budget: Budget) -> None:
         Served._made += 1
         self.number = Served._made
+        self.budget = budget
         self.link: Link | None = None
         self.node = ""
         self.vpc = ""
         self.tasks: set[asyncio.Task[None]] = set()
-        self.budget = Share(proxy.budget)
         self.peer = Peer("", "")
         self._proxy = proxy
         self._flows = 0
@@ -204,7 +204,7 @@ class Served:
             self._flows -= 1
             out.close()
 
-        out = Datagrams(came, idle)
+        out = Datagrams(came, idle, idle_of(to))
         out.open(address, port, source)
         self._flows += 1
         flow = link.carried[ident] = Flow(link, ident, to, out.send, ended)
