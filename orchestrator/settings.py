@@ -71,7 +71,7 @@ class Settings(BaseSettings):
     prewarm_idle_s_per_busy_s: float = Field(default=1.0, ge=0, allow_inf_nan=False)  # of the policy priced, for each tenant
     prewarm_unused_s: float = Field(default=60.0, gt=0, allow_inf_nan=False)
 
-    # of each tenant for which an operator set none; its quota of prewarmed instances is prewarm_instances
+    # of each tenant for which an operator set none; so are prewarm_instances and prewarm_idle_s_per_busy_s
     quota_functions: int = Field(default=Quotas().functions, ge=0, le=2**31 - 1)
     quota_concurrency: int = Field(default=Quotas().concurrency, ge=0, le=2**31 - 1)
     quota_package_bytes: int = Field(default=Quotas().package_bytes, ge=0, le=2**63 - 1)
@@ -82,7 +82,9 @@ class Settings(BaseSettings):
     accel: str = "auto"  # of the microVM driver: kvm where a guest boots with it, else tcg; either may be named
     microvm_network: bool = True  # microVMs have a network card where the node may make one
     tunnels: str = "auto"  # the backend of private networks: what works here, the kernel before the portable one
-    underlay: str = ""  # this node's IPv4 address that carries the kernel backend's tunnels; empty: that it listens on
+    underlay: str = (
+        ""  # the IPv4 address that carries kernel tunnels of the node beside control; a member's is that it listens on
+    )
     image: str = ""  # folder of the guest image; empty: in the state folder
     allow_no_isolation: bool = False
     python: str = ""  # the interpreter of the runtime; empty: found by workers.drivers.process.interpreter
@@ -162,6 +164,7 @@ class Settings(BaseSettings):
             self.quota_invocations_per_s,
             self.prewarm_instances,
             self.quota_vpcs,
+            self.prewarm_idle_s_per_busy_s,
         )
 
     @field_validator("ops_address")
