@@ -120,7 +120,8 @@ def test_rules_say_which_ports_and_a_change_of_rules_ends_what_they_forbid(world
 
 
 def test_new_cidrs_reach_instances_that_are_attached(world: World) -> None:
-    world.bed.networks["acme"].lan.ip("route", "replace", "unreachable", "10.7.0.0/16")  # the router says so at once
+    for host in world.bed.proxies["acme"]:
+        host.ip("route", "replace", "unreachable", "10.7.0.0/16")  # which is said at once
     with world.function("acme") as function:
         world.tell(world.bed.spec("acme", generation=4, cidrs=("10.0.0.0/16", "10.7.0.0/16")))
         world.opened("acme")
@@ -224,6 +225,19 @@ def test_questions_for_names_are_forgotten_with_their_answers(world: World) -> N
         function.run(lambda: refused(lambda: datagram(b"x", RESOLVER, 53, timeout_s=0.2), "timed out"))
     world.tell(world.bed.spec("umbra", generation=4))
     world.opened("umbra")
+
+
+def test_a_plane_that_was_stopped_attaches_nothing_any_more(world: World) -> None:
+    own = identity(world.authority, world.folder, "node", "n2")
+    made = sandbox()
+    with plane_at(world.bed.nodes[1].namespace.descriptor, own, []) as (node, plane):
+        attached = node.do(plane.attach("", "internet", SandboxNetwork(made.namespace.descriptor)))
+        node.do(plane.stop())
+        node.call(attached.detach)
+        for doing in (plane.wire, lambda network: plane.attach("", "internet", network)):
+            with pytest.raises(NetworkUnavailable, match="are closed"):
+                node.do(doing(SandboxNetwork(made.namespace.descriptor)))
+    made.close()
 
 
 def _descriptors() -> int:
