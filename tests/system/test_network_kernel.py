@@ -202,6 +202,27 @@ def forged_greeting(source: str) -> None:
         connection.recv(100)
 
 
+def test_one_instance_cannot_take_all_connections(running: Network) -> None:
+    """They are all in one table of the node."""
+    plane = running.planes[0]
+
+    def ask(number: int) -> bool:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+            sock.settimeout(2.0 if number < rules.CONNECTIONS else 0.02)
+            sock.bind(("0.0.0.0", 10_000 + number))  # each is another connection
+            sock.connect((SERVER, ECHO_PORT))
+            sock.send(b"x")
+            try:
+                return bool(sock.recv(100))
+            except TimeoutError:
+                return False
+
+    with plane.attached("acme/main") as greedy, plane.attached("acme/main") as modest:
+        answered = greedy.run(lambda: [ask(number) for number in range(rules.CONNECTIONS + 100)])
+        assert answered == [True] * rules.CONNECTIONS + [False] * 100
+        assert modest.run(greeting)[0] == "acme"
+
+
 # --- addresses used again ---
 
 
@@ -214,12 +235,13 @@ def test_an_address_used_again_hears_nothing_of_its_last_owner(monkeypatch: pyte
         for turn in range(12):
             tenant = ("acme", "umbra")[turn // 3 % 2]
             function = sandbox()
-            attached = False
-            while not attached:
+            end = time.monotonic() + PATIENCE_S
+            while True:
                 try:
                     detach = plane.attach(f"{tenant}/main", function)
-                    attached = True
-                except NetworkUnavailable:  # all three are taken, until the last owners are forgotten
+                    break
+                except NetworkUnavailable:  # all three are taken, until the last owners are gone and forgotten
+                    assert time.monotonic() < end
                     time.sleep(0.01)
 
             def flow() -> tuple[str, bytes]:
@@ -247,7 +269,8 @@ def test_an_address_used_again_hears_nothing_of_its_last_owner(monkeypatch: pyte
 # --- what is left ---
 
 _NODE = """
-import asyncio, sys
+import asyncio, faulthandler, sys
+faulthandler.dump_traceback_later(40, exit=True)
 sys.path.insert(0, sys.argv[1])
 import msgspec
 from workers.network.kernel.plane import KernelPlane

@@ -5,7 +5,6 @@ network) and `pair` (VXLAN to the other proxy, which no node is on). Nothing is 
 process leaves the address and the routes to the other proxy at once. Methods run on its one thread and raise OSError.
 """
 
-import asyncio
 import contextlib
 import ipaddress
 import os
@@ -61,7 +60,7 @@ class Endpoint:
         self.programs: dict[str, subprocess.Popen[bytes]] = {}
 
     async def do(self, work: Callable[[], T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._thread, router.told, work)
+        return await router.done(self._thread, work)
 
     @property
     def alone(self) -> bool:
@@ -91,7 +90,7 @@ class Endpoint:
                 here.close()
         finally:
             outside.close()
-        router.nft(rules.proxy(self.spec, TUNNEL, INSIDE, PAIR))
+        self.rule(self.spec)
         (self.folder / "keepalived.conf").write_text(
             pair.keepalived(self.folder, self.place, self.alone, self.spec.address, ways), encoding="utf-8"
         )
@@ -172,6 +171,10 @@ class Endpoint:
                     self._nodes[number] = node
         router.nft(rules.proxied_nodes(sorted(self._nodes)))
 
+    def rule(self, spec: VpcSpec) -> None:
+        """Holds this spec's rules; connections that they allow go on."""
+        router.nft(rules.proxy(spec, TUNNEL, INSIDE, PAIR) + rules.proxied_nodes(sorted(self._nodes)))
+
     def _node(self, node: NodePlace, verb: str, entry: str) -> None:
         mac = addresses.node_mac(node.number)
         with contextlib.suppress(NetlinkError) if verb == "del" else contextlib.nullcontext():
@@ -206,8 +209,10 @@ class Endpoint:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     async def end(self) -> None:
-        await self.do(self.stop)
-        await asyncio.get_running_loop().run_in_executor(None, self._thread.shutdown)
+        try:
+            await self.do(self.stop)
+        finally:
+            self._thread.shutdown(wait=False, cancel_futures=True)
 
 
 def inside_of(host: IPRoute, spec: VpcSpec) -> tuple[int, list[Way]]:
