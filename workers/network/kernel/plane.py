@@ -86,6 +86,10 @@ class KernelPlane:
     def states(self) -> Sequence[TunnelState]:
         return [tunnel.state(self.backend) for tunnel in self._tunnels.values()]
 
+    def state(self, vpc: str) -> TunnelState | None:
+        tunnel = self._of(vpc)
+        return tunnel.state(self.backend) if tunnel is not None else None
+
     async def wire(self, network: SandboxNetwork) -> None:
         self._departed()  # before the namespace's number is trusted to be this sandbox's
         cable = self._cables.of(network)
