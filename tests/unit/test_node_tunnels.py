@@ -15,7 +15,7 @@ from orchestrator.planner.vpcs import Reached, VpcNews
 from workers.function_templates import Rules
 from workers.network.choosing import Backend, choose
 from workers.network.none import NoPlane
-from workers.networks import VpcSpec
+from workers.networks import Rule, VpcSpec
 from workers.ports import CodeUnavailable, NetworkUnavailable, SandboxNetwork
 from workers.rpc.messages import PrepareItem, Retire, Rpc, Vpcs
 from workers.versions import VersionSpec
@@ -204,6 +204,20 @@ async def test_only_planners_tell_and_a_newer_spec_is_not_undone(tmp_path: Path,
         assert plane.told[0] == newer
         planner.connection.send(Rpc.VPCS, 0, Vpcs([]))
         await until(lambda: plane.told == [], "who is missing has gone")
+
+
+@in_loop
+async def test_there_may_be_more_networks_than_a_message_holds(tmp_path: Path, namespace: int) -> None:
+    rules = tuple(Rule(f"10.0.{place}.0/24", "tcp", 5432, 5432) for place in range(64))
+    many = [VpcSpec(f"acme/v{number:04}", "acme", number, 1, ("10.0.0.0/16",), rules) for number in range(1, 1200)]
+    async with rig(tmp_path, namespace) as (_, plane, _, planner):
+        for part in Vpcs.parts(many):
+            planner.connection.send(Rpc.VPCS, 0, part)
+        await until(lambda: plane.told == many, "all of them came, and as one")
+        for part in Vpcs.parts([]):
+            planner.connection.send(Rpc.VPCS, 0, part)
+        await until(lambda: plane.told == [])
+        assert plane.uses == 3
 
 
 @in_loop
