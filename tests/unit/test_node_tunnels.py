@@ -4,6 +4,7 @@ import contextlib
 import os
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 from doubles.loop import in_loop, until
@@ -11,13 +12,14 @@ from doubles.nodes import Caller, Rig, running_node, spec
 from doubles.planes import DoublePlane
 
 from orchestrator.placement import in_reach
+from orchestrator.planner.peers import NodePeer
 from orchestrator.planner.vpcs import Reached, VpcNews
 from workers.function_templates import Rules
 from workers.network.choosing import Backend, choose
 from workers.network.none import NoPlane
 from workers.networks import Rule, VpcSpec
 from workers.ports import CodeUnavailable, NetworkUnavailable, SandboxNetwork
-from workers.rpc.messages import PrepareItem, Retire, Rpc, Vpcs
+from workers.rpc.messages import Hello, PrepareItem, Retire, Rpc, Vpcs
 from workers.versions import VersionSpec
 
 VPC = VpcSpec("acme/db", "acme", 7, 1, ("10.0.0.0/16",))
@@ -211,11 +213,11 @@ async def test_there_may_be_more_networks_than_a_message_holds(tmp_path: Path, n
     rules = tuple(Rule(f"10.0.{place}.0/24", "tcp", 5432, 5432) for place in range(64))
     many = [VpcSpec(f"acme/v{number:04}", "acme", number, 1, ("10.0.0.0/16",), rules) for number in range(1, 1200)]
     async with rig(tmp_path, namespace) as (_, plane, _, planner):
-        for part in Vpcs.parts(many):
-            planner.connection.send(Rpc.VPCS, 0, part)
+        peer = NodePeer(tmp_path / "nowhere", Hello("planner", "p", ""), cast(Any, None))
+        peer.connection = planner.connection
+        peer.tell_vpcs(many)
         await until(lambda: plane.told == many, "all of them came, and as one")
-        for part in Vpcs.parts([]):
-            planner.connection.send(Rpc.VPCS, 0, part)
+        peer.tell_vpcs([])
         await until(lambda: plane.told == [])
         assert plane.uses == 3
 
