@@ -3,6 +3,7 @@
 Fields are only ever added at the end, with a default: an older peer ignores what it does not know.
 """
 
+from collections.abc import Iterator, Sequence
 from enum import IntEnum, unique
 
 import msgspec
@@ -194,10 +195,21 @@ class ZoneCaches(msgspec.Struct, array_like=True, frozen=True):
     addresses: list[str]
 
 
+VPCS_AT_ONCE = 128  # with all rules and CIDRs there may be one takes 2 to 3 kB, a message 1 MiB
+
+
 class Vpcs(msgspec.Struct, array_like=True, frozen=True):
-    """All private networks of the tenants that the node may host: the tunnels that it is to have."""
+    """All private networks of the tenants that the node may host: the tunnels that it is to have. `more`: another follows with
+    the next of them, for a message has a limit."""
 
     vpcs: list[VpcSpec]
+    more: bool = False
+
+    @staticmethod
+    def parts(vpcs: Sequence[VpcSpec]) -> "Iterator[Vpcs]":
+        """In as many messages as it takes; one at least."""
+        for first in range(0, len(vpcs) or 1, VPCS_AT_ONCE):
+            yield Vpcs(list(vpcs[first : first + VPCS_AT_ONCE]), first + VPCS_AT_ONCE < len(vpcs))
 
 
 class Hosted(msgspec.Struct, array_like=True, frozen=True):
