@@ -23,6 +23,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from workers.network.kernel import addresses, cables, router, rules
+from workers.network.kernel.endpoint import NodePlace
 from workers.network.kernel.plane import KernelPlane
 from workers.network.namespaces import Namespace
 from workers.networks import Proxy, Rule, VpcSpec
@@ -421,6 +422,21 @@ def test_a_proxy_that_cannot_serve_says_why() -> None:
             assert running.use([msgspec.structs.replace(made.spec("acme"), proxies=(Proxy("another", "198.18.0.99:1"),))]) == []
         finally:
             running.stop()
+
+
+def test_a_node_that_cannot_be_carried_for_stands_in_nobodys_way() -> None:
+    with bed(nodes=1) as made:
+        spec, backend = msgspec.structs.replace(made.spec("acme"), proxies=made.spec("acme").proxies[:1]), KernelBackend()
+        proxy, plane = backend.proxy(made, "acme", 0, [spec]), backend.plane(made, 0)
+        try:
+            good = NodePlace(made.nodes[0].name, made.nodes[0].address, 10)
+            for underlay in ("node-9.example", "fd00::9", "", "0.0.0.0"):
+                proxy.use([spec], [NodePlace("bad", underlay, 9), good])
+            plane.use(spec)
+            assert plane.opened("acme/main").ready
+        finally:
+            plane.stop()
+            proxy.stop()
 
 
 def test_namespaces_end_with_their_descriptor() -> None:

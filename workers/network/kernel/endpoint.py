@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import msgspec
+import structlog
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
@@ -26,6 +27,8 @@ from workers.network.namespaces import Namespace
 from workers.networks import VpcSpec
 
 T = TypeVar("T")
+
+log = structlog.get_logger(__name__)
 
 END_S = 5.0
 EVERYWHERE = "00:00:00:00:00:00"
@@ -153,16 +156,20 @@ class Endpoint:
 
     def carry(self, nodes: Sequence[NodePlace]) -> None:
         """Carries for these nodes, and no others any more."""
-        wanted = {node.number: node for node in nodes}
+        wanted = {node.number: node for node in nodes}  # one that cannot be carried for stands in nobody else's way
         for number, node in list(self._nodes.items()):
             if wanted.get(number) != node:
                 self._node(node, "del", "delete")
                 del self._nodes[number]
         for number, node in wanted.items():
             if number not in self._nodes:
-                self._node(node, "replace", "append")
-                self._nodes[number] = node
-        router.nft(rules.proxied_nodes(sorted(wanted)))
+                try:
+                    self._node(node, "replace", "append")
+                except (OSError, ValueError, NetlinkError) as error:
+                    log.warning("networks.node_not_carried", node=node.name, underlay=node.underlay, error=str(error))
+                else:
+                    self._nodes[number] = node
+        router.nft(rules.proxied_nodes(sorted(self._nodes)))
 
     def rule(self, spec: VpcSpec) -> None:
         """Holds this spec's rules; connections that they allow go on."""
