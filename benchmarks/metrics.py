@@ -377,12 +377,12 @@ _ALL = (
     Metric(
         "tunnel.kernel.throughput_share",
         "tunnels",
-        "",
+        "ratio",
         f"{_TUNNEL}, kernel: that of a direct veth in the same turns: median of ratios",
         0.7,
         Better.HIGHER,
     ),
-    Metric("tunnel.portable.throughput_share", "tunnels", "", f"{_TUNNEL}, portable: the same", better=Better.HIGHER),
+    Metric("tunnel.portable.throughput_share", "tunnels", "ratio", f"{_TUNNEL}, portable: the same", better=Better.HIGHER),
     Metric(
         "tunnel.failover_s",
         "tunnels",
@@ -393,7 +393,7 @@ _ALL = (
     Metric(
         "tunnel.crossed",
         "tunnels",
-        "",
+        "attempts",
         f"{_TUNNEL}: of 10,000 attempts of a hostile function how many got an answer from what it must not reach",
         0.0,
     ),

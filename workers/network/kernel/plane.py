@@ -1,5 +1,5 @@
 """KernelPlane: a node's tunnels in its kernel. Opening one takes milliseconds and is done ahead; attaching an instance is one
-transaction of two elements (whose its packets are, and that answers may come back), some 0.05 ms."""
+transaction of two elements (whose its packets are, and that answers may come back), 0.1 ms."""
 
 import asyncio
 import contextlib
