@@ -24,7 +24,20 @@ from orchestrator.catalog.gateways import Gateways
 from orchestrator.catalog.nudge import Nudge
 from orchestrator.catalog.publish import Publisher
 from orchestrator.catalog.store import Store
-from orchestrator.control import events, functions, importing, insight, instances, keys, metrics, nodes, page, status, tenants
+from orchestrator.control import (
+    events,
+    functions,
+    importing,
+    insight,
+    instances,
+    keys,
+    metrics,
+    nodes,
+    page,
+    releases,
+    status,
+    tenants,
+)
 from orchestrator.control.admin import ensure_admin_key
 from orchestrator.control.document_links import add_links
 from orchestrator.control.forward import MAX_FROM_BROWSER, PREFIX, Forward
@@ -143,6 +156,7 @@ def build(settings: Settings) -> FastAPI:  # noqa: PLR0915 (one list of what the
     app.state.metrics = metrics.ControlMetrics(store, publisher, counts)
     add_handlers(app)
     app.include_router(functions.router(store, origin, Sealer(key), nudge))
+    app.include_router(releases.router(store, nudge))
     app.include_router(events.router(store, nudge))
     app.include_router(nodes.router(store, authority, nudge))
     app.include_router(tenants.router(store, origin, nudge, gateways, planner, roster))
