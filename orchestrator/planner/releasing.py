@@ -214,7 +214,7 @@ class Releasing:
             if len(chosen) < missing:
                 short[_short(spec.version)] = f"there is memory for {len(chosen)} of {missing} more of {spec.memory_mb} MB"
             reason = (
-                f"release {release.id} gives {_short(release.specs[release.target].version)} {part * 100:.3g} % of the traffic"
+                f"release {release.id} gives version {release.target} of {name} {part * 100:.3g} % of the traffic"
             )
             for ordinal, node in enumerate(chosen, there + 1):
                 decision = PrewarmDecision(
