@@ -59,7 +59,7 @@ CONCURRENCY = BUILDS + SLOTS + FILLS + STARTS + 2
 SCHEMA_POLL_S = 0.1
 RELAY_STOP_S = 5.0
 GATE_SLACK_S = 60.0
-PLANNER_AWAY_S = 10.0  # of a lease that ran out: a planner that is started again takes it within that
+PLANNER_AWAY_S = 5.0  # of a lease that ran out: a planner that is started again takes it within that
 QUIET = ("celery.worker.strategy", "celery.app.trace")
 
 log = structlog.get_logger(__name__)

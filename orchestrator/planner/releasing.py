@@ -213,9 +213,7 @@ class Releasing:
             chosen = spread(spec.version, spec.memory_mb, missing, self._fleet.up())
             if len(chosen) < missing:
                 short[_short(spec.version)] = f"there is memory for {len(chosen)} of {missing} more of {spec.memory_mb} MB"
-            reason = (
-                f"release {release.id} gives version {release.target} of {name} {part * 100:.3g} % of the traffic"
-            )
+            reason = f"release {release.id} gives version {release.target} of {name} {part * 100:.3g} % of the traffic"
             for ordinal, node in enumerate(chosen, there + 1):
                 decision = PrewarmDecision(
                     f"{plan.plan_id}-{spec.version}-{ordinal}",
