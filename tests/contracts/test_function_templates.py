@@ -3,12 +3,15 @@
 import asyncio
 import importlib.util
 import os
+import time
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import pytest
 from doubles.loop import until
 from doubles.over_drivers import over
-from doubles.process_bench import ECHO, Bench, Templated
+from doubles.process_bench import ECHO, Bench, Running, Templated
 
 from workers.ports import DriverError, InitFailed, Specialisation, TemplateRefused
 from workers.versions import Kind
@@ -195,6 +198,56 @@ def handler(event, context):
     for name in drawn[0][0]:
         assert len({draw[name] for draw, _ in drawn}) == times, name
     assert len({fixed for _, fixed in drawn}) == 1  # who gives a seed wants the same numbers
+
+
+DRAWS = """
+import os, random, ssl, threading, time
+mine, drawn = random.Random(), []
+def draw():
+    while True:
+        began, hexes = time.monotonic(), (os.urandom(8).hex(), ssl.RAND_bytes(8).hex())
+        drawn.append((began, random.random(), mine.random(), *hexes, time.time()))
+        {pause}
+threading.Thread(target=draw, daemon=True).start()
+if os.fork() == 0:
+    with open("/tmp/drawn", "w", buffering=1) as file:
+        while True:
+            print(time.monotonic(), os.urandom(8).hex(), file=file)
+            time.sleep(0.01)
+def handler(event, context):
+    time.sleep(0.3)
+    with open("/tmp/drawn") as file:
+        return list(drawn), [line.split() for line in file if line.endswith("\\n")]
+"""
+
+
+@pytest.mark.parametrize("pause", ["time.sleep(0.002)", "sum(range(100_000))"], ids=["sleeps", "computes"])
+@over("microvm")
+async def test_what_an_import_started_goes_on_when_the_clone_is_somebody_of_its_own(made: Bench, pause: str) -> None:
+    one = await made.template(DRAWS.format(pause=pause))
+    seen: list[tuple[list[list[Any]], list[list[Any]]]] = []
+    for _ in range(2):
+        clone = await one.template.clone(one.work.memory_mb)
+        await asyncio.sleep(1.0)  # it runs, and is nobody yet
+        began = time.time()
+        instance = Running(clone, await clone.specialise(msgspec.structs.replace(one.work, withheld=None), 30))
+        threads, processes = await instance.value()
+        after, later = since_the_gap(threads), since_the_gap(processes)
+        assert after, "the thread goes on"
+        assert later, "the process goes on"
+        assert all(began - 0.05 < at[-1] < time.time() + 0.05 for at in after), "with the right time"
+        seen.append((after, later))
+        await clone.kill("seen")
+    for first, second, columns in ((seen[0][0], seen[1][0], range(1, 5)), (seen[0][1], seen[1][1], range(1, 2))):
+        for column in columns:
+            assert not {draw[column] for draw in first} & {draw[column] for draw in second}, column
+
+
+def since_the_gap(draws: list[list[Any]]) -> list[list[Any]]:
+    """What was drawn after it had stood still: the first column is monotonic time."""
+    times = [float(draw[0]) for draw in draws]
+    gap = next(number for number in range(1, len(times)) if times[number] - times[number - 1] > 0.8)
+    return draws[gap:]
 
 
 @over("process")

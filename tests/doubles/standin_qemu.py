@@ -17,8 +17,8 @@ import time
 HEADER = struct.Struct("!BBHIII")
 SPECIALISE, INVOKE, CALL_RESULT = 1, 2, 3
 READY, RESULT, CALL = 17, 18, 20
-ACTIVATE, RENEW, COUNT = 33, 35, 36
-STANDING, OUTPUT, EXIT, COUNTED, ASK_CLOCK = 49, 50, 51, 52, 53
+ACTIVATE, RENEW, COUNT, HOLD = 33, 35, 36, 37
+STANDING, OUTPUT, EXIT, COUNTED, ASK_CLOCK, FROZEN = 49, 50, 51, 52, 53, 54
 
 line = " ".join(sys.argv)
 clone = "-incoming" in sys.argv
@@ -61,6 +61,8 @@ def hear_init():
     for kind, ident, _, _ in frames(init):
         if kind == RENEW:
             say(init, STANDING, {})
+        elif kind == HOLD and behaviour != "does not hold":
+            say(init, FROZEN, {"frozen": True})
         elif kind == COUNT:
             say(init, COUNTED, {"memory_bytes": 1 << 20, "processes": 1}, ident=ident)
 

@@ -19,9 +19,8 @@ import pytest
 from workers.drivers.cells import Cell
 from workers.drivers.limits import Cgroups, detect
 from workers.drivers.microvm import confinement
-from workers.drivers.microvm.confinement import ENVIRONMENT, SYSTEM_CALLS, Confinement, Users
+from workers.drivers.microvm.confinement import ENVIRONMENT, SYSTEM_CALLS, Confinement
 from workers.drivers.microvm.taps import Tap, make_tap
-from workers.ports import DriverError
 
 pytestmark = pytest.mark.system
 needs_root = pytest.mark.needs_root
@@ -252,17 +251,6 @@ def test_without_privilege_it_says_what_is_missing_and_still_runs() -> None:
     with running(Confinement()) as qemu:
         assert qemu.status["NoNewPrivs"] == "1"
         assert qemu.status["Seccomp"] == "2"
-
-
-def test_users_are_not_shared_and_not_soon_given_again() -> None:
-    users = Users(1000, 5)
-    taken = [users.take() for _ in range(5)]
-    assert sorted(taken) == list(range(1000, 1005))
-    with pytest.raises(DriverError, match="every host user"):
-        users.take()
-    users.give_back(taken[3])
-    users.give_back(taken[0])
-    assert [users.take(), users.take()] == [taken[3], taken[0]]
 
 
 @pytest.mark.parametrize("privileged", [pytest.param(True, marks=needs_root), False], ids=["root", "own user"])

@@ -9,10 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workers.drivers import cells, limits, users, watch
+from workers.drivers import cells, limits, watch
 from workers.drivers.cells import Cell, remove
 from workers.drivers.limits import Cgroups, Layout, detect
-from workers.drivers.process import tiers
 
 V1 = "36 31 0:32 / /sys/fs/cgroup/{0} rw,relatime shared:9 - cgroup cgroup rw,{0}"
 V2 = "41 31 0:38 / {0} rw,relatime - cgroup2 cgroup2 rw,nsdelegate"
@@ -48,6 +47,14 @@ def test_a_container_sees_its_part_of_the_hierarchy_only() -> None:
     line = "36 31 0:32 /docker/abc /sys/fs/cgroup/memory ro - cgroup cgroup rw,memory"
     assert detect(mounts(line), "4:memory:/docker/abc\n").v1 == {"memory": "/sys/fs/cgroup/memory"}
     assert detect(mounts(line), "4:memory:/docker/abc/inner\n").v1 == {"memory": "/sys/fs/cgroup/memory/inner"}
+
+
+def test_the_group_a_node_made_for_itself_is_not_the_one_it_was_found_in() -> None:
+    own = "4:cpu:/service/foreglow-0123456789-77-node\n2:memory:/service\n0::/unified/foreglow-0123456789-77-node\n"
+    text = mounts(V1.format("cpu"), V1.format("memory"), V2.format("/sys/fs/cgroup/unified"))
+    assert detect(text, own) == Layout(
+        {"cpu": "/sys/fs/cgroup/cpu/service", "memory": "/sys/fs/cgroup/memory/service"}, "/sys/fs/cgroup/unified/unified"
+    )
 
 
 def test_none_at_all() -> None:
@@ -183,30 +190,6 @@ def test_sweep_ends_what_outlived_its_node(monkeypatch: pytest.MonkeyPatch) -> N
         limits.sweep(layout, mine)
         assert orphan.wait(5) == -9
     assert not [folder for folder in cell.folders if os.path.exists(folder)]
-
-
-# -- tiers
-
-
-@pytest.mark.parametrize(
-    ("uid_map", "expected"),
-    [
-        ("         0          0 4294967295\n", (200_000, 60_000)),
-        ("         0     100000      65536\n", (49_152, 16_384)),
-        ("         0       1000          1\n", (0, 0)),
-        ("0 1000 1\n1 100000 65536\n", (49_153, 16_384)),
-        ("", (0, 0)),
-    ],
-)
-def test_host_users_come_from_what_is_mapped(uid_map: str, expected: tuple[int, int]) -> None:
-    assert users.free_users(uid_map) == expected
-
-
-@given(st.integers(0, 2**20), st.integers(1, 2**31), st.integers(0, 10**6))
-def test_a_host_user_is_always_a_mapped_one(start: int, length: int, number: int) -> None:
-    tier = tiers.Tier("root", users.free_users(f"{start} 5 {length}"))
-    user = tier.user(number)
-    assert user == 0 or start <= user < start + length
 
 
 # -- watching without groups

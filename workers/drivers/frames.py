@@ -33,6 +33,7 @@ class ToInit(IntEnum):
     CLOCK = 34  # {now}: the answer to ASK_CLOCK
     RENEW = 35  # end the runtime that was exercised and start another, as if nothing had been
     COUNT = 36  # how much is used now?
+    HOLD = 37  # of a function template's original: stop every thread of the function, until a clone is activated
 
 
 class FromInit(IntEnum):
@@ -41,3 +42,4 @@ class FromInit(IntEnum):
     EXIT = 51  # {code | signal, out_of_memory}: the runtime's process has ended, nothing else will come
     COUNTED = 52  # {memory_bytes, processes}, id as asked
     ASK_CLOCK = 53  # ACTIVATE had no `now`: what time is it?
+    FROZEN = 54  # {frozen}: the answer to HOLD

@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import itertools
 import os
+import re
 import signal
 import time
 from collections import defaultdict
@@ -18,8 +19,12 @@ GROUP_SHARES, GROUP_WEIGHT = 2048 * CORES, 200 * CORES
 """All sandboxes together weigh as two busy processes a core (v1: 1024 each) or as two groups (v2: 100 each). With the default
 weight they would get what one process gets; with that of as many processes as there are sandboxes, guests that compute starve
 the node and the gateway that serve them all: those need little, and need it at once."""
+NODE_SHARES, NODE_WEIGHT = 8 * GROUP_SHARES, 8 * GROUP_WEIGHT
+"""Of the node's own group, beside that one. It computes little, and all sandboxes wait while it does not run; what it does not
+use is everybody's (`python -m benchmarks.standstill`)."""
 HOST_PIDS = "pid:[4026531836]"  # the first process namespace of a host has this number
 START_SLACK_S = 0.1  # when a process started is known to a hundredth of a second
+STEPS_BACK = 100  # looks for processes that were started while others were moved
 MAX_SPARE = 8  # cells of a shape kept for the next sandbox: making one costs more than the rest of a clone
 
 
@@ -55,8 +60,13 @@ def detect(mountinfo: str, own_groups: str) -> Layout:
     return Layout(v1, v2)
 
 
+_NODE_GROUP = re.compile(r"/foreglow-[0-9a-f]{10}-[0-9]+-node$")
+
+
 def _below(point: str, root: str, own: str) -> str:
-    """The folder of group `own` in a hierarchy of which the part below `root` is mounted at `point`."""
+    """The folder of group `own` in a hierarchy of which the part below `root` is mounted at `point`. A node's own group is one
+    of ours, made in the one it was found in."""
+    own = _NODE_GROUP.sub("", own)
     if root != "/" and (own == root or own.startswith(root + "/")):
         own = own[len(root) :]
     return (point + own).rstrip("/")
@@ -74,6 +84,7 @@ class Cgroups:
         self._v2 = ""
         self._v2_controllers: tuple[str, ...] = ()
         self._owners: dict[int, str] = {}
+        self._node = ""  # v1: our own group for the CPU
 
     def open(self) -> list[str]:
         """Makes our own group in each hierarchy that lets us; what was refused, one line each."""
@@ -122,8 +133,40 @@ class Cgroups:
         if "cpu" in controllers:
             write(f"{own}/{self._name}/cpu.weight", str(GROUP_WEIGHT))
             with contextlib.suppress(OSError):  # no leaf of its own, or not ours to write
-                write(f"{own}/{self._name}-node/cpu.weight", str(GROUP_WEIGHT))
+                write(f"{own}/{self._name}-node/cpu.weight", str(NODE_WEIGHT))
         self._v2, self._v2_controllers = f"{own}/{self._name}", controllers
+
+    def own_weight(self) -> None:
+        """Gives this process, all its threads, a CPU group of its own with more weight than all sandboxes. v2: `open` did.
+        Where it is in one already, or may not have one, it stays where it is."""
+        if "cpu" not in self._v1:
+            return
+        own = self._layout.v1["cpu"]
+        folder = f"{own}/{self._name}-node"
+        try:
+            if str(os.getpid()) not in read(f"{own}/cgroup.procs").split():
+                return
+            os.makedirs(folder, exist_ok=True)
+            write(f"{folder}/cpu.shares", str(NODE_SHARES))
+            write(f"{folder}/cgroup.procs", "0")
+        except OSError:
+            remove(folder)
+        else:
+            self._node = folder
+
+    def _step_back(self) -> None:
+        """What is in the node's group was put there by its start: this process and what it has started."""
+        for _ in range(STEPS_BACK):
+            members: list[str] = []
+            with contextlib.suppress(OSError):
+                members = read(f"{self._node}/cgroup.procs").split()
+            for pid in members:
+                with contextlib.suppress(OSError):  # one that ends meanwhile
+                    write(f"{self._layout.v1['cpu']}/cgroup.procs", pid)
+            if not members:
+                break
+        remove(self._node)
+        self._node = ""
 
     def kind(self, controller: str) -> str:
         """cgroup-v1 | cgroup-v2 | none"""
@@ -208,6 +251,8 @@ class Cgroups:
 
     def close(self) -> None:
         """Removes every spare cell and our own groups; empty ones only."""
+        if self._node:
+            self._step_back()
         for spare in self._spare.values():
             while spare:
                 spare.pop().remove()

@@ -18,8 +18,10 @@ A life, seen from the host:
               Code that comes inline: `files` [[path, mode, size]] in ACTIVATE's meta, their bytes one after another its body
               (workers/drivers/microvm/inline.py makes both). SPECIALISE's meta is the process driver's, without descriptors;
               `paths` are the mount points. READY comes on the channel as ever; {step: "attach"} when a disk does not mount.
-    template  of a function: SPECIALISE with `withheld`, READY, then the snapshot. A clone of it is activated like any other (no
+    template  of a function: SPECIALISE with `withheld`, READY, then HOLD on init, which stops every thread of the function
+              (held.py); FROZEN {frozen} is the answer, and the snapshot follows. A clone of it is activated like any other (no
               disks, no code): ACTIVATE on init, SPECIALISE with the environment on the channel, READY after the restore hooks.
+              Threads of the import go on when entropy and clock are in force.
     end       EXIT {code | signal, out_of_memory} on init. The machine then waits a second to be killed, and resets itself.
 
 The kernel's command line says what holds for every clone of a template (all optional):
@@ -43,10 +45,10 @@ import time
 import types
 from typing import Any
 
-from workers.guest import importing, machine, runtime, warmup
+from workers.guest import held, importing, machine, runtime, warmup
 
-ACTIVATE, CLOCK, RENEW, COUNT = 33, 34, 35, 36
-STANDING, OUTPUT, EXIT, COUNTED, ASK_CLOCK = 49, 50, 51, 52, 53
+ACTIVATE, CLOCK, RENEW, COUNT, HOLD = 33, 34, 35, 36, 37
+STANDING, OUTPUT, EXIT, COUNTED, ASK_CLOCK, FROZEN = 49, 50, 51, 52, 53, 54
 CHANNEL_PORT, INIT_PORT = "foreglow.channel", "foreglow.init"
 RESET_AFTER_S = 1.0
 OUTPUT_SIZE = 65536
@@ -84,6 +86,7 @@ class Init:
         self._gate: socket.socket
         self._pid = 0
         self._mounted: list[str] = []
+        self._held = False
         self._kills = machine.kills()
         cached = f"{REHEARSAL}.{sys.implementation.cache_tag}.pyc"
         with open(f"{OURS_AT}/workers/guest/{REHEARSAL}.py", "rb") as source:
@@ -104,6 +107,8 @@ class Init:
                         self._hear(frame)
                 elif descriptor == self._wake:
                     self._reap()
+                elif descriptor == self._gate.fileno():
+                    self._freeze()
                 elif descriptor in self._pipes:
                     self._pump(descriptor)
 
@@ -223,15 +228,31 @@ class Init:
             self._say(COUNTED, {"memory_bytes": memory, "processes": processes}, ident=ident)
         elif kind == RENEW:
             self._renew()
+        elif kind == HOLD:
+            self._poll.register(self._gate, select.POLLIN)
+            self._gate.send(held.HOLD)
+
+    def _freeze(self) -> None:
+        """The runtime holds what Python has to hold: now nothing of the function runs any more, until `_open_gate`."""
+        self._poll.unregister(self._gate)
+        self._held = self._gate.recv(64) == held.HELD and machine.freeze()
+        self._say(FROZEN, {"frozen": self._held})
+
+    def _open_gate(self, said: bytes) -> None:
+        if self._held:
+            self._held = False
+            self._gate.send(os.urandom(held.SIZE))
+            machine.thaw()
+        self._gate.send(said)
 
     def _activate(self, head: dict[str, Any], body: bytes) -> None:
         try:
             self._prepare(head, body)
         except OSError as error:
-            self._gate.send(str(error).encode()[:4096])
+            self._open_gate(str(error).encode()[:4096])
             return
         if "now" in head:
-            self._gate.send(b"1")
+            self._open_gate(b"1")
         else:
             self._say(ASK_CLOCK, {})
 
@@ -248,7 +269,7 @@ class Init:
 
     def _set_clock(self, now: float) -> None:
         time.clock_settime(time.CLOCK_REALTIME, now)
-        self._gate.send(b"1")
+        self._open_gate(b"1")
 
     def _attach_disk(self, device: str, target: str) -> None:
         machine.flush(device)
@@ -288,7 +309,7 @@ class _Runtime:
             warmup.rehearse(1, LAYERS_AT, REHEARSAL)  # touches now what specialising will write
             gc.enable()
             self._gate.send(b"1")
-            runtime.serve(self._port, self._attach)
+            runtime.serve(self._port, self._attach, lambda: held.hold(self._gate))
         except BaseException as error:
             meta = {"init_ms": 0.0, "step": "sandbox", "error": runtime.describe(error)}
             runtime.Channel(self._port).send(runtime.READY, 0, runtime.dump(meta))

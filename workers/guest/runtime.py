@@ -424,6 +424,7 @@ class Instance:
         self.original = "withheld" in meta  # of a function template: its clones become instances
         self._running, self._threads = dict[int, Context](), threading.local()
         self.outside = Context(self, 0, {})  # output of no invocation
+        self.noted: Callable[[], None] = lambda: None  # ends what a function template's original takes notes of
         self._handler: Callable[..., Any] = print
         self._is_async = False
 
@@ -525,11 +526,10 @@ def become(sock: Stream, attach: Attach) -> Instance:
             output: Any = Output(instance, stream, descriptor)
             setattr(sys, f"std{stream}", io.TextIOWrapper(output, "utf-8", "backslashreplace", write_through=True))
         if "withheld" in meta:
-            withheld, undo = _withhold(meta["withheld"]), _note_unseeded()
+            withheld, instance.noted = _withhold(meta["withheld"]), _note_unseeded()
             try:
                 instance.load()
             finally:
-                undo()
                 ready["asked"] = sorted(withheld.asked)
         else:
             instance.load()
@@ -546,6 +546,7 @@ def resume(instance: Instance, sock: Stream, attach: Attach) -> None:
     instance.moved(channel)
 
     def restore(_ready: dict[str, Any]) -> None:
+        instance.noted()
         reseed(bytes.fromhex(meta.get("entropy", "")))
         _put_environment(dict(os.environ._data))  # type: ignore[attr-defined]
         os.environ.update(meta.get("environment", {}))
@@ -592,11 +593,13 @@ def not_made(descriptor: int, error: BaseException) -> None:
     Channel(sock).send(READY, 0, dump({"init_ms": 0.0, "step": "sandbox", "error": describe(error)}))
 
 
-def serve(sock: Stream, attach: Attach) -> None:
+def serve(sock: Stream, attach: Attach, hold: Callable[[], None] = lambda: None) -> None:
     """All of a guest's life, from standby on. Never returns: the process ends with its channel. Where clones are made of the
-    whole machine, the original of a function template goes on here as the instance it is in each of them."""
+    whole machine, the original of a function template goes on here as the instance it is in each of them; `hold()` returns in
+    each clone."""
     instance = become(sock, attach)
     if instance.original:
+        hold()
         resume(instance, sock, attach)
     _work(instance)
 

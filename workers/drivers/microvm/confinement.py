@@ -9,13 +9,12 @@ It is put on as a command line before QEMU's, of programs that are on every Debi
 
 import os
 import shutil
-from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
 
 from workers.drivers.cells import Cell
 from workers.drivers.microvm.jail import DEVICES, NoJail, make_jail
-from workers.drivers.users import free_users
+from workers.drivers.users import HostUsers, free_users, host_users
 from workers.ports import DriverError
 
 SYSTEM_CALLS = ("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny")
@@ -43,25 +42,6 @@ _ORPHANED = '[ "$PPID" = "$1" ] || exit 126; shift; exec "$@"'
 _THREADS = "ulimit -p {threads} 2>/dev/null || ulimit -u {threads} || exit 126"  # dash's letter, other shells'; counted by user
 
 
-class Users:
-    """Host users, each of one QEMU at a time. Starts somewhere else in every node process: two on a host hardly meet."""
-
-    def __init__(self, first: int, count: int) -> None:
-        self._free: deque[int] = deque(range(first, first + count))
-        if count:
-            self._free.rotate(-(os.getpid() * 64 % count))
-
-    def take(self) -> int:
-        """Raises DriverError when all are in use."""
-        if not self._free:
-            raise DriverError("every host user for microVMs is in use")
-        return self._free.popleft()
-
-    def give_back(self, user: int) -> None:
-        """Its QEMU has ended. It is the last to be taken again."""
-        self._free.append(user)
-
-
 class Confinement:
     """What can be put on here. `folders`: what QEMU is to read beside its program; all else it gets as descriptors. `kvm`: it
     needs /dev/kvm, and the group that may open it."""
@@ -72,7 +52,7 @@ class Confinement:
         self._groups = ["--groups", str(os.stat("/dev/kvm").st_gid)] if kvm and os.path.exists("/dev/kvm") else ["--clear-groups"]
         self._jail = -1
         self._privileged = False
-        self.users = Users(0, 0)
+        self.users = HostUsers(0, 0)
 
     def open(self) -> list[str]:
         """Makes the jail and sees what there is; one line for each thing that will not be in force. Raises DriverError when a
@@ -90,7 +70,8 @@ class Confinement:
         first, count = first + count // 2, count - count // 2  # the first half is the process driver's
         self._privileged = count > 0
         if self._privileged:
-            self.users = Users(first, count)
+            self.users, unlocked = host_users(first, count)
+            missing += unlocked
             try:
                 self._jail = make_jail(self._folders, self._devices)
             except NoJail as error:
@@ -103,6 +84,7 @@ class Confinement:
         if self._jail >= 0:
             os.close(self._jail)
             self._jail = -1
+        self.users.close()
 
     def take_user(self) -> int:
         """One for a new QEMU; 0 where it stays the node's. Raises DriverError."""

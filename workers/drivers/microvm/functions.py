@@ -1,7 +1,8 @@
 """Function templates of microVMs: a machine in which one version's module has been imported, kept as a template of its own.
 
 The original runs on a copy of its shape's memory that it may write; with the state it then has, that is sealed like any other
-template. So whatever the module made (threads, files, sockets, processes) is in each clone as it was."""
+template. So whatever the module made (threads, files, sockets, processes) is in each clone as it was; threads and processes stand
+still from before the snapshot until the clone has its own entropy and clock (workers/guest/held.py)."""
 
 import asyncio
 import os
@@ -74,6 +75,7 @@ async def make_function_template(
             original.code = Given(carried)
             report = await import_once(original, work, timeout_s)
             await asyncio.sleep(SETTLE_S)
+            await original.machine.hold()
             state = await saved(original.machine)
         finally:
             await original.kill("its function template was made")

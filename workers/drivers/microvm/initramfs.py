@@ -20,7 +20,7 @@ PACKAGES = (
     "zlib1g",
 )  # fmt: skip
 OURS_AT = "usr/lib/foreglow"
-OURS = ("runtime.py", "warmup.py", "rehearsal.py", "importing.py", "machine.py", "microvm.py")
+OURS = ("runtime.py", "warmup.py", "rehearsal.py", "importing.py", "held.py", "machine.py", "microvm.py")
 GUEST = Path(__file__).parents[2] / "guest"
 COMPILING = Path(__file__).with_name("compiling.py")
 COMPILE_TIMEOUT_S = 600.0

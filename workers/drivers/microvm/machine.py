@@ -26,6 +26,7 @@ RESUME_TIMEOUT_S = 20.0
 BOOT_TIMEOUT_S = 120.0
 """An emulated machine on a busy host takes its time."""
 PAUSE_TIMEOUT_S = 5.0
+HOLD_TIMEOUT_S = 20.0
 DISK_TIMEOUT_S = 5.0
 IGNORE_SHARED = ("migrate-set-capabilities", {"capabilities": [{"capability": "x-ignore-shared", "state": True}]})
 
@@ -162,6 +163,17 @@ class Machine:
         """Takes no CPU from then on, until `activate`. Raises DriverError, TimeoutError."""
         await self.qemu.qmp.run("stop", PAUSE_TIMEOUT_S)
         self.paused = True
+
+    async def hold(self) -> None:
+        """Stops every thread of the function that runs in it, until `activate` of a clone. Raises DriverError."""
+        frozen = self.heard(FromInit.FROZEN)
+        self.tell(ToInit.HOLD, {})
+        try:
+            stopped = (await asyncio.wait_for(frozen, HOLD_TIMEOUT_S)).get("frozen") is True
+        except TimeoutError:
+            stopped = False
+        if not stopped:
+            raise DriverError("what the import started could not be stopped for the snapshot, so clones would not be safe")
 
     # -- the end
 

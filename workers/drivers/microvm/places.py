@@ -48,7 +48,9 @@ class Places:
         name = name_of(self._folder, os.getpid())
         sweep(layout, name)
         self.cgroups = Cgroups(layout, name)
-        return self.cgroups.open()
+        refused = self.cgroups.open()
+        self.cgroups.own_weight()
+        return refused
 
     async def take(self, limit_mb: int) -> Place:
         """Raises DriverError, with nothing taken."""

@@ -23,6 +23,8 @@ from workers.drivers.cells import PROCESSES, Cell
 from workers.drivers.limits import Cgroups
 from workers.drivers.process.interpreter import Interpreter
 from workers.drivers.process.tiers import Tier, address_space_mb
+from workers.drivers.users import host_users
+from workers.ports import DriverError
 
 PROGRAM = Path(__file__).with_name("confined.py")
 PORT = 3141
@@ -238,9 +240,31 @@ def confined(
 
     Call it from a thread that lives as long as the block: the sandbox dies with it. Raises ConfinementError.
     """
+    with _host_user(tier, user) as uid:
+        yield from _confined(interpreter, tier, cgroups, command, confines, uid)
+
+
+@contextlib.contextmanager
+def _host_user(tier: Tier, number: int) -> Iterator[int]:
+    users, _ = host_users(*tier.users)
+    uid = 0
+    try:
+        for _ in range(number + 1 if tier.users[1] else 0):  # where nobody locks: another than the others of this process
+            uid = users.take()
+    except DriverError as error:
+        users.close()
+        raise ConfinementError(str(error)) from error
+    try:
+        yield uid
+    finally:
+        users.close()
+
+
+def _confined(
+    interpreter: Interpreter, tier: Tier, cgroups: Cgroups | None, command: Command, confines: Confines, uid: int
+) -> Iterator[tuple[Confined, Cell | None]]:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     read, write = os.pipe()
-    uid = tier.user(tier.users[1] - 1 - user) if tier.users[1] else 0  # from the end: the node's templates count from the start
     program = [interpreter.executable, "-I", "-S", "-B", "-X", "utf8", str(PROGRAM), str(theirs.fileno())]
     try:
         with theirs:

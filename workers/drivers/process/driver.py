@@ -114,7 +114,8 @@ class ProcessDriver:
             else:
                 raise DriverError("no sandbox could be made: " + "; ".join(failures))
             assert self._cgroups is not None
-            report = tiers.report(self._tier, self._cgroups, [*failures, *refused])
+            assert self._templates is not None
+            report = tiers.report(self._tier, self._cgroups, [*failures, *refused, *self._templates.unlocked])
             if not report.isolated and not self._allow_no_isolation:
                 raise DriverError(
                     "no isolation is possible here (" + "; ".join(failures) + "); "
@@ -132,7 +133,9 @@ class ProcessDriver:
         name = name_of(self._folder, os.getpid())
         sweep(layout, name)
         self._cgroups = Cgroups(layout, name)
-        return self._cgroups.open()
+        refused = self._cgroups.open()
+        self._cgroups.own_weight()
+        return refused
 
     async def _probe(self, tier: Tier) -> None:
         """Makes a sandbox, runs a function's module in it, takes it apart: what works here is what was seen to work."""

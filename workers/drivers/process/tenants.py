@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+from collections import deque
 
 import structlog
 
@@ -9,6 +10,7 @@ from workers.drivers.limits import Cgroups
 from workers.drivers.process.interpreter import Interpreter
 from workers.drivers.process.templates import Template, start_template
 from workers.drivers.process.tiers import Tier
+from workers.drivers.users import host_users
 from workers.ports import DriverError
 
 CLONES_PER_TEMPLATE = 500  # then a fresh one: clones of a template share its address layout and its hash seed
@@ -30,7 +32,8 @@ class TenantTemplates:
         self._replacing: set[str] = set()
         self._ending: set[Template] = set()
         self._spare: Template | None = None
-        self._users = 0
+        self._users, self.unlocked = host_users(*tier.users)
+        self._taken: deque[int] = deque()
         self._stopped = False
         self._background: set[asyncio.Future[None]] = set()
 
@@ -78,8 +81,7 @@ class TenantTemplates:
         if self._spare is not None and not self._spare.gone:
             template, self._spare = self._spare, None
             return template
-        user = self._tier.user(self._users)
-        self._users += 1
+        user = self._user()
         template = await start_template(self._interpreter, user, self._tier.sandboxed, self._gone)
         try:
             await self._loop.run_in_executor(None, self._cgroups.adopt, template.pid, user)
@@ -87,6 +89,19 @@ class TenantTemplates:
             template.end()
             raise DriverError(f"control group of the template: {error}") from error
         return template
+
+    def _user(self) -> int:
+        """Of the next template; 0: the node's own. Never given back while there are others: what it made may live on as it."""
+        if not self._tier.users[1]:
+            return 0
+        try:
+            user = self._users.take()
+        except DriverError:
+            if not self._taken:
+                raise
+            user = self._taken.popleft()
+        self._taken.append(user)
+        return user
 
     def _gone(self, template: Template) -> None:
         self._ending.discard(template)
@@ -124,6 +139,7 @@ class TenantTemplates:
             template.end()
         await asyncio.gather(*(template.wait() for template in list(self._ending)), return_exceptions=True)
         await self._settle()
+        self._users.close()
 
     async def _settle(self) -> None:
         if self._background:

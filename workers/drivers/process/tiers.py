@@ -23,11 +23,6 @@ class Tier:
     def sandboxed(self) -> bool:
         return self.name != "none"
 
-    def user(self, number: int) -> int:
-        """Host user of the `number`-th template; 0: the node's own."""
-        first, count = self.users
-        return first + number % count if count else 0
-
 
 def candidates() -> list[Tier]:
     """What to try here, in order."""
