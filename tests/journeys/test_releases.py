@@ -16,7 +16,14 @@ CLIENTS = 4
 
 @pytest.fixture(scope="module")
 def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Releaser]:
-    platform = Platform(tmp_path_factory.mktemp("releases"), FOREGLOW_RELEASE_REQUESTS="20", FOREGLOW_RELEASE_TIMEOUT_S="20")
+    rules = {
+        "REQUESTS": "20",
+        "TIMEOUT_S": "20",
+        "SLOWDOWN": "50",
+    }  # other tests on the machine must not look like a slow version
+    platform = Platform(
+        tmp_path_factory.mktemp("releases"), **{f"FOREGLOW_RELEASE_{name}": value for name, value in rules.items()}
+    )
     made = Releaser(platform)
     try:
         yield made
