@@ -35,7 +35,7 @@ test: system .venv/.made-dev
 	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 soak: system .venv/.made-dev
-	FULL=1 $(BIN)/python -m pytest $(PYTEST_ARGS)
+	FULL=1 $(BIN)/python -m pytest -o faulthandler_timeout=7200 $(PYTEST_ARGS)
 
 bench: system .venv/.made-dev
 	$(BIN)/python -m benchmarks all

@@ -75,9 +75,22 @@ def join(state: Path, control: str, token: str, role: str, name: str, listen: st
     try:
         keep(state / "ca.pem", pem.encode())
         keep(certificate_file(state), str(answer["certificate"]).encode())
-        keep(state / "cluster.key", str(answer["key"]).encode())
-        urls = {one: str(answer.get(one, "")) for one in ("origin_url", "redis_url", "database_url")}
-        member = Member(role, name, listen, zone, str(where), authority, int(answer["epoch"]), **urls)
+        if "key" in answer:  # a proxy opens nothing sealed
+            keep(state / "cluster.key", str(answer["key"]).encode())
+        member = Member(
+            role,
+            name,
+            listen,
+            zone,
+            str(where),
+            authority,
+            int(answer["epoch"]),
+            origin_url=str(answer.get("origin_url", "")),
+            redis_url=str(answer.get("redis_url", "")),
+            database_url=str(answer.get("database_url", "")),
+            vpc=str(answer.get("vpc", "")),
+            number=int(answer.get("number", 0)),
+        )
         save_member(state, member)
     except (KeyError, TypeError, ValueError) as error:
         raise JoinFailed(f"control at {where} answered what this release does not understand: {error!r}") from error
@@ -109,6 +122,14 @@ def renew(state: Path, member: Member) -> str:
     except ValueError as error:
         raise JoinFailed(f"control at {member.control} answered what this release does not understand") from error
     return pem
+
+
+def ask_vpc(state: Path, member: Member) -> dict[str, Any]:
+    """What control tells a proxy, see catalog.vpcs.ProxyNews. Raises JoinFailed, OSError, ValueError."""
+    news = _ask_as_member(state, member, {"what": "vpc"}).get("news")
+    if not isinstance(news, dict):
+        raise JoinFailed(f"control at {member.control} answered what this release does not understand")
+    return news
 
 
 def confirm(state: Path, member: Member) -> None:

@@ -21,7 +21,8 @@ class NotJoined(Exception):
 
 
 class Member(msgspec.Struct, frozen=True):
-    """`control`: the join listener. `authority`: SHA-256 of the authority's certificate, hex. `epoch`: of the last (re)join."""
+    """`control`: the join listener. `authority`: SHA-256 of the authority's certificate, hex. `epoch`: of the last (re)join.
+    `vpc`: of a vpc-proxy, tenant/name; `number`: of a node, its own in the cluster."""
 
     role: str
     name: str
@@ -33,6 +34,8 @@ class Member(msgspec.Struct, frozen=True):
     origin_url: str = ""
     redis_url: str = ""
     database_url: str = ""
+    vpc: str = ""
+    number: int = 0
 
 
 def member_file(state: Path) -> Path:
@@ -98,8 +101,10 @@ class Self:
     """One process: its name, its certificate, and where it listens besides its unix socket. Raises NotJoined, also when its
     certificate has ended, and OSError."""
 
-    def __init__(self, settings: Settings, role: str, local_name: str) -> None:
+    def __init__(self, settings: Settings, role: str, local_name: str, files: str = "") -> None:
+        """`files`: beside control, what its key and certificate are called; the role, unless several of one run."""
         self.role = role
+        self._called = files or role
         self.state = settings.state
         self._days = settings.certificate_days
         self.member = load_member(settings.state)
@@ -146,7 +151,7 @@ class Self:
         if self.member is not None:
             return self.state / "member.key", certificate_file(self.state), self.state / "ca.pem"
         folder = self.state / "authority"
-        return folder / f"{self.role}.key", folder / f"{self.role}.pem", folder / "ca.pem"
+        return folder / f"{self._called}.key", folder / f"{self._called}.pem", folder / "ca.pem"
 
 
 def with_member(settings: Settings) -> Settings:

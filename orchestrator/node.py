@@ -1,6 +1,7 @@
 """`foreglow node`: the node process, from settings."""
 
 import asyncio
+import ipaddress
 import socket
 from functools import partial
 from typing import TYPE_CHECKING
@@ -11,6 +12,9 @@ from orchestrator.settings import Settings, rpc_secret
 from workers.drivers.process.isolation import enter_user_namespace
 from workers.mounts import enter_private_mounts
 from workers.sealing import load_key
+
+BESIDE_CONTROL = 1
+"""The number of the node that runs there; members have others."""
 
 log = structlog.get_logger(__name__)
 if TYPE_CHECKING:
@@ -86,6 +90,9 @@ def run(settings: Settings) -> None:
             accel=settings.accel,
             image_folder=settings.image_folder,
             microvm_network=settings.microvm_network,
+            tunnels=settings.tunnels,
+            number=member.number if member is not None else BESIDE_CONTROL,
+            underlay=settings.underlay or (_host(member.listen) if member is not None else ""),
             zone=settings.zone,
             zone_caches=settings.zone_cache_addresses,
             code_bounds=Bounds(settings.node_code_bytes, settings.node_code_tenant_bytes),
@@ -94,3 +101,12 @@ def run(settings: Settings) -> None:
         ),
         beside,
     )
+
+
+def _host(listen: str) -> str:
+    """Of where it listens, for tunnels to come to; empty when that is no IPv4 address."""
+    host = listen.rpartition(":")[0]
+    try:
+        return str(ipaddress.IPv4Address(host))
+    except ValueError:
+        return ""

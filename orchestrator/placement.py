@@ -4,10 +4,12 @@ may not host the version's tenant is never among them.
 Pure. The node's own answer corrects a stale view.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Protocol, TypeVar
 
 from graph.ids import VersionId, tenant_of
+from workers.networks import Egress
+from workers.versions import VersionSpec
 
 
 class NodeView(Protocol):
@@ -22,6 +24,10 @@ class NodeView(Protocol):
     def hosts(self, tenant: str) -> bool:
         """Whether the tenant's functions may be there."""
 
+    @property
+    def tunnels(self) -> Collection[str]:
+        """The private networks it reaches now; an empty name: the Internet."""
+
 
 View = TypeVar("View", bound=NodeView)
 
@@ -30,6 +36,14 @@ def allowed(version: str, nodes: Sequence[View]) -> list[View]:
     """The nodes that may host the version's tenant."""
     tenant = tenant_of(VersionId(version))
     return [node for node in nodes if node.hosts(tenant)]
+
+
+def in_reach(spec: VersionSpec, nodes: Sequence[View]) -> Sequence[View]:
+    """Those that reach the version's private network (or the Internet, where it asks for that alone). All, when none does: then
+    a node says what is missing."""
+    if not spec.vpc and spec.egress == Egress.NONE:
+        return nodes
+    return [node for node in nodes if spec.vpc in node.tunnels and node.hosts(spec.tenant)] or nodes
 
 
 def place(version: str, memory_mb: int, nodes: Sequence[View]) -> list[View]:

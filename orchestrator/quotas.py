@@ -1,7 +1,7 @@
 """What a tenant may use, and the checks of it. Pure: no I/O, no clock.
 
-Functions and package bytes are checked by the catalog when it writes; concurrency and invocations per second by gateways, each
-for its share; prewarmed instances by the planner.
+Functions, private networks and package bytes are checked by the catalog when it writes; concurrency and invocations per second
+by gateways, each for its share; prewarmed instances by the planner.
 """
 
 import math
@@ -11,13 +11,14 @@ import msgspec
 
 class Quotas(msgspec.Struct, frozen=True):
     """The limits in force. `concurrency`: invocations in flight, over all gateways. `package_bytes`: of all packages kept,
-    unpacked. `prewarm_instances`: speculative instances at once."""
+    unpacked. `prewarm_instances`: speculative instances at once. `vpcs`: private networks."""
 
     functions: int = 5000
     concurrency: int = 2000
     package_bytes: int = 10 << 30
     invocations_per_s: float = 20_000.0
     prewarm_instances: int = 64
+    vpcs: int = 10
 
 
 class OwnQuotas(msgspec.Struct, frozen=True, array_like=True):
@@ -28,6 +29,7 @@ class OwnQuotas(msgspec.Struct, frozen=True, array_like=True):
     package_bytes: int | None = None
     invocations_per_s: float | None = None
     prewarm_instances: int | None = None
+    vpcs: int | None = None
 
 
 def in_force(own: OwnQuotas, defaults: Quotas) -> Quotas:

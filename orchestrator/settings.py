@@ -16,7 +16,11 @@ from orchestrator.zones import DEFAULT_ZONE
 from workers.rpc.transport import Address, parse_address
 
 LEVELS = ("debug", "info", "warning", "error", "critical")
-CHOICES = {"driver": ("process", "microvm"), "accel": ("auto", "tcg", "kvm")}
+CHOICES = {
+    "driver": ("process", "microvm"),
+    "accel": ("auto", "tcg", "kvm"),
+    "tunnels": ("auto", "kernel", "portable", "none"),
+}
 SCHEMES = {
     "redis_url": ("redis", "rediss", "unix"),
     "database_url": ("sqlite", "postgresql"),
@@ -79,11 +83,14 @@ class Settings(BaseSettings):
     quota_functions: int = Field(default=Quotas().functions, ge=0, le=2**31 - 1)
     quota_concurrency: int = Field(default=Quotas().concurrency, ge=0, le=2**31 - 1)
     quota_package_bytes: int = Field(default=Quotas().package_bytes, ge=0, le=2**63 - 1)
+    quota_vpcs: int = Field(default=Quotas().vpcs, ge=0, le=2**31 - 1)
     quota_invocations_per_s: float = Field(default=Quotas().invocations_per_s, ge=0, allow_inf_nan=False)
 
     driver: str = "process"
     accel: str = "auto"  # of the microVM driver: kvm where a guest boots with it, else tcg; either may be named
     microvm_network: bool = True  # microVMs have a network card where the node may make one
+    tunnels: str = "auto"  # the backend of private networks: what works here, the kernel before the portable one
+    underlay: str = ""  # this node's IPv4 address that carries the kernel backend's tunnels; empty: that it listens on
     image: str = ""  # folder of the guest image; empty: in the state folder
     allow_no_isolation: bool = False
     python: str = ""  # the interpreter of the runtime; empty: found by workers.drivers.process.interpreter
@@ -138,7 +145,7 @@ class Settings(BaseSettings):
             raise ValueError(f"not an address that begins with one of {', '.join(f'{one}://' for one in schemes)}")
         return url
 
-    @field_validator("driver", "accel")
+    @field_validator("driver", "accel", "tunnels")
     @classmethod
     def _one_of(cls, told: str, field: ValidationInfo) -> str:
         names = CHOICES[str(field.field_name)]
@@ -162,6 +169,7 @@ class Settings(BaseSettings):
             self.quota_package_bytes,
             self.quota_invocations_per_s,
             self.prewarm_instances,
+            self.quota_vpcs,
         )
 
     @property

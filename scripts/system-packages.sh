@@ -21,6 +21,11 @@ need chromium chromium
 need gcc gcc
 need qemu-system-x86_64 qemu-system-x86
 need mkfs.erofs erofs-utils
+need nft nftables
+need keepalived keepalived
+need conntrackd conntrackd
+need conntrack conntrack
+need iperf3 iperf3
 [ -e /usr/include/python3.11/Python.h ] || [ ! -x /usr/bin/python3.11 ] || missing="$missing python3.11-dev libc6-dev" # what is built from C source
 [ -d /usr/share/fonts/truetype/dejavu ] || missing="$missing fonts-dejavu-core"
 sh "$(dirname "$0")/find-python.sh" >/dev/null 2>&1 || missing="$missing python3.11 python3.11-venv"

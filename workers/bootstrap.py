@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+import socket
 from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 
@@ -19,8 +20,10 @@ from workers.code.tier1 import Tier1
 from workers.code.zone import ZoneClient
 from workers.drivers.process.driver import ProcessDriver
 from workers.function_templates import Rules
+from workers.network.both import BothPlanes
+from workers.network.choosing import AUTO, Backend, choose
 from workers.node import Node
-from workers.ports import Driver, DriverError
+from workers.ports import Driver, DriverError, TunnelPlane
 from workers.rpc.messages import Caller
 from workers.rpc.transport import Address, Identity
 from workers.sealing import Sealer
@@ -36,8 +39,9 @@ class NodeConfig(msgspec.Struct, frozen=True):
     a version gets a function template, 0: never; `template_memory_mb`: what they may hold, 0: a tenth of the memory. `rejoin`
     and `epoch` of a node that has joined; it listens on `sockets`, on TCP with `identity`. `callers`: who may dial it there, as
     far as is known (None: nothing); `on_callers` hears whenever control tells. `zone_caches`: tier 2 as settings name it;
-    planners tell of more. `lazy_from_bytes` 0: no lazy starts. `driver`: process | microvm; the last three
-    are the latter's."""
+    planners tell of more. `lazy_from_bytes` 0: no lazy starts. `driver`: process | microvm; `accel`,
+    `image_folder` and `microvm_network` are the latter's. `tunnels`: auto | kernel | portable | none; `number`: the node's own in
+    the cluster, `underlay`: its address that carries the kernel backend's tunnels; without either that backend is none."""
 
     name: str
     folder: Path
@@ -65,6 +69,9 @@ class NodeConfig(msgspec.Struct, frozen=True):
     accel: str = "auto"
     image_folder: Path | None = None
     microvm_network: bool = True
+    tunnels: str = "auto"
+    number: int = 0
+    underlay: str = ""
 
 
 Beside = Callable[[Node, Tier1], Coroutine[None, None, None]]
@@ -84,6 +91,37 @@ def make_driver(config: NodeConfig) -> Driver:
     return MicroVmDriver(config.folder / "microvm", image, config.accel, network=config.microvm_network)
 
 
+async def open_plane(config: NodeConfig) -> TunnelPlane:
+    """The kernel's with the portable one behind it, where both work; else what works; else one that says why there is none."""
+    from workers.network.kernel.plane import KernelPlane
+    from workers.network.portable.plane import PortablePlane
+
+    def kernel(reason: str) -> TunnelPlane:
+        if not config.number:
+            raise PermissionError(1, "this node has no number in its cluster: let it join again")
+        return KernelPlane(config.underlay or own_address(), config.number)
+
+    def portable(reason: str) -> TunnelPlane:
+        return PortablePlane(config.identity, reason)
+
+    backends = [Backend("kernel", kernel), Backend("portable", portable)]
+    chosen = await choose(backends, config.tunnels)
+    if config.tunnels != AUTO or chosen.backend != "kernel":
+        return chosen
+    other = await choose(backends[1:])
+    return BothPlanes(chosen, other) if other.backend != "none" else chosen
+
+
+def own_address() -> str:
+    """The IPv4 address by which this host goes to others; loopback's where it goes nowhere. Nothing is sent."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("192.0.2.1", 9))  # RFC 5737: nobody's
+        except OSError:
+            return "127.0.0.1"
+        return str(probe.getsockname()[0])
+
+
 async def serve(config: NodeConfig, beside: Beside | None = None) -> None:
     """Runs until SIGTERM or SIGINT; nothing of the node is left after that. Raises DriverError when it cannot start."""
     stop = asyncio.Event()
@@ -98,6 +136,8 @@ async def serve(config: NodeConfig, beside: Beside | None = None) -> None:
     may_come_later = report.isolated and driver.traits.lazy_code
     lazy = await lazy_starts(config.folder / "code", origin, config.lazy_from_bytes if may_come_later else 0)
     tier = Tier1(config.folder / "code", [zone, origin], config.key, config.code_bounds, lazy)
+    plane = await open_plane(config)
+    log.info("node.tunnels", backend=plane.backend, reason=plane.reason)
     memory_mb = config.memory_mb or int(machine_memory_mb() * MEMORY_SHARE)
     node = Node(
         config.name,
@@ -110,6 +150,7 @@ async def serve(config: NodeConfig, beside: Beside | None = None) -> None:
         config.standbys,
         config.idle_s,
         Rules(config.template_init_ms, config.template_memory_mb or memory_mb // 10),
+        plane,
     )
     node.on_caches = lambda told: zone.use([*config.zone_caches, *told])
     if config.rejoin is not None:

@@ -29,7 +29,7 @@ from workers.invocations import (
 )
 from workers.keeping import KeepTimes
 from workers.logs import LogStore
-from workers.ports import CodeUnavailable, DriverError, InitFailed
+from workers.ports import CodeUnavailable, DriverError, InitFailed, NetworkUnavailable
 from workers.preparation import Preparer
 from workers.probing import probe as ask_guest
 from workers.rpc.connection import Connection
@@ -42,6 +42,10 @@ MAX_RESULT = 6 << 20
 MAX_CALLS = 256  # child calls in flight of one invocation
 END_S = 10.0
 START_BUSY_S = 0.2  # standbys are not refilled this long after a start began
+UNAVAILABLE: dict[type[Exception], str] = {
+    CodeUnavailable: "code-unavailable",
+    NetworkUnavailable: "network-unavailable",
+}
 
 log = structlog.get_logger(__name__)
 
@@ -389,8 +393,8 @@ class Execution:
                 "init-failed",
                 _bounded(found.get("type", "Error"), found.get("message", ""), found.get("stack", "")),
             )
-        except CodeUnavailable as error:
-            status, detail = "code-unavailable", ErrorDetail("CodeUnavailable", str(error))
+        except (CodeUnavailable, NetworkUnavailable) as error:
+            status, detail = UNAVAILABLE[type(error)], _bounded(type(error).__name__, str(error), "")
         except TimeoutError:
             status, detail = "init-failed", ErrorDetail("InitTimeout", "importing the handler took too long")
         except (DriverError, SealError, OSError) as error:
@@ -457,6 +461,7 @@ class Execution:
             return
         preparing = instance.state is State.PREPARING
         self.table.remove(instance)
+        instance.detach()
         if preparing:
             self._preparer.hurry(instance)  # so that it learns at once that nobody wants it
         self.memory.give_back(instance.held_mb)
@@ -479,6 +484,7 @@ class Execution:
 
     async def _end(self, instance: Instance, why: str) -> None:
         assert instance.clone is not None
+        instance.detach()
         try:
             await instance.clone.kill(why)
         except DriverError as error:

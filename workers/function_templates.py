@@ -16,6 +16,7 @@ HALF_LIFE_S = 600.0  # of a use
 UNUSED_S = 3600.0
 SUPERSEDED_S = 60.0  # an older version unused for so long while there is a newer one
 CLONES = 500  # then a fresh one takes its place: clones share an address layout and a hash seed
+MAX_AGE_S = 6 * 3600.0  # likewise, as the driver's own templates
 BETTER = 1.5  # so much more worth before one gives way to another: else two would take turns
 RETRY_S = 5.0
 TRIES = 4
@@ -41,6 +42,7 @@ class Candidate:
     reason: str = ""
     memory_mb: int = 0
     made: int = 0  # clones of the template held
+    born: float = 0.0  # when that was made
     tries: int = 0
     not_before: float = 0.0
     last_used: float = 0.0
@@ -69,8 +71,9 @@ def worth(one: Candidate, now: float) -> float:
 
 
 def wanted(one: Candidate, rules: Rules, now: float) -> bool:
-    """It is time to make one: none is held, or the one held is used up."""
-    due = one.standing is Standing.NONE or (one.standing is Standing.HELD and one.made >= CLONES)
+    """It is time to make one: none is held, or the one held is used up or old."""
+    worn = one.made >= CLONES or now - one.born > MAX_AGE_S
+    due = one.standing is Standing.NONE or (one.standing is Standing.HELD and worn)
     return due and one.init_ms >= rules.threshold_ms > 0 and one.not_before <= now and rules.cap_mb >= one.shape_mb
 
 

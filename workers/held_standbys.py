@@ -139,6 +139,7 @@ class HeldStandbys:
                 clone.speculative(True)
                 await clone.rest()
                 clone.speculative(False)
+                await self._pool.tunnels.wire(clone, held.tenant)
         except (DriverError, OSError) as error:
             log.warning("standby.failed", tenant=held.tenant, memory_mb=held.memory_mb, error=str(error))
             if clone is not None:

@@ -17,7 +17,7 @@ from workers.versions import VersionSpec
 
 if TYPE_CHECKING:
     from workers.invocations import Invocation
-    from workers.ports import Clone
+    from workers.ports import Attachment, Clone
 
 
 class State(StrEnum):
@@ -41,6 +41,7 @@ class Instance:
     state: State = State.PREPARING
     made_by: StartKind = StartKind.COLD
     clone: "Clone | None" = None
+    attachment: "Attachment | None" = None
     live: "dict[int, Invocation]" = field(default_factory=dict)
     waiting: "deque[Invocation]" = field(default_factory=deque)
     served: int = 0
@@ -50,6 +51,12 @@ class Instance:
     next_id: int = 0
     beside_mb: int = 0
     probe: bool = False
+
+    def detach(self) -> None:
+        """Its network is nobody's any more, at once."""
+        if self.attachment is not None:
+            self.attachment.detach()
+            self.attachment = None
 
     @property
     def held_mb(self) -> int:

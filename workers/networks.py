@@ -5,6 +5,9 @@ from enum import StrEnum
 
 import msgspec
 
+RESOLVER = "100.64.0.53"
+"""Where every sandbox and guest looks for names; something answers there once it is attached to a Vpc with a resolver."""
+
 
 class Egress(StrEnum):
     NONE = "none"

@@ -20,7 +20,8 @@ from workers.function_templates import Rules
 from workers.held_standbys import HeldStandbys
 from workers.init_order import InitOrder
 from workers.logs import LogStore
-from workers.ports import CodeTier, CodeUnavailable, Driver, IsolationReport
+from workers.network.none import NoPlane
+from workers.ports import CodeTier, CodeUnavailable, Driver, IsolationReport, TunnelPlane
 from workers.preparation import Preparer
 from workers.rpc.connection import Connection, Listening, listen
 from workers.rpc.messages import (
@@ -43,6 +44,7 @@ from workers.sealing import Sealer
 from workers.standbys import StandbyPool
 from workers.standing import Standing
 from workers.templating import FunctionTemplates
+from workers.tunnelling import Tunnels
 from workers.versions import VersionSpec
 
 SPECS = 10_000
@@ -71,6 +73,7 @@ class Node:
         standbys: int,
         idle_s: float,
         templates: Rules = NO_TEMPLATES,
+        plane: TunnelPlane | None = None,
     ) -> None:
         self.name = name
         self._driver = driver
@@ -78,13 +81,14 @@ class Node:
         self.report = report
         self._idle_s = idle_s
         self._gate = CoreGate(cores)
-        self._standbys = StandbyPool(driver, self._gate, standbys)
+        self.tunnels = Tunnels(plane if plane is not None else NoPlane())
+        self._standbys = StandbyPool(driver, self._gate, standbys, self.tunnels)
         self._logs = LogStore()
         memory, order = MemoryLedger(memory_mb, driver.traits.beside_mb), InitOrder(cores)
         self.templates = FunctionTemplates(driver, code, sealer, memory, order, templates)
         self.decisions = DecisionBook(self._tell_decision)
         self.held = HeldStandbys(self._standbys, self.decisions, self._start_began)
-        preparer = Preparer(driver, self._standbys, self.held, self._gate, order, code, sealer, self.templates)
+        preparer = Preparer(driver, self._standbys, self.held, self._gate, order, code, sealer, self.templates, self.tunnels)
         self.execution = Execution(preparer, memory, self._logs, self._counts_moved, self._start_began)
         self.execution.decisions = self.decisions
         self._specs: OrderedDict[str, VersionSpec] = OrderedDict()
@@ -120,6 +124,7 @@ class Node:
             "counts": self._answer_counts,
             "templates": self._answer_templates,
             "code": self._answer_code,
+            "tunnels": self._answer_tunnels,
         }
 
     @property
@@ -163,6 +168,7 @@ class Node:
             await self._standbys.stop()
             await self.templates.stop()
             await self.execution.stop()
+            await self.tunnels.stop()
             for spec in self._planned.values():
                 self._code.unpin(spec)
             self._planned.clear()
@@ -215,6 +221,8 @@ class Node:
             self.standing.told_stale(message.epoch)
         elif kind == Rpc.CACHES and connection.peer.role == "planner":
             self.on_caches(message.addresses)
+        elif kind == Rpc.VPCS and connection.peer.role == "planner":
+            self._keep(self.tunnels.use(message.vpcs))
         elif kind == Rpc.CALLERS and connection.peer.role == "control":
             self._take_callers(message.callers)
 
@@ -365,6 +373,7 @@ class Node:
         await self.templates.forget(tenant)
         await self.held.end("its tenant is gone", tenant)
         await self._standbys.forget(tenant)
+        await self.tunnels.forget(tenant)
         await self._code.forget(tenant)
         await self._driver.retire(tenant)
         self._logs.forget_tenant(tenant)
@@ -414,7 +423,15 @@ class Node:
         execution.table.changed.clear()
         counts = execution.table.counts()
         free, driver = self._standbys.counts(), self.report.driver
-        message = InventoryMessage(counts, execution.memory.free_mb, self.standbys, whole=True, driver=driver, free=free)
+        message = InventoryMessage(
+            counts,
+            execution.memory.free_mb,
+            self.standbys,
+            whole=True,
+            driver=driver,
+            free=free,
+            tunnels=self.tunnels.reached(),
+        )
         for subscriber in (*self._subscribers, *self._watchers):
             if not subscriber.congested:
                 subscriber.send(Rpc.INVENTORY, 0, message)
@@ -456,6 +473,9 @@ class Node:
     async def _answer_code(self, args: Mapping[str, Any]) -> object:
         return {name: msgspec.to_builtins(one) for name, one in self._code.report_of(str(args["tenant"])).items()}
 
+    async def _answer_tunnels(self, args: Mapping[str, Any]) -> object:
+        return {"node": self.name, **self.tunnels.told_to(str(args["tenant"])), "reached": self.tunnels.reached()}
+
     async def _answer_cool(self, args: Mapping[str, Any]) -> object:
         functions = {str(function_id(args["tenant"], name)) for name in args["names"]}
         return {"cooled": self.execution.cool(functions)}
@@ -471,4 +491,5 @@ class Node:
             "open_decisions": len(self.decisions),
             "code": msgspec.to_builtins(self._code.report()),
             "templates": {**self.templates.standings, "memory_mb": self.templates.held_mb},
+            "tunnels": {"backend": self.tunnels.plane.backend, "reason": self.tunnels.plane.reason, **self.tunnels.counts()},
         }

@@ -93,6 +93,10 @@ class Clone(Protocol):
     on_output: Callable[[str, bytes], None]  # (out | err, bytes written past the runtime, by C code or a child process)
     on_exit: Callable[[str], None]
 
+    @property
+    def network(self) -> "SandboxNetwork | None":
+        """Where its network can be got at; None: it has none of its own. The descriptor is closed once the sandbox has gone."""
+
     async def specialise(self, work: Specialisation, timeout_s: float) -> InitReport:
         """Attaches the code, locks the sandbox, imports the handler. Raises InitFailed, DriverError, TimeoutError."""
 

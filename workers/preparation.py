@@ -1,9 +1,10 @@
-"""Getting one instance ready: code, clone and (later) tunnel side by side, then lockdown and init."""
+"""Getting one instance ready: code, clone and tunnel side by side, then lockdown and init."""
 
 import asyncio
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from graph.calls import StartKind
 from tracing.records import Timings
@@ -11,10 +12,22 @@ from workers.admission import ON_DEMAND, CoreGate
 from workers.held_standbys import HeldStandbys, Taker
 from workers.init_order import InitOrder
 from workers.instances import Instance, State
-from workers.ports import Clone, CodeTier, Driver, DriverError, Fetched, FunctionTemplate, InitFailed, InitReport, Specialisation
+from workers.ports import (
+    Attachment,
+    Clone,
+    CodeTier,
+    Driver,
+    DriverError,
+    Fetched,
+    FunctionTemplate,
+    InitFailed,
+    InitReport,
+    Specialisation,
+)
 from workers.sealing import Sealer
 from workers.standbys import StandbyPool
 from workers.templating import FunctionTemplates
+from workers.tunnelling import Tunnels
 from workers.versions import VersionSpec
 
 INIT_TIMEOUT_S = 60.0
@@ -41,6 +54,7 @@ class Preparer:
         code: CodeTier,
         sealer: Sealer,
         templates: FunctionTemplates,
+        tunnels: Tunnels,
     ) -> None:
         self._driver = driver
         self._order = order
@@ -51,11 +65,12 @@ class Preparer:
         self._code = code
         self._sealer = sealer
         self.templates = templates
+        self.tunnels = tunnels
 
     async def prepare(self, instance: Instance, priority: float) -> None:
-        """Fills in the instance's clone, made_by and timings. On any error nothing is left of the clone.
+        """Fills in the instance's clone, attachment, made_by and timings. On any error nothing is left of them.
 
-        Raises CodeUnavailable, DriverError (InitFailed and GivenUp among them), SealError, TimeoutError.
+        Raises CodeUnavailable, NetworkUnavailable, DriverError (InitFailed and GivenUp among them), SealError, TimeoutError.
         """
         template = self.templates.take(instance.spec)
         if template is not None:
@@ -78,11 +93,14 @@ class Preparer:
         if template is None and not self._code.held(spec):  # it comes while the clone is made
             fetching = asyncio.ensure_future(self._fetch(instance, priority))
             fetching.add_done_callback(_seen)
+        attaching: asyncio.Future[tuple[Attachment, float] | None] | None = None
         clone: Clone | None = None
         try:
             clone = await self._clone(instance, priority, template)
             instance.clone = clone
             cloned = time.perf_counter()
+            attaching = asyncio.ensure_future(self.tunnels.attach(spec, clone))  # while its code comes and others have their turn
+            attaching.add_done_callback(_seen)
             code = NO_CODE
             if template is None:
                 code = await fetching if fetching is not None else await self._code.fetch(spec)
@@ -93,19 +111,30 @@ class Preparer:
                 _check_wanted(instance)
                 clone.speculative(not instance.adopted)
             turned = time.perf_counter()
+            attached = await attaching
+            _check_wanted(instance)
+            if attached is not None:
+                instance.attachment = attached[0]
             report = await self._init(clone, instance, code.folders)
         except BaseException:
-            if fetching is not None:
-                fetching.cancel()
+            for begun in (fetching, attaching):
+                if begun is not None:
+                    begun.cancel()
+            await _detach(attaching)
+            instance.attachment = None
             if clone is not None:
                 await clone.kill("preparing failed")
             raise
         if instance.decision_id:
             clone.speculative(False)
+        net_ms = attached[1] if attached is not None else 0.0
+        code_ms, queue_ms = (fetched - cloned) * 1000, (turned - fetched) * 1000
+        beside_code_ms = max(0.0, net_ms - code_ms)  # what was waited for at once counts once, as the tunnel's
         instance.timings = Timings(
-            queue=(turned - fetched) * 1000,
+            queue=max(0.0, queue_ms - beside_code_ms),
             clone=(cloned - began) * 1000,
-            code=(fetched - cloned) * 1000 + report.attach_ms,
+            code=max(0.0, code_ms - net_ms) + report.attach_ms,
+            net=net_ms,
             init=report.init_ms,
             code_from=code.source,
         )
@@ -198,7 +227,18 @@ def _check_wanted(instance: Instance) -> None:
         raise GivenUp("given up while it was being prepared")
 
 
-def _seen(fetching: "asyncio.Future[Fetched]") -> None:
+async def _detach(attaching: "asyncio.Future[tuple[Attachment, float] | None] | None") -> None:
+    """Whatever comes of it: nothing stays attached that nobody wants."""
+    if attaching is None:
+        return
+    await asyncio.wait({attaching})
+    if not attaching.cancelled() and attaching.exception() is None:
+        attached = attaching.result()
+        if attached is not None:
+            attached[0].detach()
+
+
+def _seen(begun: "asyncio.Future[Any]") -> None:
     """When the clone fails as well, its error is the one that is told."""
-    if not fetching.cancelled():
-        fetching.exception()
+    if not begun.cancelled():
+        begun.exception()

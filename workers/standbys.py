@@ -13,6 +13,7 @@ from workers.admission import BACKGROUND, CoreGate
 from workers.live_plans import LivePlans
 from workers.ports import Clone, Driver, DriverError
 from workers.rpc.messages import StandbyCount
+from workers.tunnelling import Tunnels
 
 RETRY_S = 5.0
 
@@ -28,7 +29,8 @@ class StandbyPool:
     Of a driver with shared standbys they are of no tenant, and while plans live there are as many as the largest of them draws.
     """
 
-    def __init__(self, driver: Driver, gate: CoreGate, target: int, limit: int = 500) -> None:
+    def __init__(self, driver: Driver, gate: CoreGate, target: int, tunnels: Tunnels, limit: int = 500) -> None:
+        self.tunnels = tunnels
         self._driver = driver
         self._shared = driver.traits.shared_standbys
         self._gate = gate
@@ -166,6 +168,7 @@ class StandbyPool:
             clone.speculative(True)
             await clone.rest()
             clone.speculative(False)
+            await self.tunnels.wire(clone, key[0])
         except (DriverError, OSError) as error:
             self._failed(key, error)
             await self._kill(clone, "it did not become a standby")

@@ -253,8 +253,8 @@ class FunctionTemplates:
         template, why, for_good = await self._attempt(one, spec, reserved)
         if template is None:
             log.warning("function_template.refused", version=one.version, reason=why[:500])
-            if replaced is not None:  # that one goes on; tried again after as many clones
-                one.made = 0
+            if replaced is not None:  # that one goes on; tried again after as many clones or hours
+                one.made, one.born = 0, time.monotonic()
             else:
                 failed(one, why[:1000], for_good, time.monotonic())
             return
@@ -269,7 +269,7 @@ class FunctionTemplates:
             self._end_later(spec, replaced, "used up: a fresh one has taken its place")
         self._held[one.version] = template
         one.standing, one.reason, one.memory_mb = Standing.HELD, "", template.memory_mb
-        one.made = one.tries = 0
+        one.made, one.tries, one.born = 0, 0, time.monotonic()
         log.info("function_template.made", version=one.version, init_ms=round(template.init_ms), memory_mb=template.memory_mb)
 
     async def _attempt(self, one: Candidate, spec: VersionSpec, reserved_mb: int) -> tuple[FunctionTemplate | None, str, bool]:

@@ -1,7 +1,7 @@
 """A version's conditions: what must hold before it serves, one word each, and which deliveries wait for them.
 
-A condition is decided once. A task that comes twice or late changes nothing; only `reopen`, which a person asks for, makes a
-decided one undecided again.
+A condition is decided once. A task that comes twice or late changes nothing; only `reopen`, which a person asks for, or a private
+network that a version waited for in vain, makes a decided one undecided again.
 """
 
 from collections.abc import Collection, Mapping
@@ -89,6 +89,12 @@ def announced(session: Session, version: Version, now: float) -> None:
     """The routes say so now, whatever was thought of them before."""
     version.state = VersionState.READY
     _set(session, version, ConditionName.ROUTE, ConditionStatus.TRUE, "", now)
+
+
+def observed(session: Session, version: Version, name: ConditionName, status: ConditionStatus, reason: str, now: float) -> None:
+    """What was true once is looked at again: the condition says how it stands, and a version that serves goes on serving."""
+    if version.state in (VersionState.READY, VersionState.PUBLISHING):
+        _set(session, version, name, status, reason, now)
 
 
 def reopen(session: Session, version: Version, now: float) -> frozenset[Module]:

@@ -30,6 +30,7 @@ from orchestrator.catalog.releases import Plan, begin, open_release, settled, su
 from orchestrator.catalog.routes import Route
 from orchestrator.catalog.tenants import check_quota, living, remove_function
 from orchestrator.catalog.views import INVOCABLE, FunctionView, VersionView, view_functions, view_route, view_spec, view_version
+from orchestrator.catalog.vpc_rows import check_there
 from orchestrator.quotas import Quotas
 from orchestrator.splitting import Pointer
 from workers.versions import VersionSpec
@@ -54,6 +55,7 @@ class VersionSettings(msgspec.Struct, frozen=True):
     egress: str = "none"
     initial_instances: int = 0
     build: bool = False
+    vpc: str = ""
 
 
 class PendingVersion(msgspec.Struct, frozen=True):
@@ -71,6 +73,7 @@ class PendingVersion(msgspec.Struct, frozen=True):
     initial_instances: int
     build: bool
     superseded: bool
+    created: float
     conditions: dict[ConditionName, ConditionStatus]
     spec: VersionSpec
 
@@ -84,12 +87,15 @@ class Functions:
     def put(self, tenant: str, name: str, settings: VersionSettings, now: float, plan: Plan | None = Plan()) -> FunctionView:  # noqa: B008
         """A new immutable version, waiting for its conditions. `plan`: how $LATEST comes to it then; None: at once, unprepared.
 
-        Raises Refused for a package that was never uploaded, OverQuota for a function too many.
+        Raises Refused for a package that was never uploaded or a private network that is not there, OverQuota for a function too
+        many.
         """
         with self._database.write() as session:
             living(session, tenant, lock=True)
             if session.get(Package, (tenant, settings.package)) is None:
                 raise Refused(f"no package {settings.package[:80]!r}; upload it to /v1/packages first", "package")
+            if settings.vpc:
+                check_there(session, tenant, settings.vpc)
             function = row_of(session, tenant, name)
             if function is None or function.deleted is not None:
                 check_quota(session, tenant, "functions", 1, self._quotas)
@@ -173,6 +179,7 @@ class Functions:
                 egress=version.egress,
                 initial_instances=version.initial_instances,
                 build=version.build,
+                created=version.created,
                 superseded=serving is not None and serving.generation > version.generation,
                 conditions=conditions.statuses(session, version),
                 spec=view_spec(row, version),
@@ -196,6 +203,33 @@ class Functions:
             if version is not None:
                 conditions.decide(session, version, name, status, reason, now)
             return version is not None
+
+    @retried
+    def observe_network(self, function: FunctionId, number: int, status: ConditionStatus, reason: str, now: float) -> None:
+        """How the network of a version that serves stands, see conditions.observed."""
+        with self._database.write() as session:
+            version = conditions.version_of(session, function, number)
+            if version is not None:
+                conditions.observed(session, version, ConditionName.NETWORK, status, reason, now)
+
+    @retried
+    def retry_network(self, function: FunctionId, number: int, now: float) -> bool:
+        """The newest version, which failed for its network alone, begins anew: what it lacked has come. False for any other."""
+        with self._database.write() as session:
+            version = conditions.version_of(session, function, number)
+            if version is None or version.state != VersionState.FAILED:
+                return False
+            row = session.get_one(Function, version.function)
+            known = conditions.statuses(session, version)
+            failed = {name for name in conditions.NEEDED if known[name] == ConditionStatus.FALSE}
+            if row.latest != number or failed != {ConditionName.NETWORK}:
+                return False
+            conditions.reopen(session, version, now)
+            payload = {"number": number, "instances": version.initial_instances, "release": msgspec.to_builtins(Plan())}
+            waiting = conditions.waits_at_first(version.initial_instances)
+            add_event(session, EventKind.DEPLOYED, function, version.generation, payload, now, waiting)
+            conditions.wake(session, version, now)
+            return True
 
     @retried
     def mark_serving(self, function: FunctionId, number: int, plan: Plan | None = None, now: float = 0.0) -> Route | None:
@@ -273,6 +307,7 @@ def _add_version(session: Session, function: Function, settings: VersionSettings
         egress=settings.egress,
         initial_instances=settings.initial_instances,
         build=settings.build,
+        vpc=settings.vpc,
         package=settings.package,
         state=VersionState.PENDING,
         created=now,

@@ -55,6 +55,7 @@ class EventKind(StrEnum):
     TENANT = "tenant"
     NODE = "node"
     ROUTED = "routed"  # where traffic goes has changed, no version has come or gone
+    VPC = "vpc"
 
 
 class KeyRole(StrEnum):
@@ -122,6 +123,7 @@ class Tenant(Schema):
     max_package_bytes: Mapped[int | None] = mapped_column(BigInteger)  # of all packages kept
     max_invocations_per_s: Mapped[float | None]
     max_prewarm_instances: Mapped[int | None]  # speculative instances at once
+    max_vpcs: Mapped[int | None]  # private networks
     removed: Mapped[float | None]
 
 
@@ -142,8 +144,9 @@ class Key(Schema):
 
 
 class Node(Schema):
-    """A process of a host that joined; `role`: node | gateway | planner | flow | zone-cache. `epoch` grows each time it joins or
-    is declared silent: orders and answers of an older one are void.
+    """A process of a host that joined; `role`: node | gateway | planner | flow | zone-cache | vpc-proxy. `epoch` grows each
+    time it joins or is declared silent: orders and answers of an older one are void. `vpc`: tenant/name, of a vpc-proxy.
+    `number`: of a node that has not left, its own among all of these; 1 is the node beside control, which is not here.
 
     `address`: `host:port`, empty for what only dials. `fingerprint`: SHA-256 of its certificate, hex; `fingerprint_before`: of
     the one that it renews, which counts until the member has shown the new one. What runs beside control on its host is not here:
@@ -164,6 +167,8 @@ class Node(Schema):
     joined: Mapped[float]
     last_seen: Mapped[float | None]
     tenants: Mapped[str] = mapped_column(Text, default="")  # those whose code a node may hold, with spaces between; empty: all
+    vpc: Mapped[str] = mapped_column(String(127), default="")
+    number: Mapped[int | None] = mapped_column(unique=True)
 
 
 class JoinToken(Schema):
@@ -173,6 +178,7 @@ class JoinToken(Schema):
 
     digest: Mapped[str] = mapped_column(String(64), primary_key=True)
     role: Mapped[str] = mapped_column(String(16))  # as Node.role
+    vpc: Mapped[str] = mapped_column(String(127), default="")  # as Node.vpc
     created: Mapped[float]
     expires: Mapped[float]
     used: Mapped[float | None]
@@ -212,6 +218,25 @@ class Function(Schema):
     published: Mapped[int | None]
     created: Mapped[float]
     deleted: Mapped[float | None]
+
+
+class Vpc(Schema):
+    """A private network of a tenant. `number` tells its tunnels apart from all others', and is never given again: a removed one's
+    row stays, and one that comes again under the name is another. `rules` as orchestrator.vpcs writes them."""
+
+    __tablename__ = "vpcs"
+    __table_args__ = (Index("vpcs_by_name", "tenant", "name"),)
+
+    number: Mapped[int] = mapped_column(primary_key=True, autoincrement=True)
+    tenant: Mapped[str] = mapped_column(ForeignKey("tenants.name"))
+    name: Mapped[str] = mapped_column(String(63))
+    cidrs: Mapped[list[str]]
+    rules: Mapped[list[str]]
+    address: Mapped[str] = mapped_column(String(15), default="")
+    resolver: Mapped[str] = mapped_column(String(15), default="")
+    generation: Mapped[int] = mapped_column(BigInteger)
+    created: Mapped[float]
+    removed: Mapped[float | None]
 
 
 class Package(Schema):
@@ -264,6 +289,7 @@ class Version(Schema):
     environment_names: Mapped[list[str]]
     calls: Mapped[list[str]]
     egress: Mapped[str] = mapped_column(String(16))
+    vpc: Mapped[str] = mapped_column(String(63), default="")  # name of a private network of the tenant; empty: in none
     initial_instances: Mapped[int] = mapped_column(default=0)  # made before the version gets traffic
     build: Mapped[bool] = mapped_column(default=False)  # what has no wheel is built from source
     package: Mapped[str] = mapped_column(String(80))
@@ -293,7 +319,7 @@ class Condition(Schema):
 
 class Event(Schema):
     """The outbox: written in the transaction of the change it tells of. `subject`: a function id, a key's digest, a tenant, a
-    node."""
+    node, a private network (tenant/name)."""
 
     __tablename__ = "events"
 

@@ -15,16 +15,21 @@ from orchestrator.catalog.errors import NotFound, Refused
 from orchestrator.catalog.model import EventKind, JoinToken, Node, NodeState, Tenant
 from orchestrator.catalog.outbox import add_event
 from orchestrator.catalog.routes import NodeRoute
+from orchestrator.catalog.vpc_rows import find, proxies_changed
+from orchestrator.vpcs import PROXY_ROLE
 from orchestrator.zones import DEFAULT_ZONE
 from workers.rpc.transport import Peer
 
 NODE_NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?\Z")
-ROLES = ("node", "gateway", "planner", "flow", "zone-cache")
+ROLES = ("node", "gateway", "planner", "flow", "zone-cache", PROXY_ROLE)
 MAX_TENANTS = 1000
 """In the allow-list of one node: it travels with its route."""
 
 MAX_TTL_S = 7 * 86400.0
 LIVE_TOKENS = 1000
+FIRST_NUMBER, LAST_NUMBER = 2, 65535
+"""Of nodes; one that nobody has any more is given again."""
+
 KEPT_S = 30 * 86400.0
 """Used and expired tokens are remembered this long, so that who shows one is told what it is."""
 
@@ -44,11 +49,16 @@ class NodeView(msgspec.Struct, frozen=True):
     joined: float
     last_seen: float | None
     tenants: tuple[str, ...] = ()
+    vpc: str = ""
 
 
 class Joined(msgspec.Struct, frozen=True):
+    """`number`: a node's, 0 for others. `vpc`: a proxy's."""
+
     certificate: str
     epoch: int
+    vpc: str = ""
+    number: int = 0
 
 
 class PublishedNode(msgspec.Struct, frozen=True):
@@ -66,19 +76,23 @@ class Nodes:
         self._database = database
 
     @retried
-    def make_token(self, role: str, ttl_s: float, now: float) -> str:
-        """Shown once, kept as its SHA-256. Raises Refused."""
+    def make_token(self, role: str, ttl_s: float, now: float, vpc: str = "") -> str:
+        """Shown once, kept as its SHA-256. `vpc`: tenant/name, for a vpc-proxy. Raises Refused."""
         if role not in ROLES:
             raise Refused(f"{role[:63]!r} is not one of {', '.join(ROLES)}", "role")
         if not 0 < ttl_s <= MAX_TTL_S:
             raise Refused(f"a token lives between 0 and {MAX_TTL_S:.0f} seconds", "ttl_s")
+        if (role == PROXY_ROLE) != bool(vpc):
+            raise Refused(f"a {PROXY_ROLE} joins for one private network (TENANT/NAME), others for none", "vpc")
         token = secrets.token_urlsafe(32)
         with self._database.write() as session:
+            if vpc:
+                _check_vpc(session, vpc)
             session.execute(delete(JoinToken).where(JoinToken.expires < now - KEPT_S))
             live = select(func.count()).select_from(JoinToken).where(JoinToken.used.is_(None), JoinToken.expires > now)
             if (session.scalar(live) or 0) >= LIVE_TOKENS:
                 raise Refused(f"{LIVE_TOKENS} join tokens are waiting to be used; let some expire first", "role")
-            session.add(JoinToken(digest=_digest(token), role=role, created=now, expires=now + ttl_s, used_by=""))
+            session.add(JoinToken(digest=_digest(token), role=role, vpc=vpc, created=now, expires=now + ttl_s, used_by=""))
         return token
 
     @retried
@@ -94,18 +108,37 @@ class Nodes:
             node = session.get(Node, name, with_for_update=True)
             if node is not None and node.state != NodeState.LEFT:
                 raise Refused(f"{name} has joined already; choose another name, or `foreglow nodes remove {name}` first", "name")
+            number = _free_number(session) if role == "node" else None
             certificate, fingerprint = sign()
             known.used, known.used_by = now, name
             if node is None:
                 node = Node(name=name, epoch=0, generation=0, role=role, joined=now)
                 session.add(node)
             node.role, node.address, node.zone = role, address, zone
+            node.vpc = known.vpc
+            node.number = number
             if role != "node":
                 node.tenants = ""  # of the node that had the name before; nobody could lift it
             node.fingerprint, node.fingerprint_before = fingerprint, ""
             node.joined, node.last_seen = now, None
             _changed(session, node, NodeState.UP, now)
-            return Joined(certificate, node.epoch)
+            return Joined(certificate, node.epoch, node.vpc, node.number or 0)
+
+    @retried
+    def beside(self, name: str, address: str, vpc: str, now: float) -> None:
+        """A proxy that runs beside control: the authority is there, so it needs no token, and whatever certificate bears its name
+        counts. Raises Refused."""
+        with self._database.write() as session:
+            _check_vpc(session, vpc)
+            node = session.get(Node, name, with_for_update=True)
+            if node is None:
+                node = Node(name=name, epoch=0, generation=0, role=PROXY_ROLE, joined=now, zone="", tenants="", vpc=vpc)
+                session.add(node)
+            elif node.vpc != vpc:
+                proxies_changed(session, node.vpc, now)
+            node.address, node.vpc, node.fingerprint, node.fingerprint_before = address, vpc, "", ""
+            node.joined, node.last_seen = now, None
+            _changed(session, node, NodeState.UP, now)
 
     @retried
     def rejoin(self, role: str, name: str, fingerprint: str, now: float) -> int:
@@ -134,6 +167,16 @@ class Nodes:
             node = _member(session, role, name, fingerprint)
             if _shown(node, fingerprint):
                 _told(session, node, now)
+
+    @retried
+    def vpc_of(self, role: str, name: str, fingerprint: str, now: float) -> str:
+        """For which private network a proxy joined that came with its certificate: it is heard of. Raises Refused."""
+        with self._database.write() as session:
+            node = _member(session, role, name, fingerprint)
+            if not node.vpc:
+                raise Refused(f"{name} is a {role}, and of no private network", "name")
+            node.last_seen = now
+            return node.vpc
 
     @retried
     def declare_silent(self, name: str, epoch: int, now: float) -> bool:
@@ -165,6 +208,7 @@ class Nodes:
             if node is None:
                 raise NotFound(f"no node {name[:63]!r}")
             if node.state != NodeState.LEFT:
+                node.number = None
                 _changed(session, node, NodeState.LEFT, now)
 
     @retried
@@ -224,9 +268,25 @@ class Nodes:
                     one.joined,
                     one.last_seen,
                     tuple(one.tenants.split()),
+                    one.vpc,
                 )
                 for one in session.scalars(select(Node).order_by(Node.name))
             ]
+
+
+def _check_vpc(session: Session, vpc: str) -> None:
+    tenant, _, name = vpc.partition("/")
+    if find(session, tenant, name) is None:
+        raise Refused(f"no private network {vpc[:127]!r}; write TENANT/NAME of one that is there", "vpc")
+
+
+def _free_number(session: Session) -> int:
+    """The lowest that no node has. Of two that join at once PostgreSQL runs one again."""
+    taken = set(session.scalars(select(Node.number).where(Node.number.is_not(None))))
+    free = next((number for number in range(FIRST_NUMBER, LAST_NUMBER + 1) if number not in taken), None)
+    if free is None:
+        raise Refused(f"{LAST_NUMBER} nodes have joined, which is all there can be; remove some", "name")
+    return free
 
 
 def _digest(token: str) -> str:
@@ -274,6 +334,9 @@ def _changed(session: Session, node: Node, state: NodeState, now: float) -> None
 def _told(session: Session, node: Node, now: float) -> None:
     """Gateways, planners and nodes hear of it."""
     node.generation += 1
+    session.flush()
+    if node.vpc:
+        proxies_changed(session, node.vpc, now)
     add_event(session, EventKind.NODE, node.name, node.generation, {}, now)
 
 

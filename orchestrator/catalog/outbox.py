@@ -28,11 +28,12 @@ MODULES: Mapping[EventKind, tuple[Module, ...]] = {
     EventKind.TENANT: (Module.METADATA_SYNC,),
     EventKind.NODE: (Module.METADATA_SYNC,),
     EventKind.ROUTED: (Module.METADATA_SYNC,),
+    EventKind.VPC: (Module.NETWORK_DEPLOYMENT, Module.METADATA_SYNC),
 }
 
 
 class OpenEvent(msgspec.Struct, frozen=True):
-    """`subject`: a function id or a key's digest. `tries` counts this sending."""
+    """`subject` as in model.Event. `tries` counts this sending."""
 
     event: int
     kind: EventKind
@@ -40,6 +41,7 @@ class OpenEvent(msgspec.Struct, frozen=True):
     generation: int
     payload: dict[str, Any]
     tries: int
+    created: float = 0.0
 
 
 class EventView(msgspec.Struct, frozen=True):
@@ -126,7 +128,8 @@ class Outbox:
             if row is None:
                 return None
             found, tries = row
-            return OpenEvent(found.id, EventKind(found.kind), found.subject, found.generation, found.payload, tries)
+            kind = EventKind(found.kind)
+            return OpenEvent(found.id, kind, found.subject, found.generation, found.payload, tries, found.created)
 
     @retried
     def close(self, event: int, module: Module, now: float, tries: int | None = None) -> None:
@@ -225,11 +228,11 @@ class Outbox:
 
 
 def _visible(tenant: str | None) -> list[ColumnElement[bool]]:
-    """Events of a tenant's functions; keys and nodes are the operator's."""
+    """Events of a tenant's functions and private networks; keys and nodes are the operator's."""
     if tenant is None:
         return []
     return [
-        Event.kind.in_((EventKind.DEPLOYED, EventKind.REMOVED, EventKind.ROUTED)),
+        Event.kind.in_((EventKind.DEPLOYED, EventKind.REMOVED, EventKind.ROUTED, EventKind.VPC)),
         Event.subject.startswith(f"{tenant}/", autoescape=True),
     ]
 

@@ -20,6 +20,7 @@ from orchestrator.catalog.routes import (
     encode,
 )
 from orchestrator.catalog.store import PublishedFunction, PublishedKey, Store
+from orchestrator.catalog.vpcs import PublishedVpc
 
 GENERATIONS_KEY = "foreglow:routes:generations"  # hash: `<kind> <id>` -> generation, tombstones too
 SOURCE_KEY = "foreglow:routes:source"  # identity of the database all of this comes from
@@ -112,6 +113,11 @@ class Publisher:
     def publish_tenant(self, route: TenantRoute) -> Published:
         return self._publish("tenant", route.tenant, route.generation, encode(route))
 
+    def publish_vpc(self, published: PublishedVpc) -> Published:
+        """The generation stays known when it is gone: one that comes again under the name counts on from it."""
+        value = encode(published.spec) if published.spec is not None else b""
+        return self._publish("vpc", published.vpc, published.generation, value)
+
     def rebuild(self, store: Store) -> None:
         """Everything again from the database, which is right whatever Redis says. Readers keep what they have until the end.
 
@@ -134,6 +140,7 @@ class Publisher:
     def _everything(self, store: Store) -> Iterator[Callable[[], Published]]:
         yield from (partial(self.publish_node, node) for node in store.nodes.published())
         yield from (partial(self.publish_tenant, tenant) for tenant in store.tenants.published())
+        yield from (partial(self.publish_vpc, vpc) for vpc in store.vpcs.published())
         yield from (partial(self.publish_function, function) for function in store.published_functions())
         yield from (partial(self.publish_key, key) for key in store.published_keys())
 

@@ -12,6 +12,7 @@ import msgspec
 
 from graph.ids import FunctionId
 from orchestrator.quotas import OwnQuotas
+from workers.networks import VpcSpec
 from workers.rpc.transport import Peer
 from workers.versions import VersionSpec
 
@@ -20,6 +21,7 @@ KEYS_KEY = "foreglow:routes:keys"  # hash: sha256 hex of a key -> KeyRoute
 NODES_KEY = "foreglow:routes:nodes"  # hash: name -> NodeRoute
 SEQUENCE_KEY = "foreglow:routes:sequence"
 TENANTS_KEY = "foreglow:routes:tenants"  # hash: tenant -> TenantRoute
+VPCS_KEY = "foreglow:routes:vpcs"  # hash: tenant/name -> VpcSpec
 STREAM_KEY = "foreglow:routes:changes"  # entries {s: sequence, t: a kind, id, v: msgpack or empty for removed}
 STREAM_LENGTH = 10_000
 VERSIONS_PER_ROUTE = 20
@@ -101,11 +103,13 @@ decode_route = msgspec.msgpack.Decoder(Route).decode
 decode_key = msgspec.msgpack.Decoder(KeyRoute).decode
 decode_node = msgspec.msgpack.Decoder(NodeRoute).decode
 decode_tenant = msgspec.msgpack.Decoder(TenantRoute).decode
+decode_vpc = msgspec.msgpack.Decoder(VpcSpec).decode
 
 KINDS: Mapping[str, RouteKind] = {
     "function": RouteKind(FUNCTIONS_KEY, decode_route),
     "key": RouteKind(KEYS_KEY, decode_key),
     "node": RouteKind(NODES_KEY, decode_node),
     "tenant": RouteKind(TENANTS_KEY, decode_tenant),
+    "vpc": RouteKind(VPCS_KEY, decode_vpc),
 }
 """A new kind is one entry here, a method of Publisher (with a line in its `rebuild`), and an attribute of RouteTable."""

@@ -20,6 +20,7 @@ from orchestrator.catalog.releases import Releases
 from orchestrator.catalog.routes import KeyRoute, Route
 from orchestrator.catalog.tenants import Tenants
 from orchestrator.catalog.views import view_route
+from orchestrator.catalog.vpcs import Vpcs
 from orchestrator.quotas import Quotas
 
 PAGE = 500
@@ -42,8 +43,8 @@ class PublishedKey(msgspec.Struct, frozen=True):
 
 
 class Store:
-    """Use cases by noun: `tenants`, `keys`, `packages`, `functions`, `aliases`, `releases`, `nodes`, `leases`, `outbox`. Blocking
-    and thread-safe; times are passed in.
+    """Use cases by noun: `tenants`, `keys`, `packages`, `functions`, `aliases`, `releases`, `vpcs`, `nodes`, `leases`, `outbox`.
+    Blocking and thread-safe; times are passed in.
 
     `quotas`: those of a tenant for which none was set.
     """
@@ -56,6 +57,7 @@ class Store:
         self.functions = Functions(self.database, quotas)
         self.aliases = Aliases(self.database)
         self.releases = Releases(self.database)
+        self.vpcs = Vpcs(self.database, quotas)
         self.nodes = Nodes(self.database)
         self.leases = Leases(self.database)
         self.outbox = Outbox(self.database)

@@ -22,9 +22,11 @@ from orchestrator.catalog.model import (
     ReleasePhase,
     Tenant,
     Version,
+    Vpc,
 )
 from orchestrator.catalog.outbox import add_event
 from orchestrator.catalog.routes import TenantRoute
+from orchestrator.catalog.vpc_rows import end
 from orchestrator.quotas import OwnQuotas, Quotas, in_force, refusal
 
 DEFAULT_TENANT = "default"
@@ -38,6 +40,7 @@ class TenantUse(msgspec.Struct, frozen=True):
     functions: int
     package_bytes: int
     keys: int
+    vpcs: int = 0
 
 
 class TenantView(msgspec.Struct, frozen=True):
@@ -101,7 +104,7 @@ class Tenants:
 
     @retried
     def remove(self, name: str, with_functions: bool, now: float) -> None:
-        """Its functions and packages go and its keys die, all in this moment. Removing twice is once.
+        """Its functions, packages and private networks go and its keys die, all in this moment. Removing twice is once.
 
         Raises NotFound, and Conflict for the default tenant or when there are functions and they are not to go with it.
         """
@@ -123,6 +126,8 @@ class Tenants:
                 remove_function(session, function, now)
             for key in session.scalars(select(Key).where(Key.tenant == name, Key.revoked.is_(None))):
                 revoke(session, key, now)
+            for vpc in session.scalars(select(Vpc).where(Vpc.tenant == name, Vpc.removed.is_(None)).with_for_update()):
+                end(session, vpc, now)
             session.execute(delete(Layer).where(Layer.tenant == name))
             session.execute(delete(Package).where(Package.tenant == name))
             tenant.removed = now
@@ -157,8 +162,8 @@ def living(session: Session, name: str, lock: bool = False) -> Tenant:
 
 
 def check_quota(session: Session, name: str, quota: str, more: int, defaults: Quotas) -> None:
-    """Holds the tenant's row, so that two that ask at once are counted one after the other. `quota`: `functions` or
-    `package_bytes`. Raises NotFound, OverQuota."""
+    """Holds the tenant's row, so that two that ask at once are counted one after the other. `quota`: `functions`,
+    `package_bytes` or `vpcs`. Raises NotFound, OverQuota."""
     limit = getattr(in_force(_own(living(session, name, lock=True)), defaults), quota)
     why = refusal(name, quota, getattr(_use(session, [name])[name], quota), more, limit)
     if why:
@@ -194,15 +199,17 @@ def _alive(tenant: str) -> Select[Function]:
 
 
 def _use(session: Session, names: list[str]) -> dict[str, TenantUse]:
-    """Three queries however many tenants."""
+    """Four queries however many tenants."""
     session.flush()
     functions = select(Function.tenant, func.count()).where(Function.tenant.in_(names), Function.deleted.is_(None))
     sizes = select(Package.tenant, func.sum(Package.size)).where(Package.tenant.in_(names))
     keys = select(Key.tenant, func.count()).where(Key.tenant.in_(names), Key.revoked.is_(None))
+    networks = select(Vpc.tenant, func.count()).where(Vpc.tenant.in_(names), Vpc.removed.is_(None))
     counted = {name: int(count) for name, count in session.execute(functions.group_by(Function.tenant)).all()}
     held = {name: int(size) for name, size in session.execute(sizes.group_by(Package.tenant)).all()}
     live = {name: int(count) for name, count in session.execute(keys.group_by(Key.tenant)).all()}
-    return {name: TenantUse(counted.get(name, 0), held.get(name, 0), live.get(name, 0)) for name in names}
+    inside = {name: int(count) for name, count in session.execute(networks.group_by(Vpc.tenant)).all()}
+    return {name: TenantUse(counted.get(name, 0), held.get(name, 0), live.get(name, 0), inside.get(name, 0)) for name in names}
 
 
 def _own(tenant: Tenant) -> OwnQuotas:

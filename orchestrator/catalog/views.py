@@ -40,6 +40,7 @@ class VersionView(msgspec.Struct, frozen=True):
     environment: dict[str, str]
     calls: list[str]
     egress: str
+    vpc: str
     initial_instances: int
     build: bool
     package: str
@@ -80,6 +81,7 @@ def view_version(version: Version, conditions: Iterable[Condition], publication:
         environment=dict.fromkeys(version.environment_names, MASK),
         calls=list(version.calls),
         egress=version.egress,
+        vpc=version.vpc,
         initial_instances=version.initial_instances,
         build=version.build,
         package=version.package,
@@ -182,4 +184,5 @@ def view_spec(function: Function, version: Version) -> VersionSpec:
         package=CodePackage(version.code_layer, version.dependency_layer, version.layers_size),
         environment=version.environment,
         egress=version.egress,
+        vpc=f"{function.tenant}/{version.vpc}" if version.vpc else "",
     )

@@ -16,6 +16,7 @@ from redis.exceptions import RedisError
 from graph.ids import LATEST, FunctionId, VersionId, version_id
 from orchestrator.catalog.routes import KINDS, SEQUENCE_KEY, STREAM_KEY, AliasRoute, KeyRoute, NodeRoute, Route, TenantRoute
 from orchestrator.splitting import to_second
+from workers.networks import VpcSpec
 from workers.versions import VersionSpec
 
 BLOCK_MS = 1000
@@ -28,7 +29,7 @@ log = structlog.get_logger(__name__)
 class RouteTable:
     """What exists, for lookups in constant time. `on_route(function, route | None)` is called after each change,
     `on_gone(version)` for each version that is not invocable any more, `on_tenant(tenant, its route | None)` for tenants,
-    `on_node(name, its route | None)` for members."""
+    `on_node(name, its route | None)` for members, `on_vpc(tenant/name, its spec | None)` for private networks."""
 
     def __init__(
         self,
@@ -36,12 +37,14 @@ class RouteTable:
         on_gone: Callable[[str], None] | None = None,
         on_tenant: Callable[[str, TenantRoute | None], None] | None = None,
         on_node: Callable[[str, NodeRoute | None], None] | None = None,
+        on_vpc: Callable[[str, VpcSpec | None], None] | None = None,
     ) -> None:
         self.routes: dict[str, Route] = {}
         self.versions: dict[str, VersionSpec] = {}
         self.keys: dict[str, KeyRoute] = {}
         self.nodes: dict[str, NodeRoute] = {}
         self.tenants: dict[str, TenantRoute] = {}
+        self.vpcs: dict[str, VpcSpec] = {}
         self.loaded = asyncio.Event()
         self.generation = 0  # the highest seen
         self.sequence = 0  # of the last change applied
@@ -49,8 +52,17 @@ class RouteTable:
         self.changed_at = self.current_at = time.monotonic()  # last change; last time these were known to be the newest
         self._on_route = on_route
         self._on_gone = on_gone
-        self._plain: dict[str, dict[str, Any]] = {"key": self.keys, "tenant": self.tenants, "node": self.nodes}
-        self._heard: dict[str, Callable[[str, Any], None] | None] = {"tenant": on_tenant, "node": on_node}
+        self._plain: dict[str, dict[str, Any]] = {
+            "key": self.keys,
+            "tenant": self.tenants,
+            "node": self.nodes,
+            "vpc": self.vpcs,
+        }
+        self._heard: dict[str, Callable[[str, Any], None] | None] = {
+            "tenant": on_tenant,
+            "node": on_node,
+            "vpc": on_vpc,
+        }
 
     def version(self, route: Route, qualifier: str, ticket: str = "") -> VersionSpec | None:
         """The version behind `name:qualifier`: a number, an alias, or nothing ("" is $LATEST). Where an alias means two versions

@@ -8,13 +8,14 @@ import typer
 from orchestrator.cli.failure import Failure
 from orchestrator.cli.options import Json, State, settings_with, state_folder
 
-Role = Annotated[str, typer.Option(help="node, gateway, planner, flow or zone-cache.")]
+Role = Annotated[str, typer.Option(help="node, gateway, planner, flow, zone-cache or vpc-proxy.")]
 nodes = typer.Typer(help="Who has joined the cluster.", invoke_without_command=True, rich_markup_mode=None)
 
 
 def node_token(
     role: Role = "node",
     ttl: Annotated[float, typer.Option(help="Seconds until it expires.")] = 3600.0,
+    vpc: Annotated[str, typer.Option(metavar="TENANT/NAME", help="Of a vpc-proxy: the private network it is for.")] = "",
     state: State = None,
     json: Json = False,
 ) -> None:
@@ -23,7 +24,7 @@ def node_token(
     from orchestrator.cli.client import Client
 
     with Client(state_folder(state)) as client:
-        made = client.post("/v1/join-tokens", {"role": role, "ttl_s": ttl})
+        made = client.post("/v1/join-tokens", {"role": role, "ttl_s": ttl, "vpc": vpc})
     if json:
         show.as_json(made)
     else:
@@ -44,6 +45,7 @@ def join(
     from orchestrator.joining import JoinFailed
     from orchestrator.joining import join as join_cluster
     from orchestrator.membership import NotJoined
+    from orchestrator.vpcs import PROXY_ROLE
 
     settings = settings_with(state=state)
     if token == "-":  # noqa: S105
@@ -55,7 +57,8 @@ def join(
         raise Failure(str(error)) from error
     except OSError as error:
         raise Failure(f"cannot join: {error.filename or settings.state}: {error.strerror or error}") from error
-    print(f"joined as {member.role} {member.name}; start it with: foreglow {member.role} --state {settings.state}")
+    command = "vpc proxy" if member.role == PROXY_ROLE else member.role
+    print(f"joined as {member.role} {member.name}; start it with: foreglow {command} --state {settings.state}")
 
 
 @nodes.callback()

@@ -12,6 +12,7 @@ from orchestrator.cli import (
     imaging,
     invoking,
     joining,
+    networking,
     opening,
     owning,
     pricing,
@@ -63,6 +64,7 @@ app.command("doctor")(doctor.doctor)
 app.command("open")(opening.open_page)
 app.add_typer(imaging.image, name="image")
 app.add_typer(teaching.traces, name="traces")
+app.add_typer(networking.vpc, name="vpc")
 app.add_typer(owning.tenants, name="tenants")
 app.add_typer(owning.keys, name="keys")
 app.command("control")(processes.control)

@@ -6,6 +6,8 @@ memory_mb = 256
 handler = "payment:handle"      # module:function
 path = "payment"                # folder of its code, below the manifest's
 calls = ["notify"]
+vpc = "database"                # the private network it reaches, made by `foreglow vpc create`
+egress = "internet"             # none (default): nothing else; internet: by a forward proxy
 initial_instances = 1           # started before a new version gets traffic
 build = true                    # requirements without a wheel are built from source, in a sandbox
 """
@@ -22,6 +24,7 @@ from graph.ids import NAME_PATTERN
 from workers.versions import SHAPES_MB, Kind
 
 HANDLER_PATTERN = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*\Z")
+VPC_PATTERN = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?\Z")
 VARIABLE_PATTERN = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
 MAX_TIMEOUT_S = 900
 MAX_CONCURRENCY = 1000
@@ -170,6 +173,11 @@ def _number(low: float, high: float, unit: str = "", whole: bool = True) -> Call
     return check
 
 
+def _vpc(value: object, where: str) -> None:
+    if not isinstance(value, str) or not VPC_PATTERN.match(value):
+        raise ManifestError(f"{where}: must be the name of a private network, in quotes; `foreglow vpc list` shows them")
+
+
 def _yes_or_no(value: object, where: str) -> None:
     if not isinstance(value, bool):
         raise ManifestError(f"{where}: must be true or false")
@@ -201,6 +209,7 @@ FIELDS: Mapping[str, Callable[[object, str], None]] = {
     "environment": _environment,
     "calls": _calls,
     "egress": _one_of("none", "internet"),
+    "vpc": _vpc,
     "initial_instances": _number(0, MAX_INITIAL_INSTANCES),
     "build": _yes_or_no,
     "path": _text,

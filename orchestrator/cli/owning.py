@@ -15,6 +15,7 @@ QUOTAS = {
     "package_bytes": int,
     "invocations_per_s": float,
     "prewarm_instances": int,
+    "vpcs": int,
 }
 DEFAULT = "default"
 
@@ -28,6 +29,8 @@ Concurrency = Annotated[str | None, typer.Option(help="Invocations in flight, or
 PackageBytes = Annotated[str | None, typer.Option(help="Of all its packages, unpacked, or `default`.")]
 Invocations = Annotated[str | None, typer.Option("--invocations-per-s", help="A second, or `default`.")]
 Prewarm = Annotated[str | None, typer.Option(help="Speculative instances at once, or `default`.")]
+
+Vpcs = Annotated[str | None, typer.Option("--vpcs", help="Private networks, or `default`.")]
 
 
 @tenants.command("list")
@@ -62,6 +65,7 @@ def create(
     package_bytes: PackageBytes = None,
     invocations_per_s: Invocations = None,
     prewarm_instances: Prewarm = None,
+    vpcs: Vpcs = None,
     state: State = None,
     json: Json = False,
 ) -> None:
@@ -69,7 +73,7 @@ def create(
     from orchestrator.cli import show
     from orchestrator.cli.client import Client
 
-    given = _read(functions, concurrency, package_bytes, invocations_per_s, prewarm_instances)
+    given = _read(functions, concurrency, package_bytes, invocations_per_s, prewarm_instances, vpcs)
     with Client(state_folder(state)) as client:
         made = client.post("/v1/tenants", {"name": name, "quotas": given})
     if json:
@@ -86,6 +90,7 @@ def quotas(
     package_bytes: PackageBytes = None,
     invocations_per_s: Invocations = None,
     prewarm_instances: Prewarm = None,
+    vpcs: Vpcs = None,
     state: State = None,
     json: Json = False,
 ) -> None:
@@ -93,7 +98,7 @@ def quotas(
     from orchestrator.cli import show
     from orchestrator.cli.client import Client, segment
 
-    given = _read(functions, concurrency, package_bytes, invocations_per_s, prewarm_instances)
+    given = _read(functions, concurrency, package_bytes, invocations_per_s, prewarm_instances, vpcs)
     with Client(state_folder(state)) as client:
         if name is None:
             if given:

@@ -11,6 +11,7 @@ from orchestrator.cli.options import Json, State, state_folder
 if TYPE_CHECKING:
     from rich.table import Table
 
+STEPS = {"queue": "waiting", "clone": "clone", "code": "code", "net": "tunnel", "init": "init"}
 POLICIES = ("path", "priced", "off")
 
 
@@ -67,6 +68,10 @@ def decision_lines(one: Mapping[str, Any]) -> list[str]:
         lines.append(
             f"ready after {show.ms(one['start_ms'])} ms ({one['source']}), idle for {show.ms(one['idle_ms'])} ms{became}"
         )
+        steps = one.get("steps_ms", {})
+        told = [f"{named} {show.ms(steps[step])} ms" for step, named in STEPS.items() if steps.get(step)]
+        if told:
+            lines.append(f"its steps, side by side where they can be: {', '.join(told)}")
     if evidence["trace_ids"]:
         lines.append("seen in " + ", ".join(show.plain(trace) for trace in evidence["trace_ids"]))
     return lines

@@ -69,16 +69,16 @@ def control(
     join_port: Annotated[int | None, typer.Option(help="Where processes of other hosts join; 0 (default): nowhere.")] = None,
 ) -> None:
     """Run the management API alone."""
-    settings = _alone("control", state, join_port=join_port)
+    settings = alone("control", state, join_port=join_port)
     from orchestrator.control.app import run
 
-    with _said():
+    with said():
         run(settings)
 
 
 def flow(state: State = None) -> None:
     """Run the control-flow modules alone."""
-    settings = _alone("flow", state)
+    settings = alone("flow", state)
     from orchestrator.flow import run
 
     run(settings)
@@ -86,19 +86,19 @@ def flow(state: State = None) -> None:
 
 def gateway(state: State = None) -> None:
     """Run the gateway alone."""
-    settings = _alone("gateway", state)
+    settings = alone("gateway", state)
     from orchestrator.gateway import run
 
-    with _said():
+    with said():
         run(settings)
 
 
 def planner(state: State = None) -> None:
     """Run the planner alone."""
-    settings = _alone("planner", state)
+    settings = alone("planner", state)
     from orchestrator.planner import run
 
-    with _said():
+    with said():
         run(settings)
 
 
@@ -108,34 +108,34 @@ def node(
     accel: Annotated[str | None, typer.Option(help="Of microVMs: auto (default), tcg or kvm.")] = None,
 ) -> None:
     """Run the node alone."""
-    settings = _alone("node", state, driver=driver, accel=accel)
+    settings = alone("node", state, driver=driver, accel=accel)
     from orchestrator import guest_image
     from orchestrator.node import run
 
-    with _said():
+    with said():
         guest_image.ensure(settings, _say)
         run(settings)
 
 
 def zone_cache(state: State = None) -> None:
     """Run the second code tier of a zone."""
-    settings = _alone("zone-cache", state)
+    settings = alone("zone-cache", state)
     from orchestrator.zone_cache import run
 
-    with _said():
+    with said():
         run(settings)
 
 
 def page(state: State = None) -> None:
     """Run the live page alone, behind control's listener."""
-    settings = _alone("page", state)
+    settings = alone("page", state)
     from orchestrator.ops.page import page_operations
     from orchestrator.page import run
 
     run(settings, page_operations)
 
 
-def _alone(process: str, state: Path | None, **chosen: int | str | None) -> "Settings":
+def alone(process: str, state: Path | None, **chosen: int | str | None) -> "Settings":
     """Settings, logs and the two folders of a process that nobody else prepared the ground for."""
     from orchestrator import preflight, remains
     from orchestrator.logging import configure
@@ -157,7 +157,7 @@ def _alone(process: str, state: Path | None, **chosen: int | str | None) -> "Set
 
 
 @contextlib.contextmanager
-def _said() -> Iterator[None]:
+def said() -> Iterator[None]:
     """What a process cannot be, in one line. Nothing may be loaded here before a node has left its first namespace."""
     try:
         yield

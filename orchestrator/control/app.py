@@ -37,6 +37,7 @@ from orchestrator.control import (
     releases,
     status,
     tenants,
+    vpcs,
 )
 from orchestrator.control.admin import ensure_admin_key
 from orchestrator.control.document_links import add_links
@@ -55,6 +56,7 @@ from orchestrator.ops.listener import Operations
 from orchestrator.ops.machine import gather
 from orchestrator.renewal import keep_certified
 from orchestrator.settings import Settings, rpc_secret
+from orchestrator.vpcs import PROXY_ROLE
 from workers.code.origin import Origin
 from workers.rpc.messages import Hello
 from workers.rpc.transport import Address
@@ -110,8 +112,15 @@ def build(settings: Settings) -> FastAPI:  # noqa: PLR0915 (one list of what the
     planner = Planner(store.leases, store.nodes, settings.planner_shards, settings.socket("planner"), peer)
     local = [peer(_node_name(index), at, Whom("node", "")) for index, at in enumerate(settings.node_addresses)]
     roster = Roster(local, store.nodes, peer)
+    told = partial(_told, settings, key)
     joining = JoinListener(
-        store.nodes, authority, own.identity, lambda role: _told(settings, key, role), nudge.give, settings.certificate_days
+        store.nodes,
+        store.vpcs,
+        authority,
+        own.identity,
+        told,
+        nudge.give,
+        settings.certificate_days,
     )
     stopping = Stopping()
     counts: Counter[int] = Counter()
@@ -159,6 +168,7 @@ def build(settings: Settings) -> FastAPI:  # noqa: PLR0915 (one list of what the
     app.include_router(releases.router(store, nudge))
     app.include_router(events.router(store, nudge))
     app.include_router(nodes.router(store, authority, nudge))
+    app.include_router(vpcs.router(store, nudge, roster))
     app.include_router(tenants.router(store, origin, nudge, gateways, planner, roster))
     app.include_router(keys.router(store, nudge, gateways))
     app.include_router(insight.router(store, planner, roster, DecisionStream(planner, lambda: stopping.asked)))
@@ -248,6 +258,8 @@ def _publish_all(publisher: Publisher, store: Store, nudge: Nudge) -> None:
 def _told(settings: Settings, key: bytes, role: str) -> dict[str, str]:
     """What a new member needs beside its certificate. An address that only this host can reach is left out: the member is given
     its own by FOREGLOW_REDIS_URL, FOREGLOW_ORIGIN_URL or FOREGLOW_DATABASE_URL."""
+    if role == PROXY_ROLE:
+        return {}  # it opens nothing sealed, and asks here for what it must know
     told = {"key": key.decode(), "origin_url": settings.effective_origin_url}
     if role != "node":
         told["redis_url"] = settings.redis_url

@@ -150,6 +150,7 @@ def _settings(wanted: FunctionRequest, sealer: Sealer) -> VersionSettings:
         egress=wanted.egress,
         initial_instances=wanted.initial_instances,
         build=wanted.build,
+        vpc=wanted.vpc,
     )
 
 

@@ -20,6 +20,7 @@ from starlette.concurrency import run_in_threadpool
 from orchestrator.authority import CERTIFICATE_DAYS, Authority, BadRequest
 from orchestrator.catalog.errors import CatalogError, Refused
 from orchestrator.catalog.nodes import Nodes
+from orchestrator.catalog.vpcs import Vpcs
 from orchestrator.control.attempts import MEMBERS, STRANGERS, Attempts, source
 from orchestrator.members import callers_of
 from workers.rpc.transport import HostPort, Identity, NotTrusted, Peer, certified, parse_address
@@ -41,6 +42,7 @@ class JoinListener:
     def __init__(
         self,
         nodes: Nodes,
+        vpcs: Vpcs,
         authority: Authority,
         identity: Identity,
         told: Callable[[str], Mapping[str, str]],
@@ -48,6 +50,7 @@ class JoinListener:
         days: float = CERTIFICATE_DAYS,
     ) -> None:
         self._nodes = nodes
+        self._vpcs = vpcs
         self._authority = authority
         self._told = told
         self._changed = changed
@@ -56,6 +59,7 @@ class JoinListener:
             "rejoin": self._rejoin,
             "renew": self._renew,
             "confirm": self._confirm,
+            "vpc": self._vpc,
         }
         self._strangers, self._members = Attempts(STRANGERS), Attempts(MEMBERS)
         self._context = identity.server
@@ -122,7 +126,8 @@ class JoinListener:
         joined = self._nodes.join(token, role, name, address, zone, self._sign(csr, role, name, now), now)
         self._changed()
         log.info("member.joined", role=role, member=name, address=address, epoch=joined.epoch)
-        return {"certificate": joined.certificate, "epoch": joined.epoch, **self._told(role)}
+        own = {"certificate": joined.certificate, "epoch": joined.epoch, "vpc": joined.vpc, "number": joined.number}
+        return {**own, **self._told(role)}
 
     def _sign(self, csr: str, role: str, name: str, now: float) -> Callable[[], tuple[str, str]]:
         return lambda: self._authority.sign(csr, role, name, now, self._days)
@@ -137,6 +142,11 @@ class JoinListener:
             return {"epoch": epoch}
         callers = callers_of(one.route for one in self._nodes.published() if one.route is not None)
         return {"epoch": epoch, "callers": msgspec.to_builtins(callers)}
+
+    def _vpc(self, request: Mapping[str, Any], who: Peer) -> dict[str, Any]:
+        """What a proxy is to know, asked again and again: it is told nothing else of the cluster."""
+        vpc = self._nodes.vpc_of(who.role, who.name, who.fingerprint, time.time())
+        return {"news": msgspec.to_builtins(self._vpcs.news(vpc))}
 
     def _renew(self, request: Mapping[str, Any], who: Peer) -> dict[str, Any]:
         now = time.time()

@@ -33,7 +33,7 @@ def router(store: Store, authority: Authority, nudge: Nudge) -> APIRouter:
     def make_token(wanted: JoinTokenRequest) -> JoinTokenAnswer:
         """A token that lets one process join, once. It is shown here and nowhere else."""
         now = time.time()
-        secret = store.nodes.make_token(wanted.role, wanted.ttl_s, now)
+        secret = store.nodes.make_token(wanted.role, wanted.ttl_s, now, wanted.vpc)
         return JoinTokenAnswer(token=write_token(secret, authority.digest), role=wanted.role, expires=now + wanted.ttl_s)
 
     @routes.get("/v1/nodes")
@@ -51,6 +51,7 @@ def router(store: Store, authority: Authority, nudge: Nudge) -> APIRouter:
                     joined=one.joined,
                     last_seen=one.last_seen,
                     tenants=list(one.tenants),
+                    vpc=one.vpc,
                     silent_since=(one.last_seen or one.joined) if one.state == NodeState.SILENT else None,
                 )
                 for one in store.nodes.list()

@@ -17,10 +17,12 @@ from pydantic import (
 
 from graph.ids import NAME_PATTERN, TENANT_PATTERN
 from orchestrator.catalog.releases import Plan
+from orchestrator.vpcs import MAX_CIDRS, MAX_RULES, VPC_NAME
 from workers.versions import SHAPES_MB, Kind
 
 NAME = NAME_PATTERN.pattern.replace(r"\Z", "$")
 TENANT = TENANT_PATTERN.pattern.replace(r"\Z", "$")
+VPC = VPC_NAME.pattern.replace(r"\Z", "")
 HANDLER = r"^[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*:[A-Za-z_][A-Za-z0-9_]*$"
 RUNTIMES = ("python3.11",)
 MAX_TIMEOUT_S = 900
@@ -114,7 +116,14 @@ class FunctionRequest(Request):
         json_schema_extra={"propertyNames": {"pattern": f"^(?!{RESERVED})[A-Za-z_][A-Za-z0-9_]*$"}},
     )
     calls: list[FunctionName] = Field(default=[], max_length=MAX_CALLS, description="Functions it is expected to call.")
-    egress: Literal["none", "internet"] = Field(default="none", json_schema_extra={"enum": ["none"]})
+    egress: Literal["none", "internet"] = Field(
+        default="none", description="internet: also what no private network holds, by a forward proxy."
+    )
+    vpc: str = Field(
+        default="",
+        pattern=rf"^({VPC})?$",
+        description="A private network of the tenant, made before; empty: in none.",
+    )
     initial_instances: Whole = Field(
         default=0, ge=0, le=MAX_INITIAL_INSTANCES, description="Started before the version gets traffic; it waits for them."
     )
@@ -134,13 +143,6 @@ class FunctionRequest(Request):
         if runtime not in RUNTIMES:
             raise ValueError(f"no node offers it; offered: {', '.join(RUNTIMES)}")
         return runtime
-
-    @field_validator("egress")
-    @classmethod
-    def _egress(cls, egress: str) -> str:
-        if egress != "none":
-            raise ValueError("internet is not on this node; use none")
-        return egress
 
     @field_validator("environment")
     @classmethod
@@ -276,6 +278,7 @@ class QuotasRequest(Request):
     package_bytes: Bytes | None = Field(default=None, description="Of all packages, unpacked.")
     invocations_per_s: float | None = Field(default=None, ge=0, le=1e9, allow_inf_nan=False)
     prewarm_instances: Count | None = Field(default=None, description="Speculative instances at once.")
+    vpcs: Count | None = Field(default=None, description="Private networks.")
 
 
 class TenantRequest(Request):
@@ -302,6 +305,7 @@ class OwnQuotasAnswer(BaseModel):
     package_bytes: int | None
     invocations_per_s: float | None
     prewarm_instances: int | None
+    vpcs: int | None
 
 
 class QuotasAnswer(BaseModel):
@@ -314,6 +318,7 @@ class QuotasAnswer(BaseModel):
     package_bytes: int
     invocations_per_s: float
     prewarm_instances: int
+    vpcs: int
 
 
 class UseAnswer(BaseModel):
@@ -322,6 +327,7 @@ class UseAnswer(BaseModel):
     functions: int
     package_bytes: int
     keys: int = Field(description="Live ones.")
+    vpcs: int = Field(description="Private networks.")
 
 
 class UseNowAnswer(UseAnswer):
@@ -405,12 +411,77 @@ class VersionAnswer(BaseModel):
     environment: dict[str, str] = Field(description="Values are masked.")
     calls: list[str]
     egress: str
+    vpc: str = Field(description="The private network it is in; empty: none.")
     initial_instances: int
     build: bool
     package: str
     conditions: list[ConditionAnswer]
     published_at: float | None = Field(description="When it was published; null: it is kept while it is among the newest.")
     label: str
+
+
+Cidrs = Annotated[list[str], Field(max_length=MAX_CIDRS, description="Of IPv4, such as 10.0.0.0/16; apart from each other.")]
+VPC_EXAMPLE: dict[str, Any] = {"cidrs": ["10.0.0.0/16"], "rules": ["tcp:10.0.1.0/24:5432"], "resolver": "10.0.0.2"}
+
+
+class VpcSettingsRequest(Request):
+    """What a private network is; all of it, when it is changed."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, json_schema_extra={"examples": [VPC_EXAMPLE]})
+
+    cidrs: Cidrs
+    rules: list[str] = Field(
+        default=[], max_length=MAX_RULES, description="What of it may be reached, PROTOCOL:CIDR:PORTS each; none: all of it."
+    )
+    address: str = Field(
+        default="", max_length=15, description="Where functions come from, as its servers see it; empty: the proxy's."
+    )
+    resolver: str = Field(default="", max_length=15, description="A DNS server in it, for names; empty: names are not resolved.")
+
+
+class VpcRequest(VpcSettingsRequest):
+    model_config = ConfigDict(extra="forbid", strict=True, json_schema_extra={"examples": [{"name": "database", **VPC_EXAMPLE}]})
+
+    name: str = Field(pattern=f"^{VPC}$")
+
+
+class ProxyAnswer(BaseModel):
+    name: str
+    address: str
+    role: Literal["primary", "backup"]
+
+
+class TunnelAnswer(BaseModel):
+    """A node's way into the private network. `backend`: kernel, portable, or none, with why in `reason`."""
+
+    node: str
+    backend: str
+    ready: bool
+    generation: int = Field(description="Of the network's settings that the tunnel follows; 0: the node knows nothing of it yet.")
+    reason: str
+    attached: int = Field(description="Instances.")
+
+
+class VpcAnswer(BaseModel):
+    name: str
+    number: int = Field(description="Tells it apart from all others of the cluster; never given again.")
+    cidrs: list[str]
+    rules: list[str]
+    address: str
+    resolver: str
+    generation: int = Field(description="Grows with every change, also of its proxies.")
+    created: float = Field(description="Seconds since the Unix epoch.")
+    proxies: list[ProxyAnswer]
+    functions: list[str] = Field(description="Whose newest or serving version is in it.")
+
+
+class VpcStateAnswer(VpcAnswer):
+    tunnels: list[TunnelAnswer]
+    away: list[str] = Field(description="Nodes that did not answer.")
+
+
+class VpcsAnswer(BaseModel):
+    vpcs: list[VpcAnswer]
 
 
 class LockAnswer(BaseModel):
@@ -560,7 +631,13 @@ Document = dict[str, Any]
 class JoinTokenRequest(Request):
     model_config = ConfigDict(extra="forbid", strict=True, json_schema_extra={"examples": [{"role": "node", "ttl_s": 600}]})
 
-    role: Literal["node", "gateway", "planner", "flow", "zone-cache"] = "node"
+    role: Literal["node", "gateway", "planner", "flow", "zone-cache", "vpc-proxy"] = "node"
+    vpc: str = Field(
+        default="",
+        pattern=rf"^({VPC}/{VPC})?$",
+        max_length=127,
+        description="TENANT/NAME of the private network that a vpc-proxy is for.",
+    )
     ttl_s: float = Field(default=3600.0, gt=0, le=7 * 86400, allow_inf_nan=False, description="Seconds until it expires.")
 
 
@@ -580,7 +657,8 @@ class NodeTenantsRequest(Request):
 
 class NodeAnswer(BaseModel):
     """`state`: up, silent (no heartbeat since `silent_since`) or left. `epoch` grows each time it joins or what it holds is
-    declared void. `tenants`: whose functions and code a node may have, empty for everybody's."""
+    declared void. `tenants`: whose functions and code a node may have, empty for everybody's. `vpc`: of a
+    vpc-proxy, tenant/name."""
 
     name: str
     role: str
@@ -592,6 +670,7 @@ class NodeAnswer(BaseModel):
     last_seen: float | None
     tenants: list[str]
     silent_since: float | None = None
+    vpc: str = ""
 
 
 class NodesAnswer(BaseModel):

@@ -122,6 +122,7 @@ def _use_now(view: TenantView, in_flight: int | None, prewarmed: int | None) -> 
         functions=use.functions,
         package_bytes=use.package_bytes,
         keys=use.keys,
+        vpcs=use.vpcs,
         concurrency=in_flight,
         prewarm_instances=prewarmed,
     )

@@ -82,6 +82,16 @@ def builds(tier: str, why: str) -> Finding:
     return ok("source builds", f"tier {tier}")
 
 
+def tunnels(refused: Mapping[str, str], error: str) -> Finding:
+    """`refused`: by backend of private networks why it does not work here, empty where it does."""
+    good = [backend for backend, why in refused.items() if not why]
+    lacking = "; ".join(f"{backend}: {why}" for backend, why in refused.items() if why)
+    if good:
+        return ok("tunnels", ", ".join(good) + (f" (not {lacking})" if lacking else ""))
+    advice = "private networks are not reached from this node; others may be"
+    return warn("tunnels", (lacking or error)[:300], advice)
+
+
 def lazy_starts(why_not: str) -> Finding:
     """`why_not`: empty when a layer was really mounted and read."""
     if why_not:

@@ -39,6 +39,7 @@ def look(state: Path, python: str) -> Iterator[Finding]:
     yield isolation(python, root)
     yield builds(python)
     yield lazy_starts()
+    yield tunnels()
     yield findings.open_files(*resource.getrlimit(resource.RLIMIT_NOFILE))
     yield findings.processes(resource.getrlimit(resource.RLIMIT_NPROC)[0])
     yield findings.namespaces(_allowed_namespaces(), root)
@@ -90,6 +91,21 @@ def isolation(python: str, root: bool) -> Finding:
         return findings.isolation(None, str(error), root)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def tunnels() -> Finding:
+    """By opening both backends of private networks, in a process of its own."""
+    command = [sys.executable, "-P", "-m", "orchestrator.doctor.tunnels"]
+    try:
+        done = subprocess.run(command, capture_output=True, timeout=ISOLATION_TIMEOUT_S, check=False, stdin=subprocess.DEVNULL)
+        if done.returncode:
+            words = done.stderr.decode(errors="replace").strip().splitlines() or ["no output"]
+            return findings.tunnels({}, words[-1][:300])
+        return findings.tunnels(msgspec.json.decode(done.stdout, type=dict[str, str]), "")
+    except subprocess.TimeoutExpired:
+        return findings.tunnels({}, f"nothing happened in {ISOLATION_TIMEOUT_S:.0f} s")
+    except (OSError, msgspec.MsgspecError) as error:
+        return findings.tunnels({}, str(error)[:300])
 
 
 def disk(state: Path) -> Finding:

@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 from typing import Any
 
 import structlog
@@ -28,6 +28,7 @@ class NodeLink:
         self._identity = identity
         self.address, self._whom = place
         self.free_mb = 0
+        self.tunnels: Collection[str] = ()
         self.updates: list[DecisionUpdate] = []
         self.lost = ""
         self.heard = asyncio.Event()
@@ -94,6 +95,7 @@ class NodeLink:
             self.free_mb = message.free_mb
             if message.whole:
                 self._counts.clear()
+                self.tunnels = frozenset(message.tunnels)
                 self.heard.set()
             self._counts.update((count.version, count) for count in message.versions)
         self._changed.set()

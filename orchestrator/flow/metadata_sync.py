@@ -41,6 +41,9 @@ class MetadataSync:
         elif event.kind is EventKind.NODE:
             node = self._store.nodes.published_one(event.subject)
             published = self._publisher.publish_node(node) if node is not None else Published.NOTHING
+        elif event.kind is EventKind.VPC:
+            vpc = self._store.vpcs.published_one(event.subject)
+            published = self._publisher.publish_vpc(vpc) if vpc is not None else Published.NOTHING
         elif event.kind is EventKind.TENANT:
             tenant = self._store.tenants.published_one(event.subject)
             published = self._publisher.publish_tenant(tenant) if tenant is not None else Published.NOTHING

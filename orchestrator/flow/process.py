@@ -36,6 +36,7 @@ from orchestrator.flow.links import Place
 from orchestrator.flow.metadata_sync import MetadataSync
 from orchestrator.flow.metrics import FlowMetrics, Swept, flow_checks, flow_tasks
 from orchestrator.flow.network_deployment import NetworkDeployment
+from orchestrator.flow.reaching import Reaching
 from orchestrator.flow.relay import Relay
 from orchestrator.flow.scheduling import STARTS, Scheduling
 from orchestrator.flow.source_builds import SLOTS, SourceBuilder
@@ -191,10 +192,11 @@ def _serve(settings: Settings, store: Store, workers: "list[_Worker]", threads: 
     app = build_app(settings.effective_redis_url)
     own = Self(settings, "flow", f"flow{LOCAL}{socket.gethostname()}")
     hello = Hello("flow", own.name, rpc_secret(cluster_key))
-    starter = Starter(partial(_node_places, settings, store), hello, _told_to_stop, own.identity)
+    places = partial(_node_places, settings, store)
+    starter = Starter(places, hello, _told_to_stop, own.identity)
     filling = Filling(origin, partial(_zones, settings, store), _told_to_stop, own.identity)
     modules: list[FlowModule] = [
-        NetworkDeployment(store),
+        NetworkDeployment(store, Reaching(places, hello, own.identity)),
         FunctionManagement(store, builder, filling),
         Scheduling(store, starter),
         MetadataSync(store, publisher, partial(_planned, settings, store)),

@@ -11,7 +11,7 @@ from graph.ids import VersionId, tenant_of
 from graph.plans import DeployDecision, Outcome, deploy_decision
 from orchestrator.flow.dependencies import Busy
 from orchestrator.flow.links import NodeLink, Place, linked
-from orchestrator.placement import spread
+from orchestrator.placement import in_reach, spread
 from workers.rpc.connection import RpcError
 from workers.rpc.messages import Drain, Hello, PrepareItem, Rpc
 from workers.rpc.transport import Identity
@@ -115,7 +115,7 @@ class Starter:
 def _order(spec: VersionSpec, count: int, links: Sequence[NodeLink]) -> set[str]:
     """Orders what is missing, all or nothing: half of it here would only keep others from theirs. Returns the decisions' ids."""
     missing = count - sum(link.idle(spec.version) for link in links)
-    chosen = spread(spec.version, spec.memory_mb, missing, links)
+    chosen = spread(spec.version, spec.memory_mb, missing, in_reach(spec, links))
     if len(chosen) < missing:
         raise StartInterrupted(f"there is memory for {len(chosen)} of {missing} instances of {spec.memory_mb} MB on the nodes")
     attempt = secrets.token_hex(4)

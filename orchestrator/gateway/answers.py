@@ -13,6 +13,7 @@ STATUS = {
     "bad-payload": (400, "the payload is not what its content type says"),
     "init-failed": (502, "the function's module could not be imported"),
     "code-unavailable": (503, "the function's code could not be fetched"),
+    "network-unavailable": (503, "the function's private network cannot be reached from the node"),
     "killed": (502, "the instance was killed"),
     "timeout": (504, "the function took too long"),
     "full": (429, "no capacity"),

@@ -37,6 +37,7 @@ class NodeLink:
         self.address = address
         self.connection: Connection | None = None
         self.free_mb = 0
+        self.tunnels: Collection[str] = ()
         self._hello = hello
         self._on_call = on_call
         self._on_cancel_call = on_cancel_call
@@ -177,6 +178,7 @@ class NodeLink:
             self.free_mb = message.free_mb
             if message.whole:
                 self._idle.clear()
+                self.tunnels = frozenset(message.tunnels)
             for count in message.versions:
                 self._idle[count.version] = count.idle + count.preparing
 

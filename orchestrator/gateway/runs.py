@@ -18,15 +18,17 @@ from orchestrator.gateway.reports import Reports
 from orchestrator.gateway.resolve import NotFound, resolve
 from orchestrator.gateway.tally import Tally
 from orchestrator.gateway.waiting import Overload, WaitingRoom
-from orchestrator.placement import place
+from orchestrator.placement import in_reach, place
 from tracing.records import InvocationRecord, Timings
 from workers.rpc.connection import RpcError
 from workers.rpc.messages import ChildCall, ErrorDetail, HttpRequest, InvokeRequest, InvokeResult, Rpc, TriggerEvent
 from workers.versions import VersionSpec
 
 RETRIABLE = ("full", "draining")
-NOTED = ("killed", "timeout", "init-failed", "code-unavailable", "full")  # what an operator looks for; the rest is the caller's
-NEVER_RAN = ("full", "draining", "unknown-version", "code-unavailable", "init-failed")
+NOTED = ("killed", "timeout", "init-failed", "code-unavailable", "network-unavailable", "full")
+"""What an operator looks for; the rest is the caller's."""
+
+NEVER_RAN = ("full", "draining", "unknown-version", "code-unavailable", "network-unavailable", "init-failed")
 
 log = structlog.get_logger(__name__)
 _ids = random.Random(random.SystemRandom().getrandbits(128))  # noqa: S311 (ids must be unique, not secret)
@@ -136,7 +138,7 @@ class Runs:
             if not up and run.deadline <= time.monotonic():
                 detail = ErrorDetail("Timeout", "the deadline passed while no node that may run it was reachable")
                 return InvokeResult("timeout", error=detail), b""
-            for link in up if len(up) < 2 else place(run.spec.version, run.spec.memory_mb, up):
+            for link in up if len(up) < 2 else place(run.spec.version, run.spec.memory_mb, in_reach(run.spec, up)):
                 if not link.up:
                     continue  # lost while another node was asked
                 left = run.deadline - time.monotonic()

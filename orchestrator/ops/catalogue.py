@@ -13,9 +13,9 @@ from prometheus_client.metrics_core import Metric
 from workers.tallies import Histogram
 
 GATEWAY, PLANNER, NODE, FLOW, CONTROL, PAGE = "gateway", "planner", "node", "flow", "control", "page"
-ZONE_CACHE = "zone-cache"
+ZONE_CACHE, VPC_PROXY = "zone-cache", "vpc-proxy"
 PROCESSES = (CONTROL, GATEWAY, PLANNER, NODE, FLOW, PAGE)
-"""What every machine that runs all of it has; a zone cache is where somebody put one."""
+"""What every machine that runs all of it has; a zone cache, and the proxy of a private network, are where somebody put them."""
 
 
 class Family(msgspec.Struct, frozen=True):
@@ -34,7 +34,7 @@ FAMILIES: Mapping[str, Family] = {
         Family(
             "foreglow_build",
             "gauge",
-            (*PROCESSES, ZONE_CACHE),
+            (*PROCESSES, ZONE_CACHE, VPC_PROXY),
             "1; the release and the protocol it speaks in the labels.",
             ("version", "protocol"),
         ),
@@ -227,6 +227,16 @@ FAMILIES: Mapping[str, Family] = {
         ),
         Family("foreglow_origin_freed_objects", "counter", (FLOW,), "Objects taken out of the origin.", ("kind",)),
         Family("foreglow_origin_freed_bytes", "counter", (FLOW,), "Bytes taken out of the origin.", ("kind",)),
+        # -- private networks
+        Family("foreglow_tunnels", "gauge", (NODE,), "Ways into private networks, by whether they are open.", ("state",)),
+        Family("foreglow_tunnel_backend", "gauge", (NODE,), "1; the backend in force in the label.", ("backend",)),
+        Family("foreglow_attached", "gauge", (NODE,), "Instances attached to private networks now."),
+        Family("foreglow_attach", "counter", (NODE,), "Instances that were to be attached, by how it went.", ("result",)),
+        Family("foreglow_attach_seconds", "histogram", (NODE,), "How long attaching one took."),
+        Family("foreglow_proxy_nodes", "gauge", (VPC_PROXY,), "Nodes that a proxy carries for, by backend.", ("backend",)),
+        Family("foreglow_proxy_streams", "gauge", (VPC_PROXY,), "Connections that the portable backend carries."),
+        Family("foreglow_proxy_generation", "gauge", (VPC_PROXY,), "Of the private network's settings in force; 0: none yet."),
+        Family("foreglow_proxy_asked_in_vain", "counter", (VPC_PROXY,), "Questions to control that it did not answer."),
         Family("foreglow_database_up", "gauge", (FLOW, CONTROL), "1 when the database answers."),
         Family("foreglow_redis_up", "gauge", (FLOW, CONTROL), "1 when Redis answers."),
         Family("foreglow_viewers", "gauge", (PAGE,), "Browsers that watch the page."),

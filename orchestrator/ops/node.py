@@ -49,10 +49,20 @@ class NodeMetrics(Collector):
         yield family("foreglow_idle_ended", [((why,), count) for why, count in execution.ended_idle.items()])
         yield one("foreglow_decisions_open", len(node.decisions))
         yield from self._code()
+        yield from self._tunnels()
         yield family("foreglow_isolation", [((node.report.driver, node.report.tier), 1)])
         roles = Counter({"gateway": 0, "planner": 0, "control": 0})
         roles.update(node.peers)
         yield family("foreglow_connections", [((role,), count) for role, count in roles.items()])
+
+    def _tunnels(self) -> Iterable[Metric]:
+        tunnels = self._node.tunnels
+        counts = tunnels.counts()
+        yield family("foreglow_tunnels", [((state,), counts[state]) for state in ("ready", "not-ready")])
+        yield family("foreglow_tunnel_backend", [((tunnels.plane.backend,), 1)])
+        yield one("foreglow_attached", counts["attached"])
+        yield family("foreglow_attach", [((how,), count) for how, count in tunnels.attaching.items()])
+        yield histogram("foreglow_attach_seconds", [((), tunnels.attach_times)])
 
     def _code(self) -> Iterable[Metric]:
         tally, fetcher = self._tier.tally, self._tier.fetcher

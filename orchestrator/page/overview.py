@@ -16,6 +16,15 @@ NODE_COLUMNS = [
     cells.column("Isolation", "wide"),
     cells.column("Code", "wide"),
     cells.column("Function templates", "wide"),
+    cells.column("Tunnels", "wide"),
+]
+VPC_COLUMNS = [
+    cells.column("Private network"),
+    cells.column("State"),
+    cells.column("CIDRs", "wide"),
+    cells.column("Proxies", "wide"),
+    cells.column("Tunnels", "wide"),
+    cells.column("Functions", "wide"),
 ]
 PROCESS_COLUMNS = [cells.column("Part"), cells.column("State"), cells.column("What it says", "wide")]
 FUNCTION_COLUMNS = [
@@ -42,7 +51,7 @@ def node_rows(status: Mapping[str, Any]) -> list[Row]:
 def _node(name: str, state: Any) -> Row:
     if not isinstance(state, dict):
         return cells.row(
-            name, [name, cells.mark("false", "away"), "", "", "", "it holds no instance that can be reached", "", ""]
+            name, [name, cells.mark("false", "away"), "", "", "", "it holds no instance that can be reached", "", "", ""]
         )
     memory, isolation = state["memory_mb"], state["isolation"]
     share = memory["promised"] / memory["total"] if memory["total"] else 0.0
@@ -61,6 +70,7 @@ def _node(name: str, state: Any) -> Row:
             {"text": f"{isolation['driver']}: {isolation['tier']}", "sub": f"not in force: {missing}" if missing else ""},
             _code([state["code"]] if "code" in state else [], "held"),
             _templates(state.get("templates", {})),
+            _tunnels(state.get("tunnels", {})),
         ],
     )
 
@@ -72,6 +82,38 @@ def _templates(templates: Mapping[str, int]) -> Cell:
     beside = ", ".join(f"{count:,} {standing}" for standing, count in said.items() if count and standing != "held")
     held = f"{said['held']:,} held" + (f", {figures.megabytes(templates['memory_mb'])}" if said["held"] else "")
     return {"text": held, "sub": beside}
+
+
+def _tunnels(tunnels: Mapping[str, Any]) -> Cell:
+    if not tunnels:
+        return ""
+    counts = f"{tunnels['ready']:,} open, {figures.count(tunnels['attached'], 'instance')} attached"
+    if tunnels["not-ready"]:
+        counts = f"{tunnels['not-ready']:,} not open, {counts}"
+    return {"text": f"{tunnels['backend']}: {counts}", "sub": tunnels["reason"]}
+
+
+def vpc_rows(vpcs: Sequence[Mapping[str, Any]]) -> list[Row]:
+    """Private networks as GET /v1/vpcs/{name} tells of each."""
+    return [_vpc(one) for one in vpcs]
+
+
+def _vpc(one: Mapping[str, Any]) -> Row:
+    ready = [tunnel for tunnel in one["tunnels"] if tunnel["ready"]]
+    lacking = [f"{tunnel['node']}: {tunnel['reason']}" for tunnel in one["tunnels"] if not tunnel["ready"]]
+    lacking += [f"{node}: does not answer" for node in one["away"]]
+    reached = ", ".join(f"{tunnel['node']} ({tunnel['backend']}, {tunnel['attached']:,} attached)" for tunnel in ready)
+    return cells.row(
+        one["name"],
+        [
+            one["name"],
+            cells.mark("true", "reached") if ready else cells.mark("false", "not reached"),
+            {"text": ", ".join(one["cidrs"]), "sub": ", ".join(one["rules"]) or "all of it may be reached"},
+            ", ".join(f"{proxy['name']} ({proxy['role']})" for proxy in one["proxies"]) or "none has joined",
+            {"text": reached or "none", "sub": "; ".join(lacking)},
+            ", ".join(one["functions"]),
+        ],
+    )
 
 
 def process_rows(status: Mapping[str, Any]) -> list[Row]:

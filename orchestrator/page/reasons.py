@@ -18,6 +18,7 @@ FUNCTION_COLUMNS = [
     cells.column("Cost of idling", "number"),
 ]
 ALTERNATIVE_COLUMNS = [cells.column("Weighed"), cells.column("Begun in", "number"), cells.column("Expected cost", "number")]
+STEPS = {"queue": "waiting", "clone": "clone", "code": "code", "net": "tunnel", "init": "init"}
 QUANTILES = "5 / 25 / 50 / 75 / 95 %"
 
 
@@ -97,6 +98,10 @@ def facts(one: Mapping[str, Any]) -> list[tuple[str, str]]:
         became = f"; became {one['became']}" if one["became"] else ""
         took = f"after {figures.milliseconds(one['start_ms'])}, from {one['source'] or 'what was there'}"
         found.append(("Ready", f"{took}; idle for {figures.milliseconds(one['idle_ms'])}{became}"))
+        steps = one.get("steps_ms", {})
+        told = [f"{named} {figures.milliseconds(steps[step])}" for step, named in STEPS.items() if steps.get(step)]
+        if told:
+            found.append(("Its steps", ", ".join(told)))
     if evidence["trace_ids"]:
         found.append(("Seen in", ", ".join(evidence["trace_ids"])))
     return found

@@ -11,8 +11,9 @@ import structlog
 
 from graph.ids import VersionId, function_of
 from orchestrator.heartbeat import SILENT_S, Pulse, until_lost
-from orchestrator.placement import place
+from orchestrator.placement import in_reach, place
 from orchestrator.planner.vigil import Sight
+from workers.networks import VpcSpec
 from workers.rpc.connection import Connection, RpcError, dial
 from workers.rpc.messages import (
     DecisionUpdate,
@@ -29,6 +30,7 @@ from workers.rpc.messages import (
     Stale,
     Triggers,
     VersionCount,
+    Vpcs,
     ZoneCaches,
 )
 from workers.rpc.transport import Address, Identity, label
@@ -168,6 +170,7 @@ class NodePeer(Peer):
         super().__init__(address, hello, identity, expected, epoch)
         self.free_mb = 0
         self.standbys = 0
+        self.tunnels: Collection[str] = frozenset()
         self.driver = ""
         self.free_standbys: dict[tuple[str, int], int] = {}  # by tenant and shape
         self.counts: dict[str, VersionCount] = {}
@@ -226,6 +229,7 @@ class NodePeer(Peer):
 
     def disconnected(self) -> None:
         self._down_since = time.monotonic()
+        self.tunnels = frozenset()
         self.counts.clear()
 
     def on_message(self, connection: Connection, kind: int, ident: int, message: Any, body: bytes) -> None:
@@ -235,6 +239,7 @@ class NodePeer(Peer):
         elif kind == Rpc.INVENTORY:
             self.free_mb, self.standbys, self.driver = message.free_mb, message.standbys, message.driver
             if message.whole:
+                self.tunnels = frozenset(message.tunnels)
                 self.counts.clear()
                 self.free_standbys = {(one.tenant, one.memory_mb): one.count for one in message.free}
             for count in message.versions:
@@ -249,6 +254,10 @@ class NodePeer(Peer):
     def tell_caches(self, zone: str, addresses: list[str]) -> None:
         if self.connection is not None:
             self.connection.send(Rpc.CACHES, 0, ZoneCaches(zone, addresses))
+
+    def tell_vpcs(self, vpcs: list[VpcSpec]) -> None:
+        if self.connection is not None:
+            self.connection.send(Rpc.VPCS, 0, Vpcs(vpcs))
 
     def define(self, spec: VersionSpec) -> None:
         connection = self.connection
@@ -325,7 +334,7 @@ class Fleet:
         return next((one.driver for one in self.nodes if one.name == node), "")
 
     def choose(self, spec: VersionSpec) -> NodePeer | None:
-        return next(iter(place(spec.version, spec.memory_mb, self.up())), None)
+        return next(iter(place(spec.version, spec.memory_mb, in_reach(spec, self.up()))), None)
 
     def forget_idle(self, functions: set[str]) -> None:
         """Their idle instances were just given up: do not count on them until the next inventory says what there is."""

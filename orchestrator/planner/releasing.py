@@ -17,7 +17,7 @@ from graph.plans import EdgeSource, Evidence, Outcome, PrewarmDecision, PrewarmP
 from orchestrator.catalog.model import ReleasePhase
 from orchestrator.catalog.nudge import Nudge
 from orchestrator.catalog.releases import OpenRelease, Releases
-from orchestrator.placement import spread
+from orchestrator.placement import in_reach, spread
 from orchestrator.planner.demand import Demand
 from orchestrator.planner.dispatch import Right
 from orchestrator.planner.forecasts import Forecasts
@@ -210,7 +210,7 @@ class Releasing:
             if len(step.ordered) >= 4 * sum(one for _, one, _ in wanted) + DIED:
                 short[_short(spec.version)] = "what was started before did not last"
                 continue
-            chosen = spread(spec.version, spec.memory_mb, missing, self._fleet.up())
+            chosen = spread(spec.version, spec.memory_mb, missing, in_reach(spec, self._fleet.up()))
             if len(chosen) < missing:
                 short[_short(spec.version)] = f"there is memory for {len(chosen)} of {missing} more of {spec.memory_mb} MB"
             reason = f"release {release.id} gives version {release.target} of {name} {part * 100:.3g} % of the traffic"

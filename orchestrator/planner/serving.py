@@ -48,6 +48,7 @@ from orchestrator.planner.runs import RunBook
 from orchestrator.planner.state import FORMAT, PlannerState, load, lock, save, set_aside
 from orchestrator.planner.teaching import Teaching
 from orchestrator.planner.vigil import SEEN_EVERY_S, heard, overdue, unheard
+from orchestrator.planner.vpcs import Reached, VpcNews
 from orchestrator.planner.watching import Watching
 from orchestrator.renewal import keep_certified
 from orchestrator.settings import Settings, rpc_secret
@@ -65,6 +66,7 @@ from workers.versions import VersionSpec
 AWAY_S = 1.0
 SAVE_EVERY_S = 5.0
 TICK_S = 0.1
+LOOK_AT_TUNNELS_S = 2.0
 STOP_S = 2.0
 
 _EPOCH = time.time() - time.monotonic()
@@ -85,7 +87,13 @@ class Planner:
         self.path = settings.planner_folder / "state"
         stored = load(self.path)
         self.graph = _restore(stored.graph, self.path) if stored is not None else CallGraph()
-        self.table = RouteTable(self._route_changed, self._version_gone, self._tenant_changed, self._member_changed)
+        self.table = RouteTable(
+            self._route_changed,
+            self._version_gone,
+            self._tenant_changed,
+            self._member_changed,
+            lambda name, spec: self.vpcs.changed(),
+        )
         self.caches = CacheNews(self.table.nodes, settings.zone)
         self.decisions = DecisionLog(stored.decisions if stored is not None else None)
         self.runs = RunBook(stored.runs if stored is not None else None)
@@ -103,6 +111,7 @@ class Planner:
             return GatewayPeer(address, hello, self, identity, whom)
 
         self.fleet = Fleet([])
+        self.vpcs = VpcNews(self.table.vpcs, lambda: self.fleet.nodes)
         self.homes = Homes(self.fleet, self._current, self.right, lambda: self.activity.calls(time.time()))
         self.nodes = Members("node", node, self._nodes_changed, partial(_died, self))
         self.gateways = Members("gateway", gateway, lambda peers: None, partial(_died, self))
@@ -174,6 +183,8 @@ class Planner:
         self.nodes.on_node(name, route)
         self.gateways.on_node(name, route)
         self.caches.on_member(name, route, self.fleet.nodes)
+        if route is not None and route.role == "node":
+            self.vpcs.changed()  # it may host others now
 
     # -- what peers and routes tell
 
@@ -206,6 +217,7 @@ class Planner:
             return
         if self.table.loaded.is_set():  # else it would hear that there are none
             self.caches.tell(node)
+            self.vpcs.tell(node)
         for lease, epoch in self.leadership.held() if self.leadership is not None else ():
             node.fence(lease, epoch)
         for tenant in self.table.tenants.values():
@@ -352,6 +364,7 @@ async def _ticking(planner: Planner) -> None:
 async def _watching(planner: Planner, store: Store, nudge: Nudge) -> None:
     """Tells the database which members are silent, and when the others were heard of. Its absence delays that, nothing else."""
     seen_at, known, silent = 0.0, dict[str, int](), set[tuple[str, int]]()
+    reached, looked_at, moved = Reached(), 0.0, set[str]()
     while True:
         await asyncio.sleep(TICK_S)
         if planner.leadership is None or planner_lease(0) not in {lease for lease, _ in planner.leadership.held()}:
@@ -368,6 +381,13 @@ async def _watching(planner: Planner, store: Store, nudge: Nudge) -> None:
                     log.warning("node.unheard", node=name, epoch=epoch)
                     await asyncio.to_thread(nudge.give)
             silent = unheard(sights, now)
+            if now - looked_at >= LOOK_AT_TUNNELS_S:
+                looked_at = now
+                moved |= reached.moved([(node.name, node.tunnels) for node in planner.fleet.up()])
+                while moved:
+                    vpc = next(iter(moved))
+                    await asyncio.to_thread(store.vpcs.moved, vpc, time.time())
+                    moved.discard(vpc)
             if now - seen_at >= SEEN_EVERY_S or heard(sights) != known:
                 seen_at, known = now, heard(sights)
                 back = bool(known) and await asyncio.to_thread(store.nodes.seen, known, time.time())

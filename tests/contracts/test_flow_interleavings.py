@@ -32,8 +32,10 @@ from orchestrator.flow.function_management import FunctionManagement
 from orchestrator.flow.metadata_sync import MetadataSync
 from orchestrator.flow.network_deployment import NetworkDeployment
 from orchestrator.flow.process import guarded
+from orchestrator.flow.reaching import Reaching
 from orchestrator.flow.scheduling import Scheduling
 from orchestrator.flow.starting import StartFailed, StartInterrupted
+from workers.rpc.messages import Hello
 from workers.versions import VersionSpec
 
 pytestmark = pytest.mark.system
@@ -161,7 +163,7 @@ class World:
         nudge = Nudge(f"unix://{folder}/none.sock")
         self.steps = Steps(self, data)
         modules = [
-            NetworkDeployment(self.store),
+            NetworkDeployment(self.store, Reaching(lambda _tenant: (), Hello("flow", "f", ""))),
             FunctionManagement(self.store, HeldBuilder(self)),  # type: ignore[arg-type]
             Scheduling(self.store, HeldStarter(self)),
             MetadataSync(self.store, self.publisher),

@@ -388,6 +388,55 @@ def _(world: Crossing) -> None:
     assert world.alpha.get("/v1/traces/names?limit=1000")["map"]["svc/op"] == ONLY
 
 
+def network_of(world: Crossing, name: str = "database") -> dict[str, Any]:
+    """Alpha's private network, with a mark of alpha's in it; made when it is not there."""
+    made = world.alpha.control.post(
+        "/v1/vpcs", json={"name": name, "cidrs": ["10.77.0.0/16"], "rules": ["tcp:10.77.9.0/24:5432"]}
+    )
+    assert made.status_code in (201, 409), made.text
+    found: dict[str, Any] = world.alpha.get(f"/v1/vpcs/{name}")
+    return found
+
+
+@crosses("POST", "/v1/vpcs")
+def _(world: Crossing) -> None:
+    """The same name and the same CIDRs are two networks; a function gets into its own tenant's only."""
+    theirs = network_of(world)
+    mine = world.clean(world.beta.control.post("/v1/vpcs", json={"name": "database", "cidrs": ["10.77.0.0/16"]}), 201)
+    assert mine["number"] != theirs["number"]
+    network_of(world, "hidden")
+    refused = world.beta.control.put(
+        "/v1/functions/thief", json={"package": world.beta.package, "handler": "app:shared", "vpc": "hidden"}
+    )
+    assert (refused.status_code, refused.json()["field"]) == (400, "vpc")
+
+
+@crosses("GET", "/v1/vpcs")
+def _(world: Crossing) -> None:
+    network_of(world, "hidden")
+    assert {one["name"] for one in world.clean(world.beta.control.get("/v1/vpcs"))["vpcs"]} <= {"database"}
+
+
+@crosses("GET", "/v1/vpcs/{name}")
+def _(world: Crossing) -> None:
+    network_of(world, "hidden")
+    world.clean(world.beta.control.get("/v1/vpcs/hidden"), 404)
+
+
+@crosses("PUT", "/v1/vpcs/{name}")
+def _(world: Crossing) -> None:
+    before = network_of(world, "hidden")
+    world.clean(world.beta.control.put("/v1/vpcs/hidden", json={"cidrs": ["10.0.0.0/8"]}), 404)
+    assert world.alpha.get("/v1/vpcs/hidden") == before
+
+
+@crosses("DELETE", "/v1/vpcs/{name}")
+def _(world: Crossing) -> None:
+    network_of(world, "hidden")
+    world.clean(world.beta.control.delete("/v1/vpcs/hidden"), 404)
+    assert world.alpha.get("/v1/vpcs/hidden")["name"] == "hidden"
+
+
 @crosses("GET", "/v1/status")
 def _(world: Crossing) -> None:
     """Counts of the whole platform, no names."""

@@ -33,7 +33,7 @@ class Control:
     @contextlib.asynccontextmanager
     async def listening(self, who: Identity | None = None, days: float = 365) -> AsyncIterator[str]:
         own = who or identity(self.authority, self.folder, "control", "control@a")
-        listener = JoinListener(self.store.nodes, self.authority, own, lambda role: TOLD, self._changed, days)
+        listener = JoinListener(self.store.nodes, self.store.vpcs, self.authority, own, lambda role: TOLD, self._changed, days)
         server = await listener.start(LOOPBACK, 0)
         self.at = str(port_of(server))
         try:

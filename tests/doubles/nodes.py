@@ -8,6 +8,7 @@ from typing import Any
 
 from cryptography.fernet import Fernet
 from doubles.loop import until
+from doubles.planes import DoublePlane
 from doubles.sandboxes import REPORT, DoubleCode, DoubleDriver
 
 from workers.function_templates import Rules
@@ -43,6 +44,8 @@ def spec(
     kind: Kind = Kind.EVENT,
     timeout_s: float = 5.0,
     environment: bytes = b"",
+    vpc: str = "",
+    egress: str = "none",
 ) -> VersionSpec:
     """A version of a function of tenant `acme`."""
     return VersionSpec(
@@ -56,6 +59,8 @@ def spec(
         concurrency,
         CodePackage("sha256:" + "0" * 64),
         environment,
+        egress,
+        vpc,
     )
 
 
@@ -70,6 +75,7 @@ class Caller:
         self.updates: list[DecisionUpdate] = []
         self.counts: dict[str, VersionCount] = {}
         self.free_mb = -1
+        self.tunnels: list[str] = []
         self.results: dict[int, int] = {}  # stream -> how many results came
         self._streams: dict[int, asyncio.Future[tuple[InvokeResult, bytes]]] = {}
         self._numbers = 0
@@ -96,6 +102,7 @@ class Caller:
             self.free_mb = message.free_mb
             if message.whole:
                 self.counts.clear()
+                self.tunnels = message.tunnels
             self.counts.update((count.version, count) for count in message.versions)
 
     # -- the test's side
@@ -224,11 +231,13 @@ async def running_node(
     also: Sequence[Address] = (),
     identity: Identity | None = None,
     name: str = "node-1",
+    plane: DoublePlane | None = None,
 ) -> AsyncIterator[Rig]:
     """A node that serves until the block ends, on its socket and, with `identity`, on what is named also. Fails when a sandbox
     outlives it."""
     driver, code = DoubleDriver(), DoubleCode()
-    node = Node(name, driver, code, Sealer(key or Fernet.generate_key()), REPORT, memory_mb, cores, standbys, idle_s, templates)
+    sealer = Sealer(key or Fernet.generate_key())
+    node = Node(name, driver, code, sealer, REPORT, memory_mb, cores, standbys, idle_s, templates, plane)
     path = folder / "node.sock"
     serving = asyncio.create_task(node.serve([path, *also], secret, identity))
     rig = Rig(node, driver, code, path, secret)
@@ -246,5 +255,8 @@ async def running_node(
     assert set(code.pins.values()) <= {0}, "code stayed pinned, or was released too often"
     assert driver.alive == [], "sandboxes outlived their node"
     assert all(template.ended for template in driver.templates), "function templates outlived their node"
+    if plane is not None:
+        assert plane.stopped
+        assert all(one.detached for one in plane.attached), "an instance stayed attached"
     assert node.execution.memory.used_mb == 0, "memory stayed promised"
     assert not path.exists()

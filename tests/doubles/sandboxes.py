@@ -12,7 +12,17 @@ import msgspec
 
 from workers.drivers.frames import FromGuest, ToGuest
 from workers.framing import Frame
-from workers.ports import CodeReport, DriverError, Fetched, InitReport, IsolationReport, Specialisation, Traits, Usage
+from workers.ports import (
+    CodeReport,
+    DriverError,
+    Fetched,
+    InitReport,
+    IsolationReport,
+    SandboxNetwork,
+    Specialisation,
+    Traits,
+    Usage,
+)
 from workers.versions import VersionSpec
 
 PLAIN = Traits()
@@ -71,6 +81,10 @@ class DoubleClone:
         self._gone: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 
     # -- the port
+
+    @property
+    def network(self) -> SandboxNetwork | None:
+        return self._driver.network
 
     async def specialise(self, work: Specialisation, timeout_s: float) -> InitReport:
         self.work = work
@@ -202,6 +216,7 @@ class DoubleDriver:
         self.template_asked: list[tuple[str, float]] = []  # versions, and how long their init may take
         self.template_turns: defaultdict[str, Valve] = defaultdict(Valve)  # by tenant
         self.retired: list[str] = []
+        self.network: SandboxNetwork | None = None
         self.tries = 0
         self.cloning = 0
         self.most_cloning = 0

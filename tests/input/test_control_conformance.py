@@ -46,6 +46,9 @@ LEFT_TO_OTHERS = [
 RULES_BESIDE_THE_SCHEMA = {
     "POST /v1/packages": "the bytes must be a zip",
     "PUT /v1/functions/{name}": "the package must be there and hold the handler",
+    "POST /v1/vpcs": "CIDRs, rules and addresses are read as such",
+    "PUT /v1/vpcs/{name}": "likewise",
+    "POST /v1/join-tokens": "a proxy names its private network, others none",
     "POST /v1/traces/import": "the text must be CSV with the right columns",
 }
 

@@ -1,6 +1,7 @@
 """Templates, clones and standbys of microVMs over their whole lives: identity, refusal, what a killed node leaves."""
 
 import asyncio
+import contextlib
 import os
 import shutil
 import signal
@@ -16,7 +17,9 @@ from doubles.loop import until
 from doubles.microvms import ACCEL, Shared, guest_image, microvms, shared
 from doubles.process_bench import ECHO, Bench, Running, groups_of
 
+from workers.drivers.microvm import functions
 from workers.drivers.microvm.image import GuestImage
+from workers.drivers.microvm.machine import Machine
 from workers.ports import DriverError
 
 pytestmark = pytest.mark.system
@@ -167,6 +170,63 @@ def test_an_image_that_changes_under_the_node_makes_a_new_template(tmp_path: Pat
     asyncio.run(asyncio.wait_for(check(), 120))
 
 
+def memories() -> int:
+    found = 0
+    for name in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):
+            found += "memfd:foreglow-" in os.readlink(f"/proc/self/fd/{name}")
+    return found
+
+
+def test_an_original_killed_while_it_is_kept_leaves_nothing(vms: Shared, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def check() -> None:
+        await vms.bench.run(ECHO)
+        await vms.bench.end()
+        before, keep = memories(), functions.saved
+
+        async def killed(machine: Machine) -> int:
+            machine.qemu.kill()
+            return await keep(machine)
+
+        monkeypatch.setattr(functions, "saved", killed)
+        with pytest.raises(DriverError):
+            await vms.bench.template(ECHO)
+        assert not vms.bench.driver._clones
+        assert memories() == before
+        monkeypatch.setattr(functions, "saved", keep)
+        one = await vms.bench.run_templated(ECHO)
+        assert await one.value(1) == 1
+        await vms.bench.end()
+
+    vms.run(check())
+
+
+DIES_KEEPING = """
+import asyncio, os, signal, sys
+from pathlib import Path
+from doubles.microvms import guest_image
+from doubles.process_bench import ECHO, Bench
+from workers.drivers.microvm import functions, qmp
+from workers.drivers.microvm.driver import MicroVmDriver
+async def main():
+    driver = MicroVmDriver(Path(sys.argv[1]), guest_image(), sys.argv[2])
+    bench = Bench(Path(sys.argv[1]), driver, await driver.start())
+    keep = functions.saved
+    async def dies(machine):
+        run = machine.qemu.qmp.run
+        async def halfway(name, *arguments, **more):
+            going = asyncio.ensure_future(run(name, *arguments, **more))
+            if name == "migrate":
+                await asyncio.sleep(0)
+                print("machines", machine.qemu.pid, flush=True)
+                os.kill(os.getpid(), signal.SIGKILL)
+            return await going
+        machine.qemu.qmp.run = halfway
+        return await keep(machine)
+    functions.saved = dies
+    await bench.template(ECHO)
+asyncio.run(main())
+"""
 NODE = """
 import asyncio, sys
 from pathlib import Path
@@ -184,11 +244,12 @@ asyncio.run(main())
 """
 
 
-def test_a_killed_node_leaves_no_machine_and_its_successor_no_group(tmp_path: Path) -> None:
+@pytest.mark.parametrize("program", [NODE, DIES_KEEPING], ids=["serves", "keeps a function template"])
+def test_a_killed_node_leaves_no_machine_and_its_successor_no_group(tmp_path: Path, program: str) -> None:
     folder = tmp_path / "driver"
     environment = {**os.environ, "PYTHONPATH": f"{Path(__file__).parents[1]}:{Path(__file__).parents[2]}"}
     node = subprocess.Popen(
-        [sys.executable, "-c", NODE, str(folder), ACCEL], stdout=subprocess.PIPE, text=True, env=environment, cwd=tmp_path
+        [sys.executable, "-c", program, str(folder), ACCEL], stdout=subprocess.PIPE, text=True, env=environment, cwd=tmp_path
     )
     try:
         assert node.stdout is not None

@@ -16,7 +16,7 @@ import httpx
 import pytest
 
 from orchestrator import valkey
-from orchestrator.ops.catalogue import PROCESSES, ZONE_CACHE
+from orchestrator.ops.catalogue import PROCESSES, VPC_PROXY, ZONE_CACHE
 from orchestrator.settings import Settings
 
 pytestmark = pytest.mark.system
@@ -50,7 +50,7 @@ def test_systemd_finds_nothing_wrong_with_them(tmp_path: Path) -> None:
         if path.suffix != ".env":
             (tmp_path / path.name).write_text(path.read_text().replace(INSTALLED, HERE))
     names = sorted(str(path) for path in tmp_path.iterdir())
-    assert len(names) == 9
+    assert len(names) == 10
     done = subprocess.run(
         ["systemd-analyze", "verify", "--man=no", *names], capture_output=True, text=True, timeout=60, check=False
     )
@@ -59,9 +59,10 @@ def test_systemd_finds_nothing_wrong_with_them(tmp_path: Path) -> None:
 
 
 def test_there_is_one_for_each_process_and_they_belong_together() -> None:
-    for name in (*PROCESSES, ZONE_CACHE):
+    for name in (*PROCESSES, ZONE_CACHE, VPC_PROXY):
         settings = unit(f"foreglow-{name}.service")
-        assert settings["ExecStart"] == [f"{INSTALLED} {name}"]
+        command = "vpc proxy" if name == VPC_PROXY else name
+        assert settings["ExecStart"] == [f"{INSTALLED} {command}"]
         assert settings["Type"] == ["notify"]
         assert settings["Restart"] == ["always"]
         text = (UNITS / f"foreglow-{name}.service").read_text()

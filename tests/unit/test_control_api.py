@@ -260,7 +260,8 @@ def test_environment_values_are_sealed_where_they_lie(api: Api) -> None:
         ("handler", "a:b:c"), ("handler", "handler:f\n"), ("handler", "absent:f"), ("handler", "../x:f"), ("kind", "web"),
         ("kind", "batch"), ("runtime", "python2.7"), ("memory_mb", 0), ("memory_mb", 4096), ("memory_mb", "128"),
         ("memory_mb", 1.5), ("memory_mb", True), ("timeout_s", 0), ("timeout_s", 901), ("concurrency", 0), ("concurrency", 1001),
-        ("egress", "internet"), ("egress", "all"), ("environment", {"1A": "x"}), ("environment", {"FOREGLOW_X": "x"}),
+        ("egress", "all"), ("vpc", "nobody"), ("vpc", "a/b"), ("vpc", "UP"), ("vpc", None),
+        ("environment", {"1A": "x"}), ("environment", {"FOREGLOW_X": "x"}),
         ("environment", {"A": "\0"}), ("environment", []), ("environment", {"A": "x" * MAX_ENVIRONMENT_BYTES}),
         ("calls", ["ok"] * 101), ("surprise", 1), ("initial_instances", 21), ("initial_instances", -1),
         ("initial_instances", True), ("initial_instances", "1"), ("build", 1), ("build", "true"), ("build", None),
@@ -356,7 +357,7 @@ def test_requirements_nested_without_end_are_the_uploaders_fault(api: Api) -> No
 
 def test_the_document_offers_only_what_is_taken(api: Api) -> None:
     offered = api.client.get("/openapi.json").json()["components"]["schemas"]["FunctionRequest"]["properties"]
-    assert (offered["kind"]["enum"], offered["egress"]["enum"]) == (["event", "http"], ["none"])
+    assert (offered["kind"]["enum"], offered["egress"]["enum"]) == (["event", "http"], ["none", "internet"])
 
 
 def test_links_of_the_document_lead_to_operations_that_are_there(api: Api) -> None:

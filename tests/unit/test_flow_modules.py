@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from graph.ids import FunctionId
@@ -12,11 +13,14 @@ from orchestrator.catalog.model import ConditionName, ConditionStatus, EventKind
 from orchestrator.catalog.nudge import Nudge
 from orchestrator.catalog.outbox import MAX_TRIES, OpenEvent
 from orchestrator.catalog.store import Store
+from orchestrator.catalog.vpcs import VpcSettings
 from orchestrator.flow.dependencies import Busy
-from orchestrator.flow.network_deployment import NetworkDeployment
+from orchestrator.flow.network_deployment import OPEN_S, NetworkDeployment
 from orchestrator.flow.process import guarded
+from orchestrator.flow.reaching import Reach, judge
 from orchestrator.flow.scheduling import DIED_TRIES, STARTS, Scheduling
 from orchestrator.flow.starting import StartFailed, StartInterrupted
+from workers.networks import VpcSpec
 from workers.versions import VersionSpec
 
 DIGEST = "sha256:" + "a" * 64
@@ -64,10 +68,12 @@ def scheduling(store: Store, nodes: Nodes) -> Scheduling:
     return Scheduling(store, nodes)
 
 
-def put(store: Store, instances: int = 0, egress: str = "none") -> OpenEvent:
-    settings = VersionSettings(DIGEST, "h:f", "event", "python3.11", 128, 30.0, 1, egress=egress, initial_instances=instances)
+def put(store: Store, instances: int = 0, egress: str = "none", vpc: str = "") -> OpenEvent:
+    settings = VersionSettings(
+        DIGEST, "h:f", "event", "python3.11", 128, 30.0, 1, egress=egress, initial_instances=instances, vpc=vpc
+    )
     number = store.functions.put("acme", "f", settings, time.time()).versions[0].number
-    return OpenEvent(number, EventKind.DEPLOYED, F, number, {"number": number, "instances": instances}, 1)
+    return OpenEvent(number, EventKind.DEPLOYED, F, number, {"number": number, "instances": instances}, 1, time.time())
 
 
 def decide(store: Store, number: int, name: ConditionName, status: ConditionStatus = ConditionStatus.TRUE) -> None:
@@ -82,19 +88,137 @@ def condition(store: Store, name: ConditionName, number: int = 1) -> tuple[str, 
 # -- network
 
 
+class Tunnels:
+    """What nodes say, one after the other; the last goes on being said."""
+
+    def __init__(self, *said: Reach) -> None:
+        self.said = list(said)
+        self.asked: list[str] = []
+
+    def vpc(self, spec: VpcSpec) -> Reach:
+        return self._say(spec.vpc)
+
+    def internet(self, tenant: str) -> Reach:
+        return self._say("")
+
+    def _say(self, asked: str) -> Reach:
+        self.asked.append(asked)
+        return self.said.pop(0) if len(self.said) > 1 else self.said[0]
+
+
+REACHED, COMING, NEVER = Reach(True, "by n1"), Reach(False, "n1: opening", coming=True), Reach(False, "no proxy has joined")
+
+
+def network(store: Store, *said: Reach) -> tuple[NetworkDeployment, Tunnels]:
+    tunnels = Tunnels(*said)
+    return NetworkDeployment(store, tunnels), tunnels  # type: ignore[arg-type]
+
+
+def changed(created: float = 0.0) -> OpenEvent:
+    return OpenEvent(99, EventKind.VPC, "acme/db", 1, {}, 1, created or time.time())
+
+
+def state(store: Store) -> str:
+    return store.functions.describe_version("acme", "f", 1).state
+
+
 def test_a_function_in_no_private_network_needs_none(store: Store) -> None:
     event = put(store)
-    NetworkDeployment(store).apply(event)
+    module, tunnels = network(store, NEVER)
+    module.apply(event)
     assert condition(store, NETWORK) == ("not needed", "it is in no private network")
-    NetworkDeployment(store).apply(event)
+    module.apply(event)
     assert condition(store, NETWORK)[0] == "not needed"
+    assert tunnels.asked == []
 
 
-def test_a_way_out_that_no_node_has_fails_the_version(store: Store) -> None:
-    NetworkDeployment(store).apply(put(store, egress="internet"))
-    status, reason = condition(store, NETWORK)
-    assert status == "false"
-    assert "use none" in reason
+def test_the_internet_is_asked_of_nodes_too(store: Store) -> None:
+    module, tunnels = network(store, REACHED)
+    module.apply(put(store, egress="internet"))
+    assert (condition(store, NETWORK), tunnels.asked) == (("true", "by n1"), [""])
+
+
+@pytest.fixture
+def database(store: Store) -> None:
+    store.vpcs.create("acme", "db", VpcSettings(["10.0.0.0/16"]), 1)
+
+
+@pytest.mark.usefixtures("database")
+def test_a_tunnel_that_opens_is_waited_for_and_the_version_says_for_what(store: Store) -> None:
+    module, _ = network(store, COMING, REACHED)
+    event = put(store, vpc="db")
+    with pytest.raises(Busy):
+        module.apply(event)
+    assert condition(store, NETWORK) == ("unknown", "n1: opening")
+    module.apply(event)
+    assert condition(store, NETWORK) == ("true", "by n1")
+
+
+@pytest.mark.usefixtures("database")
+@pytest.mark.parametrize(("said", "age_s"), [(NEVER, 0.0), (COMING, OPEN_S + 1)])
+def test_one_that_does_not_come_fails_the_version_with_the_way_out(store: Store, said: Reach, age_s: float) -> None:
+    module, _ = network(store, said)
+    module.apply(msgspec.structs.replace(put(store, vpc="db"), created=time.time() - age_s))
+    assert condition(store, NETWORK) == ("false", said.reason)
+    assert state(store) == "failed"
+
+
+@pytest.mark.usefixtures("database")
+def test_what_was_lacking_comes_and_the_version_begins_anew(store: Store) -> None:
+    module, _ = network(store, NEVER, COMING, REACHED)
+    module.apply(put(store, vpc="db"))
+    assert state(store) == "failed"
+    with pytest.raises(Busy):
+        module.apply(changed())
+    assert state(store) == "failed"
+    module.apply(changed())
+    assert (state(store), condition(store, NETWORK)[0]) == ("pending", "unknown")
+    for event, name in store.outbox.due(time.time() + 1):
+        found = store.outbox.load(event, name)
+        if found is not None and found.kind is EventKind.DEPLOYED and name is Module.NETWORK_DEPLOYMENT:
+            module.apply(found)
+    assert condition(store, NETWORK) == ("true", "by n1")
+
+
+@pytest.mark.usefixtures("database")
+def test_what_comes_no_more_is_not_looked_for_for_ever(store: Store) -> None:
+    module, _ = network(store, NEVER, COMING)
+    module.apply(put(store, vpc="db"))
+    module.apply(changed(time.time() - OPEN_S - 1))
+    assert state(store) == "failed"
+
+
+@pytest.mark.usefixtures("database")
+def test_a_version_that_serves_goes_on_when_its_network_is_away(store: Store) -> None:
+    module, _ = network(store, REACHED, NEVER, REACHED)
+    module.apply(put(store, vpc="db"))
+    decide(store, 1, CODE)
+    decide(store, 1, CAPACITY)
+    route = store.functions.mark_serving(F, 1)
+    assert route is not None
+    store.functions.mark_published(route, time.time())
+    module.apply(changed())
+    assert (state(store), condition(store, NETWORK)) == ("ready", ("false", "no proxy has joined"))
+    module.apply(changed())
+    assert (state(store), condition(store, NETWORK)) == ("ready", ("true", "by n1"))
+
+
+def told(node: str, backend: str = "kernel", ready: bool | None = True, reason: str = "") -> dict[str, object]:
+    """`ready` None: it knows nothing of the network."""
+    tunnels = [] if ready is None else [{"vpc": "acme/db", "backend": backend, "reason": reason, "ready": ready}]
+    return {"node": node, "backend": backend, "reason": reason, "tunnels": tunnels, "reached": ["acme/db"] if ready else []}
+
+
+def test_what_nodes_say_is_judged_with_who_lacks_what() -> None:
+    found = judge("acme/db", [told("n1"), told("n2", "portable"), told("n3", "none", None, "no user namespaces")])
+    assert (found.ready, found.coming) == (True, False)
+    assert found.reason == "acme/db is reached by 2 of 3 nodes: n1 (kernel); n2 (portable); not by n3: no user namespaces"
+    found = judge("acme/db", [told("n1", ready=False, reason="the proxy is away"), told("n2", ready=None)])
+    assert (found.ready, found.coming) == (False, True)
+    assert "n1: the proxy is away; n2: it was not told of it yet" in found.reason
+    found = judge("acme/db", [told("n1", "none", None, "no user namespaces")])
+    assert (found.ready, found.coming) == (False, False)
+    assert "foreglow doctor" in found.reason
 
 
 # -- capacity
@@ -238,5 +362,5 @@ def test_only_so_many_are_waited_for_at_once(store: Store, scheduling: Schedulin
 def test_other_events_are_nobodys_business_here(store: Store, scheduling: Scheduling, nodes: Nodes) -> None:
     for kind in (EventKind.KEY, EventKind.TENANT, EventKind.NODE):
         scheduling.apply(OpenEvent(1, kind, "x", 1, {}, 1))
-        NetworkDeployment(store).apply(OpenEvent(1, kind, "x", 1, {}, 1))
+        network(store, NEVER)[0].apply(OpenEvent(1, kind, "x", 1, {}, 1))
     assert (nodes.started, nodes.drained) == ([], [])

@@ -14,6 +14,7 @@ from workers.function_templates import (
     CLONES,
     INIT_AT_LEAST_S,
     INIT_AT_MOST_S,
+    MAX_AGE_S,
     SUPERSEDED_S,
     TRIES,
     UNUSED_S,
@@ -60,6 +61,8 @@ def test_one_is_made_where_init_is_over_the_threshold() -> None:
     assert not wanted(candidate(standing=Standing.REFUSED), RULES, 0.0)
     assert not wanted(held("a"), RULES, 0.0)
     assert wanted(held("a", made=CLONES), RULES, 0.0)
+    assert not wanted(held("a", born=1.0), RULES, MAX_AGE_S + 1.0)
+    assert wanted(held("a", born=1.0), RULES, MAX_AGE_S + 1.1)
 
 
 def test_the_most_worth_is_made_first_and_takes_the_place_of_less() -> None:
@@ -353,12 +356,16 @@ async def test_a_templates_init_may_take_some_times_what_an_instances_took(tmp_p
     assert [init_limit_s(candidate(init_ms=ms)) for ms in (0, 4000, 50_000)] == [INIT_AT_LEAST_S, 20, INIT_AT_MOST_S]
 
 
+@pytest.mark.parametrize("worn", ["clones", "hours"])
 @in_loop
-async def test_a_used_up_one_serves_until_a_fresh_one_is_there(tmp_path: Path) -> None:
+async def test_a_used_up_one_serves_until_a_fresh_one_is_there(tmp_path: Path, worn: str) -> None:
     async with running_node(tmp_path, templates=RULES) as rig:
         caller = await started(rig)
         await is_held(rig)
-        rig.node.templates._candidates[SLOW.version].made = CLONES
+        if worn == "clones":
+            rig.node.templates._candidates[SLOW.version].made = CLONES
+        else:
+            rig.node.templates._candidates[SLOW.version].born -= MAX_AGE_S
         rig.driver.template_turn.close()
         await caller.invoke(SLOW)
         await until(lambda: rig.driver.template_turn.waiting == 1, "a fresh one is being made")

@@ -10,8 +10,10 @@ from doubles.sandboxes import PLAIN, DoubleClone, DoubleDriver
 
 from workers import standbys
 from workers.admission import ON_DEMAND, CoreGate
+from workers.network.none import NoPlane
 from workers.ports import DriverError, Traits
 from workers.standbys import StandbyPool
+from workers.tunnelling import Tunnels
 
 
 @contextlib.asynccontextmanager
@@ -19,7 +21,7 @@ async def pool_of(
     target: int = 2, limit: int = 500, cores: int = 2, traits: Traits = PLAIN
 ) -> AsyncIterator[tuple[StandbyPool, DoubleDriver, CoreGate]]:
     driver, gate = DoubleDriver(traits), CoreGate(cores)
-    pool = StandbyPool(driver, gate, target, limit)
+    pool = StandbyPool(driver, gate, target, Tunnels(NoPlane()), limit)
     pool.start()
     try:
         yield pool, driver, gate

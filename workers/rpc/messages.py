@@ -9,6 +9,7 @@ import msgspec
 
 from graph.calls import StartKind
 from tracing.records import InvocationRecord, Timings
+from workers.networks import VpcSpec
 from workers.versions import VersionSpec
 
 PROTOCOL = 1
@@ -46,6 +47,7 @@ class Rpc(IntEnum):
     # to a node, its first room being full
     CACHES = 50  # ZoneCaches: tier 2 of its zone, from planners
     CALLERS = 51  # Callers: to a node, from control only
+    VPCS = 52  # Vpcs: the private networks of whoever may be on the node, from planners
     KEEP = 60  # Keep: to a node, how long what is idle of a tenant is worth keeping, from planners
 
 
@@ -97,9 +99,9 @@ class ErrorDetail(msgspec.Struct, array_like=True, frozen=True):
 
 
 class InvokeResult(msgspec.Struct, array_like=True, frozen=True):
-    """`status`: ok | error | bad-payload | timeout | killed | init-failed | code-unavailable | full | draining | cancelled |
-    unknown-version | not-found | too-large | too-deep. Only `full`, `draining` and `unknown-version` promise that no byte
-    reached an instance."""
+    """`status`: ok | error | bad-payload | timeout | killed | init-failed | code-unavailable | network-unavailable | full |
+    draining | cancelled | unknown-version | not-found | too-large | too-deep. Only `full`, `draining` and `unknown-version`
+    promise that no byte reached an instance."""
 
     status: str
     start: StartKind = StartKind.UNKNOWN
@@ -193,6 +195,12 @@ class ZoneCaches(msgspec.Struct, array_like=True, frozen=True):
     addresses: list[str]
 
 
+class Vpcs(msgspec.Struct, array_like=True, frozen=True):
+    """All private networks of the tenants that the node may host: the tunnels that it is to have."""
+
+    vpcs: list[VpcSpec]
+
+
 class Hosted(msgspec.Struct, array_like=True, frozen=True):
     """The tenant's functions may start on this node: its current versions, each defined before, the most called first. Takes the
     place of what was said before. `epoch` and `lease` as with PrepareBatch."""
@@ -255,7 +263,7 @@ class StandbyCount(msgspec.Struct, array_like=True, frozen=True):
 
 class Inventory(msgspec.Struct, array_like=True, frozen=True):
     """`whole`: all versions are listed, what is missing has none. Otherwise only the changed ones are, and `free` is empty.
-    `driver`: the node's."""
+    `driver`: the node's. `tunnels`: the Vpcs that instances can be attached to now, an empty name: the Internet."""
 
     versions: list[VersionCount]
     free_mb: int
@@ -263,6 +271,7 @@ class Inventory(msgspec.Struct, array_like=True, frozen=True):
     whole: bool = False
     driver: str = ""
     free: list[StandbyCount] = []
+    tunnels: list[str] = []
 
 
 class TriggerEvent(msgspec.Struct, array_like=True, frozen=True):
@@ -311,6 +320,7 @@ MESSAGES: dict[int, type[msgspec.Struct]] = {
     Rpc.CALLERS: Callers,
     Rpc.RETIRE: Retire,
     Rpc.CACHES: ZoneCaches,
+    Rpc.VPCS: Vpcs,
     Rpc.HOSTED: Hosted,
     Rpc.KEEP: Keep,
     Rpc.RESULT: InvokeResult,

@@ -1,6 +1,7 @@
 """Functions and nodes: what runs, what waits, what went wrong."""
 
 from typing import Any
+from urllib.parse import quote
 
 from orchestrator.page import figures, overview
 from orchestrator.page.api import ControlApi
@@ -10,6 +11,7 @@ from orchestrator.page.questions import Questions
 from orchestrator.page.views.view import Go
 
 SLOW_S = 2.0
+NETWORKS = 20  # shown
 
 
 class PlatformView:
@@ -32,6 +34,8 @@ class PlatformView:
         self._table = Listing("Functions, their instances, conditions and errors", overview.FUNCTION_COLUMNS, self._choose)
         Plain("h2", "Nodes")
         self._nodes = Rows("Nodes, what they hold and how they isolate", overview.NODE_COLUMNS)
+        Plain("h2", "Private networks")
+        self._networks = Rows("Private networks, their proxies and the tunnels into them", overview.VPC_COLUMNS)
         Plain("h2", "Other parts")
         self._parts = Rows("Other parts of the platform", overview.PROCESS_COLUMNS)
 
@@ -41,6 +45,7 @@ class PlatformView:
         activity = await self.questions.ask_every(SLOW_S, "/v1/activity")
         code = await self.questions.ask_every(SLOW_S, "/v1/code")
         status = await self.questions.ask_every(SLOW_S, "/v1/status")
+        vpcs = await self._vpcs()
         self._instances = instances["instances"] if instances is not None else None
         if instances is not None and instances["away"]:
             self._instances = self._instances or None
@@ -55,7 +60,17 @@ class PlatformView:
         if status is not None:
             self._nodes.show(overview.node_rows(status))
             self._parts.show(overview.process_rows(status))
+        if vpcs is not None:
+            self._networks.show(overview.vpc_rows(vpcs))
         self._show()
+
+    async def _vpcs(self) -> list[dict[str, Any]] | None:
+        """Each is asked of its nodes; None: not now."""
+        listed = await self.questions.ask_every(SLOW_S, "/v1/vpcs", limit=NETWORKS)
+        if listed is None:
+            return None
+        found = [await self.questions.ask(f"/v1/vpcs/{quote(one['name'])}") for one in listed["vpcs"]]
+        return [one for one in found if one is not None]
 
     def close(self) -> None:
         """Nothing runs beside it."""

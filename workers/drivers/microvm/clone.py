@@ -13,8 +13,9 @@ from workers.drivers.microvm.carried import Carried
 from workers.drivers.microvm.code import CodeSource, Given
 from workers.drivers.microvm.exercise import exercise
 from workers.drivers.microvm.machine import Machine
+from workers.drivers.microvm.taps import GUEST_ADDRESS, TAP_NAME
 from workers.framing import Frame
-from workers.ports import DriverError, InitReport, Specialisation, Usage
+from workers.ports import DriverError, InitReport, SandboxNetwork, Specialisation, Usage
 
 KILL_TIMEOUT_S = 10.0
 MOST_BYTES, MOST_PROCESSES = 1 << 40, 1 << 22
@@ -50,6 +51,11 @@ class MicroVmClone(Conversation):
         machine.on_frame = self._on_frame
         machine.on_init = self._on_init
         machine.on_gone = self._gone
+
+    @property
+    def network(self) -> SandboxNetwork | None:
+        tap = self.machine.place.tap
+        return SandboxNetwork(tap.namespace, TAP_NAME, GUEST_ADDRESS) if tap is not None and tap.namespace >= 0 else None
 
     async def specialise(self, work: Specialisation, timeout_s: float) -> InitReport:
         if self._reason:

@@ -11,6 +11,7 @@ from typing import BinaryIO, cast
 
 from workers.drivers.microvm import cpio, kernel
 from workers.drivers.microvm.packages import PackageError, contents, unpack
+from workers.networks import RESOLVER
 
 KERNEL = "linux-image-cloud-amd64"
 PYTHON = "3.11"
@@ -43,6 +44,7 @@ _ETC = {
     "passwd": "root:x:0:0::/:/bin/false\nfunction:x:1000:1000::/tmp:/bin/sh\nnobody:x:65534:65534::/:/bin/false\n",
     "group": "root:x:0:\nfunction:x:1000:\nnogroup:x:65534:\n",
     "hosts": "127.0.0.1 localhost\n::1 localhost\n",
+    "resolv.conf": f"nameserver {RESOLVER}\noptions timeout:2 attempts:2\n",
     "nsswitch.conf": "passwd: files\ngroup: files\nhosts: files dns\n",
 }
 _NO_APPLETS = ("init", "linuxrc")  # what a kernel starts where it cannot start ours

@@ -15,7 +15,7 @@ from workers.drivers.frames import ToGuest
 from workers.drivers.process.isolation import LAYERS_AT
 from workers.drivers.process.layers import LayerSource
 from workers.drivers.wire import CLOSED, OutputPipe, Wire
-from workers.ports import DriverError, InitReport, Specialisation, Usage
+from workers.ports import DriverError, InitReport, SandboxNetwork, Specialisation, Usage
 
 KILL_TIMEOUT_S = 10.0
 STATUS_WAIT_S = 0.05  # the exit status comes from the template, on another descriptor than the exit
@@ -54,10 +54,29 @@ class ProcessClone(Conversation):
         self.worker = worker or self.pid
         self._members = members or (lambda: watch.members(self.pid))
         self._dead = False
+        self._network: SandboxNetwork | None = None
         self._status = ""
         self._wire = Wire(channel, self._on_frame, self._end)
         self._pipes = [OutputPipe(outputs[stream], self._writer(stream)) for stream in outputs]
         self._loop.add_reader(self._pidfd, self._exited)
+
+    @property
+    def network(self) -> SandboxNetwork | None:
+        """Opened when it is first asked for: few are."""
+        if self._network is None and self._sandboxed and not self._dead:
+            try:
+                namespace = os.open(f"/proc/{self.pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+            except OSError:
+                return None
+            self._network = SandboxNetwork(namespace)
+            if watch.pid_of(self._pidfd) != self.pid:  # its number may be another's by now
+                self._close_network()
+        return self._network
+
+    def _close_network(self) -> None:
+        if self._network is not None:
+            os.close(self._network.namespace)
+            self._network = None
 
     # -- life
 
@@ -172,6 +191,7 @@ class ProcessClone(Conversation):
         self._wire.close()
         for pipe in self._pipes:
             pipe.close()
+        self._close_network()
         os.close(self._pidfd)
         self._freed(self)
         self._finished()

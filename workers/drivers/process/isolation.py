@@ -32,6 +32,7 @@ from workers.drivers.syscalls import (
     NEWUTS,
 )
 
+RESOLVER = "100.64.0.53"  # as in workers.networks, which a template cannot import
 CODE_AT, DEPENDENCIES_AT = "/var/task", "/opt/deps"
 LAYERS_AT = (CODE_AT, DEPENDENCIES_AT)
 INSIDE_UID = 1000
@@ -42,6 +43,7 @@ ETC = {
     "passwd": "root:x:0:0::/:/bin/false\nfunction:x:1000:1000::/tmp:/bin/false\nnobody:x:65534:65534::/:/bin/false\n",
     "group": "root:x:0:\nfunction:x:1000:\nnogroup:x:65534:\n",
     "hosts": "127.0.0.1 localhost\n::1 localhost\n",
+    "resolv.conf": f"nameserver {RESOLVER}\noptions timeout:2 attempts:2\n",
     "nsswitch.conf": "passwd: files\ngroup: files\nhosts: files dns\n",
 }
 NAMESPACES = NEWNS | NEWUTS | NEWIPC | NEWUSER | NEWPID

@@ -1,0 +1,243 @@
+"""The backends of private networks as contract tests drive them: a plane on a loop in its node's namespace, proxies as processes.
+
+A backend: `name`; `plane(bed, place)`: a plane for the node at that place; `proxy(bed, tenant, place, specs)`: a running proxy.
+"""
+
+import asyncio
+import contextlib
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import msgspec
+import uvloop
+from doubles.private_networks import Bed, Host, bed, sandbox
+
+from workers.network.kernel.endpoint import NodePlace
+from workers.network.kernel.plane import KernelPlane
+from workers.network.kernel.proxy import KernelProxy
+from workers.networks import TunnelState, VpcSpec
+from workers.ports import Attachment, SandboxNetwork, TunnelPlane
+
+T = TypeVar("T")
+LIMIT_S = 30.0
+TESTS = Path(__file__).parents[1]
+
+
+class Told(msgspec.Struct):
+    """A line to a proxy's process."""
+
+    specs: list[VpcSpec]
+    nodes: list[NodePlace]
+
+
+class Loop:
+    """An event loop in a thread of its own, in the host's namespace; `call` waits for a coroutine on it."""
+
+    def __init__(self, host: Host) -> None:
+        self._loop = host.run(uvloop.new_event_loop)  # its descriptors know no namespace, what is opened on it does
+        self._thread = threading.Thread(target=host.run, args=(self._turn,), daemon=True)
+        self._thread.start()
+
+    def _turn(self) -> None:
+        asyncio.set_event_loop(self._loop)
+        self._loop.run_forever()
+
+    def call(self, work: Coroutine[Any, Any, T], limit_s: float = LIMIT_S) -> T:
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result(limit_s)
+
+    def do(self, work: Callable[[], T]) -> T:
+        async def on_the_loop() -> T:
+            return work()
+
+        return self.call(on_the_loop())
+
+    def close(self) -> None:
+        self.call(self._loop.shutdown_default_executor())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(LIMIT_S)
+        self._loop.close()
+
+
+class PlaneInHost:
+    """A node's plane; every call waits."""
+
+    def __init__(self, host: Host, make: Callable[[], TunnelPlane]) -> None:
+        self.loop = Loop(host)
+        self.plane = self.loop.do(make)
+        try:
+            self.loop.call(self.plane.start())
+        except BaseException:
+            self.loop.close()
+            raise
+
+    def use(self, *specs: VpcSpec) -> None:
+        self.loop.call(self.plane.use(specs))
+
+    def opened(self, vpc: str, timeout_s: float = 20.0) -> TunnelState:
+        return self.loop.call(self.plane.opened(vpc, timeout_s))
+
+    def states(self) -> dict[str, TunnelState]:
+        return {state.vpc: state for state in self.loop.do(self.plane.states)}
+
+    def wire(self, function: Host) -> None:
+        self.loop.call(self.plane.wire(network(function)))
+
+    def attach(self, vpc: str, function: Host, egress: str = "none") -> Callable[[], None]:
+        """Returns what detaches."""
+        attachment: Attachment = self.loop.call(self.plane.attach(vpc, egress, network(function)))
+        return lambda: self.loop.do(attachment.detach)
+
+    @contextlib.contextmanager
+    def attached(self, vpc: str, egress: str = "none") -> Iterator[Host]:
+        """A function in the Vpc."""
+        function = sandbox()
+        try:
+            detach = self.attach(vpc, function, egress)
+            try:
+                yield function
+            finally:
+                detach()
+        finally:
+            function.close()
+
+    def stop(self) -> None:
+        try:
+            self.loop.call(self.plane.stop())
+        finally:
+            self.loop.close()
+
+
+class RunningProxy(Protocol):
+    def use(self, specs: Sequence[VpcSpec]) -> None: ...
+
+    def kill(self) -> None:
+        """As SIGKILL does."""
+
+    def stop(self) -> None: ...
+
+
+class Backend(Protocol):
+    name: str
+
+    def plane(self, made: Bed, place: int) -> PlaneInHost: ...
+
+    def proxy(self, made: Bed, tenant: str, place: int, specs: Sequence[VpcSpec]) -> RunningProxy: ...
+
+
+class _KernelProxy:
+    """A process: told by lines, which it answers with its states once it has done so."""
+
+    def __init__(self, made: Bed, host: Host, specs: Sequence[VpcSpec]) -> None:
+        self._nodes = [NodePlace(node.name, node.address, 10 + place) for place, node in enumerate(made.nodes)]
+        self._folder = tempfile.TemporaryDirectory(prefix="fg-proxy-")
+        program = (
+            f"import sys; sys.path.insert(0, {str(TESTS)!r}); from doubles.tunnel_planes import kernel_proxy; kernel_proxy()"
+        )
+        self.process = host.start(
+            sys.executable, "-c", program, host.name, self._folder.name, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
+        self.use(specs)
+
+    def use(self, specs: Sequence[VpcSpec], nodes: Sequence[NodePlace] | None = None) -> list[TunnelState]:
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write(msgspec.json.encode(Told(list(specs), list(self._nodes if nodes is None else nodes))) + b"\n")
+        self.process.stdin.flush()
+        return msgspec.json.decode(self.process.stdout.readline(), type=list[TunnelState])
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait(10)
+        self._folder.cleanup()
+
+    def stop(self) -> None:
+        if self.process.poll() is None:
+            assert self.process.stdin is not None
+            self.process.stdin.close()
+            self.process.wait(20)
+        self._folder.cleanup()
+
+
+def kernel_proxy() -> None:
+    """The process of a proxy: arguments are its name and folder."""
+    import structlog
+
+    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
+
+    async def main() -> None:
+        proxy = KernelProxy(sys.argv[1], Path(sys.argv[2]) / "state")
+        await proxy.start()
+        lines = asyncio.StreamReader()
+        await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(lines), sys.stdin)
+        while line := await lines.readline():
+            told = msgspec.json.decode(line, type=Told)
+            await proxy.use(told.specs, told.nodes)
+            print(msgspec.json.encode(proxy.states()).decode(), flush=True)
+        await proxy.stop()
+
+    asyncio.run(main())
+
+
+class KernelBackend:
+    name = "kernel"
+
+    def plane(self, made: Bed, place: int) -> PlaneInHost:
+        node = made.nodes[place]
+        return PlaneInHost(node, lambda: KernelPlane(node.address, 10 + place))
+
+    def proxy(self, made: Bed, tenant: str, place: int, specs: Sequence[VpcSpec]) -> _KernelProxy:
+        return _KernelProxy(made, made.proxies[tenant][place], specs)
+
+
+BACKENDS: list[Backend] = [KernelBackend()]
+
+
+def network(function: Host, card: str = "", guest: str = "") -> SandboxNetwork:
+    return SandboxNetwork(function.namespace.descriptor, card, guest)
+
+
+class Network:
+    """A bed with one backend on it: all proxies run, every node has a plane."""
+
+    def __init__(self, backend: Backend, made: Bed) -> None:
+        self.backend, self.bed = backend, made
+        self.specs = {tenant: made.spec(tenant) for tenant in made.networks}
+        self.proxies = {
+            tenant: [backend.proxy(made, tenant, place, [self.specs[tenant]]) for place in range(2)] for tenant in made.networks
+        }
+        self.planes = [backend.plane(made, place) for place in range(len(made.nodes))]
+
+    def use(self, *specs: VpcSpec) -> None:
+        """These and, of tenants not named, what was; proxies and nodes are told, and tunnels open."""
+        self.specs |= {spec.tenant: spec for spec in specs}
+        for tenant, spec in self.specs.items():
+            for proxy in self.proxies[tenant]:
+                proxy.use([spec])
+        for plane in self.planes:
+            plane.use(*self.specs.values())
+            for spec in self.specs.values():
+                state = plane.opened(spec.vpc)
+                assert state.generation == spec.generation
+
+    def close(self) -> None:
+        for plane in self.planes:
+            plane.stop()
+        with ThreadPoolExecutor() as threads:
+            list(threads.map(lambda proxy: proxy.stop(), [proxy for pair in self.proxies.values() for proxy in pair]))
+
+
+@contextlib.contextmanager
+def private_network(backend: Backend, nodes: int = 1, postgres: bool = False) -> Iterator[Network]:
+    with bed(nodes, postgres) as made:
+        running = Network(backend, made)
+        try:
+            running.use()
+            yield running
+        finally:
+            running.close()

@@ -1,0 +1,1 @@
+"""A node's ways into private networks: one plane per backend."""

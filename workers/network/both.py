@@ -1,0 +1,99 @@
+"""Two backends as one plane: each Vpc is reached by the better one where that is ready, by the other until then.
+
+A kernel tunnel needs a proxy that speaks its part, in a network that carries it; where either is missing, the portable one is the
+way. A sandbox is of the backend that wired it, if any did.
+"""
+
+import asyncio
+import os
+from collections import OrderedDict
+from collections.abc import Sequence
+
+from workers.networks import TunnelState, VpcSpec
+from workers.ports import Attachment, NetworkUnavailable, SandboxNetwork, TunnelPlane
+
+REMEMBERED = 4096
+"""Sandboxes that were wired ahead."""
+
+LOOK_S = 0.05
+
+
+class BothPlanes:
+    """Implements workers.ports.TunnelPlane over two that were started, the better one first."""
+
+    def __init__(self, better: TunnelPlane, other: TunnelPlane) -> None:
+        self._planes = (better, other)
+        self._wired: OrderedDict[tuple[int, int], TunnelPlane] = OrderedDict()
+        self.backend = better.backend
+        self.reason = better.reason
+        self.carries_internet = True
+
+    async def start(self) -> None:
+        """Both were."""
+
+    async def use(self, vpcs: Sequence[VpcSpec]) -> None:
+        for plane in self._planes:
+            await plane.use(vpcs)
+
+    async def opened(self, vpc: str, timeout_s: float) -> TunnelState:
+        end = asyncio.get_running_loop().time() + timeout_s
+        while True:
+            state = next((one for one in self.states() if one.vpc == vpc), None)
+            if state is not None and state.ready:
+                return state
+            if asyncio.get_running_loop().time() >= end:
+                why = state.reason if state is not None else "this node was not told of that Vpc"
+                raise NetworkUnavailable(f"{vpc}: {why}; waited {timeout_s:g} s")
+            await asyncio.sleep(LOOK_S)
+
+    def states(self) -> Sequence[TunnelState]:
+        better, other = ({state.vpc: state for state in plane.states()} for plane in self._planes)
+        found = []
+        for vpc in sorted({*better, *other}):
+            first, second = better.get(vpc), other.get(vpc)
+            if first is None or second is None:
+                found += [state for state in (first, second) if state is not None]
+                continue
+            attached = first.attached + second.attached
+            chosen = first if first.ready or not second.ready else second
+            reason = chosen.reason
+            if chosen is second or not chosen.ready:
+                unused = first if chosen is second else second
+                reason = f"{chosen.reason}; not {unused.backend or 'the other'}: {unused.reason}"
+            found.append(
+                TunnelState(vpc, chosen.generation, chosen.ready, reason, chosen.backend if chosen.ready else "", attached)
+            )
+        return found
+
+    async def wire(self, network: SandboxNetwork) -> None:
+        """By the backend that carries all there is; while that is not one, the sandbox is wired when it is attached."""
+        carries = {self._way(state.vpc) for state in self.states()}
+        if len(carries) == 1 and (plane := next(iter(carries))) is not None:
+            await plane.wire(network)
+            self._remember(network, plane)
+
+    async def attach(self, vpc: str, egress: str, network: SandboxNetwork) -> Attachment:
+        plane = self._wired.pop(_key(network), None) or self._way(vpc) or self._planes[0]
+        return await plane.attach(vpc, egress, network)
+
+    async def stop(self) -> None:
+        for plane in self._planes:
+            await plane.stop()
+
+    def _way(self, vpc: str) -> TunnelPlane | None:
+        """The first whose tunnel is ready; out to the Internet alone, the other: it needs no proxy for that."""
+        if not vpc:
+            return self._planes[1]
+        ready = (plane for plane in self._planes if any(one.vpc == vpc and one.ready for one in plane.states()))
+        return next(ready, None)
+
+    def _remember(self, network: SandboxNetwork, plane: TunnelPlane) -> None:
+        self._wired[_key(network)] = plane
+        if len(self._wired) > REMEMBERED:
+            self._wired.popitem(last=False)
+
+
+def _key(network: SandboxNetwork) -> tuple[int, int]:
+    """Of the namespace itself, whatever descriptor it is shown by."""
+    held = os.fstat(network.namespace)
+    return held.st_dev, held.st_ino

@@ -1,0 +1,1 @@
+"""The kernel backend: VXLAN devices, policy routing and nftables in namespaces without names. Needs root."""

@@ -1,0 +1,1 @@
+"""The portable backend: streams forwarded over one mutually authenticated TLS connection per node, Vpc and proxy."""

@@ -1,0 +1,221 @@
+"""One sandbox attached: what its connections and datagrams reach, and by which way."""
+
+import asyncio
+import contextlib
+import socket
+from collections import OrderedDict
+from collections.abc import Callable
+from ipaddress import IPv4Network
+from typing import Protocol
+
+from workers.network.portable.destinations import allowed, inside, public
+from workers.network.portable.legs import Direct, Leg
+from workers.network.portable.outward import Datagrams, NoWay, dial, system_resolver
+from workers.network.portable.tunnel import Tunnel
+from workers.network.portable.wiring import RESOLVER, Wired, original_destination, packet
+from workers.network.portable.words import MAX_DATA, Open
+from workers.networks import Egress, VpcSpec
+
+MAX_CONNECTIONS = 512
+MAX_FLOWS = 64
+DATAGRAMS_AT_ONCE = 32
+DNS = 53
+
+Place = tuple[str, int]
+
+
+def reachable(spec: VpcSpec | None, egress: str) -> list[IPv4Network]:
+    """Whose addresses lead to this process: the Vpc's and the resolver's, with `internet` all there are."""
+    if egress == Egress.INTERNET:
+        return [IPv4Network("0.0.0.0/0")]
+    if spec is None:
+        return []
+    found = [network for cidr in spec.cidrs if ":" not in cidr and (network := IPv4Network(cidr, strict=False))]
+    return [*found, IPv4Network(f"{RESOLVER}/32")] if spec.resolver else found
+
+
+class _Carrier(Protocol):
+    """A flow, whatever carries it."""
+
+    def send(self, payload: bytes) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class _Exchange:
+    """One flow of the sandbox's datagrams, from one of its sockets to one place."""
+
+    def __init__(self, names: bool) -> None:
+        self.names = names
+        self.asked = 0  # questions to the resolver that have no answer yet
+        self.carrier: _Carrier | None = None
+
+
+class _Carried:
+    """A flow over the tunnel, ended as the others are."""
+
+    def __init__(self, tunnel: Tunnel, to: Open, on_datagram: Callable[[bytes], None], on_end: Callable[[], None]) -> None:
+        self._flow = tunnel.flow(to, on_datagram, on_end)
+
+    def send(self, payload: bytes) -> None:
+        if self._flow is not None:
+            self._flow.send(payload)
+
+    def close(self) -> None:
+        if self._flow is not None:
+            self._flow.end()
+
+
+class _Accepted(Leg):
+    def __init__(self, owner: "Attached") -> None:
+        super().__init__()
+        self._owner = owner
+
+    def opened(self, transport: asyncio.Transport) -> None:
+        self._owner.accepted(self, transport.get_extra_info("sockname"))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self._owner.left(self)
+
+
+class Attached:
+    """Made by the plane. `detach` may come at any time, more than once."""
+
+    def __init__(self, tunnel: Tunnel | None, egress: str, wired: Wired, on_detached: "Callable[[Attached], None]") -> None:
+        self.tunnel = tunnel
+        self.egress = egress
+        self._wired = wired
+        self._on_detached = on_detached
+        self._server: asyncio.AbstractServer | None = None
+        self._legs: set[Leg] = set()
+        self._exchanges: OrderedDict[tuple[Place, Place], _Exchange] = OrderedDict()
+        self._dialling: set[asyncio.Task[None]] = set()
+        self._detached = False
+
+    async def start(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._server = await loop.create_server(lambda: _Accepted(self), sock=self._wired.streams)
+        loop.add_reader(self._wired.datagrams.fileno(), self._on_datagrams)
+
+    def follow(self) -> None:
+        """The Vpc has changed. Raises OSError."""
+        self._wired.reach(reachable(self.tunnel.spec if self.tunnel else None, self.egress))
+
+    def detach(self) -> None:
+        if self._detached:
+            return
+        self._detached = True
+        asyncio.get_running_loop().remove_reader(self._wired.datagrams.fileno())
+        with contextlib.suppress(OSError):
+            self._wired.streams.shutdown(socket.SHUT_RDWR)  # at once; closing may take until the loop's next turn
+        if self._server is not None:
+            self._server.close()
+        for task in self._dialling:
+            task.cancel()
+        for leg in list(self._legs):
+            way = leg.way
+            leg.reset()
+            if way is not None:
+                way.gone()
+        for key in list(self._exchanges):
+            self._end(key)
+        self._wired.close()
+        self._on_detached(self)
+
+    # -- streams
+
+    def way(self, protocol: str, address: str, port: int) -> Open | None:
+        """Where that leads, None: nowhere. Without a Vpc, or for the Internet, this is what a proxy will look at once more."""
+        spec, internet = self.tunnel.spec if self.tunnel else None, self.egress == Egress.INTERNET
+        if address == RESOLVER:
+            known = port == DNS and (internet or (spec is not None and spec.resolver != ""))
+            return Open(protocol, "", DNS, internet) if known else None
+        if spec is not None and inside(spec, address):
+            return Open(protocol, address, port) if allowed(spec, address, protocol, port) else None
+        return Open(protocol, address, port, True) if internet and port and public(address) else None
+
+    def accepted(self, leg: Leg, to: Place) -> None:
+        """A connection of the sandbox is here; it is carried there, or it is reset."""
+        self._legs.add(leg)
+        way = None if self._detached or len(self._legs) > MAX_CONNECTIONS else self.way("tcp", *to[:2])
+        if way is None:
+            leg.reset()
+        elif self.tunnel is not None:
+            self.tunnel.carry(leg, way)
+        else:
+            task = asyncio.get_running_loop().create_task(self._dial(leg, way))
+            self._dialling.add(task)
+            task.add_done_callback(self._dialling.discard)
+
+    def left(self, leg: Leg) -> None:
+        self._legs.discard(leg)
+
+    async def _dial(self, leg: Leg, to: Open) -> None:
+        far = Leg()
+        try:
+            await dial(far, to.address or system_resolver(), to.port)
+        except NoWay:
+            leg.reset()
+            return
+        if leg.over or self._detached:
+            far.reset()
+            leg.reset()
+        else:
+            Direct.join(leg, far)
+
+    # -- datagrams
+
+    def _on_datagrams(self) -> None:
+        for _ in range(DATAGRAMS_AT_ONCE):
+            try:
+                payload, ancillary, _, source = self._wired.datagrams.recvmsg(MAX_DATA, 64)
+            except OSError:
+                return
+            to = original_destination(ancillary)
+            if to is not None:
+                self._on_datagram(source, to, payload)
+
+    def _on_datagram(self, source: Place, to: Place, payload: bytes) -> None:
+        key = (source, to)
+        exchange = self._exchanges.get(key)
+        if exchange is None:
+            way = self.way("udp", *to)
+            if way is None:
+                return
+            if len(self._exchanges) >= MAX_FLOWS:
+                self._end(next(iter(self._exchanges)))
+            exchange = self._exchanges[key] = _Exchange(way.address == "")
+            self._open(key, exchange, way)
+        self._exchanges.move_to_end(key)
+        exchange.asked += 1
+        if exchange.carrier is not None:
+            exchange.carrier.send(payload)
+
+    def _open(self, key: tuple[Place, Place], exchange: _Exchange, way: Open) -> None:
+        source, to = key
+
+        def came(payload: bytes) -> None:
+            with contextlib.suppress(OSError):  # too long for the guest's card, or nobody waits any more
+                self._wired.answers.sendto(packet(to, source, payload), (source[0], 0))
+            exchange.asked -= 1
+            if exchange.names and exchange.asked <= 0:
+                self._end(key)
+
+        def ended() -> None:
+            self._exchanges.pop(key, None)
+
+        if self.tunnel is not None:
+            exchange.carrier = _Carried(self.tunnel, way, came, ended)
+            return
+        try:
+            out = Datagrams(came, ended)
+            out.open(way.address or system_resolver(), way.port)
+            exchange.carrier = out
+        except NoWay:
+            ended()
+
+    def _end(self, key: tuple[Place, Place]) -> None:
+        exchange = self._exchanges.pop(key, None)
+        if exchange is not None and exchange.carrier is not None:
+            exchange.carrier.close()
