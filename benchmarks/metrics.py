@@ -43,6 +43,7 @@ _FRONTIER = "workflows under Azure's load of 2019, virtual clock"
 _LIVE = "two workflows, each run from cold on real sandboxes and again in a replay"
 _VM = "driver microvm, tcg"
 _RELEASE = "a path of two under 50 calls a second, its entry (init 150 ms) goes 0 -> 30 -> 100 % to a new version"
+_TUNNEL = "a node, two tenants with the same addresses, Redis, in network namespaces of one machine"
 _REPLAYED = "Azure's load of 2019, 250 functions over 8 hours on one node, Zipf-sized packages, virtual clock"
 
 _NEIGHBOUR = "a cold request to a function whose init takes nothing, no template, no standby"
@@ -349,10 +350,69 @@ _ALL = (
     Metric(
         "page.filter_ms", "page", "ms", f"{_PAGE}: from a change of the filter until its picture is on the screen; median", 300.0
     ),
+    Metric("tunnel.attach.p50_ms", "tunnels", "ms", f"{_TUNNEL}: a wired sandbox attached, nothing else going on: median", 0.5),
+    Metric("tunnel.attach.p99_ms", "tunnels", "ms", f"{_TUNNEL}: the same, 99th percentile", 5.0),
+    Metric(
+        "tunnel.busy.p50_ms",
+        "tunnels",
+        "ms",
+        f"{_TUNNEL}: the same at 50 attaches a second, each sandbox made, wired and ended: median",
+    ),
+    Metric("tunnel.busy.p99_ms", "tunnels", "ms", f"{_TUNNEL}: the same at 50 attaches a second, 99th percentile"),
+    Metric("tunnel.wire.p50_ms", "tunnels", "ms", f"{_TUNNEL}: what is done ahead of need for a sandbox: median"),
+    Metric("tunnel.detach.p50_ms", "tunnels", "ms", f"{_TUNNEL}: detaching: median"),
+    Metric("tunnel.first_reply.p50_ms", "tunnels", "ms", f"{_TUNNEL}: from the attach to the first answer of Redis: median"),
+    Metric(
+        "tunnel.first_reply.p99_ms", "tunnels", "ms", f"{_TUNNEL}: from the attach to the first answer of Redis: 99th percentile"
+    ),
+    Metric(
+        "tunnel.slow.p50_ms",
+        "tunnels",
+        "ms",
+        f"{_TUNNEL}: the same with all of it done at the call, the tunnel, the wiring, the attach: median",
+    ),
+    Metric("tunnel.slow.p99_ms", "tunnels", "ms", f"{_TUNNEL}: the same with all of it done at the call: 99th percentile"),
+    Metric(
+        "tunnel.registration.p50_ms", "tunnels", "ms", f"{_TUNNEL}: from naming a Vpc to a tunnel that a proxy answers in: median"
+    ),
+    Metric(
+        "tunnel.kernel.rtt_added_us",
+        "tunnels",
+        "us",
+        f"{_TUNNEL}, kernel: PING of Redis through the tunnel less over a direct veth, medians, turns",
+        30.0,
+    ),
+    Metric("tunnel.portable.rtt_added_us", "tunnels", "us", f"{_TUNNEL}, portable: the same", 80.0),
+    Metric(
+        "tunnel.gbps", "tunnels", "Gb/s", f"{_TUNNEL}: iperf3, one stream to the server, median of turns", better=Better.HIGHER
+    ),
+    Metric(
+        "tunnel.kernel.throughput_share",
+        "tunnels",
+        "",
+        f"{_TUNNEL}, kernel: that of a direct veth in the same turns: median of ratios",
+        0.7,
+        Better.HIGHER,
+    ),
+    Metric("tunnel.portable.throughput_share", "tunnels", "", f"{_TUNNEL}, portable: the same", better=Better.HIGHER),
+    Metric(
+        "tunnel.failover_s",
+        "tunnels",
+        "s",
+        f"{_TUNNEL}: the longest time without an answer while connections are made without end and the primary goes",
+        1.0,
+    ),
+    Metric(
+        "tunnel.crossed",
+        "tunnels",
+        "",
+        f"{_TUNNEL}: of 10,000 attempts of a hostile function how many got an answer from what it must not reach",
+        0.0,
+    ),
 )
 
 METRICS: Mapping[str, Metric] = {metric.name: metric for metric in _ALL}
-TOPICS = ("warm", "cold", "microvm", "chain", "burst", "release", "page", "code", "replay", "live", "planner")
+TOPICS = ("warm", "cold", "microvm", "chain", "burst", "release", "page", "code", "replay", "live", "planner", "tunnels")
 
 
 def of_topic(topic: str) -> list[Metric]:

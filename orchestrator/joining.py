@@ -102,7 +102,7 @@ def rejoin(state: Path, member: Member) -> Member:
     JoinFailed, OSError."""
     answer = _ask_as_member(state, member, {"what": "rejoin"})
     try:
-        again = msgspec.structs.replace(member, epoch=int(answer["epoch"]))
+        again = msgspec.structs.replace(member, epoch=int(answer["epoch"]), number=int(answer.get("number", member.number)))
         callers = msgspec.convert(answer.get("callers", []), list[Caller])
     except (KeyError, TypeError, ValueError) as error:
         raise JoinFailed(f"control at {member.control} answered what this release does not understand: {error!r}") from error

@@ -1,6 +1,7 @@
 """Wires a node from its parts and runs it until SIGTERM."""
 
 import asyncio
+import importlib
 import os
 import signal
 import socket
@@ -21,7 +22,7 @@ from workers.code.zone import ZoneClient
 from workers.drivers.process.driver import ProcessDriver
 from workers.function_templates import Rules
 from workers.network.both import BothPlanes
-from workers.network.choosing import AUTO, Backend, choose
+from workers.network.choosing import AUTO, NONE, Backend, choose
 from workers.node import Node
 from workers.ports import Driver, DriverError, TunnelPlane
 from workers.rpc.messages import Caller
@@ -93,6 +94,8 @@ def make_driver(config: NodeConfig) -> Driver:
 
 async def open_plane(config: NodeConfig) -> TunnelPlane:
     """The kernel's with the portable one behind it, where both work; else what works; else one that says why there is none."""
+    if config.tunnels != NONE:
+        await asyncio.to_thread(importlib.import_module, "workers.network.kernel.plane")  # half a second that others need
     from workers.network.kernel.plane import KernelPlane
     from workers.network.portable.plane import PortablePlane
 
@@ -129,14 +132,22 @@ async def serve(config: NodeConfig, beside: Beside | None = None) -> None:
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     config.folder.mkdir(parents=True, exist_ok=True)
     driver = make_driver(config)
-    report = await driver.start()
+    opening = asyncio.create_task(open_plane(config))  # while the driver probes
+    try:
+        report = await driver.start()
+    except BaseException:
+        opening.cancel()
+        for plane in await asyncio.gather(opening, return_exceptions=True):
+            if not isinstance(plane, BaseException):
+                await plane.stop()
+        raise
     log.info("node.isolation", tier=report.tier, limits=dict(report.limits), missing=list(report.missing))
     zone, origin = ZoneClient(config.zone, config.identity, config.zone_caches), Origin(config.origin_url)
     # without isolation a function sees the mount itself, and would miss it when the plain tree takes over
     may_come_later = report.isolated and driver.traits.lazy_code
     lazy = await lazy_starts(config.folder / "code", origin, config.lazy_from_bytes if may_come_later else 0)
     tier = Tier1(config.folder / "code", [zone, origin], config.key, config.code_bounds, lazy)
-    plane = await open_plane(config)
+    plane = await opening
     log.info("node.tunnels", backend=plane.backend, reason=plane.reason)
     memory_mb = config.memory_mb or int(machine_memory_mb() * MEMORY_SHARE)
     node = Node(

@@ -17,5 +17,7 @@ def ask(*words: str) -> str:
             if head.startswith("-"):
                 raise OSError(head[1:])
             if head == "$-1":
-                raise LookupError(" ".join(words))
+                raise LookupError(
+                    f"{words[-1]} is missing in the database at {host}:{port}; foreglow.toml says how to put it there"
+                )
             return lines.readline().decode().strip() if head.startswith("$") else head[1:]

@@ -149,6 +149,12 @@ class Nodes:
             _changed(session, node, NodeState.UP, now)
             return node.epoch
 
+    def number_of(self, name: str) -> int:
+        """A node's own in the cluster; 0: it has none."""
+        with self._database.read() as session:
+            node = session.get(Node, name)
+            return (node.number or 0) if node is not None else 0
+
     @retried
     def renew(self, role: str, name: str, fingerprint: str, sign: Sign, now: float) -> str:
         """A new certificate for a member that came with one that counts: from now on both do. Raises Refused, and what `sign`

@@ -72,6 +72,8 @@ def describe(
     if calls:
         out.print("calls " + ", ".join(calls))
     versions = sorted(one["versions"], key=lambda version: -int(version["number"]))
+    if versions and (network := network_text(versions[0])):
+        out.print(network)
     rows: list[tuple[object, ...]] = [
         (
             version["number"],
@@ -157,6 +159,13 @@ def waits_for(version: Mapping[str, Any]) -> str:
 def is_settled(version: Mapping[str, Any]) -> bool:
     """Nothing more happens to it by itself."""
     return version["state"] != "pending" or any(part["status"] == "false" for part in version["conditions"])
+
+
+def network_text(version: Mapping[str, Any]) -> str:
+    """Where a version's instances get to; empty: nowhere."""
+    network = f"in private network {version['vpc']}" if version.get("vpc") else ""
+    internet = "reaches the internet" if version.get("egress") == "internet" else ""
+    return ", ".join(part for part in (network, internet) if part)
 
 
 def status_text(status: str) -> str:

@@ -38,6 +38,8 @@ def _state_rows(document: Mapping[str, Any]) -> list[tuple[str, str]]:
             if templates := templates_text(state.get("templates", {})):
                 rows.append(("", templates))
             rows.append(("isolation", f"{isolation['driver']}: {isolation['tier']}; {show.plain(limits)}"))
+            if tunnels := state.get("tunnels"):
+                rows.append(("tunnels", show.plain(tunnels_text(tunnels))))
             rows += [("", f"[yellow]not in force:[/] {show.plain(line)}") for line in isolation["missing"]]
         else:
             learned = state.get("learned", {})
@@ -53,6 +55,13 @@ def _state_rows(document: Mapping[str, Any]) -> list[tuple[str, str]]:
         shown = one["state"] if one["state"] == "up" else f"[red]{one['state']}[/]: nodes of its zone go to the origin"
         rows.append((f"zone cache {show.plain(one['name'])}", f"{shown}, zone {show.plain(one['zone'])}"))
     return rows
+
+
+def tunnels_text(tunnels: Mapping[str, Any]) -> str:
+    """A node's ways into private networks, and why its backend is no better one."""
+    why = f" (not a better backend: {tunnels['reason']})" if tunnels["reason"] else ""
+    lacking = f", {tunnels['not-ready']} not open" if tunnels["not-ready"] else ""
+    return f"{tunnels['backend']}: {tunnels['ready']} open{lacking}, {tunnels['attached']} instances attached{why}"
 
 
 def templates_text(templates: Mapping[str, int]) -> str:

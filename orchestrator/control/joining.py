@@ -141,7 +141,8 @@ class JoinListener:
         if who.role != "node":
             return {"epoch": epoch}
         callers = callers_of(one.route for one in self._nodes.published() if one.route is not None)
-        return {"epoch": epoch, "callers": msgspec.to_builtins(callers)}
+        number = self._nodes.number_of(who.name)
+        return {"epoch": epoch, "callers": msgspec.to_builtins(callers), "number": number}
 
     def _vpc(self, request: Mapping[str, Any], who: Peer) -> dict[str, Any]:
         """What a proxy is to know, asked again and again: it is told nothing else of the cluster."""

@@ -38,17 +38,24 @@ def test_the_backup_serves_when_the_primary_is_killed_under_traffic(running: Net
         first = carrier(running)
         assert function.run(lambda: redis("GET", "tenant")) == "acme"
         running.proxies["acme"][first].kill()
-        assert served(function) == ("acme", VIRTUAL)
+        assert served(function) in at_home(running)
         assert function.run(lambda: redis("GET", "tenant")) == "acme"
     assert carrier(running, 1 - first) == 1 - first
     running.proxies["acme"][first] = running.backend.proxy(running.bed, "acme", first, [running.specs["acme"]])
     with running.planes[0].attached("acme/main") as function:
         running.proxies["acme"][1 - first].kill()  # and back again
-        assert served(function) == ("acme", VIRTUAL)
+        assert served(function) in at_home(running)
     assert carrier(running, first) == first
 
 
+def at_home(running: Network) -> set[tuple[str, str]]:
+    own = {"10.0.0.11", "10.0.0.12"} if running.backend.name == "portable" else set()
+    return {("acme", address) for address in {VIRTUAL, *own}}
+
+
 def served(function: Host) -> tuple[str, str]:
+    """Who answers, and from which address it saw the function come: the fixed one, where the pair has one for both. The portable
+    backend's proxies leave with it as long as their host has it, and with their own when not."""
     end = time.monotonic() + PATIENCE_S
     while True:
         try:
@@ -64,12 +71,12 @@ def test_the_backup_serves_when_the_primarys_machine_is_cut_off(running: Network
         host = running.bed.proxies["acme"][first]
         for nic in ("eth0", "lan0"):
             host.ip("link", "set", nic, "down")
-        assert served(function) == ("acme", VIRTUAL)
+        assert served(function) in at_home(running)
         assert carrier(running, 1 - first) == 1 - first
         for nic in ("eth0", "lan0"):
             host.ip("link", "set", nic, "up")
         for _ in range(20):
-            assert served(function) == ("acme", VIRTUAL)
+            assert served(function) in at_home(running)
             time.sleep(0.05)
 
 
@@ -91,7 +98,7 @@ def test_what_becomes_of_connections(running: Network) -> None:
                     assert connection.recv(100) == b"%d" % number
             else:
                 assert ended(connection)
-        assert served(function) == ("acme", VIRTUAL)
+        assert served(function) in at_home(running)
 
 
 def ended(connection: socket.socket) -> bool:

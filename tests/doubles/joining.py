@@ -44,8 +44,8 @@ class Control:
     def _changed(self) -> None:
         self.changes += 1
 
-    def token(self, role: str = "node", ttl_s: float = 60.0) -> str:
-        return write_token(self.store.nodes.make_token(role, ttl_s, time.time()), self.authority.digest)
+    def token(self, role: str = "node", ttl_s: float = 60.0, vpc: str = "") -> str:
+        return write_token(self.store.nodes.make_token(role, ttl_s, time.time(), vpc), self.authority.digest)
 
     @staticmethod
     def free_port() -> HostPort:

@@ -43,7 +43,11 @@ _ECHO = """
 import asyncio, socket, sys
 class Datagrams(asyncio.DatagramProtocol):
     def connection_made(self, transport): self.transport = transport
-    def datagram_received(self, data, peer): self.transport.sendto(b"%s %s " % (NAME, peer[0].encode()) + data, peer)
+    def datagram_received(self, data, peer):
+        self.transport.sendto(b"%s %s " % (NAME, peer[0].encode()) + data, peer)
+        if data.startswith(b"again "):
+            for number in range(1, int(data[6:])):
+                asyncio.get_running_loop().call_later(number / 100, self.transport.sendto, b"again", peer)
 async def connected(reader, writer):
     try:
         writer.write(b"%s %s\\n" % (NAME, writer.get_extra_info("peername")[0].encode()))
@@ -250,7 +254,8 @@ class _Listening(Postgres):
 
 
 def echo(host: Host, name: str, address: str, port: int = ECHO_PORT) -> subprocess.Popen[bytes]:
-    """TCP: a line with `name` and the caller's address as seen here, then what it is sent. UDP: both before what it is sent."""
+    """TCP: a line with `name` and the caller's address as seen here, then what it is sent. UDP: both before what it is sent;
+    `again N` is answered N times, every 10 ms."""
     process = host.start(sys.executable, "-c", _ECHO, name, address, str(port), stdout=subprocess.PIPE)
     assert process.stdout is not None
     assert process.stdout.readline() == b"ready\n"

@@ -16,11 +16,15 @@ from typing import Any, Protocol, TypeVar
 
 import msgspec
 import uvloop
-from doubles.private_networks import Bed, Host, bed, sandbox
+from doubles.cluster import identity
+from doubles.portable_networks import ProxyProcess, loaded
+from doubles.private_networks import VIRTUAL, Bed, Host, bed, sandbox
 
+from orchestrator.authority import Authority
 from workers.network.kernel.endpoint import NodePlace
 from workers.network.kernel.plane import KernelPlane
 from workers.network.kernel.proxy import KernelProxy
+from workers.network.portable.plane import PortablePlane
 from workers.networks import TunnelState, VpcSpec
 from workers.ports import Attachment, SandboxNetwork, TunnelPlane
 
@@ -40,16 +44,16 @@ class Loop:
     """An event loop in a thread of its own, in the host's namespace; `call` waits for a coroutine on it."""
 
     def __init__(self, host: Host) -> None:
-        self._loop = host.run(uvloop.new_event_loop)  # its descriptors know no namespace, what is opened on it does
+        self.loop = host.run(uvloop.new_event_loop)  # its descriptors know no namespace, what is opened on it does
         self._thread = threading.Thread(target=host.run, args=(self._turn,), daemon=True)
         self._thread.start()
 
     def _turn(self) -> None:
-        asyncio.set_event_loop(self._loop)
-        self._loop.run_forever()
+        asyncio.set_event_loop(self.loop)
+        self.loop.run_forever()
 
     def call(self, work: Coroutine[Any, Any, T], limit_s: float = LIMIT_S) -> T:
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result(limit_s)
+        return asyncio.run_coroutine_threadsafe(work, self.loop).result(limit_s)
 
     def do(self, work: Callable[[], T]) -> T:
         async def on_the_loop() -> T:
@@ -58,10 +62,10 @@ class Loop:
         return self.call(on_the_loop())
 
     def close(self) -> None:
-        self.call(self._loop.shutdown_default_executor())
-        self._loop.call_soon_threadsafe(self._loop.stop)
+        self.call(self.loop.shutdown_default_executor())
+        self.loop.call_soon_threadsafe(self.loop.stop)
         self._thread.join(LIMIT_S)
-        self._loop.close()
+        self.loop.close()
 
 
 class PlaneInHost:
@@ -195,7 +199,40 @@ class KernelBackend:
         return _KernelProxy(made, made.proxies[tenant][place], specs)
 
 
-BACKENDS: list[Backend] = [KernelBackend()]
+class _PortableProxy(ProxyProcess):
+    def stop(self) -> None:
+        if self.process is not None:
+            self.kill()
+
+
+class PortableBackend:
+    """The primary has the Vpc's fixed address; whoever runs proxies gives it to the other when that one is lost."""
+
+    name = "portable"
+
+    def __init__(self) -> None:
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
+
+    def _identity(self, role: str, name: str) -> Path:
+        if self._folder is None:
+            self._folder = tempfile.TemporaryDirectory(prefix="fg-members-")
+        folder = Path(self._folder.name)
+        identity(Authority(folder / "authority"), folder, role, name)
+        return next(folder.glob(f"{role}-{name}-*"))
+
+    def plane(self, made: Bed, place: int) -> PlaneInHost:
+        return PlaneInHost(made.nodes[place], lambda: PortablePlane(loaded(self._identity("node", f"n{place}"))))
+
+    def proxy(self, made: Bed, tenant: str, place: int, specs: Sequence[VpcSpec]) -> _PortableProxy:
+        host = made.proxies[tenant][place]
+        if place == 0:
+            host.ip("address", "replace", f"{VIRTUAL}/32", "dev", "lan0")
+        proxy = _PortableProxy(host, host.name, self._identity("vpc-proxy", host.name))
+        proxy.start(specs)
+        return proxy
+
+
+BACKENDS: list[Backend] = [KernelBackend(), PortableBackend()]
 
 
 def network(function: Host, card: str = "", guest: str = "") -> SandboxNetwork:

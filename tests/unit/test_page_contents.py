@@ -224,7 +224,8 @@ STATUS = {
     "node": {"name": "host", "isolation": {"driver": "process", "tier": "root", "limits": {}, "missing": ["no cgroups"]},
              "instances": 4, "standbys": 2, "memory_mb": {"total": 4096, "promised": 1024}, "open_decisions": 0,
              "code": {"bytes": 300 << 20, "requests": {"tier1": 98, "tier2": 1, "origin": 1}, "ms": {}, "evictions": 1},
-             "templates": {"held": 3, "refused": 1, "memory_mb": 120}},
+             "templates": {"held": 3, "refused": 1, "memory_mb": 120},
+             "tunnels": {"backend": "portable", "reason": "kernel: it needs root", "ready": 2, "not-ready": 1, "attached": 5}},
     "node-2": "away",
     "zone_caches": [{"name": "z1", "zone": "west", "state": "up"}, {"name": "z2", "zone": "east", "state": "silent"}],
 }  # fmt: skip
@@ -234,9 +235,10 @@ def test_nodes_say_what_they_hold_and_which_isolation_is_not_in_force() -> None:
     here, away = overview.node_rows(STATUS)
     assert [cell["text"] if isinstance(cell, dict) else cell for cell in here["cells"]] == [
         "node", "up", "4", "2", "1.0 GB of 4.0 GB", "process: root",
-        "98 % at hand", "3 held, 120 MB",
+        "98 % at hand", "3 held, 120 MB", "portable: 1 not open, 2 open, 5 instances attached",
     ]  # fmt: skip
     assert here["cells"][7]["sub"] == "1 refused"
+    assert here["cells"][8]["sub"] == "kernel: it needs root"
     assert here["cells"][5]["sub"] == "not in force: no cgroups"
     assert here["cells"][6]["sub"] == "1 from the zone, 1 from the origin, 300 MB held, 1 layer evicted"
     assert away["cells"][1]["text"] == "away"
@@ -290,3 +292,21 @@ def test_functions_say_instances_conditions_and_errors() -> None:
 )  # fmt: skip
 def test_figures(made: str, said: str) -> None:
     assert made == said
+
+
+def test_private_networks_say_who_reaches_them_and_why_others_do_not() -> None:
+    tunnels = [
+        {"node": "n1", "backend": "kernel", "ready": True, "generation": 2, "reason": "by p1", "attached": 3},
+        {"node": "n2", "backend": "none", "ready": False, "generation": 0, "reason": "no user namespaces", "attached": 0},
+    ]
+    shop = {
+        "name": "shop", "cidrs": ["10.0.0.0/16"], "rules": ["tcp:10.0.1.0/24:5432"], "functions": ["order"], "away": ["n3"],
+        "proxies": [{"name": "p1", "role": "primary", "address": "p:1"}], "tunnels": tunnels,
+    }  # fmt: skip
+    reached, lost = overview.vpc_rows([shop, {**shop, "name": "lost", "rules": [], "tunnels": tunnels[1:], "proxies": []}])
+    assert len(reached["cells"]) == len(overview.VPC_COLUMNS)
+    assert reached["cells"][1]["text"] == "reached"
+    assert reached["cells"][4] == {"text": "n1 (kernel, 3 attached)", "sub": "n2: no user namespaces; n3: does not answer"}
+    assert lost["cells"][1]["text"] == "not reached"
+    assert lost["cells"][2]["sub"] == "all of it may be reached"
+    assert lost["cells"][3] == "none has joined"

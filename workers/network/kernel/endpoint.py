@@ -28,7 +28,6 @@ from workers.networks import VpcSpec
 
 T = TypeVar("T")
 
-PAIR_VXLAN_PORT = 4788  # beside the tunnels', so that a node's packets are not heard on it
 END_S = 5.0
 EVERYWHERE = "00:00:00:00:00:00"
 
@@ -97,18 +96,18 @@ class Endpoint:
 
     def _devices(self, outside: IPRoute, namespace: int, own: str, mtu: int, device: int) -> None:
         tunnel = {"kind": "vxlan", "vxlan_id": self.spec.number, "vxlan_local": own, "net_ns_fd": namespace, "mtu": mtu}
-        outside.link(
-            "add",
+        self._inside = IPRoute()
+        router.added(
+            outside,
             ifname=TUNNEL,
-            vxlan_port=router.PORT,
+            vxlan_port=rules.VXLAN_PORT,
             vxlan_learning=0,
             address=addresses.gateway_mac(self.spec.number),
             **tunnel,
         )
         other = {} if self.alone else {"vxlan_group": addresses.underlay(self.spec.proxies[1 - self.place])}
-        outside.link("add", ifname=PAIR, vxlan_port=PAIR_VXLAN_PORT, **tunnel, **other)
+        router.added(outside, ifname=PAIR, vxlan_port=rules.PAIR_VXLAN_PORT, **tunnel, **other)
         outside.link("add", ifname=INSIDE, kind="macvlan", macvlan_mode="bridge", link=device, net_ns_fd=namespace)
-        self._inside = IPRoute()
         self._tunnel, card, both = (self._inside.link_lookup(ifname=name)[0] for name in (TUNNEL, INSIDE, PAIR))
         for index in (self._tunnel, card, both):
             self._inside.link("set", index=index, state="up")
@@ -188,6 +187,10 @@ class Endpoint:
                 process.wait(END_S)
         self.programs.clear()
         if (inside := self.__dict__.pop("_inside", None)) is not None:
+            # the kernel takes its time with a namespace, and a successor wants the same tunnels now
+            for name in (TUNNEL, PAIR, INSIDE):
+                for index in inside.link_lookup(ifname=name):
+                    inside.link("del", index=index)
             inside.close()
         if self._home is not None:
             namespaces.enter(self._home.descriptor)

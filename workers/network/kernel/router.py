@@ -6,9 +6,11 @@ raise OSError with the step that failed.
 
 import asyncio
 import contextlib
+import errno
 import os
 import socket
 import subprocess
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -31,7 +33,7 @@ FIRST_TABLE = 1000  # of a Vpc: this and its slot
 CABLES = 1 << 20  # an instance's device in the router: this and its index
 SANDBOX_DEVICE = "eth0"
 SANDBOX_DEVICE_INDEX = 10  # of the device in the sandbox
-PORT = 4789  # VXLAN's, IANA
+GOING_S = 3.0  # how long the kernel may take to end the namespace of a killed process
 TRIED_PORT = 4787  # nobody is asked to answer there
 OVERHEAD = 50  # bytes that VXLAN puts around a packet
 PROGRAM_TIMEOUT_S = 10.0
@@ -92,6 +94,9 @@ class Router:
 
     def close(self) -> None:
         """The namespace ends with its last descriptor and this thread; devices go with it. Idempotent."""
+        if (inside := self.__dict__.get("_inside")) is not None:  # the kernel takes its time with a namespace
+            for link in inside.get_links(kind="vxlan"):
+                inside.link("del", index=link["index"])
         for name in ("_outside", "_inside", "_quick", "elements", "_connections", "departures"):
             held = self.__dict__.pop(name, None)
             if held is not None:
@@ -169,13 +174,13 @@ class Router:
         name = f"vx{spec.number}"
         assert self.namespace is not None
         try:
-            self._outside.link(
-                "add",
+            added(
+                self._outside,
                 ifname=name,
                 kind="vxlan",
                 vxlan_id=spec.number,
                 vxlan_local=self.underlay,
-                vxlan_port=PORT,
+                vxlan_port=rules.VXLAN_PORT,
                 vxlan_learning=1,
                 address=addresses.node_mac(self.number),
                 mtu=self.mtu,
@@ -245,6 +250,19 @@ def told(work: Callable[[], T]) -> T:
         raise OSError(error.code, f"{os.strerror(error.code)} ({error})") from error
     except ValueError as error:
         raise OSError(0, str(error)) from error
+
+
+def added(host: IPRoute, **wanted: object) -> None:
+    """Makes a VXLAN device; waits for one of the same number that is going, as after a kill."""
+    end = time.monotonic() + GOING_S
+    while True:
+        try:
+            host.link("add", **wanted)
+            return
+        except NetlinkError as error:
+            if error.code != errno.EEXIST or time.monotonic() > end:
+                raise
+            time.sleep(0.02)
 
 
 def underlays(spec: VpcSpec) -> set[str]:

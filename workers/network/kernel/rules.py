@@ -17,6 +17,10 @@ TABLE = "foreglow"
 TUNNELS, UPLINKS = 2, 3  # groups of devices in a router
 CONNECTIONS = 1024  # at once, of one instance: no more, so that none takes the table that all share
 PAIR_PORT = 3780
+VXLAN_PORT, PAIR_VXLAN_PORT = 4789, 4788  # IANA's, and beside it the pairs', so that no node is heard there
+TUNNEL_PORTS = (PAIR_VXLAN_PORT, VXLAN_PORT)
+"""No function sends to these by UDP: where a private network leads to the underlay, it would be in everybody's tunnels."""
+
 _BEFORE_FRAGMENTS = -450  # conntrack puts fragments together at -400
 
 
@@ -53,6 +57,7 @@ table inet {TABLE} {{
     iifgroup {TUNNELS} ct state established,related ct mark @live accept
     iifgroup {TUNNELS} drop
     oifgroup != {TUNNELS} drop
+    udp dport {_set(map(str, TUNNEL_PORTS))} drop
     ct state invalid drop
     ct state related accept
     ct state new add @counted {{ meta mark ct count over {CONNECTIONS} }} drop
@@ -91,7 +96,7 @@ flush chain inet {TABLE} policy_{slot}
 flush chain inet {TABLE} resolver_{slot}
 add rule inet {TABLE} zone_{slot} ct zone set {slot} accept
 add rule inet {TABLE} policy_{slot} meta mark & {EGRESS:#x} == {EGRESS:#x} ip daddr != {_set(addresses.PRIVATE)} accept
-{_allowed(spec, f"inet {TABLE} policy_{slot}")}{resolver}
+{allowed(spec, f"inet {TABLE} policy_{slot}")}{resolver}
 add element inet {TABLE} zones {{ {mark} : goto zone_{slot} }}
 add element inet {TABLE} policies {{ {mark} : goto policy_{slot} }}
 add element inet {TABLE} resolvers {{ {mark} : goto resolver_{slot} }}
@@ -150,6 +155,7 @@ table inet {TABLE} {{
     iifname "{inside}" oifname "{tunnel}" ct state established,related accept
     iifname != "{tunnel}" drop
     oifname != "{inside}" drop
+    udp dport {_set(map(str, TUNNEL_PORTS))} drop
     ct state invalid drop
     ct state related accept
     ip saddr @travellers ip daddr != {_set(addresses.PRIVATE)} accept
@@ -173,7 +179,7 @@ table inet {TABLE} {{
     oifname {{ "{tunnel}", "{inside}" }} icmp type {{ destination-unreachable, time-exceeded }} accept
   }}
 }}
-{_allowed(spec, f"inet {TABLE} allowed")}
+{allowed(spec, f"inet {TABLE} allowed")}
 """
 
 
@@ -186,7 +192,7 @@ def proxied_nodes(numbers: Sequence[int]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _allowed(spec: VpcSpec, chain: str) -> str:
+def allowed(spec: VpcSpec, chain: str) -> str:
     """VpcSpec.allows as rules; the chain ends in its caller's drop."""
     held = _set(map(str, ipaddress.collapse_addresses(map(ipaddress.IPv4Network, spec.cidrs))))
     if not spec.rules:

@@ -12,9 +12,9 @@ from workers.network.portable.destinations import allowed, inside, public
 from workers.network.portable.legs import Direct, Leg
 from workers.network.portable.outward import Datagrams, NoWay, dial, system_resolver
 from workers.network.portable.tunnel import Tunnel
-from workers.network.portable.wiring import RESOLVER, Wired, original_destination, packet
+from workers.network.portable.wiring import Wired, original_destination, packet
 from workers.network.portable.words import MAX_DATA, Open
-from workers.networks import Egress, VpcSpec
+from workers.networks import RESOLVER, Egress, VpcSpec
 
 MAX_CONNECTIONS = 512
 MAX_FLOWS = 64
@@ -129,8 +129,8 @@ class Attached:
         """Where that leads, None: nowhere. Without a Vpc, or for the Internet, this is what a proxy will look at once more."""
         spec, internet = self.tunnel.spec if self.tunnel else None, self.egress == Egress.INTERNET
         if address == RESOLVER:
-            known = port == DNS and (internet or (spec is not None and spec.resolver != ""))
-            return Open(protocol, "", DNS, internet) if known else None
+            known = allowed(spec, spec.resolver, protocol, DNS) if spec is not None and spec.resolver else internet
+            return Open(protocol, "", DNS, internet) if known and port == DNS else None
         if spec is not None and inside(spec, address):
             return Open(protocol, address, port) if allowed(spec, address, protocol, port) else None
         return Open(protocol, address, port, True) if internet and port and public(address) else None

@@ -6,8 +6,23 @@ import socket
 from workers.network.portable.netlink import ROUTE_UNICAST, Netlink, ask_route, route_type
 from workers.networks import VpcSpec
 
-METADATA = frozenset({"168.63.129.16"})
-"""Services of clouds for their own machines, at addresses that look public. The others' are link-local or shared space."""
+NOT_PUBLIC = tuple(
+    ipaddress.IPv4Network(network)
+    for network in (
+        "0.0.0.0/8",
+        "10.0.0.0/8",
+        "100.64.0.0/10",
+        "127.0.0.0/8",
+        "168.63.129.16/32",  # a cloud's service for its own machines, at an address that looks public
+        "169.254.0.0/16",
+        "172.16.0.0/12",
+        "192.0.0.0/24",
+        "192.168.0.0/16",
+        "198.18.0.0/15",
+        "224.0.0.0/3",
+    )
+)
+"""Private, shared, link-local (metadata), protocols' own, benchmarking, groups and reserved (RFC 6890)."""
 
 
 def never(address: str) -> bool:
@@ -30,15 +45,13 @@ def public(address: str) -> bool:
     """An address of the Internet, and none that this host has itself: no private, shared, link-local, metadata, reserved or
     group's address. Asks the kernel where it would go."""
     where = ipaddress.ip_address(address)
-    if where.version != 4 or not where.is_global or where.is_multicast or where.is_reserved or address in METADATA:
-        return False
-    return _leaves(address)
+    return where.version == 4 and not any(where in network for network in NOT_PUBLIC) and not _own(address)
 
 
-def _leaves(address: str) -> bool:
+def _own(address: str) -> bool:
     try:
         with Netlink(socket.NETLINK_ROUTE) as routes:
             answers = routes.ask(ask_route(address))
     except OSError:
-        return False  # no way there
-    return bool(answers) and route_type(answers[0]) == ROUTE_UNICAST
+        return False  # no way there: connecting will say so
+    return not answers or route_type(answers[0]) != ROUTE_UNICAST

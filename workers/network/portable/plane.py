@@ -1,10 +1,12 @@
 """The portable backend's side on a node (workers.ports.TunnelPlane)."""
 
+import _thread
 import asyncio
 import contextlib
 import functools
-from collections.abc import Sequence
-from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from typing import TypeVar
 
 import structlog
 
@@ -19,7 +21,9 @@ from workers.rpc.transport import Identity
 WINDOWS = 128 << 20
 """Bytes that the windows of all streams may hold; a stream that finds no room in it is refused."""
 
-WIRING_THREADS = 2
+WIRING_AT_ONCE = 4
+
+T = TypeVar("T")
 
 log = structlog.get_logger(__name__)
 
@@ -37,11 +41,11 @@ class PortablePlane:
         self._tunnels: dict[str, Tunnel] = {}
         self._attached: set[Attached] = set()
         self._closing: set[asyncio.Task[None]] = set()
-        self._threads = ThreadPoolExecutor(WIRING_THREADS, "foreglow-wiring")
+        self._wiring = asyncio.Semaphore(WIRING_AT_ONCE)
         self._news = asyncio.Event()
 
     async def start(self) -> None:
-        await asyncio.get_running_loop().run_in_executor(self._threads, probing.probe)
+        await self._aside(probing.probe)
 
     async def use(self, vpcs: Sequence[VpcSpec]) -> None:
         wanted = {spec.vpc: spec for spec in vpcs}
@@ -101,7 +105,7 @@ class PortablePlane:
 
     async def wire(self, network: SandboxNetwork) -> None:
         try:
-            await asyncio.get_running_loop().run_in_executor(self._threads, wiring.wire, network)
+            await self._aside(functools.partial(wiring.wire, network))
         except OSError as error:
             raise NetworkUnavailable(f"the sandbox's network cannot be wired: {error}") from error
 
@@ -129,14 +133,29 @@ class PortablePlane:
 
     async def _wired(self, vpc: str, network: SandboxNetwork, tunnel: Tunnel | None, egress: str) -> wiring.Wired:
         make = functools.partial(wiring.Wired, network, reachable(tunnel.spec if tunnel else None, egress))
-        made = self._threads.submit(make)
         try:
-            return await asyncio.wrap_future(made)
-        except asyncio.CancelledError:
-            made.add_done_callback(_close)  # a thread cannot be called back
-            raise
+            return await self._aside(make, wiring.Wired.close)
         except OSError as error:
             raise NetworkUnavailable(f"{vpc or 'the Internet'}: the sandbox's network cannot be wired: {error}") from error
+
+    async def _aside(self, work: Callable[[], T], undo: Callable[[T], None] | None = None) -> T:
+        """In a thread that ends with it, for it is in another namespace then. `undo`: for what nobody waits for any more."""
+        async with self._wiring:
+            done: Future[T] = Future()
+
+            def run() -> None:
+                try:
+                    done.set_result(work())
+                except BaseException as error:
+                    done.set_exception(error)
+
+            _thread.start_new_thread(run, ())
+            try:
+                return await asyncio.shield(asyncio.wrap_future(done))
+            except asyncio.CancelledError:
+                if undo is not None:  # a thread cannot be called back
+                    done.add_done_callback(lambda made: None if made.exception() else undo(made.result()))
+                raise
 
     def _detached(self, attached: Attached) -> None:
         self._attached.discard(attached)
@@ -152,10 +171,4 @@ class PortablePlane:
             attached.detach()
         tunnels, self._tunnels = list(self._tunnels.values()), {}
         await asyncio.gather(*(tunnel.close() for tunnel in tunnels), *self._closing, return_exceptions=True)
-        self._threads.shutdown(wait=False)
         self._changed()
-
-
-def _close(made: Future[wiring.Wired]) -> None:
-    with contextlib.suppress(OSError, CancelledError):
-        made.result().close()

@@ -40,6 +40,11 @@ class Stream:
         return self._over
 
     def join(self, leg: Leg) -> None:
+        """From now on it is the leg's way. Either may be over: then so is the other."""
+        if self._over or leg.over:
+            leg.reset()
+            self.gone()
+            return
         self._leg = leg
         leg.join(self)
 

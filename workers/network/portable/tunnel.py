@@ -223,10 +223,7 @@ class Tunnel:
 
             def answered(refused: Reason | None, link: Link = link, asked: list[Stream] = asked) -> None:
                 if refused is None:
-                    if leg.over:
-                        asked[0].reset()
-                    else:
-                        asked[0].join(leg)
+                    asked[0].join(leg)
                 elif refused.code == "closing":  # nothing was said yet: another may carry it
                     self.carry(leg, to, (*tried, link))
                 else:

@@ -4,14 +4,14 @@ The namespace has loopback alone (and a guest's card). `wire` makes it divert ev
 which no function can take for itself; `Wired` opens that listener and makes the addresses of a Vpc local ones, so that there is
 something to divert. An address outside of them is not reachable: the kernel itself says so, at once.
 
-Blocking, for threads of their own; they come back to the namespace they were in.
+Blocking, and for threads that end with it: they are in the sandbox's namespace from then on, for an ordinary user's node may
+enter those of its sandboxes, but not come back to the host's.
 """
 
 import contextlib
-import os
 import socket
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from ipaddress import IPv4Network
 
 from workers.network import namespaces
@@ -27,9 +27,6 @@ from workers.network.portable.netlink import (
 )
 from workers.ports import SandboxNetwork
 
-RESOLVER = "100.80.0.53"
-"""Where every sandbox finds its DNS server, while it is attached."""
-
 GATEWAY, PREFIX = "100.64.0.1", 30
 """This side of the link to a guest."""
 
@@ -40,24 +37,10 @@ _IP_TRANSPARENT, _IP_RECVORIGDSTADDR = 19, 20
 _RULES = divert(TABLE, PORT)
 
 
-@contextlib.contextmanager
-def inside(namespace: int) -> Iterator[None]:
-    """The calling thread is in the namespace meanwhile. Raises OSError."""
-    home = os.open(namespaces.HERE, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        namespaces.enter(namespace)
-        try:
-            yield
-        finally:
-            namespaces.enter(home)
-    finally:
-        os.close(home)
-
-
 def wire(network: SandboxNetwork) -> None:
     """What is the same for every Vpc. Again: nothing. Raises OSError."""
-    with inside(network.namespace):
-        _wire(network.card)
+    namespaces.enter(network.namespace)
+    _wire(network.card)
 
 
 def _wire(card: str) -> None:
@@ -81,7 +64,8 @@ class Wired:
     def __init__(self, network: SandboxNetwork, reachable: Iterable[IPv4Network]) -> None:
         """Raises OSError; nothing is left open then."""
         self._networks: set[IPv4Network] = set()
-        with contextlib.ExitStack() as undo, inside(network.namespace):
+        with contextlib.ExitStack() as undo:
+            namespaces.enter(network.namespace)
             _wire(network.card)
             self.streams = undo.enter_context(
                 socket.socket(socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_NONBLOCK, socket.IPPROTO_TCP)

@@ -1,0 +1,409 @@
+"""The kernel backend of private networks, where it differs from others: rules as packets see them, what is left after a kill,
+guests behind a card, addresses used again, the programs of a proxy."""
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+import pytest
+from doubles.neighbours import below
+from doubles.private_networks import ECHO_PORT, SERVER, VIRTUAL, Host, bed, datagram, greeting, redis, sandbox
+from doubles.profiles import TIMES
+from doubles.tunnel_planes import TESTS, KernelBackend, Network, network, private_network
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from workers.network.kernel import addresses, cables, router, rules
+from workers.network.kernel.plane import KernelPlane
+from workers.network.namespaces import Namespace
+from workers.networks import Proxy, Rule, VpcSpec
+from workers.ports import NetworkUnavailable
+
+pytestmark = [pytest.mark.system, pytest.mark.needs_root]
+
+PATIENCE_S = 20.0
+
+
+@pytest.fixture(scope="module")
+def running() -> Iterator[Network]:
+    with private_network(KernelBackend()) as made:
+        yield made
+
+
+def eventually(holds: object, what: str = "") -> None:
+    assert callable(holds)
+    end = time.monotonic() + PATIENCE_S
+    while not holds():
+        assert time.monotonic() < end, what
+        time.sleep(0.05)
+
+
+# --- rules ---
+
+near = st.integers(0, 2**10 - 1).map(lambda number: (10 << 24) + number * 64)
+networks = st.builds(lambda start, size: f"{_dotted(start >> (32 - size) << (32 - size))}/{size}", near, st.integers(14, 32))
+ports = st.integers(0, 65535)
+
+
+def _dotted(number: int) -> str:
+    return socket.inet_ntoa(struct.pack(">I", number))
+
+
+@st.composite
+def specs(draw: st.DrawFn) -> VpcSpec:
+    found = []
+    for _ in range(draw(st.integers(0, 4))):
+        first, last = sorted((draw(ports), draw(ports)))
+        found.append(Rule(draw(networks), draw(st.sampled_from(["tcp", "udp"])), first, last))
+    cidrs = tuple(draw(st.lists(networks, min_size=1, max_size=3)))
+    return VpcSpec("acme/main", "acme", 1, 1, cidrs, tuple(found), VIRTUAL, proxies=(Proxy("p", "198.18.0.20:8704"),))
+
+
+@pytest.fixture(scope="module")
+def outlet() -> Iterator[Host]:
+    """A namespace whose packets go nowhere; a rule that drops one says so to its sender."""
+    host = Host("outlet")
+    host.ip("link", "add", "out", "type", "veth", "peer", "name", "gone")
+    for device in ("out", "gone"):
+        host.ip("link", "set", device, "up", "arp", "off")
+    host.ip("address", "add", "100.64.1.1/32", "dev", "out")
+    host.ip("route", "add", "default", "dev", "out")
+    yield host
+    host.close()
+
+
+@settings(max_examples=40 * TIMES)
+@given(spec=specs(), data=st.data())
+def test_the_rules_say_of_every_packet_what_the_spec_says(outlet: Host, spec: VpcSpec, data: st.DataObject) -> None:
+    edges = [rule.first for rule in spec.rules] + [rule.last for rule in spec.rules]
+    some_port = st.sampled_from(edges) | ports if edges else ports
+    packets = data.draw(
+        st.lists(st.tuples(near.map(_dotted), st.sampled_from(["tcp", "udp"]), some_port), min_size=1, max_size=20)
+    )
+    table = f"inet {rules.TABLE}"
+    text = f"add table {table}\ndelete table {table}\nadd table {table}\n"
+    text += (
+        f"add chain {table} sent {{ type filter hook output priority 0; policy drop; }}\n{rules.allowed(spec, f'{table} sent')}\n"
+    )
+
+    def passed() -> list[bool]:
+        router.nft(text)
+        found = []
+        with socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW) as raw:
+            for address, protocol, port in packets:
+                number = {"tcp": 6, "udp": 17}[protocol]
+                part = (
+                    struct.pack(">HHIIBBHHH", 1, port, 0, 0, 0x50, 2, 1024, 0, 0)
+                    if number == 6
+                    else struct.pack(">HHHH", 1, port, 8, 0)
+                )
+                head = struct.pack(">BBHHHBBH", 0x45, 0, 20 + len(part), 1, 0, 64, number, 0)
+                packet = head + socket.inet_aton("100.64.1.1") + socket.inet_aton(address) + part
+                try:
+                    raw.sendto(packet, (address, 0))
+                    found.append(True)
+                except PermissionError:
+                    found.append(False)
+        return found
+
+    assert outlet.run(passed) == [spec.allows(*packet) for packet in packets]
+
+
+@pytest.mark.parametrize(
+    ("changed", "named"),
+    [
+        ({"cidrs": ("fd00::/64",)}, "fd00::/64"),
+        ({"cidrs": ("10.0.0.0/8", "100.96.0.0/16")}, "100.96.0.0/16"),
+        ({"cidrs": ("10.0.0.1/8",)}, "10.0.0.1/8"),
+        ({"cidrs": ()}, "CIDR"),
+        ({"rules": (Rule("10.0.0.0/8", "icmp", 0, 0),)}, "icmp"),
+        ({"rules": (Rule("10.0.0.0/99", "tcp", 0, 0),)}, "10.0.0.0/99"),
+        ({"address": ""}, "fixed address"),
+        ({"address": "10.0.0"}, "10.0.0"),
+        ({"resolver": "names"}, "names"),
+        ({"proxies": ()}, "vpc proxy"),
+    ],
+)
+def test_what_it_cannot_carry_is_named(running: Network, changed: dict[str, object], named: str) -> None:
+    plane = running.planes[0]
+    spec = msgspec.structs.replace(running.specs["acme"], vpc="acme/odd", number=999, **changed)
+    assert named in addresses.refusal(spec)
+    try:
+        plane.use(*running.specs.values(), spec)
+        eventually(lambda: named in plane.states()["acme/odd"].reason)
+        with pytest.raises(NetworkUnavailable, match="acme/odd"):
+            plane.opened("acme/odd", 0.05)
+    finally:
+        plane.use(*running.specs.values())
+
+
+def test_a_host_without_the_address_says_so() -> None:
+    host = Host("elsewhere")
+    try:
+        with pytest.raises(OSError, match=r"198\.18\.0\.77.*not one of this host"):
+            host.aio(lambda: KernelPlane("198.18.0.77", 1).start())
+    finally:
+        host.close()
+
+
+# --- guests ---
+
+
+@contextlib.contextmanager
+def guest() -> Iterator[tuple[Host, Host]]:
+    """(the namespace of a virtual machine, the machine behind its card)"""
+    around, inner = Host("machine"), Host("guest")
+    try:
+        around.nic(inner, "tap0", "eth0")
+        around.setting("ipv4/ip_forward", "0")
+        inner.ip("address", "add", "100.64.0.2/30", "dev", "eth0")
+        inner.ip("route", "add", "default", "via", "100.64.0.1")
+        yield around, inner
+    finally:
+        inner.close()
+        around.close()
+
+
+def test_a_guest_behind_a_card(running: Network) -> None:
+    plane = running.planes[0]
+    for tenant in ("acme", "umbra"):
+        with guest() as (around, inner):
+            wired = network(around, "tap0", "100.64.0.2")
+            plane.loop.call(plane.plane.wire(wired))
+            with pytest.raises(OSError, match=r"timed out|nreachable"):
+                inner.run(lambda: greeting(timeout_s=0.3))
+            attachment = plane.loop.call(plane.plane.attach(f"{tenant}/main", "none", wired))
+            assert inner.run(lambda: redis("GET", "tenant")) == tenant
+            assert inner.run(greeting) == (tenant, VIRTUAL)
+            assert inner.run(lambda: datagram(b"x" * 1400)).startswith(tenant.encode())
+            for address in ("100.64.0.1", running.bed.nodes[0].address, "169.254.169.254"):
+                with pytest.raises(OSError, match=r"timed out|nreachable"):
+                    inner.run(lambda address=address: greeting(address, timeout_s=0.3))
+            inner.ip("address", "add", "10.9.9.9/32", "dev", "lo")
+            with pytest.raises(OSError, match=r"timed out"):
+                inner.run(lambda: forged_greeting("10.9.9.9"))
+            plane.loop.do(attachment.detach)
+            with pytest.raises(OSError, match=r"timed out|nreachable"):
+                inner.run(lambda: greeting(timeout_s=0.3))
+
+
+def forged_greeting(source: str) -> None:
+    with socket.create_connection((SERVER, ECHO_PORT), 0.3, (source, 0)) as connection:
+        connection.recv(100)
+
+
+# --- addresses used again ---
+
+
+def test_an_address_used_again_hears_nothing_of_its_last_owner(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three addresses for all: the server of the first owner goes on talking to it."""
+    monkeypatch.setattr(cables, "LAST_INDEX", cables.FIRST_INDEX + 2)
+    with private_network(KernelBackend()) as running:
+        plane = running.planes[0]
+        seen = set()
+        for turn in range(12):
+            tenant = ("acme", "umbra")[turn // 3 % 2]
+            function = sandbox()
+            attached = False
+            while not attached:
+                try:
+                    detach = plane.attach(f"{tenant}/main", function)
+                    attached = True
+                except NetworkUnavailable:  # all three are taken, until the last owners are forgotten
+                    time.sleep(0.01)
+
+            def flow() -> tuple[str, bytes]:
+                with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+                    sock.settimeout(0.15)
+                    sock.bind(("0.0.0.0", 5555))
+                    with contextlib.suppress(TimeoutError):
+                        raise AssertionError(f"heard {sock.recv(100)!r}")
+                    sock.settimeout(5)
+                    sock.connect((SERVER, ECHO_PORT))
+                    sock.send(b"again 100")
+                    return sock.getsockname()[0], sock.recv(100)
+
+            address, answer = function.run(flow)
+            seen.add(address)
+            assert answer.split()[0] == tenant.encode()
+            connection = function.run(lambda: socket.create_connection((SERVER, ECHO_PORT), 5, ("0.0.0.0", 6666)))
+            assert connection.recv(100).startswith(tenant.encode())
+            detach()
+            function.close()
+            connection.close()
+        assert len(seen) == 3
+
+
+# --- what is left ---
+
+_NODE = """
+import asyncio, sys
+sys.path.insert(0, sys.argv[1])
+import msgspec
+from workers.network.kernel.plane import KernelPlane
+from workers.networks import VpcSpec
+from doubles.private_networks import sandbox
+from workers.ports import SandboxNetwork
+async def main():
+    plane = KernelPlane(sys.argv[2], 10)
+    await plane.start()
+    specs = msgspec.json.decode(sys.argv[3], type=list[VpcSpec])
+    await plane.use(specs)
+    for spec in specs:
+        await plane.opened(spec.vpc, 20)
+    boxes = [sandbox() for _ in range(5)]
+    for box in boxes:
+        await plane.attach(specs[0].vpc, "none", SandboxNetwork(box.namespace.descriptor))
+    print("attached", flush=True)
+    await asyncio.sleep(600)
+asyncio.run(main())
+"""
+
+
+def tunnels_heard(host: Host) -> bool:
+    """Whether the host's kernel listens for tunnels: it does while a VXLAN device made there lives, wherever that went."""
+    return any(
+        line.split()[1].endswith(":12B5")
+        for line in host.run(lambda: Path("/proc/thread-self/net/udp").read_text()).splitlines()[1:]
+    )
+
+
+def test_a_killed_node_leaves_nothing_and_its_successor_has_all_again() -> None:
+    with private_network(KernelBackend()) as running:
+        host, specs = running.bed.nodes[0], list(running.specs.values())
+        running.planes.pop().stop()
+        eventually(lambda: not tunnels_heard(host), "a node that stops leaves no tunnel")
+        for _ in range(2):
+            arguments = [str(TESTS), host.address, msgspec.json.encode(specs).decode()]
+            process = host.start(sys.executable, "-c", _NODE, *arguments, stdout=subprocess.PIPE)
+            assert process.stdout is not None
+            assert process.stdout.readline() == b"attached\n"
+            assert tunnels_heard(host)
+            process.kill()
+            process.wait(10)
+            eventually(lambda: not tunnels_heard(host), "the kernel has taken all away")
+        running.planes.append(running.backend.plane(running.bed, 0))
+        running.planes[0].use(*specs)
+        for spec in specs:
+            running.planes[0].opened(spec.vpc)
+            with running.planes[0].attached(spec.vpc) as function:
+                assert function.run(lambda: redis("GET", "tenant")) == spec.tenant
+
+
+def programs(process: "subprocess.Popen[bytes]") -> dict[str, int]:
+    found = {}
+    for pid in below(process.pid):
+        with contextlib.suppress(OSError):
+            found[Path(f"/proc/{pid}/comm").read_text().strip()] = pid
+    return found
+
+
+def test_a_killed_proxy_leaves_nothing() -> None:
+    with bed() as made:
+        host = made.proxies["acme"][0]
+        running = KernelBackend().proxy(made, "acme", 0, [made.spec("acme")])
+        pids = list(below(running.process.pid))
+        assert {"keepalived", "conntrackd"} <= programs(running.process).keys()
+        eventually(lambda: made.networks["acme"].server.run(answers_arp), "the fixed address is there")
+        running.kill()
+        eventually(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids), "its programs have ended")
+        eventually(lambda: not tunnels_heard(host))
+        assert [link["ifname"] for link in json.loads(host.ip("-j", "link"))] == ["lo", "eth0", "lan0"]
+        made.networks["acme"].server.ip("neigh", "flush", "all")
+        assert not made.networks["acme"].server.run(answers_arp)
+
+
+def answers_arp() -> bool:
+    """Whether somebody has the fixed address: a datagram to it makes the kernel ask."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock, contextlib.suppress(OSError):
+        sock.sendto(b"x", (VIRTUAL, 9))
+    time.sleep(0.2)
+    table = Path("/proc/thread-self/net/arp").read_text()
+    return any(line.split()[0] == VIRTUAL and line.split()[3] != "00:00:00:00:00:00" for line in table.splitlines()[1:])
+
+
+def test_a_program_of_a_proxy_that_ends_is_started_again() -> None:
+    with bed() as made:
+        spec = made.spec("acme")
+        running = KernelBackend().proxy(made, "acme", 0, [spec])
+        try:
+            before = programs(running.process)["conntrackd"]
+            os.kill(before, signal.SIGKILL)
+            said = []
+
+            def again() -> bool:
+                (state,) = running.use([spec])
+                said.append(state.reason)
+                return programs(running.process).get("conntrackd", before) != before
+
+            eventually(again)
+            assert any("conntrackd ended with -9" in reason for reason in said)
+        finally:
+            running.stop()
+
+
+def test_a_proxy_goes_on_as_others_join_and_leave() -> None:
+    with bed(nodes=1) as made:
+        pair, backend = made.spec("acme"), KernelBackend()
+        alone = msgspec.structs.replace(pair, proxies=pair.proxies[:1])
+        first = backend.proxy(made, "acme", 0, [alone])
+        plane = backend.plane(made, 0)
+        try:
+            for generation, spec in enumerate([alone, pair, alone, pair], 2):
+                told = msgspec.structs.replace(spec, generation=generation)
+                second = backend.proxy(made, "acme", 1, [told]) if spec is pair else None
+                (state,) = first.use([told])
+                assert state.generation == generation
+                plane.use(told)
+                assert plane.opened("acme/main").ready
+                with plane.attached("acme/main") as function:
+                    eventually(lambda: function.run(lambda: reads("acme")))
+                if second is not None:
+                    second.stop()
+        finally:
+            plane.stop()
+            first.stop()
+        assert not tunnels_heard(made.proxies["acme"][0])
+        assert not tunnels_heard(made.nodes[0])
+
+
+def reads(tenant: str) -> bool:
+    try:
+        return redis("GET", "tenant", timeout_s=0.5) == tenant
+    except OSError:
+        return False
+
+
+def test_a_proxy_that_cannot_serve_says_why() -> None:
+    with bed() as made:
+        running = KernelBackend().proxy(made, "acme", 0, [])
+        try:
+            for changed, named in (
+                ({"address": "10.0.0.11"}, "must be free"),
+                ({"address": "172.20.0.1"}, "172.20.0.1"),
+                ({"cidrs": ("fd00::/64",)}, "IPv4 only"),
+            ):
+                (state,) = running.use([msgspec.structs.replace(made.spec("acme"), number=700 + len(named), **changed)])
+                assert not state.ready
+                assert named in state.reason
+            assert running.use([msgspec.structs.replace(made.spec("acme"), proxies=(Proxy("another", "198.18.0.99:1"),))]) == []
+        finally:
+            running.stop()
+
+
+def test_namespaces_end_with_their_descriptor() -> None:
+    namespace = Namespace.made()
+    path = namespace.path
+    assert os.path.exists(path)
+    namespace.close()
+    namespace.close()
+    assert not os.path.exists(path)
