@@ -26,7 +26,11 @@ ARMS = ("gated", "ungated", "still", "still again")
 WAITED = ("cold", "standby", "almost-warm")
 EVENT = b'{"stages":0}'
 SEED = 11
-RULES = {"FOREGLOW_RELEASE_REQUESTS": "1000000"}  # no arm is to stop half-way
+RULES = {  # no release is to stop half-way, nor to wait longer than its holds
+    "FOREGLOW_RELEASE_REQUESTS": "1",
+    "FOREGLOW_RELEASE_ERROR_RATE": "1",
+    "FOREGLOW_RELEASE_SLOWDOWN": "1000",
+}
 
 
 @dataclass

@@ -41,6 +41,10 @@ NEEDED_IN_S = 1.0
 REACH = 0.05
 """What a run calls less often than this is not made ready for a release, as for a run (policy `path`)."""
 
+AT_ONCE = 16
+"""A gate is in no hurry: of what is missing a node starts one part in so many at a time, one at least. The cores belong to what
+serves meanwhile."""
+
 MOST = 1000
 """Instances of one version that a gate waits for, whatever the traffic."""
 
@@ -201,8 +205,9 @@ class Releasing:
         )
         name = name_of(release.function)
         part = max(growing(release.now, release.next).values(), default=0.0)
+        nodes = self._fleet.up()
         for spec, count, idle_only in wanted:
-            counts = [one for node in self._fleet.up() if (one := node.counts.get(spec.version)) is not None]
+            counts = [one for node in nodes if (one := node.counts.get(spec.version)) is not None]
             there = sum(one.idle + one.preparing + (0 if idle_only else one.busy) for one in counts)
             missing = count - there
             if missing <= 0:
@@ -210,11 +215,13 @@ class Releasing:
             if len(step.ordered) >= 4 * sum(one for _, one, _ in wanted) + DIED:
                 short[_short(spec.version)] = "what was started before did not last"
                 continue
-            chosen = spread(spec.version, spec.memory_mb, missing, in_reach(spec, self._fleet.up()))
+            chosen = spread(spec.version, spec.memory_mb, missing, in_reach(spec, nodes))
             if len(chosen) < missing:
                 short[_short(spec.version)] = f"there is memory for {len(chosen)} of {missing} more of {spec.memory_mb} MB"
             reason = f"release {release.id} gives version {release.target} of {name} {part * 100:.3g} % of the traffic"
-            for ordinal, node in enumerate(chosen, there + 1):
+            coming = sum(one.preparing for one in counts)
+            at_once = len(nodes) * max(1, (missing + coming) // AT_ONCE)
+            for ordinal, node in enumerate(chosen[: max(0, at_once - coming)], there + 1):
                 decision = PrewarmDecision(
                     f"{plan.plan_id}-{spec.version}-{ordinal}",
                     FunctionId(spec.version.rpartition(":")[0]),
