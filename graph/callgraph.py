@@ -4,7 +4,7 @@ networkx holds the functions and edges; the statistics at them (graph.statistics
 every call is a run of its callee, so each function is an entry of its own.
 """
 
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Callable, Iterable, Mapping, Set
 
 import msgspec
 import networkx as nx
@@ -18,7 +18,8 @@ from graph.statistics import DEFAULT_MEMORY_MB, EdgeStatistics, FunctionStatisti
 
 
 class Bounds(msgspec.Struct, frozen=True):
-    """What a tenant may hold. What was not seen for longest makes room; declared functions and calls stay.
+    """What a tenant may hold, and all of them together. What was not seen for longest makes room; declared functions and calls
+    stay. Over all tenants, who has most gives first, down to the next largest.
 
     `records`: edges plus (entry, function) pairs, each about 0.7 kB.
     """
@@ -27,6 +28,8 @@ class Bounds(msgspec.Struct, frozen=True):
     functions_per_entry: int = 512
     records: int = 600_000
     calls_per_trace: int = 5_000
+    all_functions: int = 400_000
+    all_records: int = 1_500_000
 
 
 class TenantGraph:
@@ -118,23 +121,30 @@ class TenantGraph:
 
     def make_room(self) -> bool:
         """Gives up what was seen least recently, a little more than must be. False when the tenant has too much that stays."""
-        excess = len(self.functions) - self.bounds.functions + 1
-        if excess > 0:
-            victims: set[FunctionId] = set()
-            for oldest in list(self.functions):
-                if len(victims) >= excess + self.bounds.functions // 64:
-                    break
-                if self.functions[oldest].deployed or self._declared(oldest):
-                    self.function(oldest)  # stays: to the end of the queue
-                else:
-                    victims.add(oldest)
-            self.remove(victims)
+        if len(self.functions) >= self.bounds.functions:
+            self.shrink_functions(self.bounds.functions - 1 - self.bounds.functions // 64)
         if self.records > self.bounds.records:
-            for oldest in list(self.functions):
-                if self.records <= self.bounds.records - self.bounds.records // 64:
-                    break
-                self.unlearn(oldest)
+            self.shrink_records(self.bounds.records - self.bounds.records // 64)
         return len(self.functions) < self.bounds.functions
+
+    def shrink_functions(self, most: int) -> None:
+        """To `most` functions, those seen least recently first; what is deployed or declared stays."""
+        victims: set[FunctionId] = set()
+        for oldest in list(self.functions):
+            if len(self.functions) - len(victims) <= most:
+                break
+            if self.functions[oldest].deployed or self._declared(oldest):
+                self.function(oldest)  # stays: to the end of the queue
+            else:
+                victims.add(oldest)
+        self.remove(victims)
+
+    def shrink_records(self, most: int) -> None:
+        """To `most` records, those of functions seen least recently first; declared calls stay."""
+        for oldest in list(self.functions):
+            if self.records <= most:
+                break
+            self.unlearn(oldest)
 
     def _declared(self, function: FunctionId) -> bool:
         return any(held["of"].declared_at is not None for held in self.network.pred[function].values())
@@ -161,12 +171,55 @@ class TenantGraph:
             self.disconnect(caller, min(learned)[1])
 
 
+class _Share:
+    """A bound over all tenants on what `size` counts; `shrink` takes a tenant's down to a number, as far as it can."""
+
+    def __init__(self, most: int, size: Callable[[TenantGraph], int], shrink: Callable[[TenantGraph, int], None]) -> None:
+        self.size = size
+        self._most, self._shrink = most, shrink
+        self._total = 0  # or more: what goes is found out when it seems to be too much
+
+    def grew(self, more: int, graphs: Iterable[TenantGraph]) -> None:
+        """One has so many more. Where that is too much the largest gives, never to less than the next has; one that has nothing
+        left to give is passed by."""
+        self._total += more
+        if self._total <= self._most:
+            return
+        giving = list(graphs)
+        total, goal = sum(map(self.size, giving)), self._most - self._most // 64
+        if total <= self._most:
+            self._total = total
+            return
+        while total > goal and giving:
+            giving.sort(key=self.size)
+            largest, before = giving[-1], self.size(giving[-1])
+            floor = self.size(giving[-2]) - 1 if len(giving) > 1 else 0  # one less: of two as large, each gives in turn
+            self._shrink(largest, max(floor, before - (total - goal), 0))
+            gave = before - self.size(largest)
+            total -= gave
+            if gave <= 0:
+                giving.pop()
+        self._total = min(total, goal)  # where all that is left stays, it is not tried again for every trace
+
+
 class CallGraph:
     """Learned and declared calls of every tenant. Not thread-safe; times are seconds of any one epoch."""
 
     def __init__(self, bounds: Bounds | None = None) -> None:
         self.bounds = bounds or Bounds()
         self.tenants: dict[TenantId, TenantGraph] = {}
+        self._shared = (
+            _Share(self.bounds.all_functions, lambda graph: len(graph.functions), TenantGraph.shrink_functions),
+            _Share(self.bounds.all_records, lambda graph: graph.records, TenantGraph.shrink_records),
+        )
+
+    def _grew(self, graph: TenantGraph, before: tuple[int, ...]) -> None:
+        """Holds the bounds over all tenants. `before`: the sizes of `graph` when it was last asked."""
+        for one, size in zip(self._shared, before, strict=True):
+            one.grew(one.size(graph) - size, self.tenants.values())
+
+    def _sizes(self, graph: TenantGraph) -> tuple[int, ...]:
+        return tuple(one.size(graph) for one in self._shared)
 
     def _tenant(self, tenant: TenantId) -> TenantGraph:
         found = self.tenants.get(tenant)
@@ -189,6 +242,7 @@ class CallGraph:
             if tenant_of(callee) != tenant:
                 raise ValueError(f"calls: {callee!r} is not a function of tenant {tenant!r}")
         graph = self._tenant(tenant)
+        before = self._sizes(graph)
         statistics = graph.function(function)
         statistics.deployed = True
         statistics.memory_mb = memory_mb
@@ -203,6 +257,7 @@ class CallGraph:
             if edge.declared_at is not None and callee not in callees:
                 graph.undeclare(function, callee)
         graph.make_room()
+        self._grew(graph, before)
 
     def forget(self, function: FunctionId) -> None:
         """Removes the function and all that was learned of it. Where others declare it, it is "declared, not deployed"."""
@@ -233,10 +288,12 @@ class CallGraph:
             trace = msgspec.structs.replace(trace, calls=trace.calls[: self.bounds.calls_per_trace])
         check(trace)
         graph = self._tenant(trace.tenant)
+        before = self._sizes(graph)
         for run in runs_of(trace):
             graph.observe_run(run, trace.trace_id, now, decay)
         if graph.records > self.bounds.records or len(graph.functions) > self.bounds.functions:
             graph.make_room()
+        self._grew(graph, before)
 
     def restore(
         self,
@@ -255,6 +312,7 @@ class CallGraph:
         for caller, callee, edge in edges:
             if caller in graph.functions:
                 graph.connect(caller, callee, edge)
+        self._grew(graph, (0, 0))
 
     # -- what is known
 

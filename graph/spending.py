@@ -63,6 +63,7 @@ def pressure(state: Spending) -> float:
 
 
 def steer(state: Spending, prices: Prices, budget: Budget) -> tuple[Prices, Budget]:
-    """The prices and the budget with which to plan now."""
+    """The prices and the budget with which to plan now. Who may let nothing idle has nothing saved up either."""
+    left_s = free_s(state) if budget.idle_s_per_busy_s > 0 else 0.0
     dearer = msgspec.structs.replace(prices, idle_gb_s=prices.idle_gb_s * pressure(state))
-    return dearer, msgspec.structs.replace(budget, idle_s=free_s(state))
+    return dearer, msgspec.structs.replace(budget, idle_s=left_s)

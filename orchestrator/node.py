@@ -13,9 +13,6 @@ from workers.drivers.process.isolation import enter_user_namespace
 from workers.mounts import enter_private_mounts
 from workers.sealing import load_key
 
-BESIDE_CONTROL = 1
-"""The number of the node that runs there; members have others."""
-
 log = structlog.get_logger(__name__)
 if TYPE_CHECKING:
     from workers.code.tier1 import Tier1
@@ -34,6 +31,7 @@ def run(settings: Settings) -> None:
     from workers.bootstrap import NodeConfig
     from workers.bootstrap import run as run_node
     from workers.code.room import Bounds
+    from workers.networks import BESIDE_CONTROL
 
     own = Self(settings, "node", f"node{LOCAL}{socket.gethostname()}")
     member = own.member
@@ -92,7 +90,7 @@ def run(settings: Settings) -> None:
             microvm_network=settings.microvm_network,
             tunnels=settings.tunnels,
             number=member.number if member is not None else BESIDE_CONTROL,
-            underlay=settings.underlay or (_host(member.listen) if member is not None else ""),
+            underlay=_host(member.listen) if member is not None else settings.underlay,
             zone=settings.zone,
             zone_caches=settings.zone_cache_addresses,
             code_bounds=Bounds(settings.node_code_bytes, settings.node_code_tenant_bytes),

@@ -1,7 +1,7 @@
 """What a tenant may use, and the checks of it. Pure: no I/O, no clock.
 
 Functions, private networks and package bytes are checked by the catalog when it writes; concurrency and invocations per second
-by gateways, each for its share; prewarmed instances by the planner.
+by gateways, each for its share; prewarmed instances and their idling by the planner.
 """
 
 import math
@@ -11,7 +11,8 @@ import msgspec
 
 class Quotas(msgspec.Struct, frozen=True):
     """The limits in force. `concurrency`: invocations in flight, over all gateways. `package_bytes`: of all packages kept,
-    unpacked. `prewarm_instances`: speculative instances at once. `vpcs`: private networks."""
+    unpacked. `prewarm_instances`: speculative instances at once. `vpcs`: private networks. `prewarm_idle_s_per_busy_s`: what
+    plans of the policy priced may let idle, instance-seconds for each busy one."""
 
     functions: int = 5000
     concurrency: int = 2000
@@ -19,6 +20,7 @@ class Quotas(msgspec.Struct, frozen=True):
     invocations_per_s: float = 20_000.0
     prewarm_instances: int = 64
     vpcs: int = 10
+    prewarm_idle_s_per_busy_s: float = 1.0
 
 
 class OwnQuotas(msgspec.Struct, frozen=True, array_like=True):
@@ -30,6 +32,7 @@ class OwnQuotas(msgspec.Struct, frozen=True, array_like=True):
     invocations_per_s: float | None = None
     prewarm_instances: int | None = None
     vpcs: int | None = None
+    prewarm_idle_s_per_busy_s: float | None = None
 
 
 def in_force(own: OwnQuotas, defaults: Quotas) -> Quotas:

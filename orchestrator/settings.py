@@ -79,7 +79,7 @@ class Settings(BaseSettings):
     release_slowdown: float = Field(default=Rules().slowdown, ge=1, allow_inf_nan=False)
     release_requests: int = Field(default=Rules().requests, ge=1, le=2**31 - 1)
 
-    # of each tenant for which an operator set none; its quota of prewarmed instances is prewarm_instances
+    # of each tenant for which an operator set none; so are prewarm_instances and prewarm_idle_s_per_busy_s
     quota_functions: int = Field(default=Quotas().functions, ge=0, le=2**31 - 1)
     quota_concurrency: int = Field(default=Quotas().concurrency, ge=0, le=2**31 - 1)
     quota_package_bytes: int = Field(default=Quotas().package_bytes, ge=0, le=2**63 - 1)
@@ -90,7 +90,9 @@ class Settings(BaseSettings):
     accel: str = "auto"  # of the microVM driver: kvm where a guest boots with it, else tcg; either may be named
     microvm_network: bool = True  # microVMs have a network card where the node may make one
     tunnels: str = "auto"  # the backend of private networks: what works here, the kernel before the portable one
-    underlay: str = ""  # this node's IPv4 address that carries the kernel backend's tunnels; empty: that it listens on
+    underlay: str = (
+        ""  # the IPv4 address that carries kernel tunnels of the node beside control; a member's is that it listens on
+    )
     image: str = ""  # folder of the guest image; empty: in the state folder
     allow_no_isolation: bool = False
     python: str = ""  # the interpreter of the runtime; empty: found by workers.drivers.process.interpreter
@@ -170,6 +172,7 @@ class Settings(BaseSettings):
             self.quota_invocations_per_s,
             self.prewarm_instances,
             self.quota_vpcs,
+            self.prewarm_idle_s_per_busy_s,
         )
 
     @property

@@ -186,10 +186,12 @@ def _why(full: int, refused: int) -> str:
 
 
 def _refusal(error: _Refused, form: str) -> Response:
+    """The connection ends with it: the body may not have been read, and nobody reads what an unknown client sends after that."""
     codes = {400: 3, 401: 16, 408: 4, 413: 8, 415: 3, 429: 8}  # google.rpc.Code, as far as it has one
     code = codes[error.status]
     if form == JSON:
         body = json.dumps({"code": code, "message": str(error)}).encode()
     else:
         body = Status(code=code, message=str(error)).SerializeToString()
-    return Response(body, error.status, error.headers, JSON if form == JSON else PROTOBUF)
+    headers = {**error.headers, "Connection": "close"}
+    return Response(body, error.status, headers, JSON if form == JSON else PROTOBUF)

@@ -4,7 +4,6 @@ import asyncio
 import importlib
 import os
 import signal
-import socket
 from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 
@@ -23,6 +22,7 @@ from workers.drivers.process.driver import ProcessDriver
 from workers.function_templates import Rules
 from workers.network.both import BothPlanes
 from workers.network.choosing import AUTO, NONE, Backend, choose
+from workers.networks import own_address
 from workers.node import Node
 from workers.ports import Driver, DriverError, TunnelPlane
 from workers.rpc.messages import Caller
@@ -113,16 +113,6 @@ async def open_plane(config: NodeConfig) -> TunnelPlane:
         return chosen
     other = await choose(backends[1:])
     return BothPlanes(chosen, other) if other.backend != "none" else chosen
-
-
-def own_address() -> str:
-    """The IPv4 address by which this host goes to others; loopback's where it goes nowhere. Nothing is sent."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        try:
-            probe.connect(("192.0.2.1", 9))  # RFC 5737: nobody's
-        except OSError:
-            return "127.0.0.1"
-        return str(probe.getsockname()[0])
 
 
 async def serve(config: NodeConfig, beside: Beside | None = None) -> None:

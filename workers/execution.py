@@ -139,7 +139,7 @@ class Execution:
         if invocation.timer is None:
             invocation.timer = self._loop.call_later(max(left, 0.0), self._late, invocation)
         assert instance.clone is not None
-        instance.clone.send(ToGuest.INVOKE, ident, guest_invoke(invocation.request, left), invocation.body)
+        instance.clone.send(ToGuest.INVOKE, ident, guest_invoke(invocation.request, round(left, 3)), invocation.body)
         invocation.body = b""
         self._changed()
 

@@ -1,12 +1,17 @@
 """VpcSpec: everything a node and a proxy must know of one private network."""
 
 import ipaddress
+import socket
 from enum import StrEnum
 
 import msgspec
 
 RESOLVER = "100.64.0.53"
 """Where every sandbox and guest looks for names; something answers there once it is attached to a Vpc with a resolver."""
+
+
+BESIDE_CONTROL = 1
+"""The number of the node that runs there, which is no member; members have others."""
 
 
 class Egress(StrEnum):
@@ -72,3 +77,13 @@ class TunnelState(msgspec.Struct, frozen=True, array_like=True):
     reason: str
     backend: str = ""
     attached: int = 0
+
+
+def own_address() -> str:
+    """The IPv4 address by which this host goes to others; loopback's where it goes nowhere. Nothing is sent."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("192.0.2.1", 9))  # RFC 5737: nobody's
+        except OSError:
+            return "127.0.0.1"
+        return str(probe.getsockname()[0])

@@ -80,7 +80,11 @@ class Tunnels:
             return
         self._told = told
         async with self._using:
-            await self.plane.use(list(self._told.values()))
+            try:
+                await self.plane.use(list(self._told.values()))
+            except Exception:  # whatever it was: the node goes on, and what is told next is tried again
+                log.exception("tunnels.not_used", vpcs=len(told))
+                self._told = {}
 
     def wanted(self, tenant: str) -> bool:
         """Whether instances of the tenant may have to be attached; an empty one stands for any."""

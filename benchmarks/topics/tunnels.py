@@ -78,9 +78,10 @@ def _busy(report: Report, running: Network, seconds: float) -> None:
     report.progress(f"{A_SECOND} attaches a second for {seconds:g} s")
     plane = running.planes[0]
     work = _attach_all(plane, round(seconds * A_SECOND), 1 / A_SECOND)
-    _, attached, _ = asyncio.run_coroutine_threadsafe(work, plane.loop.loop).result(600)
+    wired, attached, _ = asyncio.run_coroutine_threadsafe(work, plane.loop.loop).result(600)
     for name, q in (("tunnel.busy.p50_ms", 0.5), ("tunnel.busy.p99_ms", 0.99)):
         report.emit(name, quantile(np.asarray(attached) * 1e3, q), backend=running.backend.name)
+    report.emit("tunnel.wire.p50_ms", quantile(np.asarray(wired) * 1e3, 0.5), backend=running.backend.name, attaches=A_SECOND)
 
 
 async def _attach_all(running: PlaneInHost, times: int, every_s: float) -> tuple[list[float], list[float], list[float]]:
@@ -254,7 +255,7 @@ def _gap(running: Network, how: str) -> float:
             running.proxies["acme"][place].kill()
         else:
             host = running.bed.proxies["acme"][place]
-            for nic in ("lan0", "eth0"):
+            for nic in ("eth0", "lan0"):  # the other hears no goodbye
                 host.ip("link", "set", nic, "down")
         time.sleep(3)
         ended.set()

@@ -124,6 +124,7 @@ class Tenant(Schema):
     max_invocations_per_s: Mapped[float | None]
     max_prewarm_instances: Mapped[int | None]  # speculative instances at once
     max_vpcs: Mapped[int | None]  # private networks
+    max_prewarm_idle_s_per_busy_s: Mapped[float | None]  # of plans of the policy priced
     removed: Mapped[float | None]
 
 

@@ -1,12 +1,15 @@
 """The functions that are there: list, describe, remove."""
 
+import contextlib
 import sys
 from collections.abc import Mapping
 from typing import Annotated, Any
 
 import typer
 
+from orchestrator.cli.failure import Failure
 from orchestrator.cli.options import Json, State, state_folder
+from orchestrator.cli.pricing import kept
 
 ORDER = ("code", "network", "capacity", "route")  # of conditions
 
@@ -65,12 +68,17 @@ def describe(
             show.as_json(one)
             return
         templates = [found for found in client.get("/v1/instances").get("templates", ()) if found["function"] == one["name"]]
+        weighed: list[dict[str, Any]] = []
+        with contextlib.suppress(Failure):  # the planner is away: all else is known without it
+            weighed = [found for found in client.get("/v1/calibration")["functions"] if found["function"] == one["name"]]
     out = show.console()
     serves = f"version {one['latest']} serves" if one["latest"] else "no version serves yet"
     out.print(f"[bold]{one['name']}[/]  {one['kind']}, {serves}")
     calls = [call["name"] if call["deployed"] else f"{call['name']} [yellow](declared, not deployed)[/]" for call in one["calls"]]
     if calls:
         out.print("calls " + ", ".join(calls))
+    for found in weighed:
+        out.print(show.plain(kept(found)))
     versions = sorted(one["versions"], key=lambda version: -int(version["number"]))
     if versions and (network := network_text(versions[0])):
         out.print(network)

@@ -16,6 +16,7 @@ QUOTAS = {
     "invocations_per_s": float,
     "prewarm_instances": int,
     "vpcs": int,
+    "prewarm_idle_s_per_busy_s": float,
 }
 DEFAULT = "default"
 
@@ -29,6 +30,7 @@ Concurrency = Annotated[str | None, typer.Option(help="Invocations in flight, or
 PackageBytes = Annotated[str | None, typer.Option(help="Of all its packages, unpacked, or `default`.")]
 Invocations = Annotated[str | None, typer.Option("--invocations-per-s", help="A second, or `default`.")]
 Prewarm = Annotated[str | None, typer.Option(help="Speculative instances at once, or `default`.")]
+Idle = Annotated[str | None, typer.Option(help="Seconds prewarmed ones may idle for each busy one, or `default`.")]
 
 Vpcs = Annotated[str | None, typer.Option("--vpcs", help="Private networks, or `default`.")]
 
@@ -66,6 +68,7 @@ def create(
     invocations_per_s: Invocations = None,
     prewarm_instances: Prewarm = None,
     vpcs: Vpcs = None,
+    prewarm_idle_s_per_busy_s: Idle = None,
     state: State = None,
     json: Json = False,
 ) -> None:
@@ -73,7 +76,7 @@ def create(
     from orchestrator.cli import show
     from orchestrator.cli.client import Client
 
-    given = _read(functions, concurrency, package_bytes, invocations_per_s, prewarm_instances, vpcs)
+    given = _read(functions, concurrency, package_bytes, invocations_per_s, prewarm_instances, vpcs, prewarm_idle_s_per_busy_s)
     with Client(state_folder(state)) as client:
         made = client.post("/v1/tenants", {"name": name, "quotas": given})
     if json:
@@ -91,6 +94,7 @@ def quotas(
     invocations_per_s: Invocations = None,
     prewarm_instances: Prewarm = None,
     vpcs: Vpcs = None,
+    prewarm_idle_s_per_busy_s: Idle = None,
     state: State = None,
     json: Json = False,
 ) -> None:
@@ -98,7 +102,7 @@ def quotas(
     from orchestrator.cli import show
     from orchestrator.cli.client import Client, segment
 
-    given = _read(functions, concurrency, package_bytes, invocations_per_s, prewarm_instances, vpcs)
+    given = _read(functions, concurrency, package_bytes, invocations_per_s, prewarm_instances, vpcs, prewarm_idle_s_per_busy_s)
     with Client(state_folder(state)) as client:
         if name is None:
             if given:

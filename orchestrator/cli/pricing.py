@@ -107,6 +107,20 @@ def calibration(state: State = None, json: Json = False) -> None:
     for one in document["functions"]:
         if one["resting"]:
             out.print(f"[yellow]{show.plain(one['function'])}[/] rests: {show.plain(one['resting'])}")
+    for one in document["functions"]:
+        if one["keep_why"]:
+            out.print(f"[bold]{show.plain(one['function'])}[/]: {show.plain(kept(one))}")
+
+
+def kept(one: Mapping[str, Any]) -> str:
+    """How long idle instances of a function are kept, and why. `one` as GET /v1/calibration tells of it."""
+    if one["keep_s"] is None:
+        how = "idle instances are kept as long as nodes keep any"
+    elif one["keep_s"] <= 0:
+        how = "idle instances are not kept"
+    else:
+        how = f"idle instances are kept {one['keep_s']:.3g} s"
+    return f"{how}: {one['keep_why']}" if one["keep_why"] else how
 
 
 def reckoning_table(functions: "list[dict[str, Any]]") -> "Table":

@@ -277,6 +277,8 @@ class FunctionReckoning(BaseModel):
     wait_cost: float = Field(ge=0)
     idle_cost: float = Field(ge=0)
     resting: str = Field(description="Why it is not prepared now; empty when it may be.")
+    keep_s: float | None = Field(description="How long an idle instance is worth keeping; null: as long as nodes keep any.")
+    keep_why: str = Field(description="What that stands on; empty where idle instances are not weighed.")
     changing: bool = Field(description="Some workflow calls it much more or less often than before.")
 
 

@@ -24,6 +24,7 @@ from orchestrator.catalog.gateways import Gateways
 from orchestrator.catalog.nudge import Nudge
 from orchestrator.catalog.publish import Publisher
 from orchestrator.catalog.store import Store
+from orchestrator.catalog.vpcs import NodeOfVpc
 from orchestrator.control import (
     events,
     functions,
@@ -58,6 +59,7 @@ from orchestrator.renewal import keep_certified
 from orchestrator.settings import Settings, rpc_secret
 from orchestrator.vpcs import PROXY_ROLE
 from workers.code.origin import Origin
+from workers.networks import BESIDE_CONTROL, own_address
 from workers.rpc.messages import Hello
 from workers.rpc.transport import Address
 from workers.rpc.transport import Peer as Whom
@@ -121,6 +123,7 @@ def build(settings: Settings) -> FastAPI:  # noqa: PLR0915 (one list of what the
         told,
         nudge.give,
         settings.certificate_days,
+        _beside(settings),
     )
     stopping = Stopping()
     counts: Counter[int] = Counter()
@@ -266,6 +269,14 @@ def _told(settings: Settings, key: bytes, role: str) -> dict[str, str]:
     if role in ("planner", "flow") and not settings.effective_database_url.startswith("sqlite"):
         told["database_url"] = settings.database_url
     return told
+
+
+def _beside(settings: Settings) -> list[NodeOfVpc]:
+    """The node of this host, where proxies of other hosts send what their tunnels carry for it."""
+    if settings.socket("node") not in settings.node_addresses:
+        return []
+    address = settings.underlay or own_address()
+    return [NodeOfVpc(f"node{LOCAL}{socket.gethostname()}", f"{address}:0", BESIDE_CONTROL, "", "")]
 
 
 def _node_name(index: int) -> str:

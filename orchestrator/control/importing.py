@@ -1,6 +1,6 @@
 """Traces from elsewhere: recorded ones are read, assembled and taught to the planner in batches; what came, and names for it."""
 
-import asyncio
+import contextlib
 import io
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -17,6 +17,7 @@ from orchestrator.control.functions import tenant_of
 from orchestrator.control.peers import Planner
 from orchestrator.control.problems import Problem
 from orchestrator.control.schemas import ImportAnswer, ImportRequest, NamesRequest
+from orchestrator.control.turns import Turns
 from tracing.assembly import traces_of
 from tracing.formats import FormatError, read_stream
 from tracing.spans import Span
@@ -24,6 +25,8 @@ from workers.framing import MAX_META
 
 OBSERVE_TIMEOUT_S = 30.0
 WAIT_S = 60.0
+AT_ONCE = 2
+"""Imports of all tenants: each holds its spans in memory, and reads them with a core."""
 BATCH_BYTES = MAX_META // 2
 LONGEST_TRACE_BYTES = MAX_META - (64 << 10)
 """What fits into one message to the planner, some room left for the rest of it."""
@@ -36,7 +39,7 @@ _encode = msgspec.msgpack.Encoder().encode
 
 def router(planner: Planner) -> APIRouter:
     routes = APIRouter(tags=["insight"])
-    one_at_a_time = asyncio.Lock()
+    turns = Turns(AT_ONCE)
 
     async def planner_says(request: Request, what: str, **args: Any) -> Response:
         return Response(await planner.ask(what, tenant=tenant_of(request), **args), media_type="application/json")
@@ -60,11 +63,11 @@ def router(planner: Planner) -> APIRouter:
     async def import_traces(wanted: ImportRequest, request: Request) -> ImportAnswer:
         """Learn the call graph from recorded traces. All or nothing is not promised: what was taught before an error stays."""
         tenant = TenantId(tenant_of(request))
-        try:
-            await asyncio.wait_for(one_at_a_time.acquire(), WAIT_S)
-        except TimeoutError:
-            raise Problem(503, "another import runs; try again", headers={"Retry-After": "10"}) from None
-        try:
+        async with contextlib.AsyncExitStack() as turn:
+            try:
+                await turn.enter_async_context(turns.turn(tenant, WAIT_S))
+            except TimeoutError:
+                raise Problem(503, "other imports run; try again", headers={"Retry-After": "10"}) from None
             spans, left_out = await run_in_threadpool(_read, wanted)
             came = len(spans) + left_out.total()
             given = msgspec.json.decode(await planner.ask("names", tenant=tenant, limit=1, all=True))["map"]
@@ -84,8 +87,6 @@ def router(planner: Planner) -> APIRouter:
                 unlearned += len(batch) - learned
             if unlearned:
                 left_out["nothing to learn from"] += unlearned
-        finally:
-            one_at_a_time.release()
         calls = sum(len(trace.calls) for trace in traces)
         return ImportAnswer(traces=taught, calls=calls, spans=came, left_out=left_out.total(), reasons=dict(left_out))
 

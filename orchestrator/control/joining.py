@@ -9,7 +9,7 @@ import asyncio
 import json
 import ssl
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -20,7 +20,7 @@ from starlette.concurrency import run_in_threadpool
 from orchestrator.authority import CERTIFICATE_DAYS, Authority, BadRequest
 from orchestrator.catalog.errors import CatalogError, Refused
 from orchestrator.catalog.nodes import Nodes
-from orchestrator.catalog.vpcs import Vpcs
+from orchestrator.catalog.vpcs import NodeOfVpc, Vpcs
 from orchestrator.control.attempts import MEMBERS, STRANGERS, Attempts, source
 from orchestrator.members import callers_of
 from workers.rpc.transport import HostPort, Identity, NotTrusted, Peer, certified, parse_address
@@ -37,7 +37,7 @@ log = structlog.get_logger(__name__)
 
 class JoinListener:
     """`told(role)` is what a new member needs beside its certificate; `changed` is called after each change; `days`: how long
-    certificates live."""
+    certificates live; `beside`: the nodes that run beside control, which are no members, as proxies must know them."""
 
     def __init__(
         self,
@@ -48,6 +48,7 @@ class JoinListener:
         told: Callable[[str], Mapping[str, str]],
         changed: Callable[[], None],
         days: float = CERTIFICATE_DAYS,
+        beside: Sequence[NodeOfVpc] = (),
     ) -> None:
         self._nodes = nodes
         self._vpcs = vpcs
@@ -55,6 +56,7 @@ class JoinListener:
         self._told = told
         self._changed = changed
         self._days = days
+        self._beside = beside
         self._as_member: dict[str, Callable[[Mapping[str, Any], Peer], dict[str, Any]]] = {
             "rejoin": self._rejoin,
             "renew": self._renew,
@@ -147,7 +149,8 @@ class JoinListener:
     def _vpc(self, request: Mapping[str, Any], who: Peer) -> dict[str, Any]:
         """What a proxy is to know, asked again and again: it is told nothing else of the cluster."""
         vpc = self._nodes.vpc_of(who.role, who.name, who.fingerprint, time.time())
-        return {"news": msgspec.to_builtins(self._vpcs.news(vpc))}
+        news = self._vpcs.news(vpc)
+        return {"news": msgspec.to_builtins(msgspec.structs.replace(news, nodes=[*self._beside, *news.nodes]))}
 
     def _renew(self, request: Mapping[str, Any], who: Peer) -> dict[str, Any]:
         now = time.time()

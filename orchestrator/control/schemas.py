@@ -279,6 +279,13 @@ class QuotasRequest(Request):
     invocations_per_s: float | None = Field(default=None, ge=0, le=1e9, allow_inf_nan=False)
     prewarm_instances: Count | None = Field(default=None, description="Speculative instances at once.")
     vpcs: Count | None = Field(default=None, description="Private networks.")
+    prewarm_idle_s_per_busy_s: float | None = Field(
+        default=None,
+        ge=0,
+        le=1e6,
+        allow_inf_nan=False,
+        description="Seconds that what plans of the policy priced prepare may idle, for each second that instances are busy.",
+    )
 
 
 class TenantRequest(Request):
@@ -306,6 +313,7 @@ class OwnQuotasAnswer(BaseModel):
     invocations_per_s: float | None
     prewarm_instances: int | None
     vpcs: int | None
+    prewarm_idle_s_per_busy_s: float | None
 
 
 class QuotasAnswer(BaseModel):
@@ -319,6 +327,7 @@ class QuotasAnswer(BaseModel):
     invocations_per_s: float
     prewarm_instances: int
     vpcs: int
+    prewarm_idle_s_per_busy_s: float
 
 
 class UseAnswer(BaseModel):

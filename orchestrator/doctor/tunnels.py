@@ -11,10 +11,10 @@ from workers.drivers.process.isolation import enter_user_namespace
 
 async def _probe() -> dict[str, str]:
     """By backend why it does not work here; empty: it does."""
-    from workers.bootstrap import own_address
     from workers.network.choosing import START_S, said
     from workers.network.kernel.plane import KernelPlane
     from workers.network.portable.plane import PortablePlane
+    from workers.networks import own_address
     from workers.ports import TunnelPlane
 
     found: dict[str, str] = {}

@@ -49,6 +49,9 @@ def function_rows(functions: Iterable[Mapping[str, Any]]) -> list[Row]:
 def _function(one: Mapping[str, Any]) -> Row:
     said = [one["resting"]] if one["resting"] else []
     said += ["called much more or less than before"] if one["changing"] else []
+    if one["keep_why"]:
+        how = "as long as nodes keep any" if one["keep_s"] is None else figures.seconds(one["keep_s"])
+        said.append(f"kept idle {how}: {one['keep_why']}")
     return cells.row(
         one["function"],
         [

@@ -1,10 +1,11 @@
 """How much each function did in the last minutes, and what went wrong. Bounded; no I/O, `now` is passed in."""
 
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+from graph.fairbook import FairBook
 from tracing.records import InvocationRecord
 
 BUCKET_S = 60.0
@@ -22,17 +23,15 @@ class _Function:
 
 
 class Activity:
-    """Counts per function and status, over BUCKETS minutes; of the FUNCTIONS that were active last."""
+    """Counts per function and status, over BUCKETS minutes; of the FUNCTIONS active last, fairly by tenant."""
 
     def __init__(self) -> None:
-        self._functions: OrderedDict[str, _Function] = OrderedDict()
+        self._functions: FairBook[str, _Function] = FairBook(FUNCTIONS)
 
     def add(self, records: Iterable[InvocationRecord]) -> None:
         for record in records:
-            held = self._functions.setdefault(record.function, _Function())
-            self._functions.move_to_end(record.function)
-            if len(self._functions) > FUNCTIONS:
-                self._functions.popitem(last=False)
+            held = self._functions.get(record.function) or _Function()
+            self._functions.put(record.function.partition("/")[0], record.function, held)
             minute = int(record.ended_at // BUCKET_S)
             if not held.minutes or held.minutes[-1][0] < minute:
                 held.minutes.append((minute, Counter()))
@@ -47,8 +46,7 @@ class Activity:
                 }
 
     def forget_tenant(self, tenant: str) -> None:
-        for function in [one for one in self._functions if one.startswith(f"{tenant}/")]:
-            del self._functions[function]
+        self._functions.forget(tenant)
 
     def calls(self, now: float) -> Counter[str]:
         """Invocations of these minutes by FunctionId, all tenants."""
@@ -62,10 +60,8 @@ class Activity:
         """{window_s, functions: [{name, invocations, errors, by_status, last_error}]}: those with any, by name."""
         oldest = int(now // BUCKET_S) - BUCKETS + 1
         found = []
-        for function, held in self._functions.items():
-            owner, _, name = function.partition("/")
-            if owner != tenant:
-                continue
+        for function, held in self._functions.of(tenant).items():
+            name = function.partition("/")[2]
             by_status: Counter[str] = Counter()
             for minute, counts in held.minutes:
                 if minute >= oldest:

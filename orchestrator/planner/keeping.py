@@ -9,7 +9,7 @@ changed, and repeated before nodes forget them.
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from graph.arrivals import Arrivals
+from graph.arrivals import Arrivals, samples_of
 from graph.callgraph import CallGraph
 from graph.ids import FunctionId, TenantId, VersionId, tenant_of
 from graph.keeping import worth_keeping_s
@@ -72,6 +72,20 @@ class Keeping:
         """Seconds that its idle instances are worth keeping, as nodes are told; None: as long as the node keeps any."""
         tenant = tenant_of(function)
         return self._worth.get(tenant, {}).get(function) if self._priced(tenant) else None
+
+    def why(self, function: FunctionId) -> str:
+        """What `of` stands on, as a sentence."""
+        if not self._priced(tenant_of(function)):
+            return ""
+        known = samples_of(self._idle_times.get(function, Arrivals()))
+        if known is None:
+            return "too few calls to tell when the next one comes"
+        start_ms, memory_mb = self._forecasts.start_s(function) * 1000, self._graph.memory_mb(function)
+        soon = [one for one in known.after_s if one <= LONGEST_S]
+        share = known.probability * len(soon) / len(known.after_s) if known.after_s else 0.0
+        half = f", half of them within {soon[(len(soon) - 1) // 2]:.3g} s" if soon else ""
+        comes = f"{share:.0%} of next calls ({known.gaps} seen) come within {LONGEST_S / 60:.0f} minutes{half}"
+        return f"{comes}; a start takes {start_ms:.0f} ms, {memory_mb} MB idle meanwhile"
 
     @property
     def count(self) -> int:

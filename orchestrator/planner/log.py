@@ -1,10 +1,11 @@
 """The decision log: every prewarm decision with its reason, its evidence and how it ended. Bounded; no I/O."""
 
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import Iterable
 
 import msgspec
 
+from graph.fairbook import FairBook
 from graph.ids import function_of, number_of, tenant_of
 from graph.plans import EdgeSource, Evidence, Outcome, PrewarmDecision, PrewarmPlan, Trigger, deploy_decision
 from tracing.records import Timings
@@ -87,10 +88,12 @@ class DecisionTally:
 
 
 class DecisionLog:
-    """Newest KEPT decisions of all tenants. `open_of` counts what is speculative and alive, for the budget."""
+    """Newest KEPT decisions, tenants sharing them fairly. `open_of` counts what is speculative and alive, for the budget."""
 
     def __init__(self, entries: list[LogEntry] | None = None) -> None:
-        self._entries: OrderedDict[str, LogEntry] = OrderedDict((one.decision_id, one) for one in entries or [])
+        self._entries: FairBook[str, LogEntry] = FairBook(KEPT)
+        for one in entries or []:
+            self._entries.put(one.tenant, one.decision_id, one)
         self._open: dict[str, LogEntry] = {}
         self._of_tenant: dict[str, dict[str, LogEntry]] = {}  # the open ones again
         self._leaving: set[str] = set()  # pending, and to be given up: their nodes have not said so yet
@@ -135,13 +138,12 @@ class DecisionLog:
             covers=tuple(decision.covers),
             policy=plan.policy,
         )
-        self._entries[decision.decision_id] = entry
+        gone = self._entries.put(entry.tenant, decision.decision_id, entry)
         self.tally.made[plan.trigger] += 1
         self._open[decision.decision_id] = entry
         self._of_tenant.setdefault(entry.tenant, {})[decision.decision_id] = entry
-        if len(self._entries) > KEPT:
-            _, oldest = self._entries.popitem(last=False)
-            self._close(oldest)
+        if gone is not None:
+            self._close(gone[1])
         return entry
 
     def _close(self, entry: LogEntry) -> None:
@@ -228,8 +230,8 @@ class DecisionLog:
         return lost
 
     def forget_tenant(self, tenant: str) -> None:
-        for entry in [one for one in self._entries.values() if one.tenant == tenant]:
-            del self._entries[entry.decision_id]
+        for entry in list(self._entries.of(tenant).values()):
+            self._entries.pop(entry.decision_id)
             self._close(entry)
             self._revision += 1
 
@@ -239,9 +241,8 @@ class DecisionLog:
             return []
         found = [
             one
-            for one in self._entries.values()
-            if one.tenant == tenant
-            and (not function or one.function == f"{tenant}/{function}")
+            for one in self._entries.of(tenant).values()
+            if (not function or one.function == f"{tenant}/{function}")
             and (not run or one.trace_id == run)
             and (after is None or one.revision > after)
         ]

@@ -356,6 +356,9 @@ class PlannerLoop:
             return spec.version if spec is not None else ""
 
         accounts = self.accounts.told(tenant, self.means.prices, version_of)
+        for one in accounts["functions"]:
+            function = function_id(tenant, one["function"])
+            one["keep_s"], one["keep_why"] = self.keeping.of(function), self.keeping.why(function)
         return {"policy": self.policy_of(tenant), **self.means.told(tenant), **accounts}
 
     def learned(self) -> Learned:

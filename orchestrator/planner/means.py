@@ -41,10 +41,12 @@ class Means:
         self.prices = Prices()
 
     def whole(self, tenant: str) -> Budget:
-        """The platform's, with the tenant's own quota of prewarmed instances where one was set."""
+        """The platform's, with the tenant's own quotas where some were set."""
         route = self._table.tenants.get(tenant)
-        own = route.quotas.prewarm_instances if route is not None else None
-        return self._budget if own is None else msgspec.structs.replace(self._budget, instances=own)
+        if route is None:
+            return self._budget
+        own = {"instances": route.quotas.prewarm_instances, "idle_s_per_busy_s": route.quotas.prewarm_idle_s_per_busy_s}
+        return msgspec.structs.replace(self._budget, **{name: value for name, value in own.items() if value is not None})
 
     def left(self, tenant: str, besides: Collection[str] = ()) -> tuple[Prices, Budget]:
         """The prices of now, and what other decisions that have not ended leave of the budget; `besides` are ids of those that do

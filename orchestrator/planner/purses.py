@@ -35,7 +35,7 @@ class Purses:
         state = self._with(tenant, still_open)
         return {
             "idle_s_per_busy_s": budget.idle_s_per_busy_s,
-            "left_s": free_s(state),
+            "left_s": free_s(state) if budget.idle_s_per_busy_s > 0 else 0.0,
             "spent_s": state.idle_s,
             "busy_s": state.busy_s,
             "dearer": pressure(state),

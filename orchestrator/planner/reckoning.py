@@ -4,7 +4,6 @@ Calibration is prequential: what was predicted when a run began, against what th
 those of the priced policy, in the unit of `Prices`, whichever policy was in force: so that policies can be compared.
 """
 
-from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Set
 from typing import Any, TypeVar
 
@@ -12,6 +11,7 @@ import msgspec
 
 from graph.calibration import Calibration, merged
 from graph.costs import Costs
+from graph.fairbook import FairBook
 from graph.ids import FunctionId
 from graph.plans import Outcome, Prices
 from orchestrator.planner.log import LogEntry
@@ -19,7 +19,7 @@ from tracing.records import InvocationRecord
 
 FUNCTIONS = 20_000
 CALIBRATED = 500
-"""So many functions' predictions are remembered, about 20 kB each; those of the runs that ended last."""
+"""So many functions' predictions are remembered, about 20 kB each; those of the runs that ended last, tenants sharing them."""
 
 Kept = TypeVar("Kept")
 
@@ -45,21 +45,21 @@ class Books(msgspec.Struct):
 class Reckoning:
     def __init__(self, books: Books | None = None) -> None:
         kept = books or Books()
-        self._accounts = OrderedDict(kept.accounts)
-        self._predictions = OrderedDict(kept.predictions)
+        self._accounts: FairBook[str, Account] = _filled(kept.accounts, FUNCTIONS)
+        self._predictions: FairBook[str, Calibration] = _filled(kept.predictions, CALIBRATED)
 
     def books(self) -> Books:
-        return Books(dict(self._accounts), dict(self._predictions))
+        return Books(dict(self._accounts.items()), dict(self._predictions.items()))
 
     def run(self, predicted: Mapping[FunctionId, float], called: Set[FunctionId]) -> None:
         """A run has ended. What it called and nobody expected counts as predicted with 0."""
         for function in predicted.keys() | called:
-            held = _newest(self._predictions, function, CALIBRATED, Calibration)
+            held = _newest(self._predictions, function, Calibration)
             held.add(min(1.0, max(0.0, predicted.get(function, 0.0))), function in called)
 
     def invoked(self, records: Iterable[InvocationRecord]) -> None:
         for record in records:
-            account = _newest(self._accounts, record.function, FUNCTIONS, Account)
+            account = _newest(self._accounts, record.function, Account)
             waited_s = record.timings.start_ms / 1000
             account.invocations += 1
             if waited_s <= COLD_S:
@@ -72,25 +72,24 @@ class Reckoning:
 
     def ended(self, entry: LogEntry, memory_mb: int) -> None:
         """A decision. `memory_mb`: what it held while it was ready."""
-        account = _newest(self._accounts, entry.function, FUNCTIONS, Account)
+        account = _newest(self._accounts, entry.function, Account)
         account.costs.ended(Outcome(entry.outcome), memory_mb, entry.idle_s, entry.saved_s)
 
     def forget_tenant(self, tenant: str) -> None:
-        for held in (self._accounts, self._predictions):
-            for function in [one for one in held if one.startswith(f"{tenant}/")]:
-                del held[function]
+        self._accounts.forget(tenant)
+        self._predictions.forget(tenant)
 
     def of(self, tenant: str, prices: Prices) -> dict[str, Any]:
         """{error, brier, bins, functions}, see orchestrator.control.answers."""
         prefix = f"{tenant}/"
-        mine = {name: held for name, held in self._predictions.items() if name.startswith(prefix)}
+        mine, accounts = self._predictions.of(tenant), self._accounts.of(tenant)
         whole = merged(list(mine.values()))
-        names = sorted({name for name in self._accounts if name.startswith(prefix)} | mine.keys())
+        names = sorted(accounts.keys() | mine.keys())
         return {
             "error": whole.error(),
             "brier": whole.brier(),
             "bins": [{"predicted": one.predicted, "observed": one.observed, "count": one.count} for one in whole.bins()],
-            "functions": [_told(name.removeprefix(prefix), self._accounts.get(name), mine.get(name), prices) for name in names],
+            "functions": [_told(name.removeprefix(prefix), accounts.get(name), mine.get(name), prices) for name in names],
         }
 
 
@@ -118,12 +117,17 @@ def _told(name: str, account: Account | None, predictions: Calibration | None, p
     }
 
 
-def _newest(held: OrderedDict[str, Kept], name: str, most: int, make: Callable[[], Kept]) -> Kept:
+def _filled(kept: Mapping[str, Kept], most: int) -> FairBook[str, Kept]:
+    made: FairBook[str, Kept] = FairBook(most)
+    for name, value in kept.items():
+        made.put(name.partition("/")[0], name, value)
+    return made
+
+
+def _newest(held: FairBook[str, Kept], name: str, make: Callable[[], Kept]) -> Kept:
     """The one of this name, made if need be, and used last from now on."""
-    found = held.pop(name, None)
+    found = held.get(name)
     if found is None:
         found = make()
-        if len(held) >= most:
-            held.popitem(last=False)
-    held[name] = found
+    held.put(name.partition("/")[0], name, found)
     return found

@@ -1,10 +1,10 @@
 """Recent runs: the records of each trace, shown as a tree. Bounded; no I/O."""
 
-from collections import OrderedDict
 from typing import Any
 
 import msgspec
 
+from graph.fairbook import FairBook
 from tracing.records import InvocationRecord
 
 RUNS = 2_000
@@ -12,19 +12,21 @@ RECORDS_PER_RUN = 2_000
 
 
 class RunBook:
-    """Records by trace; the newest RUNS traces."""
+    """Records by trace; the newest RUNS traces, tenants sharing them fairly."""
 
     def __init__(self, runs: dict[str, list[InvocationRecord]] | None = None) -> None:
-        self._runs: OrderedDict[str, list[InvocationRecord]] = OrderedDict(runs or {})
+        self._runs: FairBook[str, list[InvocationRecord]] = FairBook(RUNS)
         self.cut = 0
+        for trace_id, records in (runs or {}).items():
+            if records:
+                self._runs.put(records[0].tenant, trace_id, records)
 
     def add(self, record: InvocationRecord) -> list[InvocationRecord]:
         """Files a record; returns those of its trace so far."""
         records = self._runs.get(record.trace_id)
         if records is None:
-            records = self._runs[record.trace_id] = []
-            if len(self._runs) > RUNS:
-                self._runs.popitem(last=False)
+            records = []
+            self._runs.put(record.tenant, record.trace_id, records)
         if len(records) < RECORDS_PER_RUN:
             records.append(record)
         else:
@@ -32,19 +34,18 @@ class RunBook:
         return records
 
     def all(self) -> dict[str, list[InvocationRecord]]:
-        return dict(self._runs)
+        return dict(self._runs.items())
 
     def records(self, trace_id: str) -> "list[InvocationRecord]":
-        return self._runs.get(trace_id, [])
+        return self._runs.get(trace_id) or []
 
     def forget_tenant(self, tenant: str) -> None:
-        for trace_id in [one for one, records in self._runs.items() if records and records[0].tenant == tenant]:
-            del self._runs[trace_id]
+        self._runs.forget(tenant)
 
     def list(self, tenant: str, limit: int) -> list[dict[str, Any]]:
         """Finished runs, newest last."""
         found = []
-        for trace_id, records in reversed(self._runs.items()):
+        for trace_id, records in reversed(self._runs.of(tenant).items()):
             root = _root(records)
             if root is not None and root.tenant == tenant:
                 found.append(_summary(trace_id, root, records))
@@ -54,7 +55,7 @@ class RunBook:
 
     def tree(self, tenant: str, trace_id: str) -> dict[str, Any] | None:
         """One run as a tree of invocations; None when it is not known, not finished, or not this tenant's."""
-        records = self._runs.get(trace_id, [])
+        records = self.records(trace_id)
         root = _root(records)
         if root is None or root.tenant != tenant:
             return None

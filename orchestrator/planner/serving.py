@@ -27,6 +27,7 @@ from orchestrator.catalog.releases import Releases
 from orchestrator.catalog.routes import NodeRoute, Route, TenantRoute
 from orchestrator.catalog.store import Store
 from orchestrator.catalog.watch import RouteTable, RouteWatcher
+from orchestrator.heads import bounded_by_address
 from orchestrator.members import LOCAL, Members, admit
 from orchestrator.membership import Self
 from orchestrator.ops.listener import Operations
@@ -68,6 +69,9 @@ SAVE_EVERY_S = 5.0
 TICK_S = 0.1
 LOOK_AT_TUNNELS_S = 2.0
 STOP_S = 2.0
+OTLP_CONNECTIONS, OTLP_PER_ADDRESS = 500, 100
+OTLP_HEAD_S = 10.0
+"""Whoever has no key can open connections all the same: an address has its part of them, and each must say who it is soon."""
 
 _EPOCH = time.time() - time.monotonic()
 
@@ -446,9 +450,9 @@ async def _serve(settings: Settings, secret: str, own: Self) -> None:
             host=settings.host,
             port=settings.otlp_port,
             lifespan="off",
-            http="h11",  # bounds a request's head, which the faster one does not
-            h11_max_incomplete_event_size=64 << 10,
-            limit_concurrency=500,
+            http=bounded_by_address(OTLP_PER_ADDRESS, OTLP_HEAD_S),
+            limit_concurrency=OTLP_CONNECTIONS,
+            ws="none",
             access_log=False,
             log_level="warning",
             server_header=False,

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import ipaddress
 from collections.abc import Sequence
 
 import structlog
@@ -80,10 +81,14 @@ class Proxy:
             log.warning("proxy.network_gone", vpc=self._place.vpc)
         self.portable.use(specs)
         if self._kernel is not None:
-            places = [NodePlace(one.name, _host(one.address), one.number) for one in news.nodes if one.number]
+            places = [NodePlace(one.name, host, one.number) for one in news.nodes if one.number and (host := _host(one.address))]
             await self._kernel.use(specs, places)
 
 
 def _host(address: str) -> str:
+    """Its IPv4 address; empty when it has none that kernel tunnels could go by."""
     where = parse_address(address)
-    return where.host if isinstance(where, HostPort) else ""
+    try:
+        return str(ipaddress.IPv4Address(where.host)) if isinstance(where, HostPort) else ""
+    except ValueError:
+        return ""

@@ -56,13 +56,15 @@ def test_a_tenant_is_made_once_and_its_name_must_be_one(store: Store) -> None:
 def test_quotas_are_the_defaults_until_set_and_each_change_is_told_with_a_higher_generation(store: Store) -> None:
     assert store.tenants.describe("acme").quotas == Quotas(functions=3, package_bytes=100)
     assert events(store) == []
+    view = store.tenants.set_quotas("acme", OwnQuotas(prewarm_idle_s_per_busy_s=0.25), 1.5)
+    assert (view.own.prewarm_idle_s_per_busy_s, view.quotas.prewarm_idle_s_per_busy_s) == (0.25, 0.25)
     view = store.tenants.set_quotas("acme", OwnQuotas(concurrency=7, invocations_per_s=0.5), 2)
     assert (view.quotas.concurrency, view.quotas.invocations_per_s, view.quotas.functions) == (7, 0.5, 3)
     store.tenants.set_quotas("acme", OwnQuotas(functions=9), 3)
-    assert [(kind, subject) for kind, subject, _ in events(store)] == [(EventKind.TENANT, "acme")] * 2
+    assert [(kind, subject) for kind, subject, _ in events(store)] == [(EventKind.TENANT, "acme")] * 3
     told = store.tenants.published_one("acme")
     assert told is not None
-    assert (told.generation, told.quotas, told.removed) == (2, OwnQuotas(functions=9), False)
+    assert (told.generation, told.quotas, told.removed) == (3, OwnQuotas(functions=9), False)
     assert [one.tenant for one in store.tenants.published()] == ["acme"]
     with pytest.raises(NotFound):
         store.tenants.set_quotas("nobody", OwnQuotas(), 2)

@@ -66,6 +66,13 @@ class World:
         (state / "key").write_text(self.keys[tenant])
         self.platform.foreglow("deploy", str(folder), state=state)
 
+    def opened(self, tenant: str) -> None:
+        """Waits until the node's tunnel is."""
+        try:
+            eventually(lambda: self.network(tenant)["tunnels"][0]["ready"], "the tunnel is open")
+        except AssertionError as error:
+            raise AssertionError(f"{error}: {self.network(tenant)}\n{self.platform.logs()}") from error
+
     def network(self, tenant: str) -> Any:
         return self.get(tenant, "/v1/vpcs/shop")
 
@@ -86,7 +93,7 @@ def test_a_network_is_made_its_proxies_join_and_the_tunnel_is_there_before_any_f
         assert world.ask(tenant, "POST", "/v1/vpcs", wanted).status_code == 201
         world.proxies[tenant] = [world.platform.join_proxy(host, f"{tenant}/shop") for host in world.bed.proxies[tenant]]
     for tenant in TENANTS:
-        eventually(lambda tenant=tenant: world.network(tenant)["tunnels"][0]["ready"], world.platform.logs())  # type: ignore[misc]
+        world.opened(tenant)
         found = world.network(tenant)
         assert [one["role"] for one in found["proxies"]] == ["primary", "backup"]
         assert found["tunnels"][0]["backend"] == world.backend

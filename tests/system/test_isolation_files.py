@@ -48,7 +48,7 @@ def handler(event, context):
         host = [str(tmp_path), str(Path(__file__)), "/etc/shadow", "/root", "/home", "/sys", "/run", "/boot", "/bin/sh"]
         seen = await one.value(host)
         assert set(seen["root"]) <= {"bin", "dev", "etc", "lib", "lib64", "opt", "proc", "tmp", "usr", "var"}
-        assert set(seen["etc"]) <= {"group", "hosts", "localtime", "nsswitch.conf", "passwd", "ssl"}
+        assert set(seen["etc"]) <= {"group", "hosts", "localtime", "nsswitch.conf", "passwd", "resolv.conf", "ssl"}
         assert set(seen["dev"]) == {"fd", "null", "random", "shm", "stderr", "stdin", "stdout", "urandom", "zero"}
         assert seen["packages"] == []
         assert seen["host"] == []

@@ -75,6 +75,32 @@ def handler(event, context):
     vms.run(check())
 
 
+def test_nothing_of_its_exercise_is_left_in_a_standby(vms: Shared) -> None:
+    source = """
+import os, sys
+def files(folder):
+    return sorted(os.path.join(where, name) for where, _, names in os.walk(folder) for name in names)
+def handler(event, context):
+    return {"files": [files(one) for one in ("/var/task", "/opt/deps", "/tmp")], "cwd": os.getcwd(), "path": sys.path,
+            "modules": sorted(sys.modules), "environment": sorted(os.environ), "host": os.uname().nodename}
+"""
+
+    async def seen(standby: bool) -> object:
+        clone = await vms.bench.driver.clone("acme", 128)
+        try:
+            if standby:
+                await clone.rest()
+            report = await clone.specialise(vms.bench.work(source, environment={"ONE": "1"}), 30)
+            return await Running(clone, report).value()
+        finally:
+            await clone.kill("seen")
+
+    fresh, rested = vms.run(seen(False)), vms.run(seen(True))
+    assert rested == fresh
+    assert "/var/task/handler.py" in str(fresh)
+    assert "exercise" not in str(rested)
+
+
 def test_user_code_has_no_power_over_the_machine(vms: Shared) -> None:
     source = (
         TRY

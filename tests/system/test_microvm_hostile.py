@@ -74,7 +74,7 @@ def test_broken_frames_end_their_own_machine(vms: Shared, data: bytes) -> None:
 def test_a_second_ready_lies_and_unknown_kinds_are_harmless(vms: Shared) -> None:
     async def check() -> None:
         frames = encode(FromGuest.READY, 0, b'{"error":{"type":"x"}}') + encode(FromGuest.READY, 0, b"not json") + encode(200, 9)
-        frames += b"".join(encode(kind, 0, b'{"now":1}') for kind in range(33, 60))  # the first process's, on the runtime's port
+        frames += b"".join(encode(kind, 0, b'{"now_ns":1}') for kind in range(33, 60))  # the first process's, on the other port
         async with beside(vms, WRITER) as (one, _):
             assert await one.value([frames.hex(), 1]) == "written"
 

@@ -89,11 +89,11 @@ def test_the_rules_say_of_every_packet_what_the_spec_says(outlet: Host, spec: Vp
     packets = data.draw(
         st.lists(st.tuples(near.map(_dotted), st.sampled_from(["tcp", "udp"]), some_port), min_size=1, max_size=20)
     )
+    back = data.draw(st.booleans(), "on the way back")
     table = f"inet {rules.TABLE}"
     text = f"add table {table}\ndelete table {table}\nadd table {table}\n"
-    text += (
-        f"add chain {table} sent {{ type filter hook output priority 0; policy drop; }}\n{rules.allowed(spec, f'{table} sent')}\n"
-    )
+    text += f"add chain {table} sent {{ type filter hook output priority 0; policy drop; }}\n"
+    text += rules.allowed(spec, f"{table} sent", back) + "\n"
 
     def passed() -> list[bool]:
         router.nft(text)
@@ -101,13 +101,13 @@ def test_the_rules_say_of_every_packet_what_the_spec_says(outlet: Host, spec: Vp
         with socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW) as raw:
             for address, protocol, port in packets:
                 number = {"tcp": 6, "udp": 17}[protocol]
-                part = (
-                    struct.pack(">HHIIBBHHH", 1, port, 0, 0, 0x50, 2, 1024, 0, 0)
-                    if number == 6
-                    else struct.pack(">HHHH", 1, port, 8, 0)
-                )
+                pair = (port, 1) if back else (1, port)
+                part = struct.pack(">HHHH", *pair, 8, 0)
+                if number == 6:
+                    part = struct.pack(">HHIIBBHHH", *pair, 0, 0, 0x50, 2, 1024, 0, 0)
                 head = struct.pack(">BBHHHBBH", 0x45, 0, 20 + len(part), 1, 0, 64, number, 0)
-                packet = head + socket.inet_aton("100.64.1.1") + socket.inet_aton(address) + part
+                own, other = map(socket.inet_aton, ("100.64.1.1", address))
+                packet = head + (other + own if back else own + other) + part
                 try:
                     raw.sendto(packet, (address, 0))
                     found.append(True)

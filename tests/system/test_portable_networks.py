@@ -32,6 +32,7 @@ from doubles.private_networks import (
 )
 
 from workers.network.portable import outward
+from workers.network.portable.words import MAX_FLOWS
 from workers.networks import RESOLVER, Proxy, Rule
 from workers.ports import NetworkUnavailable, SandboxNetwork
 
@@ -119,6 +120,7 @@ def test_rules_say_which_ports_and_a_change_of_rules_ends_what_they_forbid(world
 
 
 def test_new_cidrs_reach_instances_that_are_attached(world: World) -> None:
+    world.bed.networks["acme"].lan.ip("route", "replace", "unreachable", "10.7.0.0/16")  # the router says so at once
     with world.function("acme") as function:
         world.tell(world.bed.spec("acme", generation=4, cidrs=("10.0.0.0/16", "10.7.0.0/16")))
         world.opened("acme")
@@ -204,6 +206,24 @@ def test_the_internet_without_a_vpc_is_reached_from_the_node_itself(
             function.run(lambda address=address: refused(lambda: greeting(address, timeout_s=2), "reset"))
             function.run(lambda address=address: refused(lambda: datagram(b"x", address, timeout_s=0.05), "timed out"))
         assert function.run(lambda: greeting(INTERNET))[0] == "underlay-internet"
+
+
+def test_questions_for_names_are_forgotten_with_their_answers(world: World) -> None:
+    """Each from a socket of its own, as resolvers do: far more than there may be flows at once."""
+    echo(world.bed.networks["umbra"].server, "names", SERVER, 53)
+    world.tell(world.bed.spec("umbra", generation=2, resolver=SERVER))
+    world.opened("umbra")
+    with world.function("umbra") as function:
+        for number in range(3 * MAX_FLOWS):
+            assert function.run(lambda number=number: datagram(b"%d" % number, RESOLVER, 53)).split()[2] == b"%d" % number
+        assert function.run(lambda: greeting(RESOLVER, 53))[0] == "names"  # long answers come by TCP
+    world.tell(world.bed.spec("umbra", Rule("10.0.1.5/32", "tcp", ECHO_PORT, ECHO_PORT), generation=3, resolver=SERVER))
+    world.opened("umbra")
+    with world.function("umbra") as function:
+        assert function.run(greeting)[0] == "umbra"
+        function.run(lambda: refused(lambda: datagram(b"x", RESOLVER, 53, timeout_s=0.2), "timed out"))
+    world.tell(world.bed.spec("umbra", generation=4))
+    world.opened("umbra")
 
 
 def _descriptors() -> int:

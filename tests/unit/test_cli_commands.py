@@ -305,6 +305,8 @@ RECKONED = {
     "wait_cost": 9.5,
     "idle_cost": 0.1875,
     "resting": "",
+    "keep_s": 12.0,
+    "keep_why": "90% of next calls (20 seen) come within 10 minutes",
     "changing": True,
 }
 CALIBRATION = {
@@ -404,6 +406,7 @@ def test_lists_are_tables_and_json_is_passed_through(api: Api, foreglow: Any) ->
     }
     held |= {"init_ms": 412.0, "memory_mb": 0, "clones": 0}
     api.on("GET", "/v1/instances", {"instances": [], "templates": [held, held | {"function": "z"}], "away": []})
+    api.on("GET", "/v1/calibration", CALIBRATION | {"functions": [RECKONED | {"function": "a"}]})
     for arguments, (path, document, shown) in answers.items():
         api.on("GET", path, document)
         code, out, err = foreglow(*arguments)
@@ -412,6 +415,7 @@ def test_lists_are_tables_and_json_is_passed_through(api: Api, foreglow: Any) ->
         if arguments == ("describe", "a"):
             assert out.count("412 ms") == 1
             assert "threads it started still run" in out
+            assert "idle instances are kept 12 s: 90% of next calls (20 seen) come within 10 minutes" in out
         code, out, err = foreglow(*arguments, "--json")
         assert (code, json.loads(out)) == (0, document), arguments
 

@@ -145,7 +145,8 @@ def test_what_a_decision_stands_on_is_listed() -> None:
 
 def test_what_prewarming_comes_to_is_said_by_function_and_in_all() -> None:
     one = {"function": "pay", "runs": 20, "predicted": 0.5, "observed": 0.55, "invocations": 11, "cold": 2, "waited_s": 0.5,
-           "idle_s": 1.5, "wait_cost": 9.5, "idle_cost": 0.1875, "resting": "", "changing": True}  # fmt: skip
+           "idle_s": 1.5, "wait_cost": 9.5, "idle_cost": 0.1875, "resting": "", "changing": True,
+           "keep_s": 12.0, "keep_why": "90% of next calls (20 seen) come within 10 minutes"}  # fmt: skip
     rests = one | {"function": "broken", "predicted": None, "observed": None, "resting": "its init failed", "changing": False}
     told = {"functions": [one, rests], "error": 0.02,
             "spending": {"left_s": 41.5, "idle_s_per_busy_s": 1.0, "dearer": 4.0}}  # fmt: skip
@@ -155,9 +156,14 @@ def test_what_prewarming_comes_to_is_said_by_function_and_in_all() -> None:
     assert "4 times as dear" in reasons.tiles(told)[3][2]
     assert reasons.tiles(told | {"error": None})[0][1] == "no figure yet"
     pay, broken = (row["cells"] for row in reasons.function_rows([one, rests]))
-    assert pay[0] == {"text": "pay", "sub": "called much more or less than before"}
+    kept = "kept idle 12 s: 90% of next calls (20 seen) come within 10 minutes"
+    assert pay[0] == {"text": "pay", "sub": f"called much more or less than before; {kept}"}
     assert (pay[1], pay[2], broken[1]) == ("50 %", "55 %", "")
-    assert broken[0]["sub"] == "its init failed"
+    assert broken[0]["sub"] == f"its init failed; {kept}"
+    assert (
+        reasons.function_rows([one | {"keep_s": None, "keep_why": ""}])[0]["cells"][0]["sub"]
+        == "called much more or less than before"
+    )
 
 
 def test_totals_as_tiles() -> None:

@@ -57,6 +57,13 @@ def test_it_is_kept_for_calls_that_come_soon_and_not_for_the_next_hour(bench: Be
     assert 0.4 < table["acme/soon:1"] < 1.0
     assert "acme/unknown:1" not in table, "too little is known of it: the node's own keep-alive holds"
     assert bench.loop.keeping.count == 2
+    why = {name: bench.loop.keeping.why(fid(name)) for name in ("soon", "late", "unknown")}
+    assert "next calls (10 seen) come within 10 minutes, half of them within 0.49" in why["soon"]
+    assert "a start takes 500 ms, 128 MB idle meanwhile" in why["soon"]
+    assert why["late"].startswith("0% of ")
+    assert why["unknown"] == "too few calls to tell when the next one comes"
+    bench.loop.policies["acme"] = "path"
+    assert bench.loop.keeping.why(fid("soon")) == "", "it is not weighed"
 
 
 def test_only_changes_are_told_at_a_calm_rate_and_repeated_before_nodes_forget(bench: Bench) -> None:

@@ -11,9 +11,12 @@ from hypothesis import strategies as st
 
 from graph.ids import FunctionId
 from graph.plans import Budget, EdgeSource, Evidence, Trigger
+from graph.spending import Spending
 from orchestrator.catalog.routes import TenantRoute
 from orchestrator.planner.dispatch import needed_in
+from orchestrator.planner.purses import Purses
 from orchestrator.quotas import OwnQuotas
+from tracing.records import InvocationRecord, StartKind, Timings
 from workers.rpc.messages import TriggerEvent
 
 
@@ -363,6 +366,19 @@ def test_an_unlikely_branch_is_prepared_behind_a_certain_stage_that_comes_a_litt
 
 
 # -- quotas
+
+
+def test_a_tenants_own_rate_of_idle_seconds_is_what_it_earns(bench: Bench) -> None:
+    bench.deploy("entry")
+    accounts = bench.loop.accounts
+    for rate, earned_s in ((None, 10.0), (0.5, 5.0), (3.0, 30.0), (0.0, 0.0)):
+        bench.table.change("tenant", "acme", TenantRoute("acme", 1, OwnQuotas(prewarm_idle_s_per_busy_s=rate)))
+        accounts.purses = bench.loop.means.purses = Purses({"acme": Spending(left_s=100.0)})
+        ran = InvocationRecord(ACME, "tr", "i", "", fid("entry"), 1, 0.0, 10.0, StartKind.WARM, "ok", Timings(run=10_000.0))
+        accounts.purses.earn([ran], bench.loop.means.whole(ACME))
+        told = bench.loop.means.told(ACME)["spending"]
+        assert told["idle_s_per_busy_s"] == (1.0 if rate is None else rate)
+        assert told["left_s"] == (100.0 + earned_s if rate != 0.0 else 0.0)
 
 
 def test_a_tenants_quota_of_prewarmed_instances_bounds_its_plans_and_says_so(bench: Bench) -> None:

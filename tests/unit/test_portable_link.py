@@ -1,6 +1,7 @@
 """A link: streams pass whole and apart from each other, and a peer that breaks the rules ends its link and nothing else."""
 
 import asyncio
+import random
 import socket
 from pathlib import Path
 
@@ -37,6 +38,44 @@ async def test_bytes_pass_whole_in_both_directions(tmp_path: Path) -> None:
         assert (there, back) == (sent, sent[::-1])
         function.close()
         server.close()
+
+
+@in_loop
+async def test_many_streams_at_once_each_keep_their_bytes_at_their_own_pace(tmp_path: Path) -> None:
+    async with pair(tmp_path, End(True, Budget(8 << 20)), End(False, Budget(8 << 20))) as made:
+        chance, loop = random.Random(7), asyncio.get_running_loop()
+        streams = [await made.stream() for _ in range(40)]
+
+        async def carry(sender: socket.socket, receiver: socket.socket, content: bytes, slow: bool) -> None:
+            async def send() -> None:
+                at = 0
+                while at < len(content):
+                    step = chance.randrange(1, 60_000)
+                    await loop.sock_sendall(sender, content[at : at + step])
+                    at += step
+                sender.shutdown(socket.SHUT_WR)
+
+            async def receive() -> bytes:
+                found = bytearray()
+                while part := await loop.sock_recv(receiver, chance.randrange(1, 60_000)):
+                    found += part
+                    if slow:
+                        await asyncio.sleep(0.001)
+                return bytes(found)
+
+            _, found = await asyncio.gather(send(), receive())
+            assert found == content
+
+        work = []
+        for number, (function, server) in enumerate(streams):
+            there, back = (chance.randbytes(chance.randrange(200_000)) for _ in range(2))
+            work += [carry(function, server, there, number % 5 == 0), carry(server, function, back, number % 7 == 0)]
+        await asyncio.gather(*work)
+        await until(lambda: not made.link.carried and not made.far.links[0].carried)
+        for one in streams:
+            for sock in one:
+                sock.close()
+        await until(lambda: made.near.budget.held == made.far.budget.held == 0)
 
 
 @in_loop

@@ -9,7 +9,7 @@ from enum import IntEnum
 
 
 class ToGuest(IntEnum):
-    SPECIALISE = 1  # {version, handler, kind, concurrency, memory_mb, environment, paths, entropy (hex), now}: become this
+    SPECIALISE = 1  # {version, handler, kind, concurrency, memory_mb, environment, paths, entropy (hex), exercise?}: become this
     INVOKE = 2  # {invocation, type, content_type, deadline_s, trace_id, depth, http?}, body: the payload
     CALL_RESULT = 3  # {status, content_type, error?}, body: the answer to a CALL with this id
     CANCEL = 4  # the invocation with this id is given up
@@ -29,17 +29,17 @@ class FromGuest(IntEnum):
 class ToInit(IntEnum):
     """To the first process of a microVM (workers/guest/microvm.py), which runs no tenant code, on a port of its own."""
 
-    ACTIVATE = 33  # {entropy (hex), hostname, now?, disks, files}, body: the files; before, or with, SPECIALISE on the channel
-    CLOCK = 34  # {now}: the answer to ASK_CLOCK
-    RENEW = 35  # end the runtime that was exercised and start another, as if nothing had been
+    ACTIVATE = 33  # {entropy (hex), hostname, now_ns?, disks, files}, body: the files; before, or with, SPECIALISE on the channel
+    CLOCK = 34  # {now_ns}: the answer to ASK_CLOCK
+    RENEW = 35  # the exercise is over: take away what was put in, and say STANDING when the runtime waits again
     COUNT = 36  # how much is used now?
     HOLD = 37  # of a function template's original: stop every thread of the function, until a clone is activated
 
 
 class FromInit(IntEnum):
-    STANDING = 49  # {python, uptime_s}: a runtime waits for SPECIALISE
+    STANDING = 49  # {python}: a runtime waits for SPECIALISE
     OUTPUT = 50  # {stream: out | err}, body: written past the runtime, by C code or a child process
     EXIT = 51  # {code | signal, out_of_memory}: the runtime's process has ended, nothing else will come
     COUNTED = 52  # {memory_bytes, processes}, id as asked
-    ASK_CLOCK = 53  # ACTIVATE had no `now`: what time is it?
+    ASK_CLOCK = 53  # ACTIVATE had no `now_ns`: what time is it?
     FROZEN = 54  # {frozen}: the answer to HOLD

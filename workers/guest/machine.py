@@ -26,10 +26,16 @@ ENVIRONMENT = {
 }
 DEVICE_LINKS = {"fd": "/proc/self/fd", "stdin": "fd/0", "stdout": "fd/1", "stderr": "fd/2", "shm": "/tmp"}  # noqa: S108
 
-MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MNT_DETACH = 1, 2, 4, 8, 2
+MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC = 1, 2, 4, 8
 PR_SET_DUMPABLE, PR_CAPBSET_DROP, PR_SET_NO_NEW_PRIVS = 4, 24, 38
 RNDADDENTROPY, RNDRESEEDCRNG, BLKFLSBUF = 0x40085203, 0x5207, 0x1261
 RB_AUTOBOOT = 0x01234567
+SYSCTLS = {
+    "user/max_user_namespaces": "0",
+    "vm/stat_interval": "3600",  # timers that are due in every clone as it resumes, for nothing
+    "vm/compaction_proactiveness": "0",
+    "kernel/sched_rt_runtime_us": "-1",  # the first process alone is of real time
+}
 MADV_POPULATE_READ = 22
 _NR_FINIT_MODULE = 313
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -44,10 +50,6 @@ def check(result: int, what: str) -> None:
 def mount(source: str, target: str, kind: str, flags: int = 0, options: str = "") -> None:
     words = [word.encode() for word in (source, target, kind)]
     check(_libc.mount(*words, ctypes.c_ulong(flags), options.encode() or None), f"mount {kind} on {target}")
-
-
-def unmount(target: str) -> None:
-    check(_libc.umount2(target.encode(), MNT_DETACH), f"umount {target}")
 
 
 def put(path: str, text: str) -> None:
@@ -128,14 +130,11 @@ class Settings:
         self.address, self.gateway = values.get("address", ""), values.get("gateway", "")
 
 
-def add_entropy(entropy: bytes) -> None:
-    """Into the kernel's pool, and at once to whoever draws from it: clones of one template would all draw the same."""
-    descriptor = os.open("/dev/urandom", os.O_RDWR | os.O_CLOEXEC)
-    try:
-        fcntl.ioctl(descriptor, RNDADDENTROPY, struct.pack("ii", len(entropy) * 8, len(entropy)) + entropy)
-        fcntl.ioctl(descriptor, RNDRESEEDCRNG)
-    finally:
-        os.close(descriptor)
+def add_entropy(urandom: int, entropy: bytes) -> None:
+    """Into the kernel's pool, and at once to whoever draws from it: clones of one template would all draw the same. `urandom`: a
+    descriptor of it."""
+    fcntl.ioctl(urandom, RNDADDENTROPY, struct.pack("ii", len(entropy) * 8, len(entropy)) + entropy)
+    fcntl.ioctl(urandom, RNDRESEEDCRNG)
 
 
 def unpack(files: Any, body: bytes) -> None:
@@ -157,6 +156,15 @@ def unpack(files: Any, body: bytes) -> None:
                 os.close(descriptor)
 
 
+def remove(files: Any) -> None:
+    """What `unpack` wrote."""
+    for path, mode, _ in reversed(files):
+        if mode & 0o170000 == 0o040000:
+            os.rmdir(path)
+        else:
+            os.unlink(path)
+
+
 def prepare_kernel() -> None:
     """File systems, modules, settings."""
     os.environ.clear()
@@ -176,7 +184,8 @@ def prepare_kernel() -> None:
         finally:
             os.close(descriptor)
         os.unlink(f"/lib/modules/{module}.ko")
-    put("/proc/sys/user/max_user_namespaces", "0")
+    for name, value in SYSCTLS.items():
+        put(f"/proc/sys/{name}", value)
 
 
 def make_group(settings: Settings) -> None:
@@ -207,6 +216,7 @@ def thaw() -> None:
 def bring_up(settings: Settings) -> None:
     commands = [["link", "set", "lo", "up"]]
     if os.path.isdir("/sys/class/net/eth0") and settings.address:
+        put("/proc/sys/net/ipv6/conf/eth0/disable_ipv6", "1")  # nobody speaks it there, and a clone would look for who does
         commands += [["address", "add", settings.address, "dev", "eth0"], ["link", "set", "eth0", "up"]]
         if settings.gateway:
             commands.append(["route", "add", "default", "via", settings.gateway])

@@ -9,12 +9,13 @@ Two virtio-serial ports, by name, both carrying frames (header as in runtime.py)
 
 A life, seen from the host:
 
-    boot      STANDING {python, uptime_s} comes on init: a runtime waits for SPECIALISE on the channel.
-    exercise  as `activate` below with the exercise's function, a few INVOKE; then RENEW on init, and STANDING comes again.
-              What is snapshotted or paused after that has its code translated and is as good as new. Any number of times.
-    activate  ACTIVATE {entropy, hostname, now?, disks} on init and SPECIALISE on the channel, in any order, written at once.
-              No user code runs before ACTIVATE has been done. Without `now` (a cold clone, whose first message is slow to be
-              read) ASK_CLOCK comes, and CLOCK {now} is the answer. `disks`: [["vda", "/var/task"], ["vdb", "/opt/deps"]].
+    boot      STANDING {python} comes on init: a runtime waits for SPECIALISE on the channel.
+    exercise  as `activate` below with the exercise's function, SPECIALISE with `exercise` (a number), so many INVOKE; then
+              RENEW on init: what was put in goes, and STANDING comes again. What is snapshotted or paused after that has its
+              code translated and is as good as new. Any number of times.
+    activate  ACTIVATE {entropy, hostname, now_ns?, disks} on init and SPECIALISE on the channel, in any order, written at once.
+              No user code runs before ACTIVATE has been done. Without `now_ns` (a cold clone, whose first message is slow to be
+              read) ASK_CLOCK comes, and CLOCK {now_ns} is the answer. `disks`: [["vda", "/var/task"], ["vdb", "/opt/deps"]].
               Code that comes inline: `files` [[path, mode, size]] in ACTIVATE's meta, their bytes one after another its body
               (workers/drivers/microvm/inline.py makes both). SPECIALISE's meta is the process driver's, without descriptors;
               `paths` are the mount points. READY comes on the channel as ever; {step: "attach"} when a disk does not mount.
@@ -75,6 +76,7 @@ class Init:
         self._channel_port, port = map(machine.Port, machine.find_ports(CHANNEL_PORT, INIT_PORT))
         self._host = runtime.Channel(port)
         self._null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
+        self._urandom = os.open("/dev/urandom", os.O_RDWR | os.O_CLOEXEC)
         self._poll = select.poll()
         self._poll.register(port, select.POLLIN)
         self._port = port.fileno()
@@ -85,7 +87,7 @@ class Init:
         self._pipes: dict[int, str] = {}  # read ends of the runtime's output
         self._gate: socket.socket
         self._pid = 0
-        self._mounted: list[str] = []
+        self._put_in: list[tuple[str, int, int]] = []  # files of an exercise
         self._held = False
         self._kills = machine.kills()
         cached = f"{REHEARSAL}.{sys.implementation.cache_tag}.pyc"
@@ -97,7 +99,7 @@ class Init:
     def run(self) -> None:
         # What the host says to both is done here first, and in one go: each change of process costs an emulated machine dear.
         os.sched_setscheduler(0, os.SCHED_FIFO | os.SCHED_RESET_ON_FORK, os.sched_param(1))
-        self._fresh()
+        self._make_folders()
         _warm()
         self._start()
         while True:
@@ -114,10 +116,8 @@ class Init:
 
     # -- the runtime's process
 
-    def _fresh(self) -> None:
+    def _make_folders(self) -> None:
         """Empty folders where code goes, an empty /tmp."""
-        while self._mounted:
-            machine.unmount(self._mounted.pop())
         options = f"size={self._settings.tmp_mb}m,nr_inodes=64k,mode=1777"
         self._mount("tmpfs", "/tmp", "tmpfs", 0, options)  # noqa: S108
         for layer in LAYERS_AT:
@@ -129,7 +129,6 @@ class Init:
 
     def _mount(self, source: str, target: str, kind: str, flags: int = 0, options: str = "") -> None:
         machine.mount(source, target, kind, flags | machine.MS_NOSUID | machine.MS_NODEV, options)
-        self._mounted.append(target)
 
     def _start(self) -> None:
         """Forks the runtime, and waits until it waits for SPECIALISE."""
@@ -152,8 +151,10 @@ class Init:
                 os.unlink(f"{LAYERS_AT[0]}/{name}")
             os.rmdir(f"{LAYERS_AT[0]}/__pycache__")
             self._practise()
-            uptime_s = float(machine.reading("/proc/uptime").split()[0])
-            self._say(STANDING, {"python": f"{sys.version_info[0]}.{sys.version_info[1]}", "uptime_s": uptime_s})
+            self._stand()
+
+    def _stand(self) -> None:
+        self._say(STANDING, {"python": f"{sys.version_info[0]}.{sys.version_info[1]}"})
 
     def _practise(self) -> None:
         """Activates, of no consequence: what that writes to is shared with the runtime since the fork, and copied now."""
@@ -161,7 +162,7 @@ class Init:
         head = {
             "entropy": os.urandom(32).hex(),
             "hostname": "standby",
-            "now": time.time(),
+            "now_ns": time.time_ns(),
             "disks": [],
             "files": [[path, 0o100644, 1], [path + "2", 0o100644, 1]],
         }
@@ -172,8 +173,7 @@ class Init:
             frame = runtime.Channel(here).read(time.monotonic())
         if frame is not None:
             self._prepare(runtime.scan(frame[3]), frame[4])
-            os.unlink(path)
-            os.unlink(path + "2")
+            machine.remove(self._put_in)
 
     def _pump(self, descriptor: int) -> None:
         """What was written past the runtime, to the host."""
@@ -222,7 +222,7 @@ class Init:
         if kind == ACTIVATE:
             self._activate(runtime.scan(meta), body)
         elif kind == CLOCK:
-            self._set_clock(runtime.scan(meta)["now"])
+            self._set_clock(runtime.scan(meta)["now_ns"])
         elif kind == COUNT:
             memory, processes = (int(machine.reading(f"{machine.CGROUP}/{name}.current")) for name in ("memory", "pids"))
             self._say(COUNTED, {"memory_bytes": memory, "processes": processes}, ident=ident)
@@ -251,24 +251,25 @@ class Init:
         except OSError as error:
             self._open_gate(str(error).encode()[:4096])
             return
-        if "now" in head:
+        if "now_ns" in head:
             self._open_gate(b"1")
         else:
             self._say(ASK_CLOCK, {})
 
     def _prepare(self, head: dict[str, Any], body: bytes) -> None:
-        if "now" in head:
-            time.clock_settime(time.CLOCK_REALTIME, head["now"])
+        if "now_ns" in head:
+            time.clock_settime_ns(time.CLOCK_REALTIME, head["now_ns"])
         if "entropy" in head:
-            machine.add_entropy(bytes.fromhex(head["entropy"]))
+            machine.add_entropy(self._urandom, bytes.fromhex(head["entropy"]))
         if "hostname" in head:
             socket.sethostname(head["hostname"])
         for device, target in head.get("disks", ()):
             self._attach_disk(f"/dev/{device}", target)
-        machine.unpack(head.get("files", ()), body)
+        self._put_in = head.get("files", ())
+        machine.unpack(self._put_in, body)
 
-    def _set_clock(self, now: float) -> None:
-        time.clock_settime(time.CLOCK_REALTIME, now)
+    def _set_clock(self, now_ns: int) -> None:
+        time.clock_settime_ns(time.CLOCK_REALTIME, now_ns)
         self._open_gate(b"1")
 
     def _attach_disk(self, device: str, target: str) -> None:
@@ -276,15 +277,10 @@ class Init:
         self._mount(device, target, "erofs", machine.MS_RDONLY)
 
     def _renew(self) -> None:
-        machine.put(f"{machine.CGROUP}/cgroup.kill", "1")
-        os.waitpid(self._pid, 0)
-        self._gate.close()
-        for descriptor in list(self._pipes):
-            self._poll.unregister(descriptor)
-            os.close(descriptor)
-        self._pipes.clear()
-        self._fresh()
-        self._start()
+        """The exercise is over."""
+        machine.remove(self._put_in)
+        if self._gate.recv(16):
+            self._stand()
 
 
 class _Runtime:
@@ -309,7 +305,8 @@ class _Runtime:
             warmup.rehearse(1, LAYERS_AT, REHEARSAL)  # touches now what specialising will write
             gc.enable()
             self._gate.send(b"1")
-            runtime.serve(self._port, self._attach, lambda: held.hold(self._gate))
+            instance = warmup.exercised(self._port, self._attach, LAYERS_AT, self._over)
+            runtime.live(instance, self._port, self._attach, lambda: held.hold(self._gate))
         except BaseException as error:
             meta = {"init_ms": 0.0, "step": "sandbox", "error": runtime.describe(error)}
             runtime.Channel(self._port).send(runtime.READY, 0, runtime.dump(meta))
@@ -345,6 +342,10 @@ class _Runtime:
         _finder.forget()
         if meta.get("paths"):
             os.chdir(meta["paths"][0])
+
+    def _over(self) -> None:
+        os.chdir("/")
+        self._gate.send(b"1")
 
 
 def _warm() -> None:

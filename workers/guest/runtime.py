@@ -23,7 +23,7 @@ import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterable
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 HEADER = struct.Struct("!BBHIII")  # kind, flags, reserved, id, meta length, body length
 MORE = 0x01
@@ -45,6 +45,7 @@ _encoder = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False, allow_nan
 _scan = json.JSONDecoder().scan_once  # type: ignore[attr-defined]
 _decoder = json.JSONDecoder(parse_constant=_no_json)  # NaN could come in and not go out again
 _restore_hooks: list[Callable[[], Any]] = []
+_outputs: list[tuple["Output", io.TextIOWrapper]] = []  # made by a template, taken over by its clones
 _unseeded: list[random.Random] = []
 _current: "contextvars.ContextVar[Context | None]" = contextvars.ContextVar("foreglow_invocation", default=None)
 Frame = tuple[int, int, int, bytes, bytes]  # kind, flags, id, meta, body
@@ -85,7 +86,7 @@ class Channel:
 
     def __init__(self, sock: Stream, begun: bytes = b"") -> None:
         self._sock, self._buffer = sock, bytearray(begun)
-        self._sending, self._state = threading.Lock(), threading.Condition(threading.Lock())
+        self._sending, self._state = threading.Lock(), threading.Condition()
         self._leading = False
         self.invocations: deque[Frame] = deque()  # nobody has taken them yet
         self.results: dict[int, Frame | None] = {}  # calls somebody waits for
@@ -288,9 +289,10 @@ class Request:
 class Output(io.RawIOBase):
     """sys.stdout or sys.stderr: each write goes to the log of the invocation it belongs to."""
 
-    def __init__(self, instance: "Instance", stream: str, descriptor: int) -> None:
+    def __init__(self, stream: str, descriptor: int) -> None:
         super().__init__()
-        self._instance, self._stream, self._descriptor = instance, stream, descriptor
+        self.instance: Instance
+        self._stream, self._descriptor = stream, descriptor
 
     def writable(self) -> bool:
         return True
@@ -299,7 +301,7 @@ class Output(io.RawIOBase):
         return self._descriptor
 
     def write(self, text: Any) -> int:
-        self._instance.context()._write(self._stream, bytes(text))
+        self.instance.context()._write(self._stream, bytes(text))
         return len(text)
 
 
@@ -346,11 +348,12 @@ def describe(error: BaseException) -> dict[str, str]:
     return {"type": type(error).__name__, "message": message[:4096], "stack": stack[-32768:]}
 
 
-def reseed(entropy: bytes) -> None:
-    """No two clones of one template draw the same numbers: fresh entropy into every generator that has state."""
+def reseed(entropy: bytes, drawn: bool = True) -> None:
+    """No two clones of one template draw the same numbers: fresh entropy into every generator that has state. `drawn`: user code
+    may have drawn from OpenSSL's; until somebody does, it has no state, and then draws its seed from the kernel."""
     random.seed(entropy + os.urandom(16))
     modules: Any = sys.modules  # not copied: that would write to every module
-    if "ssl" in modules:
+    if drawn and "ssl" in modules:
         modules["ssl"].RAND_add(entropy + os.urandom(16), 48.0)
     if "uuid" in modules:
         modules["uuid"]._node = modules["uuid"]._last_timestamp = None
@@ -396,6 +399,21 @@ def _put_environment(values: dict[Any, Any]) -> None:
         view._data = values
 
 
+def _put_in(environment: dict[str, str]) -> None:
+    for name, value in environment.items():  # `update` asks what kind of mapping it is given: many lines, in every clone
+        os.environ[name] = value
+
+
+def _take_output(instance: "Instance") -> None:
+    """sys.stdout and sys.stderr write to the invocations of `instance` from now on."""
+    if not _outputs:
+        for descriptor, stream in ((1, "out"), (2, "err")):
+            output: Any = Output(stream, descriptor)
+            _outputs.append((output, io.TextIOWrapper(output, "utf-8", "backslashreplace", write_through=True)))
+    (out, sys.stdout), (err, sys.stderr) = _outputs
+    out.instance = err.instance = instance
+
+
 def _note_unseeded() -> Callable[[], None]:
     """Generators made from now on without a seed get a new one in each clone; what undoes this is returned."""
     seed = random.Random.seed
@@ -422,10 +440,11 @@ class Instance:
         self.memory_mb, self.concurrency = int(meta.get("memory_mb", 0)), max(1, int(meta.get("concurrency", 1)))
         self.kind, self.channel, self._handler_name = meta.get("kind", "event"), channel, meta.get("handler", "")
         self.original = "withheld" in meta  # of a function template: its clones become instances
+        self.exercise = int(meta.get("exercise", 0))  # invocations after which nobody is to be able to tell that it ran
         self._running, self._threads = dict[int, Context](), threading.local()
         self.outside = Context(self, 0, {})  # output of no invocation
         self.noted: Callable[[], None] = lambda: None  # ends what a function template's original takes notes of
-        self._handler: Callable[..., Any] = print
+        self.module_name, self._handler = "", cast(Callable[..., Any], print)
         self._is_async = False
 
     def context(self) -> Context:
@@ -440,12 +459,12 @@ class Instance:
         """Imports `module:function`. Raises whatever the module does; LookupError when the function is not there."""
         if self.kind not in ("event", "http"):
             raise ValueError(f"kind {self.kind} does not run here yet: deploy the function as event or http")
-        module_name, _, name = self._handler_name.partition(":")
-        __import__(module_name)
-        found: Any = sys.modules[module_name]
+        self.module_name, _, name = self._handler_name.partition(":")
+        __import__(self.module_name)
+        found: Any = sys.modules[self.module_name]
         for part in name.split("."):
             if not hasattr(found, part):
-                raise LookupError(f"handler {self._handler_name}: {module_name} has no {name}")
+                raise LookupError(f"handler {self._handler_name}: {self.module_name} has no {name}")
             found = getattr(found, part)
         if not callable(found):
             raise TypeError(f"handler {self._handler_name} is not callable")
@@ -519,12 +538,10 @@ def become(sock: Stream, attach: Attach) -> Instance:
     instance = Instance(channel, meta)
 
     def load(ready: dict[str, Any]) -> None:
-        reseed(bytes.fromhex(meta.get("entropy", "")))
-        os.environ.update(meta.get("environment", {}))
+        reseed(bytes.fromhex(meta.get("entropy", "")), drawn=False)
+        _put_in(meta.get("environment", {}))
         sys.path[:0] = meta.get("paths", ())
-        for descriptor, stream in ((1, "out"), (2, "err")):
-            output: Any = Output(instance, stream, descriptor)
-            setattr(sys, f"std{stream}", io.TextIOWrapper(output, "utf-8", "backslashreplace", write_through=True))
+        _take_output(instance)
         if "withheld" in meta:
             withheld, instance.noted = _withhold(meta["withheld"]), _note_unseeded()
             try:
@@ -549,7 +566,7 @@ def resume(instance: Instance, sock: Stream, attach: Attach) -> None:
         instance.noted()
         reseed(bytes.fromhex(meta.get("entropy", "")))
         _put_environment(dict(os.environ._data))  # type: ignore[attr-defined]
-        os.environ.update(meta.get("environment", {}))
+        _put_in(meta.get("environment", {}))
         _restored()
 
     _ready(instance, ident, lambda: attach(meta, descriptors), restore)
@@ -582,7 +599,8 @@ def _ready(instance: Instance, ident: int, attach: Callable[[], None], load: Cal
             load(ready)
         except BaseException as error:
             ready["error"] = describe(error)
-    ready["init_ms"] = (time.perf_counter() - began) * 1000
+    elapsed_ms = (time.perf_counter() - began) * 1000
+    ready["init_ms"] = elapsed_ms if elapsed_ms < 10 else int(elapsed_ms)  # writing a fraction is dear in an emulated clone
     instance.outside._flush()
     instance.channel.send(READY, ident, dump(ready))
 
@@ -593,11 +611,14 @@ def not_made(descriptor: int, error: BaseException) -> None:
     Channel(sock).send(READY, 0, dump({"init_ms": 0.0, "step": "sandbox", "error": describe(error)}))
 
 
-def serve(sock: Stream, attach: Attach, hold: Callable[[], None] = lambda: None) -> None:
-    """All of a guest's life, from standby on. Never returns: the process ends with its channel. Where clones are made of the
-    whole machine, the original of a function template goes on here as the instance it is in each of them; `hold()` returns in
-    each clone."""
-    instance = become(sock, attach)
+def serve(sock: Stream, attach: Attach) -> None:
+    """All of a guest's life, from standby on. Never returns: the process ends with its channel."""
+    live(become(sock, attach), sock, attach)
+
+
+def live(instance: Instance, sock: Stream, attach: Attach, hold: Callable[[], None] = lambda: None) -> None:
+    """The life of what has become an instance. Never returns. Where clones are made of the whole machine, the original of a
+    function template goes on here as the instance it is in each of them; `hold()` returns in each clone."""
     if instance.original:
         hold()
         resume(instance, sock, attach)

@@ -7,7 +7,7 @@ import importlib
 import pkgutil
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.machinery import FileFinder
 
 from workers.guest import runtime
@@ -53,6 +53,27 @@ def rehearse(times: int, layers: Sequence[str], module: str, invoke: bool = True
         del sys.modules[module]
         sys.path[:] = path
     sys.stdout, sys.stderr = streams
+    _forget(layers)
+
+
+def exercised(sock: runtime.Stream, attach: runtime.Attach, layers: Sequence[str], over: Callable[[], None]) -> runtime.Instance:
+    """Becomes what SPECIALISE says. An exercise is led to its end, nothing of it is left, and after `over()` the next SPECIALISE
+    is waited for: what it becomes is returned."""
+    while True:
+        path, streams = list(sys.path), (sys.stdout, sys.stderr)
+        instance = runtime.become(sock, attach)
+        if not instance.exercise:
+            return instance
+        for _ in range(instance.exercise):
+            instance.run(instance.channel.wait(instance.channel.next_invocation))
+        sys.modules.pop(instance.module_name, None)
+        sys.path[:] = path
+        sys.stdout, sys.stderr = streams
+        _forget(layers)
+        over()
+
+
+def _forget(layers: Sequence[str]) -> None:
     for layer in layers:
         finder = sys.path_importer_cache.get(layer)
         if isinstance(finder, FileFinder):

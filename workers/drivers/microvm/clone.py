@@ -11,15 +11,15 @@ from workers.drivers.conversation import Conversation
 from workers.drivers.frames import FromInit, ToInit
 from workers.drivers.microvm.carried import Carried
 from workers.drivers.microvm.code import CodeSource, Given
-from workers.drivers.microvm.exercise import exercise
+from workers.drivers.microvm.exercise import STANDBYS_WARMTH, exercise
 from workers.drivers.microvm.machine import Machine
 from workers.drivers.microvm.taps import GUEST_ADDRESS, TAP_NAME
 from workers.framing import Frame
 from workers.ports import DriverError, InitReport, SandboxNetwork, Specialisation, Usage
 
 KILL_TIMEOUT_S = 10.0
+IDLE_S = 0.03  # of a standby before it is paused: the way into idleness, and what comes with it, is translated too
 MOST_BYTES, MOST_PROCESSES = 1 << 40, 1 << 22
-EXERCISES = 2  # of a standby: in the first one an emulated guest is still translated
 CODED = Carried()  # a function template has it
 
 
@@ -82,8 +82,8 @@ class MicroVmClone(Conversation):
 
     async def rest(self) -> None:
         try:
-            for _ in range(EXERCISES):
-                await exercise(self.machine)
+            await exercise(self.machine, STANDBYS_WARMTH)
+            await asyncio.sleep(IDLE_S)
             await self.machine.pause()
         except TimeoutError as error:
             raise DriverError("a microVM took too long to become a standby") from error

@@ -1,11 +1,14 @@
 """How a function's code comes into a guest: inline when it is small, else on a read-only disk per layer."""
 
 import asyncio
+import marshal
 import os
+import sys
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from importlib.util import MAGIC_NUMBER, source_hash
 from pathlib import Path
 
 from workers.drivers.microvm.carried import Carried
@@ -22,6 +25,9 @@ WITHOUT_DISKS, FILES_WITHOUT_DISKS = 7 << 20, 4096
 """Likewise where there are no disks: slow, but it works. A frame holds 16 MiB."""
 KEPT_INLINE = 64 << 20
 """Bytes of inline layers kept in memory, all versions."""
+
+UNCHECKED = MAGIC_NUMBER + b"\1\0\0\0"
+"""How bytecode begins that is never compared with its source (PEP 552); the source's hash follows."""
 
 Key = tuple[Path, int, int]
 
@@ -100,9 +106,15 @@ class Given:
 
 
 def written(sources: Mapping[str, str]) -> Carried:
-    """Sources of our own, by name, as code that comes inline."""
-    bodies = [text.encode() for text in sources.values()]
-    files = [(f"{LAYERS_AT[0]}/{name}", 0o100644, len(body)) for name, body in zip(sources, bodies, strict=True)]
+    """Sources of our own, by name, as code that comes inline, with the bytecode of this interpreter: another's leaves it."""
+    folder = f"{LAYERS_AT[0]}/__pycache__"
+    files, bodies = [(folder, 0o040755, 0)], [b""]
+    for name, text in sources.items():
+        path = f"{LAYERS_AT[0]}/{name}"
+        cached = f"{folder}/{name.removesuffix('.py')}.{sys.implementation.cache_tag}.pyc"
+        bytecode = UNCHECKED + source_hash(text.encode()) + marshal.dumps(compile(text, path, "exec"))
+        files += [(path, 0o100644, len(text.encode())), (cached, 0o100644, len(bytecode))]
+        bodies += [text.encode(), bytecode]
     return Carried(files, b"".join(bodies), LAYERS_AT[:1])
 
 

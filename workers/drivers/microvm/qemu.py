@@ -33,8 +33,10 @@ MAX_WORDS = 2000  # bytes kept of what a QEMU says
 KILLED_S = 10.0
 KERNEL_WORDS = (
     "console=ttyS0 quiet loglevel=1 reboot=t panic=-1 mitigations=off audit=0 apparmor=0 nowatchdog init_on_alloc=0 "
-    "tsc=reliable no_timer_check"
+    "tsc=reliable no_timer_check psi=0 lsm=capability transparent_hugepage=madvise"
 )
+"""What a guest's kernel need not do is not translated in every clone: no pressure figures, no security module (none has a policy
+here), no huge pages that a fork copies whole (docs/decisions/0041)."""
 CPUS = {"tcg": "Nehalem-v1,arat=on", "kvm": "host,migratable=on"}
 """arat: without it a clone's timer ticks 250 times a second for ever."""
 
@@ -139,7 +141,7 @@ def arguments(
         line += ["-blockdev", f"driver=raw,node-name=disk{number},file=held{number},read-only=on"]
         line += ["-device", f"virtio-blk-device,drive=disk{number}"]
     if tap is not None:
-        line += ["-netdev", f"tap,id=net,fd={tap}", "-device", f"virtio-net-device,netdev=net,mac={GUEST_MAC}"]
+        line += ["-netdev", f"tap,id=net,fd={tap}", "-device", f"virtio-net-device,netdev=net,mac={GUEST_MAC},guest_announce=off"]
     if boot is not None:
         line += ["-kernel", str(boot.kernel), "-initrd", str(boot.initramfs), "-append", shape.kernel_words()]
     else:

@@ -15,15 +15,16 @@ _PLACES = 1 << 20
 
 
 class Cable:
-    """A sandbox's. `used`: it was attached, which happens once."""
+    """A sandbox's. `used`: it was attached, which happens once. `known`: something may remember its address: it is
+    being wired, attached, or its connections are not forgotten yet."""
 
     def __init__(self, key: tuple[int, int], index: int) -> None:
         self.key, self.index = key, index
-        self.used = False
+        self.used = self.known = False
 
 
 class Cables:
-    """An address is given again only after all others were, and after `freed`: nothing knows its last owner any more."""
+    """An address is given again only after all others were, when its cable is gone and nothing knows its last owner any more."""
 
     def __init__(self) -> None:
         self._by_sandbox: dict[tuple[int, int], Cable] = {}
@@ -49,22 +50,22 @@ class Cables:
                 return cable
         raise NetworkUnavailable("all addresses for instances of this node are taken")
 
-    def gone(self, index: int) -> Cable | None:
-        """The sandbox is no more; its address is held until `freed`."""
+    def gone(self, index: int) -> None:
+        """The cable is no more, as with its sandbox."""
         cable = self._by_index.pop(index, None)
-        if cable is not None and self._by_sandbox.get(cable.key) is cable:
-            del self._by_sandbox[cable.key]
-        return cable
+        if cable is not None:
+            if self._by_sandbox.get(cable.key) is cable:
+                del self._by_sandbox[cable.key]
+            self.free(cable)
 
-    def knows(self, cable: Cable) -> bool:
-        return self._by_index.get(cable.index) is cable
+    def free(self, cable: Cable) -> None:
+        """Gives the address back, if nothing stands against it."""
+        if not cable.known and cable.index not in self._by_index:
+            self._held.discard(cable.index)
 
     def missing(self, there: Set[int]) -> list[int]:
         """Indices whose cables are not among those."""
         return [index for index in self._by_index if index not in there]
-
-    def freed(self, index: int) -> None:
-        self._held.discard(index)
 
 
 def key(network: SandboxNetwork) -> tuple[int, int]:

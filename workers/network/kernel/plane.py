@@ -88,6 +88,7 @@ class KernelPlane:
         cable = self._cables.of(network)
         if cable is None:
             cable = self._cables.taken(network)
+            cable.known = True  # while it is being wired
             self._wiring[cable.index] = self._background(self._wire(cable, network))
         if (wiring := self._wiring.get(cable.index)) is not None:
             await asyncio.shield(wiring)
@@ -123,7 +124,7 @@ class KernelPlane:
             )
         except OSError as error:
             raise NetworkUnavailable(f"{vpc}: {error}") from error
-        cable.used = True
+        cable.used = cable.known = True
         tunnel.attached += 1
         return _Attached(self, tunnel, cable, mark)
 
@@ -157,8 +158,7 @@ class KernelPlane:
         tunnel.tell()
         if tunnel.leaving:
             self._kick.set()
-        self._cables.gone(cable.index)
-        self._background(self._unwire(cable.index, (mark,)))
+        self._background(self._forget(cable, mark))
 
     def _of(self, vpc: str) -> Tunnel | None:
         """The Vpc's; of one that was removed and made again, the new one's."""
@@ -246,22 +246,23 @@ class KernelPlane:
             self._cables.gone(cable.index)
         finally:
             del self._wiring[cable.index]
-        if not self._cables.knows(cable):  # failed, or its sandbox went meanwhile
-            self._cables.freed(cable.index)
+            cable.known = False
+            self._cables.free(cable)  # where its sandbox went meanwhile
 
-    async def _unwire(self, index: int, marks: Sequence[int]) -> None:
+    async def _forget(self, cable: Cable, mark: int) -> None:
         try:
-            await self._router.do(lambda: self._router.unwire(index, marks))
+            await self._router.do(lambda: self._router.forget(mark))
         except OSError as error:  # its address is lost to this process, rather than given to somebody else
-            log.error("networks.address_not_freed", address=addresses.instance_address(index), error=str(error))
+            log.error("networks.address_not_freed", address=addresses.instance_address(cable.index), error=str(error))
         else:
-            self._cables.freed(index)
+            cable.known = False
+            self._cables.free(cable)
 
     def _departed(self) -> None:
         """Sandboxes that were wired and have gone."""
         try:
             for index in departures(self._router.departures):
-                self._left(index)
+                self._cables.gone(index)
         except OSError:  # some were missed
             self._background(self._take_stock())
 
@@ -269,12 +270,7 @@ class KernelPlane:
         there = await self._router.do(self._router.wired)
         for index in self._cables.missing(there):
             if index not in self._wiring:
-                self._left(index)
-
-    def _left(self, index: int) -> None:
-        cable = self._cables.gone(index)
-        if cable is not None and not cable.used and index not in self._wiring:
-            self._cables.freed(index)
+                self._cables.gone(index)
 
     def _background(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(work)

@@ -122,17 +122,14 @@ class Router:
             netlink.cable(f"i{index}", device, SANDBOX_DEVICE, SANDBOX_DEVICE_INDEX, network.namespace, mac, self.mtu),
         )
         try:
+            # this end first: the other's queue is live only once both are up, and is then waited for
+            self._quick.request("an instance's way in", netlink.up(device), netlink.route(address, 32, device, INSTANCES))
             namespaces.enter(network.namespace)
             try:
                 self._wire_inside(network, address)
             finally:
                 namespaces.enter(self.namespace.descriptor)
-            self._quick.request(
-                "an instance's way in",
-                netlink.up(device),
-                netlink.route(address, 32, device, INSTANCES),
-                netlink.settled(device),
-            )
+            self._quick.request("an instance's way in", netlink.settled(device))
         except BaseException:
             with contextlib.suppress(OSError):
                 self._quick.request("a cable taken away", netlink.removed(device))
@@ -158,12 +155,9 @@ class Router:
         finally:
             inside.close()
 
-    def unwire(self, index: int, marks: Sequence[int]) -> None:
-        """Whatever the instance had: its cable, and all connections with these marks."""
-        with contextlib.suppress(OSError):  # gone with the sandbox
-            self._quick.request("a cable taken away", netlink.removed(CABLES + index))
-        for mark in marks:
-            self._connections.request("forgetting connections", netlink.connections_gone(mark))
+    def forget(self, mark: int) -> None:
+        """All connections with the mark."""
+        self._connections.request("forgetting connections", netlink.connections_gone(mark))
 
     def wired(self) -> set[int]:
         """The indices of all cables that are there."""

@@ -3,7 +3,8 @@
 A node's router, for every packet: where it came in decides its mark (a tunnel: its Vpc's; an instance: one element of `instances`
 under its device *and* its address, so a forged source has none), no mark is the end of it. The Vpc's chain then puts it into a
 zone of connection tracking of its own, before fragments are put together. What an instance sends is held against the rules packet
-by packet, not only a connection's first; what comes back is let through for connections of instances attached now (`live`).
+by packet, and so is what comes back: a changed rule holds at once, for what is open too. Nothing comes back but to connections of
+instances attached now (`live`).
 """
 
 import ipaddress
@@ -37,6 +38,7 @@ table inet {TABLE} {{
   map tunnels {{ type iface_index : mark; }}
   map zones {{ type mark : verdict; }}
   map policies {{ type mark : verdict; }}
+  map answers {{ type mark : verdict; }}
   map resolvers {{ type mark : verdict; }}
   set counted {{ type mark; size 65536; flags dynamic; }}
   chain arriving {{
@@ -54,7 +56,8 @@ table inet {TABLE} {{
   chain passing {{
     type filter hook forward priority filter; policy drop;
     tcp flags syn / syn,rst tcp option maxseg size set rt mtu
-    iifgroup {TUNNELS} ct state established,related ct mark @live accept
+    iifgroup {TUNNELS} ct mark @live ct state related accept
+    iifgroup {TUNNELS} ct mark @live ct state established meta mark & {SLOT_MASK:#x} vmap @answers
     iifgroup {TUNNELS} drop
     oifgroup != {TUNNELS} drop
     udp dport {_set(map(str, TUNNEL_PORTS))} drop
@@ -90,15 +93,20 @@ def vpc(spec: VpcSpec, slot: int, device: int) -> str:
     return f"""
 add chain inet {TABLE} zone_{slot}
 add chain inet {TABLE} policy_{slot}
+add chain inet {TABLE} answer_{slot}
 add chain inet {TABLE} resolver_{slot}
 flush chain inet {TABLE} zone_{slot}
 flush chain inet {TABLE} policy_{slot}
+flush chain inet {TABLE} answer_{slot}
 flush chain inet {TABLE} resolver_{slot}
 add rule inet {TABLE} zone_{slot} ct zone set {slot} accept
 add rule inet {TABLE} policy_{slot} meta mark & {EGRESS:#x} == {EGRESS:#x} ip daddr != {_set(addresses.PRIVATE)} accept
-{allowed(spec, f"inet {TABLE} policy_{slot}")}{resolver}
+{allowed(spec, f"inet {TABLE} policy_{slot}")}
+add rule inet {TABLE} answer_{slot} ct mark & {EGRESS:#x} == {EGRESS:#x} ip saddr != {_set(addresses.PRIVATE)} accept
+{allowed(spec, f"inet {TABLE} answer_{slot}", back=True)}{resolver}
 add element inet {TABLE} zones {{ {mark} : goto zone_{slot} }}
 add element inet {TABLE} policies {{ {mark} : goto policy_{slot} }}
+add element inet {TABLE} answers {{ {mark} : goto answer_{slot} }}
 add element inet {TABLE} resolvers {{ {mark} : goto resolver_{slot} }}
 add element inet {TABLE} tunnels {{ {device} : {mark} }}
 """
@@ -110,9 +118,11 @@ def vpc_gone(slot: int, device: int) -> str:
 delete element inet {TABLE} tunnels {{ {device} }}
 delete element inet {TABLE} zones {{ {mark} }}
 delete element inet {TABLE} policies {{ {mark} }}
+delete element inet {TABLE} answers {{ {mark} }}
 delete element inet {TABLE} resolvers {{ {mark} }}
 delete chain inet {TABLE} zone_{slot}
 delete chain inet {TABLE} policy_{slot}
+delete chain inet {TABLE} answer_{slot}
 delete chain inet {TABLE} resolver_{slot}
 """
 
@@ -149,10 +159,15 @@ table inet {TABLE} {{
   set nodes {{ type ipv4_addr; }}
   set travellers {{ type ipv4_addr; }}
   chain allowed {{ }}
+  chain answered {{ }}
   chain passing {{
     type filter hook forward priority filter; policy drop;
     tcp flags syn / syn,rst tcp option maxseg size set rt mtu
-    iifname "{inside}" oifname "{tunnel}" ct state established,related accept
+    iifname "{inside}" oifname != "{tunnel}" drop
+    iifname "{inside}" ct state related accept
+    iifname "{inside}" ct state != established drop
+    iifname "{inside}" ct original ip saddr @travellers ip saddr != {_set(addresses.PRIVATE)} accept
+    iifname "{inside}" goto answered
     iifname != "{tunnel}" drop
     oifname != "{inside}" drop
     udp dport {_set(map(str, TUNNEL_PORTS))} drop
@@ -180,6 +195,7 @@ table inet {TABLE} {{
   }}
 }}
 {allowed(spec, f"inet {TABLE} allowed")}
+{allowed(spec, f"inet {TABLE} answered", back=True)}
 """
 
 
@@ -192,13 +208,14 @@ def proxied_nodes(numbers: Sequence[int]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def allowed(spec: VpcSpec, chain: str) -> str:
-    """VpcSpec.allows as rules; the chain ends in its caller's drop."""
+def allowed(spec: VpcSpec, chain: str, back: bool = False) -> str:
+    """VpcSpec.allows as rules, for packets on their way there or (`back`) from there; the chain ends in its caller's drop."""
+    address, port = ("ip saddr", "sport") if back else ("ip daddr", "dport")
     held = _set(map(str, ipaddress.collapse_addresses(map(ipaddress.IPv4Network, spec.cidrs))))
     if not spec.rules:
-        return f"add rule {chain} ip daddr {held} meta l4proto {{ tcp, udp }} accept"
-    lines = [f"add rule {chain} ip daddr != {held} drop"]
+        return f"add rule {chain} {address} {held} meta l4proto {{ tcp, udp }} accept"
+    lines = [f"add rule {chain} {address} != {held} drop"]
     lines += [
-        f"add rule {chain} ip daddr {rule.cidr} {rule.protocol} dport {rule.first}-{rule.last} accept" for rule in spec.rules
+        f"add rule {chain} {address} {rule.cidr} {rule.protocol} {port} {rule.first}-{rule.last} accept" for rule in spec.rules
     ]
     return "\n".join(lines)

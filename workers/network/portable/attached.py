@@ -10,7 +10,7 @@ from typing import Protocol
 
 from workers.network.portable.destinations import allowed, inside, public
 from workers.network.portable.legs import Direct, Leg
-from workers.network.portable.outward import Datagrams, NoWay, dial, system_resolver
+from workers.network.portable.outward import Datagrams, NoWay, dial, idle_of, system_resolver
 from workers.network.portable.tunnel import Tunnel
 from workers.network.portable.wiring import Wired, original_destination, packet
 from workers.network.portable.words import MAX_DATA, Open
@@ -56,6 +56,10 @@ class _Carried:
 
     def __init__(self, tunnel: Tunnel, to: Open, on_datagram: Callable[[bytes], None], on_end: Callable[[], None]) -> None:
         self._flow = tunnel.flow(to, on_datagram, on_end)
+
+    @property
+    def nobody(self) -> bool:
+        return self._flow is None
 
     def send(self, payload: bytes) -> None:
         if self._flow is not None:
@@ -187,7 +191,8 @@ class Attached:
                 self._end(next(iter(self._exchanges)))
             exchange = self._exchanges[key] = _Exchange(way.address == "")
             self._open(key, exchange, way)
-        self._exchanges.move_to_end(key)
+        if key in self._exchanges:
+            self._exchanges.move_to_end(key)
         exchange.asked += 1
         if exchange.carrier is not None:
             exchange.carrier.send(payload)
@@ -206,10 +211,13 @@ class Attached:
             self._exchanges.pop(key, None)
 
         if self.tunnel is not None:
-            exchange.carrier = _Carried(self.tunnel, way, came, ended)
+            carried = _Carried(self.tunnel, way, came, ended)
+            if carried.nobody:
+                ended()  # the next one may find somebody
+            exchange.carrier = carried
             return
         try:
-            out = Datagrams(came, ended)
+            out = Datagrams(came, ended, idle_of(way))
             out.open(way.address or system_resolver(), way.port)
             exchange.carrier = out
         except NoWay:

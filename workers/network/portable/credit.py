@@ -4,21 +4,24 @@ from workers.network.portable.words import FIRST_WINDOW, MAX_WINDOW, LinkError
 
 
 class Budget:
-    """Bytes that all windows of a process may hold together."""
+    """Bytes that windows may hold together. `within`: what it is a part of; there may be more parts than fit at once."""
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, within: "Budget | None" = None) -> None:
         self.limit = limit
         self.held = 0
+        self._within = within
 
-    def take(self, amount: int) -> bool:
-        """False, and nothing taken, when it would be over the limit."""
-        if self.held + amount > self.limit:
+    def take(self, amount: int, of: int = 1) -> bool:
+        """False, and nothing taken, when it would be over the limit, or over one part `of` so many of it."""
+        if self.held + amount > self.limit // of or (self._within is not None and not self._within.take(amount, of)):
             return False
         self.held += amount
         return True
 
     def give(self, amount: int) -> None:
         self.held -= amount
+        if self._within is not None:
+            self._within.give(amount)
 
 
 class Receiving:
@@ -46,12 +49,13 @@ class Receiving:
 
     def taken(self, amount: int) -> int:
         """The bytes have gone on; the credit to give now, 0: later, with more. A stream that has carried a whole window gets
-        twice the window while the budget allows: a long way wants more bytes under way."""
+        twice the window while half of the budget is free, so that first windows always find room: a long way wants more bytes
+        under way."""
         amount = min(amount, self.waiting)
         self._taken += amount
         self._since_growth += amount
         grown = 0
-        if self._since_growth >= self.window and self.window < MAX_WINDOW and self._budget.take(self.window):
+        if self._since_growth >= self.window and self.window < MAX_WINDOW and self._budget.take(self.window, of=2):
             grown = self.window
             self.window *= 2
             self._since_growth = 0

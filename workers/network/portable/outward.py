@@ -9,10 +9,10 @@ from ipaddress import ip_address
 from pathlib import Path
 
 from workers.network.portable.legs import Leg
-from workers.network.portable.words import MAX_DATA, Reason
+from workers.network.portable.words import MAX_DATA, Open, Reason
 
 CONNECT_TIMEOUT_S = 10.0
-FLOW_IDLE_S = 30.0
+FLOW_IDLE_S, QUESTION_IDLE_S = 30.0, 6.0
 DATAGRAMS_AT_ONCE = 32
 KEEPALIVE = ((socket.TCP_KEEPIDLE, 60), (socket.TCP_KEEPINTVL, 10), (socket.TCP_KEEPCNT, 6))
 UNSENT_TIMEOUT_MS = 60_000
@@ -90,6 +90,11 @@ def system_resolver() -> str:
                     if ip_address(words[1]).version == 4:
                         return words[1]
     raise NoWay("unreachable", f"{RESOLV_CONF} names no IPv4 name server")
+
+
+def idle_of(to: Open) -> float:
+    """How long a flow there is kept without a datagram: a question for a name is asked again after a few seconds, from anew."""
+    return QUESTION_IDLE_S if to.address == "" else FLOW_IDLE_S
 
 
 class Datagrams:

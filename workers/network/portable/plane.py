@@ -1,16 +1,14 @@
 """The portable backend's side on a node (workers.ports.TunnelPlane)."""
 
-import _thread
 import asyncio
 import contextlib
 import functools
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future
-from typing import TypeVar
+from collections.abc import Sequence
 
 import structlog
 
 from workers.network.portable import probing, wiring
+from workers.network.portable.aside import Aside
 from workers.network.portable.attached import Attached, reachable
 from workers.network.portable.credit import Budget
 from workers.network.portable.tunnel import Tunnel
@@ -21,9 +19,9 @@ from workers.rpc.transport import Identity
 WINDOWS = 128 << 20
 """Bytes that the windows of all streams may hold; a stream that finds no room in it is refused."""
 
-WIRING_AT_ONCE = 4
+SHARES = 4
+"""One Vpc may hold such a part of it, so that no tenant takes it all."""
 
-T = TypeVar("T")
 
 log = structlog.get_logger(__name__)
 
@@ -41,11 +39,11 @@ class PortablePlane:
         self._tunnels: dict[str, Tunnel] = {}
         self._attached: set[Attached] = set()
         self._closing: set[asyncio.Task[None]] = set()
-        self._wiring = asyncio.Semaphore(WIRING_AT_ONCE)
+        self._threads: Aside | None = None
         self._news = asyncio.Event()
 
     async def start(self) -> None:
-        await self._aside(probing.probe)
+        await self._aside().run(probing.probe)
 
     async def use(self, vpcs: Sequence[VpcSpec]) -> None:
         wanted = {spec.vpc: spec for spec in vpcs}
@@ -54,7 +52,7 @@ class PortablePlane:
             if tunnel is None:
                 if self._identity is None:
                     continue
-                self._tunnels[vpc] = Tunnel(spec, self._identity, self._budget, self._changed)
+                self._tunnels[vpc] = Tunnel(spec, self._identity, Budget(WINDOWS // SHARES, self._budget), self._changed)
                 continue
             tunnel.unwanted = False
             if spec == tunnel.spec:
@@ -105,7 +103,7 @@ class PortablePlane:
 
     async def wire(self, network: SandboxNetwork) -> None:
         try:
-            await self._aside(functools.partial(wiring.wire, network))
+            await self._aside().run(functools.partial(wiring.wire, network))
         except OSError as error:
             raise NetworkUnavailable(f"the sandbox's network cannot be wired: {error}") from error
 
@@ -134,28 +132,14 @@ class PortablePlane:
     async def _wired(self, vpc: str, network: SandboxNetwork, tunnel: Tunnel | None, egress: str) -> wiring.Wired:
         make = functools.partial(wiring.Wired, network, reachable(tunnel.spec if tunnel else None, egress))
         try:
-            return await self._aside(make, wiring.Wired.close)
+            return await self._aside().at_once(make, wiring.Wired.close)
         except OSError as error:
             raise NetworkUnavailable(f"{vpc or 'the Internet'}: the sandbox's network cannot be wired: {error}") from error
 
-    async def _aside(self, work: Callable[[], T], undo: Callable[[T], None] | None = None) -> T:
-        """In a thread that ends with it, for it is in another namespace then. `undo`: for what nobody waits for any more."""
-        async with self._wiring:
-            done: Future[T] = Future()
-
-            def run() -> None:
-                try:
-                    done.set_result(work())
-                except BaseException as error:
-                    done.set_exception(error)
-
-            _thread.start_new_thread(run, ())
-            try:
-                return await asyncio.shield(asyncio.wrap_future(done))
-            except asyncio.CancelledError:
-                if undo is not None:  # a thread cannot be called back
-                    done.add_done_callback(lambda made: None if made.exception() else undo(made.result()))
-                raise
+    def _aside(self) -> Aside:
+        if self._threads is None:
+            self._threads = Aside()
+        return self._threads
 
     def _detached(self, attached: Attached) -> None:
         self._attached.discard(attached)
@@ -169,6 +153,8 @@ class PortablePlane:
     async def stop(self) -> None:
         for attached in list(self._attached):
             attached.detach()
+        if self._threads is not None:
+            self._threads.end()
         tunnels, self._tunnels = list(self._tunnels.values()), {}
         await asyncio.gather(*(tunnel.close() for tunnel in tunnels), *self._closing, return_exceptions=True)
         self._changed()

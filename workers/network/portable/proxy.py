@@ -13,6 +13,9 @@ from workers.networks import VpcSpec
 from workers.rpc.transport import HostPort, Identity, NotTrusted, Peer, serve
 
 WINDOWS = 256 << 20
+SHARES = 4
+"""Of the bytes that all windows may hold, one link may hold such a part."""
+
 MAX_LINKS_PER_NODE = 2
 """Of one node and Vpc: one that stands, and one that the node made after a loss this side has not seen yet."""
 
@@ -54,8 +57,8 @@ class PortableProxy:
             raise
 
     def _make(self) -> Link:
-        served = Served(self)
-        served.link = Link(served, self.budget, pings=False)
+        served = Served(self, Budget(WINDOWS // SHARES, self.budget))
+        served.link = Link(served, served.budget, pings=False)
         return served.link
 
     @property

@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING
 
 import structlog
 
+from workers.network.portable.credit import Budget
 from workers.network.portable.destinations import allowed, inside, public
 from workers.network.portable.legs import Leg
 from workers.network.portable.link import Link
-from workers.network.portable.outward import Datagrams, NoWay, dial, system_resolver
+from workers.network.portable.outward import Datagrams, NoWay, dial, idle_of, system_resolver
 from workers.network.portable.streams import Flow, Full, Stream
 from workers.network.portable.words import (
     MAX_FLOWS,
@@ -44,9 +45,10 @@ class Served:
 
     _made = 0
 
-    def __init__(self, proxy: "PortableProxy") -> None:
+    def __init__(self, proxy: "PortableProxy", budget: Budget) -> None:
         Served._made += 1
         self.number = Served._made
+        self.budget = budget
         self.link: Link | None = None
         self.node = ""
         self.vpc = ""
@@ -170,7 +172,7 @@ class Served:
         if to.protocol == "udp":
             self._start_flow(link, ident, to, address, port, source)
             return
-        stream = Stream(link, ident, to, self._proxy.budget)
+        stream = Stream(link, ident, to, self.budget)
         link.carried[ident] = stream
         self._proxy.spawn(self, self._connect(link, stream, address, port, source))
 
@@ -202,7 +204,7 @@ class Served:
             self._flows -= 1
             out.close()
 
-        out = Datagrams(came, idle)
+        out = Datagrams(came, idle, idle_of(to))
         out.open(address, port, source)
         self._flows += 1
         flow = link.carried[ident] = Flow(link, ident, to, out.send, ended)

@@ -35,6 +35,7 @@ class Line:
         self.link: Link | None = None
         self.why = "not reached yet"
         self._tunnel = tunnel
+        self._shown = ""
         self._welcomed: asyncio.Future[None] | None = None
         self._lost = asyncio.Event()
         self._task = asyncio.get_running_loop().create_task(self._keep())
@@ -43,6 +44,16 @@ class Line:
     def well(self) -> bool:
         link = self.link
         return link is not None and link.up and not link.suspect and not link.closing
+
+    def follow(self, proxy: Proxy) -> None:
+        """Its certificate may be another one now: a link to one that does not count any more ends."""
+        self.proxy = proxy
+        if self.link is not None and self._shown and not self._expected.counts(self._shown):
+            self.link.drop("its certificate does not count any more")
+
+    @property
+    def _expected(self) -> Peer:
+        return Peer("vpc-proxy", self.proxy.name, self.proxy.fingerprint, self.proxy.fingerprint_before)
 
     async def _keep(self) -> None:
         loop, backoff = asyncio.get_running_loop(), FIRST_BACKOFF_S
@@ -87,11 +98,12 @@ class Line:
     # -- the link's owner
 
     def on_secured(self, link: Link, peer: Peer) -> None:
-        wanted = Peer("vpc-proxy", self.proxy.name, self.proxy.fingerprint, self.proxy.fingerprint_before)
+        wanted = self._expected
         if (peer.role, peer.name) != (wanted.role, wanted.name):
             raise NotTrusted(f"{self.proxy.address} is {peer.role} {peer.name}, not {wanted.role} {wanted.name}")
         if not wanted.counts(peer.fingerprint):
             raise NotTrusted(f"{peer.role} {peer.name} shows a certificate that does not count any more")
+        self._shown = peer.fingerprint
         spec = self._tunnel.spec
         link.say(Kind.HELLO, 0, Hello(PROTOCOL, spec.vpc, spec.generation))
 
@@ -160,8 +172,14 @@ class Tunnel:
         """The Vpc has changed: links to proxies that stay stay, and so do the streams that are still allowed."""
         if spec == self.spec:
             return
-        before, self.spec = {line.proxy: line for line in self._lines}, spec
-        self._lines = [before.pop(proxy) if proxy in before else Line(proxy, self) for proxy in spec.proxies]
+        before, self.spec = {(line.proxy.name, line.proxy.address): line for line in self._lines}, spec
+        self._lines = []
+        for proxy in spec.proxies:
+            line = before.pop((proxy.name, proxy.address), None)
+            if line is None:
+                line = Line(proxy, self)
+            line.follow(proxy)
+            self._lines.append(line)
         for line in before.values():
             task = asyncio.get_running_loop().create_task(line.close(DRAIN_S))
             self._leaving.add(task)
