@@ -13,6 +13,10 @@ RESOLVER = "100.64.0.53"
 BESIDE_CONTROL = 1
 """The number of the node that runs there, which is no member; members have others."""
 
+TUNNEL_PORTS = (4788, 4789)
+"""UDP, of the kernel backend's tunnels: no function sends to these, by whatever backend. Where a private network leads to the
+underlay, it would be in everybody's tunnels."""
+
 
 class Egress(StrEnum):
     NONE = "none"

@@ -27,7 +27,7 @@ from workers.ports import (
 from workers.sealing import Sealer
 from workers.standbys import StandbyPool
 from workers.templating import FunctionTemplates
-from workers.tunnelling import Tunnels
+from workers.tunnelling import Tunnels, needs_tunnel
 from workers.versions import VersionSpec
 
 INIT_TIMEOUT_S = 60.0
@@ -99,8 +99,9 @@ class Preparer:
             clone = await self._clone(instance, priority, template)
             instance.clone = clone
             cloned = time.perf_counter()
-            attaching = asyncio.ensure_future(self.tunnels.attach(spec, clone))  # while its code comes and others have their turn
-            attaching.add_done_callback(_seen)
+            if needs_tunnel(spec):  # it is attached while its code comes and others have their turn
+                attaching = asyncio.ensure_future(self.tunnels.attach(spec, clone))
+                attaching.add_done_callback(_seen)
             code = NO_CODE
             if template is None:
                 code = await fetching if fetching is not None else await self._code.fetch(spec)
@@ -111,7 +112,7 @@ class Preparer:
                 _check_wanted(instance)
                 clone.speculative(not instance.adopted)
             turned = time.perf_counter()
-            attached = await attaching
+            attached = await attaching if attaching is not None else None
             _check_wanted(instance)
             if attached is not None:
                 instance.attachment = attached[0]

@@ -26,6 +26,10 @@ INTERNET = ""
 log = structlog.get_logger(__name__)
 
 
+def needs_tunnel(spec: VersionSpec) -> bool:
+    return bool(spec.vpc) or spec.egress != Egress.NONE
+
+
 class _Held:
     """An attachment with a descriptor of the sandbox's namespace: the driver closes its own when the sandbox has gone, which may
     be while a thread of the plane is about to use it."""
@@ -117,7 +121,7 @@ class Tunnels:
     async def attach(self, spec: VersionSpec, clone: Clone) -> tuple[Attachment, float] | None:
         """From now on it reaches what the version may, and how many ms that took; None when it may reach nothing. Raises
         NetworkUnavailable."""
-        if not spec.vpc and spec.egress == Egress.NONE:
+        if not needs_tunnel(spec):
             return None
         began = time.perf_counter()
         try:

@@ -34,6 +34,9 @@ PRICES = (0.05, 0.2, 1.0)
 WEIGHED_PRICES = (0.02, 0.05, 0.2, 1.0)
 """Of a GB*s idle, with a late second at its default: what moves kappa."""
 
+WEIGHED = "kept while worth it"
+"""As nodes keep them (graph.keeping) where nobody has set anything."""
+
 UNBOUNDED = Budget(idle_s_per_busy_s=float("inf"))
 
 
@@ -108,14 +111,15 @@ def cases(one: Workload) -> list[Case]:
         found += [
             Case(policy, f"kept {keep_s:g} s", Basis(keep_s=keep_s), policy == "path" and keep_s == KEEP_S) for keep_s in keeps_s
         ]
-    found += [Case(OURS, f"kept {keep_s:g} s", Basis(keep_s=keep_s, weighed=False), keep_s == KEEP_S) for keep_s in KEEPS_S]
+    found += [Case(OURS, WEIGHED, Basis(), default=True)]
+    found += [Case(OURS, f"kept {keep_s:g} s", Basis(keep_s=keep_s, weighed=False)) for keep_s in KEEPS_S]
     found += [
         Case(OURS, f"kept {keep_s:g} s, c_w {price:g}, no purse", Basis(keep_s, 0.0, Prices(idle_gb_s=price), UNBOUNDED, False))
         for keep_s in KEEPS_S[1:]
         for price in PRICES
     ]
     found += [
-        Case(OURS, f"kept while worth it, c_w {price:g}, no purse", Basis(KEEP_S, 0.0, Prices(idle_gb_s=price), UNBOUNDED, True))
+        Case(OURS, f"{WEIGHED}, c_w {price:g}, no purse", Basis(KEEP_S, 0.0, Prices(idle_gb_s=price), UNBOUNDED, True))
         for price in WEIGHED_PRICES
     ]
     return found

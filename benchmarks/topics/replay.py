@@ -8,11 +8,10 @@ from pathlib import Path
 
 from benchmarks.estimates import Estimate, share
 from benchmarks.replay import load
-from benchmarks.replay.frontier import BUSIEST, OURS, RAREST, TAUGHT, Found, Workload, all_cases, calibrations, envelope
+from benchmarks.replay.frontier import BUSIEST, OURS, RAREST, TAUGHT, WEIGHED, Found, Workload, all_cases, calibrations, envelope
 from benchmarks.replay.workloads import all_workloads
 from benchmarks.report import Report
 from graph.calibration import Calibration, merged
-from orchestrator.whatif.compare import KEEP_S
 from orchestrator.whatif.plot import frontier
 from orchestrator.whatif.starts import Starts
 
@@ -159,7 +158,7 @@ def _tell_defaults(report: Report, found: Sequence[Found]) -> None:
     report.emit(
         "replay.stage_cold_ratio",
         share(waited, sum(one.figures.stages.calls for one in ours)),
-        setting=f"kept {KEEP_S:g} s, c_w 1",
+        setting=f"{WEIGHED}, c_w 1",
         wasted_s=_short(_mean_waste(ours)),
         whole_path_wasted_s=_short(_mean_waste([one for one in defaults if one.case.policy == "path"])),
     )

@@ -31,6 +31,12 @@ def proxy_checks(proxy: Proxy) -> Sequence[Check]:
     kernel = [state for state in proxy.kernel_states() if not state.ready]
     return [
         Check("network", known.news.spec is not None, "the private network is not known (yet), or is gone: nobody is served"),
+        Check(
+            "address",
+            all(one.address_here for one in proxy.carrying()),
+            "this host has not the network's fixed address: what the portable backend carries leaves with the host's own",
+            needed=False,
+        ),
         Check("control", known.told, "control has told nothing yet: served as it was known last", needed=False),
         Check(
             "kernel",

@@ -1,5 +1,6 @@
 """Who a proxy is, for which network, and where nodes reach it: as it joined, or, beside control, as it was told."""
 
+import hashlib
 import socket
 import time
 
@@ -10,6 +11,15 @@ from orchestrator.membership import NotJoined, Self
 from orchestrator.settings import Settings
 from orchestrator.vpcs import PROXY_ROLE
 from workers.rpc.transport import HostPort, parse_address
+
+MAX_NAME = 63  # of a member
+SHOWN = 20  # of a network's name, in names of files and sockets, which have a bound
+
+
+def _called(vpc: str, backup: bool) -> str:
+    """Of two networks never the same, of a pair the primary first."""
+    digest = hashlib.sha256(vpc.encode()).hexdigest()[:6]
+    return f"{PROXY_ROLE}-{vpc.replace('/', '-')[:SHOWN]}-{digest}-{2 if backup else 1}"
 
 
 class Place:
@@ -22,9 +32,9 @@ class Place:
                 f"{settings.state} has joined no cluster: `foreglow join CONTROL:PORT TOKEN --role {PROXY_ROLE} ...` first, "
                 "or, beside control, give control's --state"
             )
-        self.called = PROXY_ROLE if joined else f"{PROXY_ROLE}-{vpc.replace('/', '-')}-{2 if backup else 1}"
+        self.called = PROXY_ROLE if joined else _called(vpc, backup)
         """Of its files, and of its operations listener: beside control several may run."""
-        self.own = Self(settings, PROXY_ROLE, f"{self.called}{LOCAL}{socket.gethostname()}", self.called)
+        self.own = Self(settings, PROXY_ROLE, f"{self.called}{LOCAL}{socket.gethostname()}"[:MAX_NAME], self.called)
         member = self.own.member
         if member is not None and vpc not in ("", member.vpc):
             raise NotJoined(f"{settings.state} joined for {member.vpc}, not for {vpc}: use another --state")

@@ -56,11 +56,12 @@ DRIVERS: Mapping[str, Driver] = {
         ),
         Driver(
             "microvm",
-            Spread(0.177, 0.221),
-            Spread(0.0094, 0.0124),
-            28.0,
-            "a prototype under software emulation (tcg), with network identity: clone 177 [151-221] ms, paused standby 9.4 "
-            "[8.3-12.4] ms, 28 MB; the driver itself is not measured yet",
+            Spread(0.219, 0.274),
+            Spread(0.0106, 0.0140),
+            53.0,
+            "benchmarks/results/microvm.jsonl, under software emulation (tcg), with a network card: microvm.cold.p50_ms and "
+            "microvm.standby.p50_ms, less microvm.warm.p50_ms, and microvm.standby.mb; their spread is that of a prototype (the "
+            "slowest a quarter, and a third, above the median), since the benchmark takes too few for a 99th percentile",
         ),
     )
 }

@@ -124,3 +124,24 @@ def test_what_was_under_way_goes_on(first_release: str) -> None:
     assert store.functions.put("acme", "f", settings, 12).versions[0].number == 4
     assert store.functions.put("acme", "gone", settings, 12).versions[0].number == 2
     store.close()
+
+
+def test_nodes_of_an_earlier_release_get_numbers_of_their_own(database_url: str) -> None:
+    store = Store(database_url)
+    store.database.migrate("0004")
+    engine = create_engine(spoken(database_url))
+    with engine.begin() as connection:
+        for name, role, state in (("a", "node", "up"), ("b", "node", "left"), ("c", "node", "silent"), ("z", "zone-cache", "up")):
+            connection.execute(
+                text(
+                    "INSERT INTO nodes (name, role, address, zone, fingerprint, fingerprint_before, state, epoch, generation,"
+                    " joined, tenants) VALUES (:name, :role, 'h:1', '', '', '', :state, 1, 1, 1, '')"
+                ),
+                {"name": name, "role": role, "state": state},
+            )
+    store.migrate()
+    with engine.connect() as connection:
+        numbers = {row.name: row.number for row in connection.execute(text("SELECT name, number FROM nodes"))}
+    engine.dispose()
+    assert numbers == {"a": 2, "b": None, "c": 3, "z": None}
+    store.close()

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from workers.drivers.cells import Cell
-from workers.drivers.limits import Cgroups, detect
+from workers.drivers.limits import Cgroups, Layout, detect
 from workers.drivers.microvm import confinement
 from workers.drivers.microvm.confinement import ENVIRONMENT, SYSTEM_CALLS, Confinement
 from workers.drivers.microvm.taps import Tap, make_tap
@@ -194,6 +194,36 @@ def test_its_memory_and_processes_are_held_by_its_cell() -> None:
             assert (cell.memory_bytes() or 0) > 1 << 20
             assert (cell.processes() or 0) >= 2
         assert cell.remove()
+
+
+@needs_root
+def test_in_a_group_of_cgroup_v2_it_lives_and_ends_the_same_way() -> None:
+    """Machines of development have v2 without controllers: what is tested is how QEMU gets in, and how all of it is ended."""
+    found = detect(Path("/proc/self/mountinfo").read_text(), Path("/proc/self/cgroup").read_text())
+    if not found.v2:
+        pytest.skip("no cgroup v2 is mounted here")
+    made = Cgroups(Layout({}, found.v2), f"foreglow-testv2-{os.getpid()}")
+    if refused := made.open():
+        pytest.skip(refused[0])
+    if not made.usable:
+        made.open_v2(())
+    try:
+        with confining() as confined:
+            cell = made.take(256, 0)
+            with running(confined, user=confined.take_user(), cell=cell) as qemu:
+                assert cell.members() == [qemu.process.pid]
+                own = (qemu.proc / "cgroup").read_text().splitlines()
+                assert any(line.startswith("0::") and line.endswith(cell.folders[0].removeprefix(found.v2)) for line in own)
+                cell.kill()
+                assert qemu.process.wait(10) == -9
+            assert cell.remove()
+            gone = made.take(256, 0)
+            command = confined.command(["/bin/echo", "started"], confined.take_user(), gone)
+            assert gone.remove()
+            done = subprocess.run(command, check=False, capture_output=True, text=True, env=ENVIRONMENT, timeout=20)
+            assert (done.returncode, done.stdout) == (126, "")
+    finally:
+        made.close()
 
 
 @needs_root

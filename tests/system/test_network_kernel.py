@@ -23,6 +23,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from workers.network.kernel import addresses, cables, router, rules
+from workers.network.kernel.endpoint import NodePlace
 from workers.network.kernel.plane import KernelPlane
 from workers.network.namespaces import Namespace
 from workers.networks import Proxy, Rule, VpcSpec
@@ -201,6 +202,27 @@ def forged_greeting(source: str) -> None:
         connection.recv(100)
 
 
+def test_one_instance_cannot_take_all_connections(running: Network) -> None:
+    """They are all in one table of the node."""
+    plane = running.planes[0]
+
+    def ask(number: int) -> bool:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+            sock.settimeout(2.0 if number < rules.CONNECTIONS else 0.02)
+            sock.bind(("0.0.0.0", 10_000 + number))  # each is another connection
+            sock.connect((SERVER, ECHO_PORT))
+            sock.send(b"x")
+            try:
+                return bool(sock.recv(100))
+            except TimeoutError:
+                return False
+
+    with plane.attached("acme/main") as greedy, plane.attached("acme/main") as modest:
+        answered = greedy.run(lambda: [ask(number) for number in range(rules.CONNECTIONS + 100)])
+        assert answered == [True] * rules.CONNECTIONS + [False] * 100
+        assert modest.run(greeting)[0] == "acme"
+
+
 # --- addresses used again ---
 
 
@@ -213,12 +235,13 @@ def test_an_address_used_again_hears_nothing_of_its_last_owner(monkeypatch: pyte
         for turn in range(12):
             tenant = ("acme", "umbra")[turn // 3 % 2]
             function = sandbox()
-            attached = False
-            while not attached:
+            end = time.monotonic() + PATIENCE_S
+            while True:
                 try:
                     detach = plane.attach(f"{tenant}/main", function)
-                    attached = True
-                except NetworkUnavailable:  # all three are taken, until the last owners are forgotten
+                    break
+                except NetworkUnavailable:  # all three are taken, until the last owners are gone and forgotten
+                    assert time.monotonic() < end
                     time.sleep(0.01)
 
             def flow() -> tuple[str, bytes]:
@@ -246,7 +269,8 @@ def test_an_address_used_again_hears_nothing_of_its_last_owner(monkeypatch: pyte
 # --- what is left ---
 
 _NODE = """
-import asyncio, sys
+import asyncio, faulthandler, sys
+faulthandler.dump_traceback_later(40, exit=True)
 sys.path.insert(0, sys.argv[1])
 import msgspec
 from workers.network.kernel.plane import KernelPlane
@@ -398,6 +422,21 @@ def test_a_proxy_that_cannot_serve_says_why() -> None:
             assert running.use([msgspec.structs.replace(made.spec("acme"), proxies=(Proxy("another", "198.18.0.99:1"),))]) == []
         finally:
             running.stop()
+
+
+def test_a_node_that_cannot_be_carried_for_stands_in_nobodys_way() -> None:
+    with bed(nodes=1) as made:
+        spec, backend = msgspec.structs.replace(made.spec("acme"), proxies=made.spec("acme").proxies[:1]), KernelBackend()
+        proxy, plane = backend.proxy(made, "acme", 0, [spec]), backend.plane(made, 0)
+        try:
+            good = NodePlace(made.nodes[0].name, made.nodes[0].address, 10)
+            for underlay in ("node-9.example", "fd00::9", "", "0.0.0.0"):
+                proxy.use([spec], [NodePlace("bad", underlay, 9), good])
+            plane.use(spec)
+            assert plane.opened("acme/main").ready
+        finally:
+            plane.stop()
+            proxy.stop()
 
 
 def test_namespaces_end_with_their_descriptor() -> None:

@@ -31,7 +31,7 @@ from doubles.private_networks import (
 )
 
 from workers.framing import FrameParser
-from workers.network.portable.words import PROTOCOL, Hello, Kind, Open
+from workers.network.portable.words import MAX_STREAMS, PROTOCOL, Hello, Kind, Open, Reason
 from workers.networks import Rule
 from workers.ports import SandboxNetwork
 from workers.rpc.transport import HostPort, NotTrusted
@@ -205,6 +205,24 @@ def test_a_node_that_lies_gets_no_stream_to_where_the_vpc_does_not_reach(world: 
     asked_for, accepted = world.node.do(lie(), 90)
     assert asked_for >= ATTEMPTS
     assert accepted == 0
+
+
+def test_a_node_that_opens_and_resets_has_no_more_under_way_than_streams(world: World) -> None:
+    """Nobody answers at that address; what was reset goes on connecting for a while, and counts until it has ended."""
+    node, proxy = identity(world.authority, world.folder, "node", "n3"), world.bed.proxies["acme"][1]
+
+    async def flood() -> list[Reason]:
+        raw: Raw = await hostile(HostPort(proxy.address, PORT), node)
+        raw.say(Kind.HELLO, 0, msgspec.msgpack.encode(Hello(PROTOCOL, "acme/main", 2)))
+        for ident in range(1, 3 * MAX_STREAMS):
+            raw.say(Kind.OPEN, ident, msgspec.msgpack.encode(Open("tcp", "10.0.1.77", REDIS_PORT)))
+            raw.say(Kind.RESET, ident)
+        await asyncio.sleep(1)
+        raw.transport.abort()
+        refused = [frame.meta for frame in FrameParser().feed(bytes(raw.got)) if frame.kind == Kind.REFUSED]
+        return [msgspec.msgpack.decode(meta, type=Reason) for meta in refused]
+
+    assert sum(reason.code == "limit" for reason in world.node.do(flood())) >= MAX_STREAMS
 
 
 @pytest.mark.parametrize(("role", "vpc"), [("node", "umbra/main"), ("node", "nobody/nothing"), ("gateway", "acme/main")])

@@ -4,9 +4,10 @@ import contextlib
 import os
 import signal
 import socket
+import struct
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,9 @@ from doubles.private_networks import (
     redis,
     sandbox,
 )
+from doubles.tunnel_planes import PlaneInHost
 
+from workers.network.kernel.plane import KernelPlane
 from workers.network.portable import outward
 from workers.network.portable.words import MAX_FLOWS
 from workers.networks import RESOLVER, Proxy, Rule
@@ -120,7 +123,8 @@ def test_rules_say_which_ports_and_a_change_of_rules_ends_what_they_forbid(world
 
 
 def test_new_cidrs_reach_instances_that_are_attached(world: World) -> None:
-    world.bed.networks["acme"].lan.ip("route", "replace", "unreachable", "10.7.0.0/16")  # the router says so at once
+    for host in world.bed.proxies["acme"]:
+        host.ip("route", "replace", "unreachable", "10.7.0.0/16")  # which is said at once
     with world.function("acme") as function:
         world.tell(world.bed.spec("acme", generation=4, cidrs=("10.0.0.0/16", "10.7.0.0/16")))
         world.opened("acme")
@@ -208,6 +212,54 @@ def test_the_internet_without_a_vpc_is_reached_from_the_node_itself(
         assert function.run(lambda: greeting(INTERNET))[0] == "underlay-internet"
 
 
+def test_connections_that_a_function_gave_up_are_not_dialled_on(world: World) -> None:
+    node = world.bed.nodes[0]
+    node.ip("route", "replace", "203.0.113.0/24", "via", "198.18.0.77")  # nobody: no answer for seconds
+
+    def give_up_many() -> None:
+        for _ in range(300):
+            sock = socket.create_connection(("203.0.113.77", 80), 5)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            sock.close()
+
+    with world.function("", "internet") as function:
+        before = _descriptors()
+        function.run(give_up_many)
+        time.sleep(0.3)
+        assert _descriptors() - before < 50
+
+
+def test_a_sandbox_that_the_kernel_backend_wired_ahead(world: World) -> None:
+    """Another way is taken when it is attached: out to the Internet alone, or where the kernel's tunnel is lost meanwhile."""
+    node = world.bed.nodes[1]
+    kernel = PlaneInHost(node, lambda: KernelPlane(node.address, 11))
+    try:
+        for card in ("", "tap0"):
+            host, guest = sandbox(), Host("guest")
+            if card:
+                host.nic(guest, card, "eth0")
+                guest.ip("address", "add", f"{GUEST}/30", "dev", "eth0")
+                guest.ip("route", "add", "default", "via", GATEWAY)
+            function = guest if card else host
+            network = SandboxNetwork(host.namespace.descriptor, card, GUEST if card else "")
+            kernel.loop.call(kernel.plane.wire(network))
+            attached = world.attach("umbra", network, "internet")
+            assert function.run(lambda function=function: redis("GET", "tenant")) == "umbra"
+            function.run(lambda: refused(lambda: greeting("192.168.1.1", timeout_s=2), "reset"))
+            world.node.call(attached.detach)
+            for made in (guest, host):
+                made.close()
+    finally:
+        kernel.stop()
+
+
+def _until(holds: Callable[[], object], limit_s: float = 10.0) -> None:
+    end = time.monotonic() + limit_s
+    while not holds():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
 def test_questions_for_names_are_forgotten_with_their_answers(world: World) -> None:
     """Each from a socket of its own, as resolvers do: far more than there may be flows at once."""
     echo(world.bed.networks["umbra"].server, "names", SERVER, 53)
@@ -224,6 +276,19 @@ def test_questions_for_names_are_forgotten_with_their_answers(world: World) -> N
         function.run(lambda: refused(lambda: datagram(b"x", RESOLVER, 53, timeout_s=0.2), "timed out"))
     world.tell(world.bed.spec("umbra", generation=4))
     world.opened("umbra")
+
+
+def test_a_plane_that_was_stopped_attaches_nothing_any_more(world: World) -> None:
+    own = identity(world.authority, world.folder, "node", "n2")
+    made = sandbox()
+    with plane_at(world.bed.nodes[1].namespace.descriptor, own, []) as (node, plane):
+        attached = node.do(plane.attach("", "internet", SandboxNetwork(made.namespace.descriptor)))
+        node.do(plane.stop())
+        node.call(attached.detach)
+        for doing in (plane.wire, lambda network: plane.attach("", "internet", network)):
+            with pytest.raises(NetworkUnavailable, match="are closed"):
+                node.do(doing(SandboxNetwork(made.namespace.descriptor)))
+    made.close()
 
 
 def _descriptors() -> int:
@@ -320,3 +385,21 @@ def _until_primary(world: World) -> None:
         time.sleep(0.05)
     with world.function("acme") as function:
         assert function.run(greeting) == ("acme", "10.0.0.11")
+
+
+def test_a_socket_that_asked_while_nobody_carried_is_answered_later(world: World) -> None:
+    spec, umbra = world.specs["umbra"], world.proxies["umbra"]
+    with world.function("umbra") as function:
+        sock = function.run(lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
+        sock.settimeout(1)
+        sock.connect((SERVER, ECHO_PORT))
+        for proxy in umbra:
+            proxy.kill()
+        _until(lambda: not any(state.ready for state in world.plane.states() if state.vpc == "umbra/main"))
+        sock.send(b"lost")
+        for proxy in umbra:
+            proxy.start([spec])
+        world.opened("umbra")
+        sock.send(b"found")
+        assert sock.recv(100).split()[::2] == [b"umbra", b"found"]
+        sock.close()

@@ -61,17 +61,30 @@ async def test_where_neither_reaches_it_both_say_why() -> None:
 
 
 @in_loop
-async def test_a_sandbox_stays_with_whoever_wired_it(network: SandboxNetwork) -> None:
+async def test_a_sandbox_that_the_other_one_wired_stays_with_it(network: SandboxNetwork) -> None:
     both, kernel, portable = await pair()
+    kernel.closed |= dict.fromkeys(("acme/db", "acme/cache"), "no proxy")
     await both.wire(network)
-    assert len(kernel.wired) == 1
-    kernel.closed["acme/db"] = "lost"
+    assert len(portable.wired) == 1
+    kernel.closed.clear()
     again = SandboxNetwork(os.dup(network.namespace))
     try:
         await both.attach("acme/db", "none", again)
     finally:
         os.close(again.namespace)
-    assert (len(kernel.attached), len(portable.attached)) == (1, 0), "by whatever descriptor it is shown"
+    assert (len(kernel.attached), len(portable.attached)) == (0, 1), "by whatever descriptor it is shown"
+
+
+@in_loop
+async def test_what_the_better_one_wired_is_in_nobodys_way(network: SandboxNetwork) -> None:
+    both, kernel, portable = await pair()
+    for vpc, egress in (("", "internet"), ("acme/db", "none")):
+        kernel.closed.clear()
+        await both.wire(network)
+        kernel.closed["acme/db"] = "lost"
+        await both.attach(vpc, egress, network)
+    assert [one.vpc for one in portable.attached] == ["", "acme/db"], "the Internet alone, and a way that was lost meanwhile"
+    assert (len(kernel.wired), len(kernel.attached)) == (2, 0)
 
 
 @in_loop

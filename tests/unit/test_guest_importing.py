@@ -88,7 +88,7 @@ def test_what_it_saw_can_be_forgotten(tmp_path: Path, monkeypatch: pytest.Monkey
     assert finder.find_spec("alpha") is None
     put(tmp_path, "alpha", ["compiled"])
     assert finder.find_spec("alpha") is None
-    finder.forget()
+    finder.know(b"")
     found = finder.find_spec("alpha")
     assert found is not None
     assert found.origin == os.path.join(tmp_path, "alpha.py")

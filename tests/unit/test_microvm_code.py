@@ -5,7 +5,6 @@ import marshal
 import os
 import shutil
 import stat
-import subprocess
 import sys
 from pathlib import Path
 
@@ -16,6 +15,8 @@ from workers.drivers.microvm import disk
 from workers.drivers.microvm.code import CodeSource
 from workers.drivers.microvm.disk import DiskError, Disks
 from workers.drivers.microvm.inline import Inline, inline
+from workers.framing import MAX_META
+from workers.guest import runtime
 from workers.ports import DriverError
 
 HERE = f"{sys.version_info[0]}.{sys.version_info[1]}"
@@ -91,6 +92,27 @@ def test_names_that_would_not_fit_a_frame_are_not_inline(tmp_path: Path) -> None
     assert inline(layer(tmp_path / "few", {f"{folder}/{number}": b"" for number in range(500)}), HERE, 1 << 20, 4096) is not None
 
 
+@pytest.mark.parametrize(("letter", "files"), [("\x01", 140), ('"', 350), ("x", 700), ("ü", 350)])
+def test_two_layers_with_the_worst_of_names_fit_one_frame(tmp_path: Path, letter: str, files: int) -> None:
+    """What is escaped is longer than it looks, and bytecode brings longer names than its source has."""
+    long = letter * (200 // len(letter.encode()))
+    made = layer(tmp_path / "code", {f"{long}/{long}{number}.py": "x = 1\n" for number in range(files)})
+    one = inline(made, HERE, 1 << 20, 4096)
+    assert one is not None
+    meta = runtime.dump(
+        {"entropy": "0" * 64, "hostname": "h" * 63, "disks": [], "files": [*one.below("/var/task"), *one.below("/opt/deps")]}
+    )
+    assert len(meta) < MAX_META
+    more = layer(tmp_path / "more", {f"{long}/{long}{number}.py": "x = 1\n" for number in range(3 * files)})
+    assert inline(more, HERE, 1 << 20, 4096) is None, "a disk takes it"
+
+
+def test_names_that_are_no_text_are_a_disks(tmp_path: Path) -> None:
+    made = layer(tmp_path / "code", {"a.py": ""})
+    (made / os.fsdecode(b"\xff.py")).write_bytes(b"")
+    assert inline(made, HERE, 1 << 20) is None
+
+
 def test_a_layer_gives_the_same_bytes_wherever_and_in_whatever_order_it_was_written(tmp_path: Path) -> None:
     files: dict[str, str | bytes] = {f"p{number % 3}/m{number}.py": f"x = {number}\n" for number in range(30)}
     one = layer(tmp_path / "one", files)
@@ -154,12 +176,13 @@ def test_a_disk_that_cannot_be_made_says_why_and_leaves_nothing(tmp_path: Path, 
     with pytest.raises(DiskError, match="the limit is 1 MB"):
         disks.open(layer(tmp_path / "code", {"large": os.urandom(2 << 20)}))
 
-    def hangs(*arguments: object, **more: object) -> object:
-        raise subprocess.TimeoutExpired("mkfs.erofs", 1)
-
+    slow = tmp_path / "mkfs.slow"
+    slow.write_text("#!/bin/sh\nexec sleep 60\n")
+    slow.chmod(0o755)
     with monkeypatch.context() as patched:
-        patched.setattr(subprocess, "run", hangs)
-        with pytest.raises(DiskError, match="was not done within"):
+        patched.setattr(disk, "MAKE_TIMEOUT_S", 0.2)
+        patched.setattr(disk, "PROGRAM", str(slow))
+        with pytest.raises(DiskError, match="not done within"):
             disks.open(layer(tmp_path / "other", {"a": b"1"}))
     assert not list((tmp_path / "disks").iterdir())
     monkeypatch.setattr(disk, "PROGRAM", "mkfs.nowhere")

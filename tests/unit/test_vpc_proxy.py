@@ -1,6 +1,7 @@
 """What a proxy is told and keeps, whom it lets in, and what it says when it cannot be."""
 
 import asyncio
+import socket
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,14 +9,17 @@ from pathlib import Path
 import msgspec
 import pytest
 from doubles.joining import Control
-from doubles.loop import in_loop
+from doubles.loop import in_loop, until
 
 from orchestrator.catalog.vpcs import NodeOfVpc, ProxyNews, VpcSettings
 from orchestrator.joining import JoinFailed
 from orchestrator.membership import NotJoined, load_member
+from orchestrator.ops.catalogue import FAMILIES, VPC_PROXY
 from orchestrator.settings import Settings
 from orchestrator.vpc_proxy.knowing import Away, Known, from_control
+from orchestrator.vpc_proxy.metrics import ProxyMetrics, proxy_checks
 from orchestrator.vpc_proxy.place import Place
+from orchestrator.vpc_proxy.proxy import Proxy
 from workers.networks import VpcSpec
 from workers.rpc.transport import HostPort, Peer
 from workers.sealing import load_key
@@ -122,3 +126,42 @@ def test_beside_control_a_pair_has_two_names_and_needs_to_be_told_where(tmp_path
     names = [Place(settings, "acme/db", "127.0.0.1:0", backup).own.name for backup in (False, True)]
     assert names == sorted(names), "the first by name is the primary"
     assert len(set(names)) == 2
+    alike = [Place(settings, vpc, "127.0.0.1:0", False) for vpc in ("a-b/c", "a/b-c", f"{'t' * 63}/{'n' * 63}")]
+    assert len({one.called for one in alike}) == 3
+    assert all(len(one.called) < 45 and len(one.own.name) <= 63 for one in alike), "a socket's path has a bound"
+
+
+@in_loop
+async def test_a_proxy_serves_what_it_knew_last_and_says_what_it_lacks(control: Control) -> None:
+    async with control.listening():
+        state = await control.join(control.token("vpc-proxy", vpc="acme/db"), "p1", "vpc-proxy", f"127.0.0.1:{free_port()}")
+    place = Place(Settings(state=state), "", "", False)
+    place.folder.mkdir()
+    known = Known(place.folder / "news.json")
+    proxy = Proxy(place, known)
+    try:
+        port = await proxy.start()
+        assert port == place.address.port
+        assert {one.name: one.ok for one in proxy_checks(proxy)}["network"] is False
+        known.take(ProxyNews(msgspec.structs.replace(SPEC, address="203.0.113.7"), []))
+        ask = asyncio.create_task(proxy.follow(lambda: (_ for _ in ()).throw(Away("control is away"))))
+        await until(lambda: proxy.asked_in_vain > 0, "it asks")
+        ask.cancel()
+        await asyncio.gather(ask, return_exceptions=True)
+        following = asyncio.create_task(proxy.follow(lambda: ProxyNews(SPEC, [])))
+        await until(lambda: bool(proxy.carrying()), "it follows what it is told")
+        following.cancel()
+        await asyncio.gather(following, return_exceptions=True)
+        found = {one.name: one.ok for one in proxy_checks(proxy)}
+        assert (found["network"], found["address"], found["control"]) == (True, True, True)
+        names = {family.name for family in ProxyMetrics(proxy).collect()}
+        assert names == {name for name, one in FAMILIES.items() if one.processes == (VPC_PROXY,)}
+    finally:
+        await proxy.stop()
+    assert not proxy.serving
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

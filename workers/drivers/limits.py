@@ -179,6 +179,11 @@ class Cgroups:
         return bool(self._v1 or self._v2)
 
     @property
+    def shared_doors(self) -> list[str]:
+        """As Cell.doors, of the group of all sandboxes: v1 only, a v2 group has cells in it and no processes."""
+        return [f"{self._v1['cpu']}/tasks"] if "cpu" in self._v1 else []
+
+    @property
     def roots(self) -> list[str]:
         return [*self._v1.values(), *([self._v2] if self._v2 else [])]
 

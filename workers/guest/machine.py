@@ -137,15 +137,18 @@ def add_entropy(urandom: int, entropy: bytes) -> None:
     fcntl.ioctl(urandom, RNDRESEEDCRNG)
 
 
-def unpack(files: Any, body: bytes) -> None:
+def unpack(files: Any, body: bytes, made: str) -> None:
     """Writes files that came inline. `files`: [path, mode with its type, bytes in `body`] of each, a folder before what is in it;
-    what a link's bytes say is where it points."""
-    at = 0
+    what a link's bytes say is where it points. `made`: a folder that is there; it goes when code beside it has none."""
+    at, beside, comes, alone = 0, os.path.dirname(made) + "/", False, True
     for path, mode, size in files:
+        alone = alone and not path.startswith(beside)
+        comes = comes or path == made
         content = body[at : at + size]
         at += size
         if mode & 0o170000 == 0o040000:
-            os.mkdir(path, mode & 0o7777)
+            if path != made:
+                os.mkdir(path, mode & 0o7777)
         elif mode & 0o170000 == 0o120000:
             os.symlink(content, path)
         else:
@@ -154,13 +157,16 @@ def unpack(files: Any, body: bytes) -> None:
                 os.write(descriptor, content)
             finally:
                 os.close(descriptor)
+    if not (comes or alone):
+        os.rmdir(made)
 
 
-def remove(files: Any) -> None:
+def remove(files: Any, made: str) -> None:
     """What `unpack` wrote."""
     for path, mode, _ in reversed(files):
         if mode & 0o170000 == 0o040000:
-            os.rmdir(path)
+            if path != made:
+                os.rmdir(path)
         else:
             os.unlink(path)
 

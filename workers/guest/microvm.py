@@ -55,6 +55,8 @@ RESET_AFTER_S = 1.0
 OUTPUT_SIZE = 65536
 
 LAYERS_AT = ("/var/task", "/opt/deps")
+CACHE = f"{LAYERS_AT[0]}/__pycache__"  # is there before code comes, which mostly has it
+GO, MOST_TOLD, GATE_SIZE = b"1", 32 << 10, (32 << 10) + 1  # the gate's word, and what goes with it: bytes
 OURS_AT = "/usr/lib/foreglow"
 REHEARSAL = "rehearsal"
 REHEARSALS = 24
@@ -88,6 +90,7 @@ class Init:
         self._gate: socket.socket
         self._pid = 0
         self._put_in: list[tuple[str, int, int]] = []  # files of an exercise
+        self._go = GO  # what the gate says when all is done
         self._held = False
         self._kills = machine.kills()
         cached = f"{REHEARSAL}.{sys.implementation.cache_tag}.pyc"
@@ -122,7 +125,7 @@ class Init:
         self._mount("tmpfs", "/tmp", "tmpfs", 0, options)  # noqa: S108
         for layer in LAYERS_AT:
             self._mount("tmpfs", layer, "tmpfs", 0, "mode=755")
-        os.mkdir(f"{LAYERS_AT[0]}/__pycache__")
+        os.mkdir(CACHE, 0o755)
         for name, content in self._rehearsal.items():
             with open(f"{LAYERS_AT[0]}/{name}", "wb") as file:
                 file.write(content)
@@ -149,7 +152,6 @@ class Init:
         if self._gate.recv(16):
             for name in self._rehearsal:
                 os.unlink(f"{LAYERS_AT[0]}/{name}")
-            os.rmdir(f"{LAYERS_AT[0]}/__pycache__")
             self._practise()
             self._stand()
 
@@ -164,7 +166,7 @@ class Init:
             "hostname": "standby",
             "now_ns": time.time_ns(),
             "disks": [],
-            "files": [[path, 0o100644, 1], [path + "2", 0o100644, 1]],
+            "files": [[CACHE, 0o040755, 0], [path, 0o100644, 1], [path + "2", 0o100644, 1]],
         }
         meta = runtime.dump(head)
         here, there = socket.socketpair()
@@ -173,7 +175,7 @@ class Init:
             frame = runtime.Channel(here).read(time.monotonic())
         if frame is not None:
             self._prepare(runtime.scan(frame[3]), frame[4])
-            machine.remove(self._put_in)
+            machine.remove(self._put_in, CACHE)
 
     def _pump(self, descriptor: int) -> None:
         """What was written past the runtime, to the host."""
@@ -249,10 +251,10 @@ class Init:
         try:
             self._prepare(head, body)
         except OSError as error:
-            self._open_gate(str(error).encode()[:4096])
+            self._open_gate(b" " + str(error).encode()[:4096])
             return
         if "now_ns" in head:
-            self._open_gate(b"1")
+            self._open_gate(self._go)
         else:
             self._say(ASK_CLOCK, {})
 
@@ -266,11 +268,12 @@ class Init:
         for device, target in head.get("disks", ()):
             self._attach_disk(f"/dev/{device}", target)
         self._put_in = head.get("files", ())
-        machine.unpack(self._put_in, body)
+        machine.unpack(self._put_in, body, CACHE)
+        self._go = GO + importing.told(LAYERS_AT[0], self._put_in, body, MOST_TOLD)
 
     def _set_clock(self, now_ns: int) -> None:
         time.clock_settime_ns(time.CLOCK_REALTIME, now_ns)
-        self._open_gate(b"1")
+        self._open_gate(self._go)
 
     def _attach_disk(self, device: str, target: str) -> None:
         machine.flush(device)
@@ -278,7 +281,7 @@ class Init:
 
     def _renew(self) -> None:
         """The exercise is over."""
-        machine.remove(self._put_in)
+        machine.remove(self._put_in, CACHE)
         if self._gate.recv(16):
             self._stand()
 
@@ -336,10 +339,10 @@ class _Runtime:
 
     def _attach(self, meta: dict[str, Any], _descriptors: list[int]) -> None:
         """Between SPECIALISE and the first byte of user code: waits until the machine is activated."""
-        said = self._gate.recv(4096)
-        if said != b"1":
-            raise OSError(said.decode(errors="replace") or "the first process has gone")
-        _finder.forget()
+        said = self._gate.recv(GATE_SIZE)
+        if said[:1] != GO:
+            raise OSError(said[1:].decode(errors="replace") or "the first process has gone")
+        _finder.know(said[1:])
         if meta.get("paths"):
             os.chdir(meta["paths"][0])
 

@@ -1,7 +1,8 @@
 """Two backends as one plane: each Vpc is reached by the better one where that is ready, by the other until then.
 
 A kernel tunnel needs a proxy that speaks its part, in a network that carries it; where either is missing, the portable one is the
-way. A sandbox is of the backend that wired it, if any did.
+way. A sandbox that the other one wired stays with it, for its packets are diverted; what the better one wired is dead until that
+attaches it, and in nobody's way.
 """
 
 import asyncio
@@ -73,7 +74,9 @@ class BothPlanes:
             self._remember(network, plane)
 
     async def attach(self, vpc: str, egress: str, network: SandboxNetwork) -> Attachment:
-        plane = self._wired.pop(_key(network), None) or self._way(vpc) or self._planes[0]
+        better, other = self._planes
+        wired = self._wired.pop(_key(network), None)
+        plane = other if wired is other else self._way(vpc) or better
         return await plane.attach(vpc, egress, network)
 
     async def stop(self) -> None:

@@ -11,6 +11,7 @@ from functools import partial
 from importlib.util import MAGIC_NUMBER, source_hash
 from pathlib import Path
 
+from workers.drivers.microvm.apart import UNCONFINED, Apart
 from workers.drivers.microvm.carried import Carried
 from workers.drivers.microvm.disk import DiskError, Disks
 from workers.drivers.microvm.inline import MAX_FILES, Inline, inline
@@ -33,10 +34,11 @@ Key = tuple[Path, int, int]
 
 
 class CodeSource:
-    """Use it on one event loop; what reads the disk runs in threads. `python`: of the guest, "3.11"."""
+    """Use it on one event loop; what reads the disk runs in threads. `python`: of the guest, "3.11". `apart` compiles."""
 
-    def __init__(self, disks: Disks, python: str) -> None:
+    def __init__(self, disks: Disks, python: str, apart: Apart = UNCONFINED) -> None:
         self._disks = disks
+        self._apart = apart
         self._python = python
         self._kept: OrderedDict[Key, Inline | None] = OrderedDict()
         self._bytes = 0
@@ -77,7 +79,7 @@ class CodeSource:
             self._kept.move_to_end(key)
             return self._kept[key]
         most = (WITHOUT_DISKS, FILES_WITHOUT_DISKS) if self._disks.missing else (MOST_INLINE, MAX_FILES)
-        made = await asyncio.get_running_loop().run_in_executor(None, partial(inline, layer, self._python, *most))
+        made = await asyncio.get_running_loop().run_in_executor(None, partial(inline, layer, self._python, *most, self._apart))
         if key not in self._kept:
             self._kept[key] = made
             self._bytes += _size(made)

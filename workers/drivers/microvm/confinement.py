@@ -51,7 +51,7 @@ class Confinement:
         self._devices = (*DEVICES, "kvm") if kvm else DEVICES
         self._groups = ["--groups", str(os.stat("/dev/kvm").st_gid)] if kvm and os.path.exists("/dev/kvm") else ["--clear-groups"]
         self._jail = -1
-        self._privileged = False
+        self.privileged = False  # `open` found that programs can run as users of their own
         self.users = HostUsers(0, 0)
 
     def open(self) -> list[str]:
@@ -68,8 +68,8 @@ class Confinement:
         missing = []
         first, count = free_users(Path("/proc/self/uid_map").read_text())
         first, count = first + count // 2, count - count // 2  # the first half is the process driver's
-        self._privileged = count > 0
-        if self._privileged:
+        self.privileged = count > 0
+        if self.privileged:
             self.users, unlocked = host_users(first, count)
             missing += unlocked
             try:
@@ -88,7 +88,7 @@ class Confinement:
 
     def take_user(self) -> int:
         """One for a new QEMU; 0 where it stays the node's. Raises DriverError."""
-        return self.users.take() if self._privileged else 0
+        return self.users.take() if self.privileged else 0
 
     def give_back_user(self, user: int) -> None:
         if user:

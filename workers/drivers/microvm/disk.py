@@ -9,14 +9,17 @@ import errno
 import hashlib
 import os
 import shutil
-import subprocess
 import tempfile
 import threading
 from collections import OrderedDict
 from pathlib import Path
 
+from workers.drivers.microvm.apart import UNCONFINED, Apart, ApartError, Limits
+
 PROGRAM = "mkfs.erofs"
 MAKE_TIMEOUT_S = 300.0
+MAKE_BYTES = 4 << 30  # of address space
+SLACK_BYTES = 64 << 20  # an image that is a little too large says so itself
 _UUID = "00000000-0000-4000-8000-000000000000"
 
 
@@ -28,7 +31,9 @@ class Disks:
     """Images below `folder`, each padded (sparse) to `size` bytes, which is what a template was told a disk holds. `bound`:
     bytes really on the disk; what was used longest ago goes first. Methods block, any thread may call them."""
 
-    def __init__(self, folder: Path, size: int, bound: int) -> None:
+    def __init__(self, folder: Path, size: int, bound: int, apart: Apart = UNCONFINED) -> None:
+        """`apart` makes images: what is in a layer is its tenant's."""
+        self._apart = apart
         self._folder = folder
         self._size = size
         self._bound = bound
@@ -101,7 +106,7 @@ class Disks:
         os.close(descriptor)
         aside = Path(name)
         try:
-            make_image(layer, aside)
+            make_image(layer, aside, self._apart, self._size + SLACK_BYTES)
             if aside.stat().st_size > self._size:
                 raise DiskError(f"the disk of {layer} has {aside.stat().st_size >> 20} MB; the limit is {self._size >> 20} MB")
             os.truncate(aside, self._size)
@@ -116,16 +121,19 @@ class Disks:
         return made
 
 
-def make_image(layer: Path, image: Path) -> None:
-    """An EROFS image of what is in the folder. Raises DiskError."""
-    command = [PROGRAM, "--quiet", "-T0", f"-U{_UUID}", "-x-1", "--all-root", str(image), str(layer)]
+def make_image(layer: Path, image: Path, apart: Apart = UNCONFINED, most_bytes: int = 4 << 30) -> None:
+    """An EROFS image of what is in the folder. Raises DiskError, OSError."""
+    program = shutil.which(PROGRAM)
+    if program is None:
+        raise DiskError(f"the disk of {layer}: {PROGRAM} is not installed")
+    made = os.open(image, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
-        done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=MAKE_TIMEOUT_S, check=False)
-    except subprocess.TimeoutExpired as error:
-        raise DiskError(f"the disk of {layer}: {PROGRAM} was not done within {MAKE_TIMEOUT_S:.0f} s") from error
-    if done.returncode:
-        words = " ".join(done.stderr.split())[-400:]
-        raise DiskError(f"the disk of {layer}: {PROGRAM} failed: {words or f'exit {done.returncode}'}")
+        line = [program, "--quiet", "-T0", f"-U{_UUID}", "-x-1", "--all-root", f"/proc/self/fd/{made}", str(layer.resolve())]
+        apart.run(line, [layer], [made], Limits(MAKE_TIMEOUT_S, MAKE_BYTES, most_bytes))
+    except ApartError as error:
+        raise DiskError(f"the disk of {layer}: {PROGRAM} failed: {error}") from error
+    finally:
+        os.close(made)
 
 
 def _key(layer: Path) -> str:

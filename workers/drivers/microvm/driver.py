@@ -15,6 +15,7 @@ import structlog
 from workers.drivers.limits import CONTROLLERS
 from workers.drivers.microvm import fingerprint, template
 from workers.drivers.microvm.accel import AccelError, choose
+from workers.drivers.microvm.apart import ORDINARY, Apart
 from workers.drivers.microvm.clone import MicroVmClone
 from workers.drivers.microvm.code import MOST_INLINE, CodeSource
 from workers.drivers.microvm.confinement import Confinement
@@ -82,10 +83,12 @@ class MicroVmDriver:
             self._tsc_khz = await loop.run_in_executor(None, tsc_khz)
             choice = await loop.run_in_executor(None, choose, self._accel, self._probing_line)
             self._accel = choice.accel
-            self._disks = await loop.run_in_executor(None, Disks, self._folder / "disks", DISK_BYTES, DISKS_KEPT)
-            self._code = CodeSource(self._disks, self._image.python)
             read = [self._image.kernel.parent, *([] if self._qemu.startswith("/usr/") else [Path(self._qemu).parent])]
-            self._places = Places(self._folder, Confinement(read, kvm=self._accel == "kvm"))
+            confinement = Confinement(read, kvm=self._accel == "kvm")
+            self._places = Places(self._folder, confinement)
+            apart = Apart(confinement, self._places.yielding_doors)
+            self._disks = await loop.run_in_executor(None, Disks, self._folder / "disks", DISK_BYTES, DISKS_KEPT, apart)
+            self._code = CodeSource(self._disks, self._image.python, apart)
             refused = await self._places.open(self._network)
         except (OSError, AccelError, DriverError) as error:
             await self.stop()
@@ -121,6 +124,8 @@ class MicroVmDriver:
         missing = list(refused)
         if self._disks.missing:
             missing.append(f"code: packages of more than {MOST_INLINE >> 20} MB do not start: {self._disks.missing}")
+        if not self._places.privileged:
+            missing.append(ORDINARY)
         if limits["memory"] == "none":
             missing.append("memory: no control group; the guest's memory is bounded, QEMU's own is not")
         if limits["cpu"] == "none":

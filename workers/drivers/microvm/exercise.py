@@ -65,7 +65,7 @@ async def _until(frames: "asyncio.Queue[Frame]", gone: "asyncio.Task[Literal[Tru
                 got.cancel()
                 raise DriverError("the microVM ended while it was exercised")
             frame = got.result()
-            if frame.kind == kind:
+            if frame.kind == kind and not (kind == FromGuest.READY and b'"error"' in frame.meta):
                 return frame
-            if frame.kind in (FromGuest.ERROR, FromGuest.RESULT):
+            if frame.kind in (FromGuest.ERROR, FromGuest.RESULT, FromGuest.READY):
                 raise DriverError(f"the exercise of a microVM failed: {frame.meta[:500].decode(errors='replace')}")

@@ -27,6 +27,14 @@ class Places:
     def network(self) -> bool:
         return self._taps is not None
 
+    @property
+    def privileged(self) -> bool:
+        return self._confinement.privileged
+
+    def yielding_doors(self) -> list[str]:
+        """Of a group that weighs less than the node's, where there is one: for what it starts beside machines."""
+        return self.cgroups.shared_doors if self.cgroups is not None else []
+
     async def open(self, network: bool) -> list[str]:
         """Sweeps what a dead predecessor left; what was refused, one line each. `network`: guests are to have a card. Raises
         OSError, DriverError."""

@@ -33,6 +33,7 @@ PRIVATE: tuple[str, ...] = (
     "10.0.0.0/8",
     "100.64.0.0/10",
     "127.0.0.0/8",
+    "168.63.129.16/32",  # a cloud's service for its own machines, at an address that looks public
     "169.254.0.0/16",
     "172.16.0.0/12",
     "192.0.0.0/24",

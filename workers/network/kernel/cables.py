@@ -21,6 +21,8 @@ class Cable:
     def __init__(self, key: tuple[int, int], index: int) -> None:
         self.key, self.index = key, index
         self.used = self.known = False
+        self.detached_at = 0.0
+        """By the event loop's clock; 0: it is not."""
 
 
 class Cables:
@@ -62,6 +64,10 @@ class Cables:
         """Gives the address back, if nothing stands against it."""
         if not cable.known and cable.index not in self._by_index:
             self._held.discard(cable.index)
+
+    def lingering(self, before: float) -> list[int]:
+        """Those that were detached before that time and are still there."""
+        return [index for index, cable in self._by_index.items() if 0 < cable.detached_at < before]
 
     def missing(self, there: Set[int]) -> list[int]:
         """Indices whose cables are not among those."""

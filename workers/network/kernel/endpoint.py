@@ -5,7 +5,6 @@ network) and `pair` (VXLAN to the other proxy, which no node is on). Nothing is 
 process leaves the address and the routes to the other proxy at once. Methods run on its one thread and raise OSError.
 """
 
-import asyncio
 import contextlib
 import ipaddress
 import os
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import msgspec
+import structlog
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
@@ -27,6 +27,8 @@ from workers.network.namespaces import Namespace
 from workers.networks import VpcSpec
 
 T = TypeVar("T")
+
+log = structlog.get_logger(__name__)
 
 END_S = 5.0
 EVERYWHERE = "00:00:00:00:00:00"
@@ -58,7 +60,7 @@ class Endpoint:
         self.programs: dict[str, subprocess.Popen[bytes]] = {}
 
     async def do(self, work: Callable[[], T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._thread, router.told, work)
+        return await router.done(self._thread, work)
 
     @property
     def alone(self) -> bool:
@@ -88,7 +90,7 @@ class Endpoint:
                 here.close()
         finally:
             outside.close()
-        router.nft(rules.proxy(self.spec, TUNNEL, INSIDE, PAIR))
+        self.rule(self.spec)
         (self.folder / "keepalived.conf").write_text(
             pair.keepalived(self.folder, self.place, self.alone, self.spec.address, ways), encoding="utf-8"
         )
@@ -154,16 +156,24 @@ class Endpoint:
 
     def carry(self, nodes: Sequence[NodePlace]) -> None:
         """Carries for these nodes, and no others any more."""
-        wanted = {node.number: node for node in nodes}
+        wanted = {node.number: node for node in nodes}  # one that cannot be carried for stands in nobody else's way
         for number, node in list(self._nodes.items()):
             if wanted.get(number) != node:
                 self._node(node, "del", "delete")
                 del self._nodes[number]
         for number, node in wanted.items():
             if number not in self._nodes:
-                self._node(node, "replace", "append")
-                self._nodes[number] = node
-        router.nft(rules.proxied_nodes(sorted(wanted)))
+                try:
+                    self._node(node, "replace", "append")
+                except (OSError, ValueError, NetlinkError) as error:
+                    log.warning("networks.node_not_carried", node=node.name, underlay=node.underlay, error=str(error))
+                else:
+                    self._nodes[number] = node
+        router.nft(rules.proxied_nodes(sorted(self._nodes)))
+
+    def rule(self, spec: VpcSpec) -> None:
+        """Holds this spec's rules; connections that they allow go on."""
+        router.nft(rules.proxy(spec, TUNNEL, INSIDE, PAIR) + rules.proxied_nodes(sorted(self._nodes)))
 
     def _node(self, node: NodePlace, verb: str, entry: str) -> None:
         mac = addresses.node_mac(node.number)
@@ -199,8 +209,10 @@ class Endpoint:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     async def end(self) -> None:
-        await self.do(self.stop)
-        await asyncio.get_running_loop().run_in_executor(None, self._thread.shutdown)
+        try:
+            await self.do(self.stop)
+        finally:
+            self._thread.shutdown(wait=False, cancel_futures=True)
 
 
 def inside_of(host: IPRoute, spec: VpcSpec) -> tuple[int, list[Way]]:

@@ -2,6 +2,8 @@
 transaction of two elements (whose its packets are, and that answers may come back), some 0.05 ms."""
 
 import asyncio
+import contextlib
+import functools
 import os
 import struct
 from collections.abc import Coroutine, Sequence
@@ -18,6 +20,7 @@ from workers.ports import Attachment, NetworkUnavailable, SandboxNetwork
 
 AGAIN_S = 5.0  # until a tunnel that could not be opened is tried again
 CARRIER_S = 2.0  # between two looks at which proxy carries the tunnels
+LINGER_S = 2.0  # a cable whose instance was detached goes with its sandbox, which is quicker, or after that time
 
 log = structlog.get_logger(__name__)
 
@@ -158,6 +161,7 @@ class KernelPlane:
         tunnel.tell()
         if tunnel.leaving:
             self._kick.set()
+        cable.detached_at = asyncio.get_running_loop().time()
         self._background(self._forget(cable, mark))
 
     def _of(self, vpc: str) -> Tunnel | None:
@@ -225,6 +229,10 @@ class KernelPlane:
         while True:
             await asyncio.sleep(CARRIER_S)
             await self._see_carriers()
+            lingering = self._cables.lingering(asyncio.get_running_loop().time() - LINGER_S)
+            if lingering:  # a connection that nobody closed keeps its sandbox's namespace
+                with contextlib.suppress(OSError):
+                    await self._router.do(functools.partial(self._router.unwire, lingering))
 
     def _look(self) -> None:
         self._background(self._see_carriers())

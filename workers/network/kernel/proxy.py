@@ -12,9 +12,8 @@ from pathlib import Path
 
 import structlog
 
-from workers.network.kernel import addresses, router, rules
+from workers.network.kernel import addresses
 from workers.network.kernel.endpoint import Endpoint, NodePlace
-from workers.network.kernel.pair import INSIDE, PAIR, TUNNEL
 from workers.networks import TunnelState, VpcSpec
 
 BACKEND = "kernel"
@@ -128,7 +127,7 @@ class KernelProxy:
             return
         try:
             if (before.cidrs, before.rules) != (spec.cidrs, spec.rules):
-                await endpoint.do(lambda: router.nft(rules.proxy(spec, TUNNEL, INSIDE, PAIR)))
+                await endpoint.do(lambda: endpoint.rule(spec))
             endpoint.spec = spec
             await endpoint.do(lambda: endpoint.carry(self._nodes))
         except OSError as error:

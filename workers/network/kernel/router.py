@@ -37,7 +37,11 @@ GOING_S = 3.0  # how long the kernel may take to end the namespace of a killed p
 TRIED_PORT = 4787  # nobody is asked to answer there
 OVERHEAD = 50  # bytes that VXLAN puts around a packet
 PROGRAM_TIMEOUT_S = 10.0
+WORK_S = 30.0  # a step takes milliseconds, at the end of a long queue of others seconds
 NICENESS = 5  # it holds the kernel's one lock of network settings while it works
+
+ORPHAN_RETRIES = "4"
+"""Of a connection that its process left open when it was ended: some 6 s instead of 100, as long as it keeps the namespace."""
 
 SETTINGS = (  # below /proc/sys/net
     ("ipv6/conf/all/disable_ipv6", "1"),
@@ -63,7 +67,7 @@ class Router:
         """Of tunnels and cables, bytes."""
 
     async def do(self, work: Callable[[], T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._thread, told, work)
+        return await done(self._thread, work)
 
     def start(self) -> None:
         with contextlib.suppress(OSError):
@@ -110,8 +114,10 @@ class Router:
             self.namespace = None
 
     async def end(self) -> None:
-        await self.do(self.close)
-        await asyncio.get_running_loop().run_in_executor(None, self._thread.shutdown)
+        try:
+            await self.do(self.close)
+        finally:
+            self._thread.shutdown(wait=False, cancel_futures=True)
 
     def wire(self, network: SandboxNetwork, index: int) -> None:
         """The sandbox's cable, its address and its way out."""
@@ -137,7 +143,7 @@ class Router:
 
     @staticmethod
     def _wire_inside(network: SandboxNetwork, address: str) -> None:
-        settings(SETTINGS[:2])
+        settings((*SETTINGS[:2], ("ipv4/tcp_orphan_retries", ORPHAN_RETRIES)))
         inside = Netlink()
         try:
             inside.request(
@@ -154,6 +160,12 @@ class Router:
                 nft(rules.guest(network.card, network.guest, SANDBOX_DEVICE, address))
         finally:
             inside.close()
+
+    def unwire(self, indices: Sequence[int]) -> None:
+        """Takes away the cables that are still there."""
+        for index in indices:
+            with contextlib.suppress(OSError):  # gone with the sandbox
+                self._quick.request("a cable taken away", netlink.removed(CABLES + index))
 
     def forget(self, mark: int) -> None:
         """All connections with the mark."""
@@ -234,6 +246,15 @@ class Router:
             if entry.get_attr("NDA_LLADDR") == gateway and entry.get_attr("NDA_DST"):
                 return names.get(entry.get_attr("NDA_DST"), "")
         return ""
+
+
+async def done(thread: ThreadPoolExecutor, work: Callable[[], T]) -> T:
+    """What `work` gives on the thread. Raises OSError, also when that takes too long: then the thread is stuck, and says so."""
+    try:
+        async with asyncio.timeout(WORK_S):
+            return await asyncio.get_running_loop().run_in_executor(thread, told, work)
+    except TimeoutError:
+        raise OSError(errno.ETIMEDOUT, f"the kernel did not answer within {WORK_S:g} s") from None
 
 
 def told(work: Callable[[], T]) -> T:

@@ -12,15 +12,13 @@ from collections.abc import Iterable, Sequence
 
 from workers.network.kernel import addresses
 from workers.network.kernel.addresses import EGRESS, INDEX_MASK, OWN_INDEX, SLOT_MASK
-from workers.networks import RESOLVER, VpcSpec
+from workers.networks import RESOLVER, TUNNEL_PORTS, VpcSpec
 
 TABLE = "foreglow"
 TUNNELS, UPLINKS = 2, 3  # groups of devices in a router
 CONNECTIONS = 1024  # at once, of one instance: no more, so that none takes the table that all share
 PAIR_PORT = 3780
-VXLAN_PORT, PAIR_VXLAN_PORT = 4789, 4788  # IANA's, and beside it the pairs', so that no node is heard there
-TUNNEL_PORTS = (PAIR_VXLAN_PORT, VXLAN_PORT)
-"""No function sends to these by UDP: where a private network leads to the underlay, it would be in everybody's tunnels."""
+PAIR_VXLAN_PORT, VXLAN_PORT = TUNNEL_PORTS  # the pairs', so that no node is heard there, and IANA's
 
 _BEFORE_FRAGMENTS = -450  # conntrack puts fragments together at -400
 

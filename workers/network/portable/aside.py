@@ -6,6 +6,7 @@ by the loop's own thread where that may come back (root): two changes of threads
 
 import asyncio
 import contextlib
+import errno
 import os
 import queue
 import threading
@@ -62,7 +63,7 @@ class Aside:
 
     async def at_once(self, work: Callable[[], T], undo: Callable[[T], None]) -> T:
         """As `run`, without another thread where that can be. For what takes a fraction of a millisecond."""
-        if not self._returns:
+        if self._ended or not self._returns:
             return await self.run(work, undo)
         try:
             return work()
@@ -72,6 +73,8 @@ class Aside:
     async def run(self, work: Callable[[], T], undo: Callable[[T], None] | None = None) -> T:
         """What `work` returns or raises; it may leave its thread in another namespace. `undo`: for what nobody waits for any
         more, since a thread cannot be called back."""
+        if self._ended:
+            raise OSError(errno.ESHUTDOWN, "the node's tunnels are closed")
         done: Future[T] = Future()
 
         def job() -> None:

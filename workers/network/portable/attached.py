@@ -8,7 +8,7 @@ from collections.abc import Callable
 from ipaddress import IPv4Network
 from typing import Protocol
 
-from workers.network.portable.destinations import allowed, inside, public
+from workers.network.portable.destinations import allowed, exists, inside, public
 from workers.network.portable.legs import Direct, Leg
 from workers.network.portable.outward import Datagrams, NoWay, dial, idle_of, system_resolver
 from workers.network.portable.tunnel import Tunnel
@@ -94,7 +94,7 @@ class Attached:
         self._server: asyncio.AbstractServer | None = None
         self._legs: set[Leg] = set()
         self._exchanges: OrderedDict[tuple[Place, Place], _Exchange] = OrderedDict()
-        self._dialling: set[asyncio.Task[None]] = set()
+        self._dialling: dict[Leg, asyncio.Task[None]] = {}
         self._detached = False
 
     async def start(self) -> None:
@@ -115,7 +115,7 @@ class Attached:
             self._wired.streams.shutdown(socket.SHUT_RDWR)  # at once; closing may take until the loop's next turn
         if self._server is not None:
             self._server.close()
-        for task in self._dialling:
+        for task in self._dialling.values():
             task.cancel()
         for leg in list(self._legs):
             way = leg.way
@@ -137,7 +137,7 @@ class Attached:
             return Open(protocol, "", DNS, internet) if known and port == DNS else None
         if spec is not None and inside(spec, address):
             return Open(protocol, address, port) if allowed(spec, address, protocol, port) else None
-        return Open(protocol, address, port, True) if internet and port and public(address) else None
+        return Open(protocol, address, port, True) if internet and exists(protocol, port) and public(address) else None
 
     def accepted(self, leg: Leg, to: Place) -> None:
         """A connection of the sandbox is here; it is carried there, or it is reset."""
@@ -148,12 +148,13 @@ class Attached:
         elif self.tunnel is not None:
             self.tunnel.carry(leg, way)
         else:
-            task = asyncio.get_running_loop().create_task(self._dial(leg, way))
-            self._dialling.add(task)
-            task.add_done_callback(self._dialling.discard)
+            task = self._dialling[leg] = asyncio.get_running_loop().create_task(self._dial(leg, way))
+            task.add_done_callback(lambda _: self._dialling.pop(leg, None))
 
     def left(self, leg: Leg) -> None:
         self._legs.discard(leg)
+        if (dialling := self._dialling.get(leg)) is not None:  # nobody waits for it: it must not go on uncounted
+            dialling.cancel()
 
     async def _dial(self, leg: Leg, to: Open) -> None:
         far = Leg()

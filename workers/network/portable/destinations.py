@@ -4,7 +4,9 @@ import ipaddress
 import socket
 
 from workers.network.portable.netlink import ROUTE_UNICAST, Netlink, ask_route, route_type
-from workers.networks import VpcSpec
+from workers.networks import TUNNEL_PORTS, VpcSpec
+
+LAST_PORT = 65535
 
 NOT_PUBLIC = tuple(
     ipaddress.IPv4Network(network)
@@ -38,7 +40,12 @@ def inside(spec: VpcSpec, address: str) -> bool:
 
 
 def allowed(spec: VpcSpec, address: str, protocol: str, port: int) -> bool:
-    return port > 0 and not never(address) and spec.allows(address, protocol, port)
+    return exists(protocol, port) and not never(address) and spec.allows(address, protocol, port)
+
+
+def exists(protocol: str, port: int) -> bool:
+    """A port there is, and none of the kernel backend's tunnels."""
+    return 0 < port <= LAST_PORT and not (protocol == "udp" and port in TUNNEL_PORTS)
 
 
 def public(address: str) -> bool:

@@ -15,7 +15,8 @@ _NEW_LINK, _GET_LINK, _NEW_ADDRESS, _NEW_ROUTE, _DELETE_ROUTE, _GET_ROUTE = 16, 
 _TABLE_MAIN, _PROTOCOL_STATIC, _SCOPE_HOST, _SCOPE_LINK = 254, 4, 254, 253
 ROUTE_UNICAST, ROUTE_LOCAL = 1, 2
 _NFT, _BATCH_BEGIN, _BATCH_END = 10, 16, 17
-_NEW_TABLE, _GET_TABLE, _NEW_CHAIN, _NEW_RULE = 0, 1, 3, 6
+_NEW_TABLE, _GET_TABLE, _DELETE_TABLE, _NEW_CHAIN, _NEW_RULE = 0, 1, 2, 3, 6
+NFT_INET = 1
 _ACCEPT, _DROP = 1, 0
 _LOOPBACK = socket.inet_aton("127.0.0.1")
 TIMEOUT_S = 5.0
@@ -173,9 +174,13 @@ def divert(table: str, port: int) -> list[Request]:
     return made
 
 
-def ask_table(table: str) -> Request:
+def ask_table(table: str, family: int = socket.AF_INET) -> Request:
     """Refused with FileNotFoundError where there is none."""
-    return _NFT << 8 | _GET_TABLE, 0, struct.pack("!BBH", socket.AF_INET, 0, 0) + _text(1, table)
+    return _NFT << 8 | _GET_TABLE, 0, struct.pack("!BBH", family, 0, 0) + _text(1, table)
+
+
+def delete_table(table: str, family: int) -> Request:
+    return _NFT << 8 | _DELETE_TABLE, 0, struct.pack("!BBH", family, 0, 0) + _text(1, table)
 
 
 def _expression(name: str, *attributes: bytes) -> bytes:

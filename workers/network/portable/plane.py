@@ -113,6 +113,7 @@ class PortablePlane:
             raise NetworkUnavailable(self._why_not(vpc))
         if not vpc and egress != Egress.INTERNET:
             raise NetworkUnavailable("neither a Vpc nor the Internet is asked for: there is nothing to attach to")
+        before = tunnel.spec if tunnel is not None else None
         if tunnel is not None:
             tunnel.hold(1)
         try:
@@ -124,6 +125,11 @@ class PortablePlane:
             raise
         try:
             await attached.start()
+            if tunnel is not None and tunnel.spec is not before:  # it changed while the sandbox was being wired
+                attached.follow()
+        except OSError as error:
+            attached.detach()
+            raise NetworkUnavailable(f"{vpc}: {error}") from error
         except BaseException:
             attached.detach()
             raise

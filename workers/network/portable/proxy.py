@@ -19,8 +19,8 @@ SHARES = 4
 MAX_LINKS_PER_NODE = 2
 """Of one node and Vpc: one that stands, and one that the node made after a loss this side has not seen yet."""
 
-MAX_UNSAID = 64
-"""Connections that have not said hello."""
+MAX_UNSAID, MAX_UNSAID_PER_NODE = 64, 4
+"""Connections that have not said hello, of all nodes and of one."""
 
 Admits = Callable[[Peer, str], str]
 """Why a node (its certificate is good) may not use a Vpc; empty: it may."""
@@ -68,7 +68,7 @@ class PortableProxy:
 
     def use(self, specs: Sequence[VpcSpec]) -> None:
         """The Vpcs whose private network this is in. Links of others are closed once their streams have ended; streams that the
-        rules do not allow any more are reset."""
+        rules do not allow any more are reset, links of nodes that may not use the Vpc any more end at once."""
         before, self._specs = self._specs, {spec.vpc: spec for spec in specs}
         for served in list(self._served):
             if not served.vpc:
@@ -76,6 +76,8 @@ class PortableProxy:
             spec = self._specs.get(served.vpc)
             if spec is None:
                 served.close_when_drained()
+            elif (refused := self._admit(served.peer, served.vpc)) and served.link is not None:
+                served.link.drop(refused)
             elif spec != before.get(served.vpc):
                 served.follow(spec)
 
@@ -108,7 +110,9 @@ class PortableProxy:
 
     def enters(self, served: Served) -> None:
         """Raises NotTrusted when there are too many that said nothing yet."""
-        if sum(1 for one in self._served if not one.vpc) >= MAX_UNSAID:
+        unsaid = [one for one in self._served if not one.vpc]
+        own = sum(1 for one in unsaid if one.peer.name == served.peer.name)
+        if len(unsaid) >= MAX_UNSAID or own >= MAX_UNSAID_PER_NODE:
             raise NotTrusted("too many connections that said no hello")
         self._served.add(served)
 

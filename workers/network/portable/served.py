@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import structlog
 
 from workers.network.portable.credit import Budget
-from workers.network.portable.destinations import allowed, inside, public
+from workers.network.portable.destinations import allowed, exists, inside, public
 from workers.network.portable.legs import Leg
 from workers.network.portable.link import Link
 from workers.network.portable.outward import Datagrams, NoWay, dial, idle_of, system_resolver
@@ -53,8 +53,8 @@ class Served:
         self.node = ""
         self.vpc = ""
         self.tasks: set[asyncio.Task[None]] = set()
+        self.peer = Peer("", "")
         self._proxy = proxy
-        self._peer = Peer("", "")
         self._flows = 0
         self._draining = False
 
@@ -63,7 +63,7 @@ class Served:
     def on_secured(self, link: Link, peer: Peer) -> None:
         if peer.role != "node":
             raise NotTrusted(f"{peer.role} {peer.name} is no node")
-        self._peer = peer
+        self.peer = peer
         self._proxy.enters(self)
 
     def on_word(self, link: Link, kind: Kind, ident: int, meta: bytes) -> None:
@@ -91,12 +91,12 @@ class Served:
         elif spec is None:
             refused = f"the proxy does not know the Vpc {hello.vpc[:100]!r} (yet)"
         else:
-            refused = self._proxy.admits(self, self._peer, hello.vpc)
+            refused = self._proxy.admits(self, self.peer, hello.vpc)
         if refused or spec is None:
             link.say(Kind.CLOSING, 0, Reason("closing", refused))
             asyncio.get_running_loop().call_later(REFUSAL_S, link.drop, refused)  # the node closes first, having read it
             return
-        self.node, self.vpc = self._peer.name, hello.vpc
+        self.node, self.vpc = self.peer.name, hello.vpc
         link.opened()
         link.say(Kind.WELCOME, 0, Welcome(PROTOCOL, spec.generation, MAX_STREAMS, MAX_FLOWS))
         log.info("link.open", node=self.node, vpc=self.vpc)
@@ -131,7 +131,7 @@ class Served:
     def _open(self, link: Link, ident: int, to: Open) -> None:
         spec = self._proxy.spec(self.vpc)
         refused = Reason("closing", "the Vpc is not served here any more") if spec is None or self._draining else None
-        if refused is None and len(link.carried) >= MAX_STREAMS:
+        if refused is None and max(len(link.carried), len(self.tasks)) >= MAX_STREAMS:  # connecting goes on after a RESET
             refused = Reason("limit", f"{MAX_STREAMS} streams are open on this link")
         if refused is None and to.protocol == "udp" and self._flows >= MAX_FLOWS:
             refused = Reason("limit", f"{MAX_FLOWS} flows are open on this link")
@@ -161,7 +161,7 @@ class Served:
             if inside(spec, to.address):
                 if allowed(spec, to.address, to.protocol, to.port):
                     return to.address, to.port, spec.address
-            elif to.egress and 0 < to.port < 65536 and public(to.address):
+            elif to.egress and exists(to.protocol, to.port) and public(to.address):
                 return to.address, to.port, spec.address
         except ValueError as error:
             raise NoWay("denied", str(error)) from error

@@ -17,9 +17,11 @@ from ipaddress import IPv4Network
 from workers.network import namespaces
 from workers.network.portable.netlink import (
     NETLINK_NETFILTER,
+    NFT_INET,
     Netlink,
     add_address,
     ask_table,
+    delete_table,
     divert,
     link_settled,
     link_up,
@@ -54,6 +56,10 @@ def _wire(card: str) -> None:
                 index = socket.if_nametoindex(card)
                 wanted += [link_up(index), add_address(index, GATEWAY, PREFIX), link_settled(index)]
             links.ask(*wanted)
+        if card:  # the kernel backend may have wired it, and then lets nothing in
+            with contextlib.suppress(FileNotFoundError):
+                rules.ask(ask_table(TABLE, NFT_INET))
+                rules.transaction(delete_table(TABLE, NFT_INET))
         with contextlib.suppress(FileExistsError):  # another thread was as quick
             rules.transaction(*_RULES)
 
