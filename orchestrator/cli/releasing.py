@@ -155,7 +155,7 @@ def alias(
             client.delete(f"{path}/{segment(alias)}")
             print(f"removed {name}:{alias}")
             return
-        wanted = {**_pointer(targets or []), "release": plan_of(ramp, hold, no_gate)}
+        wanted = {**pointer_of(targets or []), "release": plan_of(ramp, hold, no_gate)}
         if sticky is not None:
             wanted["sticky"] = sticky.lower()
         made = client.put(f"{path}/{segment(alias)}", wanted)
@@ -256,7 +256,8 @@ def _rounded(pointer: Mapping[str, Any]) -> dict[int, float]:
     return {number: round(share, 4) for number, share in shares_of(pointer).items()}
 
 
-def _pointer(targets: list[str]) -> dict[str, Any]:
+def pointer_of(targets: list[str]) -> dict[str, Any]:
+    """What an alias is to mean, as the API takes it. Raises Failure."""
     if not 1 <= len(targets) <= 2:
         raise Failure("name one version (3), or two with their percents (3:70 4:30)")
     numbers, percents = [], []
