@@ -297,7 +297,7 @@ class Node:
             self.decisions.lost(item.decision_id, "the node does not know this version" if spec is None else "draining")
         elif item.level == "standby":
             self.held.hold(item.decision_id, spec.tenant, spec.memory_mb, item.trace_id, needed_at)
-        elif self.execution.begin(spec, needed_at, item.decision_id, trace_id=item.trace_id) is None:
+        elif self.execution.begin(spec, needed_at, item.decision_id, trace_id=item.trace_id, probe=item.probe) is None:
             self.decisions.lost(item.decision_id, "no memory left on the node")
 
     def _expect_standbys(self, batch: PrepareBatch) -> None:

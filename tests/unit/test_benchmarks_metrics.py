@@ -32,6 +32,8 @@ PROMISED = {
     "replay.waste_ratio": 0.35,
     "replay.stage_cold_ratio": 0.01,
     "replay.calibration_error": 0.02,
+    "release.cold_requests": 0,
+    "release.p99_excess": 1,
     "planner.plan100_ms": 5,
     "planner.observe_us": 50,
     "tunnel.attach.p50_ms": 0.5,

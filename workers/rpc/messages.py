@@ -130,7 +130,7 @@ class PrepareItem(msgspec.Struct, array_like=True, frozen=True):
     """`level`: ready (an instance), standby (a clone without code of the version's tenant and shape, held for whatever the run
     turns out to need) or code (only the layers into tier 1). `delay_s` is relative to receipt; what was prepared, once ready and
     unused for `expires_s`, is given up. `needed_in_s` orders what a node prepares, the smallest first. `trace_id`: the run it is
-    for, empty when for none."""
+    for, empty when for none. `probe`: it is ready only once its guest has answered, after its init."""
 
     decision_id: str
     version: str
@@ -139,6 +139,7 @@ class PrepareItem(msgspec.Struct, array_like=True, frozen=True):
     expires_s: float = 60.0
     needed_in_s: float = 0.0
     trace_id: str = ""
+    probe: bool = False
 
 
 class PrepareBatch(msgspec.Struct, array_like=True, frozen=True):
