@@ -42,6 +42,7 @@ _BROUGHT = (
 _FRONTIER = "workflows under Azure's load of 2019, virtual clock"
 _LIVE = "two workflows, each run from cold on real sandboxes and again in a replay"
 _VM = "driver microvm, tcg"
+_RELEASE = "a path of two under 50 calls a second, its entry (init 150 ms) goes 0 -> 30 -> 100 % to a new version"
 _TUNNEL = "a node, two tenants with the same addresses, Redis, in network namespaces of one machine"
 _REPLAYED = "Azure's load of 2019, 250 functions over 8 hours on one node, Zipf-sized packages, virtual clock"
 
@@ -270,6 +271,17 @@ _ALL = (
         Better.HIGHER,
     ),
     Metric("code.replay.planned", "code", "ratio", "the same for other bounds, loads and settings", better=Better.HIGHER),
+    Metric("release.cold_requests", "release", "requests", f"{_RELEASE}: gated, calls that waited for an instance of it", 0),
+    Metric("release.p99_ms", "release", "ms", "of all calls of the gated windows, the 99th percentile"),
+    Metric("release.p99_ratio", "release", "ratio", "the same / that of windows without a release, taken in turns"),
+    Metric("release.p99_excess", "release", "ratio", "its upper bound / max(1.05, that of release.still_p99_ratio)", 1),
+    Metric("release.mean_ratio", "release", "ratio", "as release.p99_ratio, of the means"),
+    Metric("release.ungated_cold_requests", "release", "requests", f"{_RELEASE}: ungated, calls that waited for one of it"),
+    Metric("release.ungated_p99_ms", "release", "ms", "as release.p99_ms, ungated"),
+    Metric("release.ungated_p99_ratio", "release", "ratio", "as release.p99_ratio, ungated"),
+    Metric("release.ungated_p99_excess", "release", "ratio", "as release.p99_excess, ungated"),
+    Metric("release.still_p99_ms", "release", "ms", "as release.p99_ms, of windows without a release"),
+    Metric("release.still_p99_ratio", "release", "ratio", "99th percentiles of two sorts of windows without a release (A/A)"),
     Metric("burst.alone_p50_ms", "burst", "ms", f"{_NEIGHBOUR}, nothing beside it: median"),
     Metric("burst.alone_p95_ms", "burst", "ms", "the same at the 95th percentile"),
     Metric("burst.beside_p50_ms", "burst", "ms", f"{_NEIGHBOUR}, sent as soon as 12 prewarms are ordered: median"),
@@ -377,12 +389,12 @@ _ALL = (
     Metric(
         "tunnel.kernel.throughput_share",
         "tunnels",
-        "",
+        "ratio",
         f"{_TUNNEL}, kernel: that of a direct veth in the same turns: median of ratios",
         0.7,
         Better.HIGHER,
     ),
-    Metric("tunnel.portable.throughput_share", "tunnels", "", f"{_TUNNEL}, portable: the same", better=Better.HIGHER),
+    Metric("tunnel.portable.throughput_share", "tunnels", "ratio", f"{_TUNNEL}, portable: the same", better=Better.HIGHER),
     Metric(
         "tunnel.failover_s",
         "tunnels",
@@ -393,14 +405,14 @@ _ALL = (
     Metric(
         "tunnel.crossed",
         "tunnels",
-        "",
+        "attempts",
         f"{_TUNNEL}: of 10,000 attempts of a hostile function how many got an answer from what it must not reach",
         0.0,
     ),
 )
 
 METRICS: Mapping[str, Metric] = {metric.name: metric for metric in _ALL}
-TOPICS = ("warm", "cold", "microvm", "chain", "burst", "page", "code", "replay", "live", "planner", "tunnels")
+TOPICS = ("warm", "cold", "microvm", "chain", "burst", "release", "page", "code", "replay", "live", "planner", "tunnels")
 
 
 def of_topic(topic: str) -> list[Metric]:

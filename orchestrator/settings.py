@@ -11,6 +11,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from orchestrator.folders import default_state
 from orchestrator.quotas import Quotas
+from orchestrator.releases import Rules
 from orchestrator.zones import DEFAULT_ZONE
 from workers.rpc.transport import Address, parse_address
 
@@ -70,6 +71,13 @@ class Settings(BaseSettings):
     prewarm_memory_mb: int = Field(default=8192, ge=0)
     prewarm_idle_s_per_busy_s: float = Field(default=1.0, ge=0, allow_inf_nan=False)  # of the policy priced, for each tenant
     prewarm_unused_s: float = Field(default=60.0, gt=0, allow_inf_nan=False)
+
+    # of releases, see orchestrator.releases.Rules
+    release_target: float = Field(default=Rules().target, gt=0, le=1, allow_inf_nan=False)
+    release_timeout_s: float = Field(default=Rules().timeout_s, gt=0, allow_inf_nan=False)
+    release_error_rate: float = Field(default=Rules().error_rate, ge=0, le=1, allow_inf_nan=False)
+    release_slowdown: float = Field(default=Rules().slowdown, ge=1, allow_inf_nan=False)
+    release_requests: int = Field(default=Rules().requests, ge=1, le=2**31 - 1)
 
     # of each tenant for which an operator set none; so are prewarm_instances and prewarm_idle_s_per_busy_s
     quota_functions: int = Field(default=Quotas().functions, ge=0, le=2**31 - 1)
@@ -165,6 +173,12 @@ class Settings(BaseSettings):
             self.prewarm_instances,
             self.quota_vpcs,
             self.prewarm_idle_s_per_busy_s,
+        )
+
+    @property
+    def release_rules(self) -> Rules:
+        return Rules(
+            self.release_target, self.release_timeout_s, self.release_error_rate, self.release_slowdown, self.release_requests
         )
 
     @field_validator("ops_address")

@@ -31,6 +31,7 @@ from workers.keeping import KeepTimes
 from workers.logs import LogStore
 from workers.ports import CodeUnavailable, DriverError, InitFailed, NetworkUnavailable
 from workers.preparation import Preparer
+from workers.probing import probe as ask_guest
 from workers.rpc.connection import Connection
 from workers.rpc.messages import ChildCall, ErrorDetail, InvokeRequest, InvokeResult, Rpc
 from workers.sealing import SealError
@@ -340,7 +341,13 @@ class Execution:
     # -- instances
 
     def begin(
-        self, spec: VersionSpec, priority: float, decision_id: str = "", child: bool = False, trace_id: str = ""
+        self,
+        spec: VersionSpec,
+        priority: float,
+        decision_id: str = "",
+        child: bool = False,
+        trace_id: str = "",
+        probe: bool = False,
     ) -> Instance | None:
         """Starts preparing an instance; None when there is no memory for it. On demand, what is planned or idle gives way."""
         if self._stopping:
@@ -363,7 +370,7 @@ class Execution:
                 self._drop(victim, "gave way to a request")
         self.memory.reserve(held_mb)
         self._preparer.keep_code(spec)
-        instance = Instance(spec, spec.memory_mb, decision_id, trace_id, beside_mb=self.memory.beside_mb)
+        instance = Instance(spec, spec.memory_mb, decision_id, trace_id, beside_mb=self.memory.beside_mb, probe=probe)
         self.table.add(instance)
         self._started()
         task = self._loop.create_task(self._prepare(instance, priority, victims))
@@ -379,6 +386,7 @@ class Execution:
                 if victim.clone is not None:
                     await victim.clone.kill("gave way to a request")
             await self._preparer.prepare(instance, priority)
+            await self._probe(instance)
         except InitFailed as error:
             found = error.detail
             status, detail = (
@@ -415,6 +423,10 @@ class Execution:
         if not instance.live and instance.spec.version in self.draining:
             self.kill(instance, "draining")
         self._changed()
+
+    async def _probe(self, instance: Instance) -> None:
+        if instance.probe and instance.state is not State.GONE:
+            await ask_guest(instance.clone, partial(self._on_frame, instance))
 
     def _failed(self, instance: Instance, status: str, detail: ErrorDetail) -> None:
         if instance.state is State.GONE:

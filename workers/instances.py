@@ -30,7 +30,7 @@ class State(StrEnum):
 class Instance:
     """One running copy of a version. `waiting` holds invocations that adopted it before it was ready. `memory_mb`: its shape;
     `held_mb`: what it counts. `trace_id`: the run it was begun for. `source`: what it was made from: a function template, a
-    standby, or a clone of the tenant's template."""
+    standby, or a clone of the tenant's template. `probe`: see workers.probing."""
 
     spec: VersionSpec
     memory_mb: int
@@ -50,6 +50,7 @@ class Instance:
     timings: Timings = Timings()
     next_id: int = 0
     beside_mb: int = 0
+    probe: bool = False
 
     def detach(self) -> None:
         """Its network is nobody's any more, at once."""

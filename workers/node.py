@@ -21,6 +21,7 @@ from workers.held_standbys import HeldStandbys
 from workers.init_order import InitOrder
 from workers.logs import LogStore
 from workers.network.none import NoPlane
+from workers.networks import VpcSpec
 from workers.ports import CodeTier, CodeUnavailable, Driver, IsolationReport, TunnelPlane
 from workers.preparation import Preparer
 from workers.rpc.connection import Connection, Listening, listen
@@ -94,6 +95,8 @@ class Node:
         self._specs: OrderedDict[str, VersionSpec] = OrderedDict()
         self._connections: set[Connection] = set()
         self._subscribers: set[Connection] = set()
+        self._vpcs_told: dict[Connection, list[VpcSpec]] = {}
+        """Of a planner that has not said all of them yet."""
         self._watchers: set[Connection] = set()  # hear the heartbeat only
         self._updates: list[DecisionUpdate] = []
         self._tell_handle: asyncio.TimerHandle | None = None
@@ -195,6 +198,7 @@ class Node:
     def on_lost(self, connection: Connection, why: str) -> None:
         self._connections.discard(connection)
         self._subscribers.discard(connection)
+        self._vpcs_told.pop(connection, None)
         self._watchers.discard(connection)
         self.execution.connection_lost(connection)
         log.info("peer.lost", role=connection.peer.role, peer=connection.peer.name, why=why)
@@ -222,7 +226,11 @@ class Node:
         elif kind == Rpc.CACHES and connection.peer.role == "planner":
             self.on_caches(message.addresses)
         elif kind == Rpc.VPCS and connection.peer.role == "planner":
-            self._keep(self.tunnels.use(message.vpcs))
+            told = [*self._vpcs_told.pop(connection, ()), *message.vpcs]
+            if message.more:
+                self._vpcs_told[connection] = told
+            else:
+                self._keep(self.tunnels.use(told))
         elif kind == Rpc.CALLERS and connection.peer.role == "control":
             self._take_callers(message.callers)
 
@@ -289,7 +297,7 @@ class Node:
             self.decisions.lost(item.decision_id, "the node does not know this version" if spec is None else "draining")
         elif item.level == "standby":
             self.held.hold(item.decision_id, spec.tenant, spec.memory_mb, item.trace_id, needed_at)
-        elif self.execution.begin(spec, needed_at, item.decision_id, trace_id=item.trace_id) is None:
+        elif self.execution.begin(spec, needed_at, item.decision_id, trace_id=item.trace_id, probe=item.probe) is None:
             self.decisions.lost(item.decision_id, "no memory left on the node")
 
     def _expect_standbys(self, batch: PrepareBatch) -> None:

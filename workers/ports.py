@@ -310,6 +310,9 @@ class TunnelPlane(Protocol):
     def states(self) -> Sequence[TunnelState]:
         """All tunnels, now."""
 
+    def state(self, vpc: str) -> TunnelState | None:
+        """One of them, without looking at each: starts ask. None: this node has no such tunnel."""
+
     async def wire(self, network: SandboxNetwork) -> None:
         """Does ahead of need what attaching the sandbox will take, whatever its Vpc. May be left out, then `attach` does it.
         Raises NetworkUnavailable."""

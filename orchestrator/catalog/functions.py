@@ -1,10 +1,12 @@
 """Functions and their versions: every change writes state, a higher generation and one event in one transaction."""
 
+from typing import Any
+
 import msgspec
 from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 
-from graph.ids import FunctionId, VersionId, function_id, name_of, number_of, tenant_of
+from graph.ids import LATEST, FunctionId, VersionId, function_id, name_of, number_of, tenant_of
 from orchestrator.catalog import conditions
 from orchestrator.catalog.database import Database, retried
 from orchestrator.catalog.errors import NotFound, Refused
@@ -17,20 +19,24 @@ from orchestrator.catalog.model import (
     Layer,
     LayerRole,
     Package,
+    Publication,
     Version,
     VersionState,
 )
 from orchestrator.catalog.outbox import add_event
 from orchestrator.catalog.packages import requirements_source
+from orchestrator.catalog.pointers import alive, bump, move, referred, row_of
+from orchestrator.catalog.releases import Plan, begin, open_release, settled, supersede
 from orchestrator.catalog.routes import Route
 from orchestrator.catalog.tenants import check_quota, living, remove_function
-from orchestrator.catalog.views import FunctionView, VersionView, view_functions, view_route, view_spec, view_version
+from orchestrator.catalog.views import INVOCABLE, FunctionView, VersionView, view_functions, view_route, view_spec, view_version
 from orchestrator.catalog.vpc_rows import check_there
 from orchestrator.quotas import Quotas
+from orchestrator.splitting import Pointer
 from workers.versions import VersionSpec
 
 VERSIONS_KEPT = 100
-"""Per function; older ones that do not serve go when a new one comes."""
+"""Per function; older ones that nothing refers to go when a new one comes."""
 
 
 class VersionSettings(msgspec.Struct, frozen=True):
@@ -78,8 +84,8 @@ class Functions:
         self._quotas = quotas
 
     @retried
-    def put(self, tenant: str, name: str, settings: VersionSettings, now: float) -> FunctionView:
-        """A new immutable version, waiting for its conditions.
+    def put(self, tenant: str, name: str, settings: VersionSettings, now: float, plan: Plan | None = Plan()) -> FunctionView:  # noqa: B008
+        """A new immutable version, waiting for its conditions. `plan`: how $LATEST comes to it then; None: at once, unprepared.
 
         Raises Refused for a package that was never uploaded or a private network that is not there, OverQuota for a function too
         many.
@@ -90,7 +96,7 @@ class Functions:
                 raise Refused(f"no package {settings.package[:80]!r}; upload it to /v1/packages first", "package")
             if settings.vpc:
                 check_there(session, tenant, settings.vpc)
-            function = _row(session, tenant, name)
+            function = row_of(session, tenant, name)
             if function is None or function.deleted is not None:
                 check_quota(session, tenant, "functions", 1, self._quotas)
             if function is None:
@@ -102,7 +108,8 @@ class Functions:
             function.latest += 1
             session.flush()
             _add_version(session, function, settings, now)
-            payload = {"number": function.latest, "instances": settings.initial_instances}
+            payload: dict[str, Any] = {"number": function.latest, "instances": settings.initial_instances}
+            payload["release"] = msgspec.to_builtins(plan) if plan is not None else None
             waiting = conditions.waits_at_first(settings.initial_instances)
             add_event(session, EventKind.DEPLOYED, function_id(tenant, name), function.generation, payload, now, waiting)
             _forget_old(session, function, now)
@@ -112,7 +119,7 @@ class Functions:
     def remove(self, tenant: str, name: str, now: float) -> None:
         """Versions go, the row and its generation stay. Raises NotFound."""
         with self._database.write() as session:
-            remove_function(session, _alive(session, tenant, name, lock=True), now)
+            remove_function(session, alive(session, tenant, name, lock=True), now)
 
     def list(self, tenant: str, after: str = "", limit: int = 1000) -> list[FunctionView]:
         """By name, the first `limit` whose name comes behind `after`."""
@@ -123,16 +130,17 @@ class Functions:
     def describe(self, tenant: str, name: str) -> FunctionView:
         """Raises NotFound."""
         with self._database.read() as session:
-            return view_functions(session, [_alive(session, tenant, name)])[0]
+            return view_functions(session, [alive(session, tenant, name)])[0]
 
     def describe_version(self, tenant: str, name: str, number: int) -> VersionView:
         """Raises NotFound."""
         with self._database.read() as session:
-            version = session.get(Version, (_alive(session, tenant, name).id, number))
+            version = session.get(Version, (alive(session, tenant, name).id, number))
             if version is None:
                 raise NotFound(f"function {name!r} has no version {number}")
             rows = select(Condition).where(Condition.function == version.function, Condition.number == number)
-            return view_version(version, session.scalars(rows.order_by(Condition.name)))
+            publication = session.get(Publication, (version.function, number))
+            return view_version(version, session.scalars(rows.order_by(Condition.name)), publication)
 
     def lock(self, tenant: str, name: str, number: int) -> str:
         """What was installed for a version: a requirements file, every version pinned and hashed; empty when it needs nothing.
@@ -140,7 +148,7 @@ class Functions:
         Raises NotFound, also while its dependencies are not there.
         """
         with self._database.read() as session:
-            version = session.get(Version, (_alive(session, tenant, name).id, number))
+            version = session.get(Version, (alive(session, tenant, name).id, number))
             if version is None:
                 raise NotFound(f"function {name!r} has no version {number}")
             package = session.get_one(Package, (tenant, version.package))
@@ -217,34 +225,46 @@ class Functions:
             if row.latest != number or failed != {ConditionName.NETWORK}:
                 return False
             conditions.reopen(session, version, now)
-            payload = {"number": number, "instances": version.initial_instances}
+            payload = {"number": number, "instances": version.initial_instances, "release": msgspec.to_builtins(Plan())}
             waiting = conditions.waits_at_first(version.initial_instances)
             add_event(session, EventKind.DEPLOYED, function, version.generation, payload, now, waiting)
             conditions.wake(session, version, now)
             return True
 
     @retried
-    def mark_serving(self, function: FunctionId, number: int) -> Route | None:
-        """Makes the version invocable when all its conditions hold, and the serving one unless one with a higher generation is.
+    def mark_serving(self, function: FunctionId, number: int, plan: Plan | None = None, now: float = 0.0) -> Route | None:
+        """Makes the version invocable when all its conditions hold, and what $LATEST means unless a newer one is.
 
+        With a `plan` a release leads $LATEST there, when another version serves: its first step makes the version invocable.
         Returns the route to publish, to be followed by `mark_published`; None when there is nothing to publish. Asking again
         changes nothing.
         """
         with self._database.write() as session:
             version = conditions.version_of(session, function, number)
-            row = _row(session, tenant_of(function), name_of(function))
+            row = row_of(session, tenant_of(function), name_of(function))
             if version is None or row is None:
                 return None
             known = conditions.statuses(session, version)
             if any(known[name] not in conditions.HOLDS for name in conditions.NEEDED):
                 return None
-            if version.state not in (VersionState.READY, VersionState.PUBLISHING):
+            if version.state == VersionState.PENDING:
+                release = open_release(session, row, LATEST)
+                if release is not None and release.target == number:
+                    return None
+                coming = release.target if release is not None else None
+                newest = max(_generation(session, row, row.serving), _generation(session, row, coming))
+                if newest < version.generation and plan is not None and row.serving is not None:
+                    begin(session, row, LATEST, Pointer(number), plan, "", now)
+                    return None
                 version.state = VersionState.PUBLISHING
-                serving = session.get(Version, (row.id, row.serving)) if row.serving is not None else None
-                if serving is None or serving.generation < version.generation:
-                    row.serving = number
-                row.generation += 1
-                row.route_generation = row.generation
+                if newest < version.generation:
+                    before = settled(session, row, LATEST)
+                    supersede(session, row, LATEST, now)
+                    move(session, row, LATEST, Pointer(number), now, before)
+                else:
+                    bump(row)
+            elif version.state not in INVOCABLE:
+                return None
             session.flush()
             return view_route(session, row)
 
@@ -252,7 +272,7 @@ class Functions:
     def mark_published(self, route: Route, now: float) -> None:
         """The routes say so now: users may be told. A route that was overtaken changes nothing."""
         with self._database.write() as session:
-            row = _row(session, tenant_of(route.function), name_of(route.function))
+            row = row_of(session, tenant_of(route.function), name_of(route.function))
             if row is not None and row.deleted is None and row.route_generation == route.generation:
                 row.published = route.latest
                 ready = [number_of(VersionId(spec.version)) for spec in route.versions]
@@ -265,20 +285,8 @@ class Functions:
     def route(self, function: FunctionId) -> Route | None:
         """What gateways should know of the function now."""
         with self._database.read() as session:
-            row = _row(session, tenant_of(function), name_of(function), lock=False)
+            row = row_of(session, tenant_of(function), name_of(function), lock=False)
             return view_route(session, row) if row is not None else None
-
-
-def _row(session: Session, tenant: str, name: str, lock: bool = True) -> Function | None:
-    query = select(Function).where(Function.tenant == tenant, Function.name == name)
-    return session.scalar(query.with_for_update() if lock else query)
-
-
-def _alive(session: Session, tenant: str, name: str, lock: bool = False) -> Function:
-    function = _row(session, tenant, name, lock)
-    if function is None or function.deleted is not None:
-        raise NotFound(f"no function {name!r}")
-    return function
 
 
 def _add_version(session: Session, function: Function, settings: VersionSettings, now: float) -> None:
@@ -309,8 +317,14 @@ def _add_version(session: Session, function: Function, settings: VersionSettings
     conditions.add_conditions(session, version, now)
 
 
+def _generation(session: Session, function: Function, number: int | None) -> int:
+    """Of a version; 0 when there is none."""
+    version = session.get(Version, (function.id, number)) if number is not None else None
+    return version.generation if version is not None else 0
+
+
 def _forget_old(session: Session, function: Function, now: float) -> None:
-    keep = {number for number in (function.serving, function.published) if number is not None}
+    keep = referred(session, function)
     old = (
         Version.function == function.id,
         Version.number <= function.latest - VERSIONS_KEPT,

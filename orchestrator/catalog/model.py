@@ -54,6 +54,7 @@ class EventKind(StrEnum):
     KEY = "key"
     TENANT = "tenant"
     NODE = "node"
+    ROUTED = "routed"  # where traffic goes has changed, no version has come or gone
     VPC = "vpc"
 
 
@@ -87,7 +88,14 @@ class LayerRole(StrEnum):
 
 
 class Schema(DeclarativeBase):
-    type_annotation_map = {dict[str, Any]: JSON, list[str]: JSON, str: String(255), float: Float, bytes: LargeBinary}  # noqa: RUF012
+    type_annotation_map = {  # noqa: RUF012
+        dict[str, Any]: JSON,
+        list[str]: JSON,
+        list[Any]: JSON,
+        str: String(255),
+        float: Float,
+        bytes: LargeBinary,
+    }
 
 
 class Installation(Schema):
@@ -339,3 +347,76 @@ class Delivery(Schema):
     done: Mapped[float | None]
     parked: Mapped[float | None]
     reason: Mapped[str] = mapped_column(Text, default="")
+
+
+# -- versions that are kept, pointers, releases
+
+
+class ReleasePhase(StrEnum):
+    """`PREPARING`: instances for the next step are being made; `HOLDING`: a step is in force and watched. The others are ends."""
+
+    PREPARING = "preparing"
+    HOLDING = "holding"
+    DONE = "done"
+    STOPPED = "stopped"  # by itself: its gate did not open, or the new version did badly
+    ABORTED = "aborted"  # by somebody
+    SUPERSEDED = "superseded"  # by a newer one of the same alias
+
+
+class Publication(Schema):
+    """A version that was published: it is kept, and stays invocable, until it is unpublished."""
+
+    __tablename__ = "publications"
+    __table_args__ = (ForeignKeyConstraint(["function", "number"], ["versions.function", "versions.number"], ondelete="CASCADE"),)
+
+    function: Mapped[int] = mapped_column(primary_key=True)
+    number: Mapped[int] = mapped_column(primary_key=True)
+    label: Mapped[str] = mapped_column(default="")
+    published: Mapped[float]
+
+
+class Alias(Schema):
+    """A movable pointer, see orchestrator.splitting.Pointer. That of $LATEST says beside Function.serving what else it means.
+
+    `sticky`: what chooses where it means two versions: empty (the run), `key`, or `header:NAME`. `before`: the pointer that a
+    rollback brings back, None when there was none.
+    """
+
+    __tablename__ = "aliases"
+
+    function: Mapped[int] = mapped_column(ForeignKey("functions.id"), primary_key=True)
+    name: Mapped[str] = mapped_column(String(63), primary_key=True)
+    version: Mapped[int]
+    second: Mapped[int | None]
+    share: Mapped[float] = mapped_column(default=0.0)
+    sticky: Mapped[str] = mapped_column(String(128), default="")
+    before: Mapped[dict[str, Any] | None]
+    changed: Mapped[float]
+
+
+class Release(Schema):
+    """An alias on its way to another pointer. `steps`: the pointers it goes through, `step` the index of the one that is being
+    prepared, or in force while it holds; `flipped`: how many are or were in force. `back`: the pointer it returns to.
+
+    `gate`: what the step in preparation needs and has, as the runner saw it last. One at most is open per function and alias.
+    """
+
+    __tablename__ = "releases"
+    __table_args__ = (Index("releases_open", "ended"), Index("releases_of", "function"))
+
+    id: Mapped[int] = mapped_column(BigInteger().with_variant(Integer, "sqlite"), primary_key=True, autoincrement=True)
+    function: Mapped[int] = mapped_column(ForeignKey("functions.id"))
+    alias: Mapped[str] = mapped_column(String(63))
+    target: Mapped[int]  # the version it leads to
+    steps: Mapped[list[Any]]
+    back: Mapped[dict[str, Any]]
+    sticky: Mapped[str] = mapped_column(String(128), default="")
+    hold_s: Mapped[float]
+    step: Mapped[int] = mapped_column(default=0)
+    flipped: Mapped[int] = mapped_column(default=0)
+    phase: Mapped[str] = mapped_column(String(16))
+    reason: Mapped[str] = mapped_column(Text, default="")
+    gate: Mapped[list[Any]]
+    created: Mapped[float]
+    since: Mapped[float]  # when it came to its phase and step
+    ended: Mapped[float | None]

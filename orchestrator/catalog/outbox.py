@@ -27,6 +27,7 @@ MODULES: Mapping[EventKind, tuple[Module, ...]] = {
     EventKind.KEY: (Module.METADATA_SYNC,),
     EventKind.TENANT: (Module.METADATA_SYNC,),
     EventKind.NODE: (Module.METADATA_SYNC,),
+    EventKind.ROUTED: (Module.METADATA_SYNC,),
     EventKind.VPC: (Module.NETWORK_DEPLOYMENT, Module.METADATA_SYNC),
 }
 
@@ -231,7 +232,7 @@ def _visible(tenant: str | None) -> list[ColumnElement[bool]]:
     if tenant is None:
         return []
     return [
-        Event.kind.in_((EventKind.DEPLOYED, EventKind.REMOVED, EventKind.VPC)),
+        Event.kind.in_((EventKind.DEPLOYED, EventKind.REMOVED, EventKind.ROUTED, EventKind.VPC)),
         Event.subject.startswith(f"{tenant}/", autoescape=True),
     ]
 

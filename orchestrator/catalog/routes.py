@@ -27,14 +27,26 @@ STREAM_LENGTH = 10_000
 VERSIONS_PER_ROUTE = 20
 
 
+class AliasRoute(msgspec.Struct, frozen=True, array_like=True):
+    """A pointer (orchestrator.splitting): `share` of what comes means `second`. `sticky` as in catalog.model.Alias."""
+
+    name: str
+    version: int
+    second: int | None = None
+    share: float = 0.0
+    sticky: str = ""
+
+
 class Route(msgspec.Struct, frozen=True, array_like=True):
-    """`versions` are the invocable ones, newest last; `calls` the declared callees (names) of the latest."""
+    """`versions` are the invocable ones, newest last; `calls` the declared callees (names) of what $LATEST means. `aliases`:
+    $LATEST is among them only while it means two versions, of which `latest` is the one that was there before."""
 
     function: FunctionId
     generation: int
     latest: int
     versions: tuple[VersionSpec, ...]
     calls: tuple[str, ...] = ()
+    aliases: tuple[AliasRoute, ...] = ()
 
 
 class KeyRoute(msgspec.Struct, frozen=True, array_like=True):

@@ -7,6 +7,7 @@ import msgspec
 from sqlalchemy import select
 
 from graph.ids import FunctionId, function_id
+from orchestrator.catalog.aliases import Aliases
 from orchestrator.catalog.database import Database, retried
 from orchestrator.catalog.functions import Functions
 from orchestrator.catalog.keys import Keys
@@ -15,6 +16,7 @@ from orchestrator.catalog.model import Function, Installation, Key
 from orchestrator.catalog.nodes import Nodes
 from orchestrator.catalog.outbox import Outbox
 from orchestrator.catalog.packages import Packages
+from orchestrator.catalog.releases import Releases
 from orchestrator.catalog.routes import KeyRoute, Route
 from orchestrator.catalog.tenants import Tenants
 from orchestrator.catalog.views import view_route
@@ -41,8 +43,8 @@ class PublishedKey(msgspec.Struct, frozen=True):
 
 
 class Store:
-    """Use cases by noun: `tenants`, `keys`, `packages`, `functions`, `vpcs`, `nodes`, `leases`, `outbox`. Blocking and
-    thread-safe; times are passed in.
+    """Use cases by noun: `tenants`, `keys`, `packages`, `functions`, `aliases`, `releases`, `vpcs`, `nodes`, `leases`, `outbox`.
+    Blocking and thread-safe; times are passed in.
 
     `quotas`: those of a tenant for which none was set.
     """
@@ -53,6 +55,8 @@ class Store:
         self.keys = Keys(self.database, self.tenants)
         self.packages = Packages(self.database, quotas)
         self.functions = Functions(self.database, quotas)
+        self.aliases = Aliases(self.database)
+        self.releases = Releases(self.database)
         self.vpcs = Vpcs(self.database, quotas)
         self.nodes = Nodes(self.database)
         self.leases = Leases(self.database)

@@ -3,14 +3,27 @@
 from collections.abc import Iterator
 
 import msgspec
-from sqlalchemy import Select, delete, func, select
+from sqlalchemy import Select, delete, func, select, update
 from sqlalchemy.orm import Session
 
 from graph.ids import TENANT_PATTERN, function_id, version_id
 from orchestrator.catalog import conditions
 from orchestrator.catalog.database import Database, retried
 from orchestrator.catalog.errors import Conflict, NotFound, OverQuota, Refused
-from orchestrator.catalog.model import EventKind, Function, Key, Layer, Module, Package, Tenant, Version, Vpc
+from orchestrator.catalog.model import (
+    Alias,
+    EventKind,
+    Function,
+    Key,
+    Layer,
+    Module,
+    Package,
+    Release,
+    ReleasePhase,
+    Tenant,
+    Version,
+    Vpc,
+)
 from orchestrator.catalog.outbox import add_event
 from orchestrator.catalog.routes import TenantRoute
 from orchestrator.catalog.vpc_rows import end
@@ -166,6 +179,9 @@ def remove_function(session: Session, function: Function, now: float) -> None:
     identity = function_id(function.tenant, function.name)
     filled = select(Version.number).where(Version.function == function.id, Version.initial_instances > 0)
     versions = [version_id(identity, number) for number in session.scalars(filled)]
+    session.execute(delete(Alias).where(Alias.function == function.id))
+    over = update(Release).where(Release.function == function.id, Release.ended.is_(None))
+    session.execute(over.values(phase=ReleasePhase.SUPERSEDED, reason="the function was removed", since=now, ended=now))
     session.execute(delete(Version).where(Version.function == function.id))
     conditions.let_go(session, identity, now)
     skipped = () if versions else (Module.SCHEDULING,)

@@ -7,12 +7,16 @@ import msgspec
 from sqlalchemy import or_, select
 from sqlalchemy.orm import Session
 
-from graph.ids import function_id, version_id
-from orchestrator.catalog.model import Condition, Function, Version, VersionState
-from orchestrator.catalog.routes import VERSIONS_PER_ROUTE, Route
+from graph.ids import LATEST, function_id, version_id
+from orchestrator.catalog.model import Alias, Condition, Function, Publication, Version, VersionState
+from orchestrator.catalog.routes import VERSIONS_PER_ROUTE, AliasRoute, Route
 from workers.versions import CodePackage, Kind, VersionSpec
 
 VERSIONS_SHOWN = 20
+RECENT = 5
+"""Of a route, so many of the newest versions at least, whatever else is in it."""
+
+INVOCABLE = (VersionState.READY, VersionState.PUBLISHING)
 MASK = "***"
 
 
@@ -41,6 +45,8 @@ class VersionView(msgspec.Struct, frozen=True):
     build: bool
     package: str
     conditions: list[ConditionView]
+    published_at: float | None = None
+    label: str = ""
 
 
 class CallView(msgspec.Struct, frozen=True):
@@ -51,7 +57,8 @@ class CallView(msgspec.Struct, frozen=True):
 
 
 class FunctionView(msgspec.Struct, frozen=True):
-    """`latest`: the version that serves, None when none does yet. `versions`: newest first, VERSIONS_SHOWN and that one."""
+    """`latest`: the version that serves, None when none does yet. `versions`: newest first, VERSIONS_SHOWN and
+    those that aliases mean or that were published."""
 
     name: str
     kind: str
@@ -60,7 +67,7 @@ class FunctionView(msgspec.Struct, frozen=True):
     calls: list[CallView]
 
 
-def view_version(version: Version, conditions: Iterable[Condition]) -> VersionView:
+def view_version(version: Version, conditions: Iterable[Condition], publication: Publication | None = None) -> VersionView:
     return VersionView(
         number=version.number,
         state=VersionState.PENDING if version.state == VersionState.PUBLISHING else version.state,
@@ -79,15 +86,29 @@ def view_version(version: Version, conditions: Iterable[Condition]) -> VersionVi
         build=version.build,
         package=version.package,
         conditions=[ConditionView(one.name, one.status, one.reason, one.since) for one in conditions],
+        published_at=publication.published if publication is not None else None,
+        label=publication.label if publication is not None else "",
     )
 
 
 def view_functions(session: Session, functions: Sequence[Function]) -> list[FunctionView]:
-    """In the order given; four queries however many there are."""
+    """In the order given; a handful of queries however many there are."""
     if not functions:
         return []
     ids = [function.id for function in functions]
-    recent = or_(Version.number > Function.latest - VERSIONS_SHOWN, Version.number == Function.published)
+    kept: dict[tuple[int, int], Publication] = {
+        (one.function, one.number): one for one in session.scalars(select(Publication).where(Publication.function.in_(ids)))
+    }
+    meant = select(Alias.version).where(Alias.function == Function.id).correlate(Function)
+    recent = or_(
+        Version.number > Function.latest - VERSIONS_SHOWN,
+        Version.number == Function.published,
+        Version.number.in_(meant),
+        select(Publication.number)
+        .where(Publication.function == Version.function, Publication.number == Version.number)
+        .correlate(Version)
+        .exists(),
+    )
     versions: dict[int, list[Version]] = defaultdict(list)
     query = select(Version).join(Function, Function.id == Version.function).where(Function.id.in_(ids), recent)
     for version in session.scalars(query.order_by(Version.number.desc())):
@@ -108,7 +129,10 @@ def view_functions(session: Session, functions: Sequence[Function]) -> list[Func
             name=function.name,
             kind=function.kind,
             latest=function.published,
-            versions=[view_version(version, conditions[function.id, version.number]) for version in versions[function.id]],
+            versions=[
+                view_version(version, conditions[function.id, version.number], kept.get((function.id, version.number)))
+                for version in versions[function.id]
+            ],
             calls=[
                 CallView(name, name in deployed) for name in (versions[function.id][0].calls if versions[function.id] else ())
             ],
@@ -118,20 +142,32 @@ def view_functions(session: Session, functions: Sequence[Function]) -> list[Func
 
 
 def view_route(session: Session, function: Function) -> Route | None:
-    """None while nothing serves. The serving version is always in it, however many newer ones are ready."""
+    """None while nothing serves. What aliases mean and what was published is always in it, however many newer ones are ready."""
     if function.serving is None or function.deleted is not None:
         return None
-    invocable = (VersionState.READY, VersionState.PUBLISHING)
-    query = select(Version).where(Version.function == function.id, Version.state.in_(invocable))
-    ready = list(session.scalars(query.order_by(Version.number.desc()).limit(VERSIONS_PER_ROUTE)))
-    if all(version.number != function.serving for version in ready):
-        serving = session.get(Version, (function.id, function.serving))
-        assert serving is not None
-        ready = [*ready[: VERSIONS_PER_ROUTE - 1], serving]
-    calls = next(version.calls for version in ready if version.number == function.serving)
-    identity = function_id(function.tenant, function.name)
-    specs = tuple(view_spec(function, version) for version in reversed(ready))
-    return Route(identity, function.route_generation, function.serving, specs, tuple(calls))
+    aliases = session.scalars(select(Alias).where(Alias.function == function.id).order_by(Alias.name)).all()
+    published = session.scalars(select(Publication.number).where(Publication.function == function.id)).all()
+    meant = {function.serving, *published, *(number for one in aliases for number in (one.version, one.second) if number)}
+    query = select(Version).where(Version.function == function.id, Version.state.in_(INVOCABLE))
+    others = query.where(Version.number.not_in(meant)).order_by(Version.number.desc())
+    ready = list(session.scalars(query.where(Version.number.in_(meant))))
+    ready += session.scalars(others.limit(max(VERSIONS_PER_ROUTE - len(meant), RECENT)))
+    ready.sort(key=lambda version: version.number)
+    latest = next((one for one in aliases if one.name == LATEST and one.second is not None), None)
+    serving = {function.serving} | ({latest.second} if latest is not None else set())
+    calls = dict.fromkeys(name for version in ready if version.number in serving for name in version.calls)
+    return Route(
+        function_id(function.tenant, function.name),
+        function.route_generation,
+        function.serving,
+        tuple(view_spec(function, version) for version in ready),
+        tuple(calls),
+        tuple(
+            AliasRoute(one.name, one.version, one.second, one.share, one.sticky)
+            for one in aliases
+            if one.name != LATEST or one is latest
+        ),
+    )
 
 
 def view_spec(function: Function, version: Version) -> VersionSpec:

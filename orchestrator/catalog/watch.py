@@ -14,7 +14,8 @@ import structlog
 from redis.exceptions import RedisError
 
 from graph.ids import LATEST, FunctionId, VersionId, version_id
-from orchestrator.catalog.routes import KINDS, SEQUENCE_KEY, STREAM_KEY, KeyRoute, NodeRoute, Route, TenantRoute
+from orchestrator.catalog.routes import KINDS, SEQUENCE_KEY, STREAM_KEY, AliasRoute, KeyRoute, NodeRoute, Route, TenantRoute
+from orchestrator.splitting import to_second
 from workers.networks import VpcSpec
 from workers.versions import VersionSpec
 
@@ -63,13 +64,26 @@ class RouteTable:
             "vpc": on_vpc,
         }
 
-    def version(self, route: Route, qualifier: str) -> VersionSpec | None:
-        """The version behind `name:qualifier`: a number, $LATEST, or nothing ("" is $LATEST)."""
-        if not qualifier or qualifier == LATEST:
-            return self.versions.get(version_id(route.function, route.latest))
+    def version(self, route: Route, qualifier: str, ticket: str = "") -> VersionSpec | None:
+        """The version behind `name:qualifier`: a number, an alias, or nothing ("" is $LATEST). Where an alias means two versions
+        the ticket chooses (orchestrator.splitting); without one it is the first."""
         if qualifier.isascii() and qualifier.isdigit():
             return self.versions.get(VersionId(f"{route.function}:{int(qualifier)}"))
-        return None
+        alias = self.alias(route, qualifier)
+        if alias is None:
+            latest = not qualifier or qualifier == LATEST
+            return self.versions.get(version_id(route.function, route.latest)) if latest else None
+        chosen = alias.version
+        if ticket and alias.second is not None and to_second(alias.share, f"{route.function}:{alias.name}", ticket):
+            chosen = alias.second
+        return self.versions.get(version_id(route.function, chosen))
+
+    def alias(self, route: Route, qualifier: str) -> AliasRoute | None:
+        """None for a number, and for $LATEST while it means one version."""
+        if not route.aliases:
+            return None
+        name = qualifier or LATEST
+        return next((one for one in route.aliases if one.name == name), None)
 
     def put(self, function: str, route: Route | None) -> None:
         old = self.routes.get(function)

@@ -11,6 +11,7 @@ import typer
 from orchestrator.cli.failure import Failure
 from orchestrator.cli.functions import is_settled, reason_of, state_text, waits_for
 from orchestrator.cli.options import Json, State, state_folder
+from orchestrator.cli.releasing import Hold, NoGate, Ramp, plan_of
 
 if TYPE_CHECKING:
     from orchestrator.cli.client import Client
@@ -64,20 +65,24 @@ def init(folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where to ma
 def deploy(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder with the manifest.")],
     manifest: Annotated[str, typer.Option(help="Name of the manifest in DIR.")] = "foreglow.toml",
+    ramp: Ramp = None,
+    hold: Hold = None,
+    no_gate: NoGate = False,
     state: State = None,
     json: Json = False,
 ) -> None:
-    """Deploy the functions of DIR: a new version of each."""
+    """Deploy the functions of DIR: a new version of each. It gets traffic once instances of it and of its call path are ready."""
     from orchestrator.cli import show
     from orchestrator.cli.client import Client
     from orchestrator.cli.manifest import ManifestError, read_manifest
 
+    release = plan_of(ramp, hold, no_gate)
     try:
         entries = read_manifest(folder, manifest)
     except ManifestError as error:
         raise Failure(str(error)) from error
     with Client(state_folder(state)) as client, _progress(len(entries), quiet=json) as step:
-        versions = deploy_entries(client, entries, step)
+        versions = deploy_entries(client, entries, step, release)
     if json:
         show.as_json(versions)
     else:
@@ -94,6 +99,8 @@ def deploy(
             for name, one in versions.items()
         ]
         show.console().print(show.table("", columns, rows))
+    if ramp and not json:
+        print("on their ramps now: `foreglow release status --wait` shows how they do")
     failed = [name for name, one in versions.items() if one["state"] != "ready"]
     if failed:
         raise Failure(
@@ -102,11 +109,15 @@ def deploy(
 
 
 def deploy_entries(
-    client: "Client", entries: "Sequence[FunctionEntry]", step: Callable[[str, int], None] = lambda what, done: None
+    client: "Client",
+    entries: "Sequence[FunctionEntry]",
+    step: Callable[[str, int], None] = lambda what, done: None,
+    release: Mapping[str, Any] | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Uploads each distinct package once, makes a version of every function, waits until each is ready or has failed.
 
-    `step(what, done)` hears of progress. Returns the version descriptions by name. Raises Failure.
+    `step(what, done)` hears of progress; `release`: how each gets its traffic, as the API takes it. Returns the version
+    descriptions by name. Raises Failure.
     """
     from orchestrator.cli.archive import ArchiveError, pack
     from orchestrator.cli.client import segment
@@ -125,6 +136,8 @@ def deploy_entries(
     versions: dict[str, dict[str, Any]] = {}
     for entry in entries:
         document = {"package": digests[entry.folder, entry.requirements], "handler": entry.handler, **entry.settings}
+        if release:
+            document["release"] = release
         try:
             described = client.put(f"/v1/functions/{segment(entry.name)}", document)
         except Failure as error:

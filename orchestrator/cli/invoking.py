@@ -12,7 +12,7 @@ from orchestrator.cli.options import Json, State, state_folder
 
 
 def invoke(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="Function, or function:version.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Function, or function:version, or function:alias.")],
     data: Annotated[str | None, typer.Option(help="JSON to send.")] = None,
     file: Annotated[Path | None, typer.Option(help="File to send; - is stdin.")] = None,
     raw: Annotated[bool, typer.Option("--raw", help="The file is bytes, not JSON; print the answer as it comes.")] = False,

@@ -17,6 +17,7 @@ from orchestrator.cli import (
     owning,
     pricing,
     processes,
+    releasing,
     seeing,
     status,
     teaching,
@@ -40,6 +41,11 @@ app.command("list")(functions.list_functions)
 app.command("describe")(functions.describe)
 app.command("logs")(invoking.logs)
 app.command("remove")(functions.remove)
+app.command("publish")(releasing.publish)
+app.command("versions")(releasing.versions)
+app.command("alias")(releasing.alias)
+app.command("rollback")(releasing.rollback)
+app.add_typer(releasing.releases, name="release")
 app.command("graph")(seeing.graph)
 app.command("plan")(seeing.plan)
 app.command("decisions")(seeing.decisions)

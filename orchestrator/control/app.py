@@ -35,6 +35,7 @@ from orchestrator.control import (
     metrics,
     nodes,
     page,
+    releases,
     status,
     tenants,
     vpcs,
@@ -167,6 +168,7 @@ def build(settings: Settings) -> FastAPI:  # noqa: PLR0915 (one list of what the
     app.state.metrics = metrics.ControlMetrics(store, publisher, counts)
     add_handlers(app)
     app.include_router(functions.router(store, origin, Sealer(key), nudge))
+    app.include_router(releases.router(store, nudge))
     app.include_router(events.router(store, nudge))
     app.include_router(nodes.router(store, authority, nudge))
     app.include_router(vpcs.router(store, nudge, roster))

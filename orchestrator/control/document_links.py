@@ -22,6 +22,10 @@ class Link(NamedTuple):
 
 NAME = "$request.path.name"
 PUT = "PUT /v1/functions/{name}"
+PUBLISH = "POST /v1/functions/{name}/published"
+UNPUBLISH = "DELETE /v1/functions/{name}/published/{number}"
+GIVEN_ALIAS = "$request.path.alias"
+ALIAS = "PUT /v1/functions/{name}/aliases/{alias}"
 VERSION = "$response.body#/versions/0/number"
 LIST = "GET /v1/functions"
 FIRST_NAME = "$response.body#/functions/0/name"
@@ -35,6 +39,14 @@ LINKS = (
     Link(PUT, 202, "plan", "GET /v1/plans/{name}", {"name": NAME}),
     Link(PUT, 202, "logs", "GET /v1/functions/{name}/logs", {"name": NAME}),
     Link(PUT, 202, "remove", "DELETE /v1/functions/{name}", {"name": NAME}),
+    Link(PUT, 202, "publish", PUBLISH, {"name": NAME, "body": {"version": VERSION}}),
+    Link(PUT, 202, "alias", ALIAS, {"name": NAME, "alias": "live", "body": {"version": VERSION}}),
+    Link(PUT, 202, "aliases", "GET /v1/functions/{name}/aliases", {"name": NAME}),
+    Link(ALIAS, 202, "rollback", "POST /v1/functions/{name}/aliases/{alias}/rollback", {"name": NAME, "alias": GIVEN_ALIAS}),
+    Link(ALIAS, 202, "remove", "DELETE /v1/functions/{name}/aliases/{alias}", {"name": NAME, "alias": GIVEN_ALIAS}),
+    Link(PUBLISH, 200, "unpublish", UNPUBLISH, {"name": NAME, "number": "$response.body#/version"}),
+    Link("GET /v1/releases", 200, "describe", "GET /v1/releases/{release}", {"release": "$response.body#/releases/0/id"}),
+    Link("GET /v1/releases", 200, "abort", "POST /v1/releases/{release}/abort", {"release": "$response.body#/releases/0/id"}),
     Link("GET /v1/functions/{name}", 200, "warm", "POST /v1/functions/{name}/warm", {"name": NAME}),
     Link("GET /v1/functions/{name}", 200, "remove", "DELETE /v1/functions/{name}", {"name": NAME}),
     Link("DELETE /v1/functions/{name}", 204, "again", PUT, {"name": NAME}),

@@ -96,7 +96,7 @@ def router(store: Store, origin: Origin, sealer: Sealer, nudge: Nudge) -> APIRou
         """Deploy: make a new immutable version. It serves once its conditions hold; until then the one before does."""
         tenant = tenant_of(request)
         _check_handler(store, origin, tenant, wanted)
-        view = store.functions.put(tenant, name, _settings(wanted, sealer), time.time())
+        view = store.functions.put(tenant, name, _settings(wanted, sealer), time.time(), wanted.release.plan())
         nudge.give()
         response.headers["Location"] = f"/v1/functions/{name}/versions/{view.versions[0].number}"
         return FunctionAnswer.model_validate(view)

@@ -20,6 +20,7 @@ from celery.worker import WorkController, state
 from sqlalchemy.exc import SQLAlchemyError
 
 from orchestrator.catalog.database import SchemaMissing
+from orchestrator.catalog.leases import planner_lease, shard_of
 from orchestrator.catalog.model import Module
 from orchestrator.catalog.nudge import Nudge
 from orchestrator.catalog.outbox import OpenEvent
@@ -58,6 +59,8 @@ CONCURRENCY = BUILDS + SLOTS + FILLS + STARTS + 2
 
 SCHEMA_POLL_S = 0.1
 RELAY_STOP_S = 5.0
+GATE_SLACK_S = 60.0
+PLANNER_AWAY_S = 5.0  # of a lease that ran out: a planner that is started again takes it within that
 QUIET = ("celery.worker.strategy", "celery.app.trace")
 
 log = structlog.get_logger(__name__)
@@ -115,6 +118,12 @@ def _node_places(settings: Settings, store: Store, tenant: str | None) -> list[P
         if one.role == "node" and one.up and (tenant is None or one.hosts(tenant))
     ]
     return [*((address, Peer("node", "")) for address in settings.node_addresses), *there]
+
+
+def _planned(settings: Settings, store: Store, tenant: str) -> bool:
+    """A planner decides for this tenant now."""
+    lease = store.leases.read(planner_lease(shard_of(tenant, settings.planner_shards)))
+    return lease is not None and lease.expires > time.time() - PLANNER_AWAY_S
 
 
 def _zones(settings: Settings, store: Store) -> dict[str, list[str]]:
@@ -190,11 +199,11 @@ def _serve(settings: Settings, store: Store, workers: "list[_Worker]", threads: 
         NetworkDeployment(store, Reaching(places, hello, own.identity)),
         FunctionManagement(store, builder, filling),
         Scheduling(store, starter),
-        MetadataSync(store, publisher),
+        MetadataSync(store, publisher, partial(_planned, settings, store)),
     ]
     for module in modules:
         add_module(app, module.module, guarded(module, store, nudge))
-    relay = Relay(app, store, publisher, nudge)
+    relay = Relay(app, store, publisher, nudge, settings.release_timeout_s + GATE_SLACK_S)
     collector = Collector(store.packages, origin, swept)
     thread = threading.Thread(target=relay.run, name="relay", daemon=True)
     thread.start()

@@ -24,9 +24,11 @@ log = structlog.get_logger(__name__)
 
 
 class Relay:
-    """A loop for a thread of its own; `stop` ends it within about a second."""
+    """A loop for a thread of its own; `stop` ends it within about a second. `gate_s`: a release whose gate nobody looked at for
+    so long ends."""
 
-    def __init__(self, app: Celery, store: Store, publisher: Publisher, nudge: Nudge) -> None:
+    def __init__(self, app: Celery, store: Store, publisher: Publisher, nudge: Nudge, gate_s: float = 180.0) -> None:
+        self._gate_s = gate_s
         self._app = app
         self._store = store
         self._publisher = publisher
@@ -79,6 +81,8 @@ class Relay:
         if now < self._check_at:
             return
         self._check_at = now + CHECK_ROUTES_EVERY_S
+        for release in self._store.releases.expire(time.time() - self._gate_s, time.time()):
+            log.warning("release.expired", release=release)
         if self._publisher.lost(self._store):
             self._publisher.rebuild(self._store)
             log.info("routes.rebuilt")

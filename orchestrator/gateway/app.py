@@ -9,6 +9,7 @@ from graph.calls import StartKind
 from orchestrator.catalog.watch import RouteTable
 from orchestrator.gateway.allowances import Allowances, OverQuota
 from orchestrator.gateway.answers import Headers, answer, headers_of, problem_answer
+from orchestrator.gateway.choosing import Choices
 from orchestrator.gateway.resolve import NotFound, Unauthorized, authenticate, resolve
 from orchestrator.gateway.runs import Run, Runs, new_span_id, new_trace_id
 from orchestrator.heads import MAX_HEAD
@@ -90,8 +91,9 @@ class GatewayApp:
             raise Refused(401, "not authenticated", str(error), [(b"www-authenticate", b"Bearer")]) from error
         self._check_head(scope, headers, content_type)
         name, slash, rest = target.partition("/")
+        choices = Choices(new_trace_id(), key.key_id, headers)
         try:
-            _, spec = resolve(self._table, key.tenant, name)
+            _, spec = resolve(self._table, key.tenant, name, choices)
         except NotFound as error:
             raise Refused(404, "no such function", str(error)) from error
         http = None
@@ -112,7 +114,7 @@ class GatewayApp:
             run = Run(
                 key.tenant,
                 spec,
-                new_trace_id(),
+                choices.trace_id,
                 new_span_id(),
                 "",
                 0,
@@ -120,6 +122,7 @@ class GatewayApp:
                 content_type.decode("latin-1"),
                 http,
                 _link(headers.get(b"traceparent", b"")),
+                choices=choices,
             )
             result, payload = await self._runs.run(run, body, began)
         finally:

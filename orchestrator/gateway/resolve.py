@@ -5,6 +5,7 @@ import hashlib
 from graph.ids import FunctionId
 from orchestrator.catalog.routes import KeyRoute, Route
 from orchestrator.catalog.watch import RouteTable
+from orchestrator.gateway.choosing import Choices
 from workers.versions import VersionSpec
 
 MAX_TARGET = 200  # characters of `name:qualifier`: longer names no function has
@@ -29,15 +30,15 @@ def authenticate(table: RouteTable, authorization: bytes) -> KeyRoute:
     return key
 
 
-def resolve(table: RouteTable, tenant: str, target: str) -> tuple[Route, VersionSpec]:
-    """`name` or `name:qualifier` to the version that runs. Raises NotFound."""
+def resolve(table: RouteTable, tenant: str, target: str, choices: Choices | None = None) -> tuple[Route, VersionSpec]:
+    """`name` or `name:qualifier` to the version that runs; where an alias means two, `choices` says which. Raises NotFound."""
     if len(target) > MAX_TARGET:
         raise NotFound(f"no function {target[:20]!r}...: the name is over {MAX_TARGET} characters")
     name, _, qualifier = target.partition(":")
     route = table.routes.get(FunctionId(f"{tenant}/{name}"))
     if route is None:
         raise NotFound(f"no function {name!r}")
-    spec = table.version(route, qualifier)
+    spec = table.version(route, qualifier) if choices is None else choices.version(table, route, qualifier)
     if spec is None:
         raise NotFound(
             f"function {name!r} has no version or alias {qualifier!r}" if qualifier else f"{name!r} serves nothing yet"

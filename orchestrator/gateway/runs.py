@@ -12,6 +12,7 @@ import structlog
 from graph.calls import StartKind
 from orchestrator.catalog.watch import RouteTable
 from orchestrator.gateway.allowances import Allowances
+from orchestrator.gateway.choosing import Choices
 from orchestrator.gateway.links import Answer, NodeLink
 from orchestrator.gateway.reports import Reports
 from orchestrator.gateway.resolve import NotFound, resolve
@@ -43,7 +44,7 @@ def new_span_id() -> str:
 
 @dataclass(slots=True, eq=False)
 class Run:
-    """One invocation in flight. `deadline` is in the loop's clock."""
+    """One invocation in flight. `deadline` is in the loop's clock; `choices` are those of the run it belongs to."""
 
     tenant: str
     spec: VersionSpec
@@ -57,6 +58,7 @@ class Run:
     link: str = ""
     link_used: NodeLink | None = None
     place_ms: float = 0.0
+    choices: Choices | None = None
     children: "set[asyncio.Task[None]]" = field(default_factory=set)
 
 
@@ -234,7 +236,7 @@ class Runs:
             detail = ErrorDetail("PayloadTooLarge", f"the payload is over {self._max_payload} bytes")
             return InvokeResult("too-large", error=detail), b""
         try:
-            _, spec = resolve(self._table, parent.tenant, call.function)
+            _, spec = resolve(self._table, parent.tenant, call.function, parent.choices)
         except NotFound as error:
             return InvokeResult("not-found", error=ErrorDetail("FunctionNotFound", str(error))), b""
         child = Run(
@@ -246,6 +248,7 @@ class Runs:
             parent.depth + 1,
             min(parent.deadline, now + spec.timeout_s),
             call.content_type,
+            choices=parent.choices,
         )
         self._allowances.enter_child(child.tenant, now)
         try:

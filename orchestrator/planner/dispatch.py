@@ -20,13 +20,14 @@ Right = Callable[[str], tuple[str, int] | None]
 
 
 class Dispatch:
-    """`latest(function)`: the version that would be prepared, None when it is not deployed. `tried(version)`: it was ordered."""
+    """`latest(function, trace id)`: the version that would be prepared for that run, None when it is not deployed.
+    `tried(version)`: it was ordered."""
 
     def __init__(
         self,
         fleet: Fleet,
         decisions: DecisionLog,
-        latest: Callable[[FunctionId], VersionSpec | None],
+        latest: Callable[[FunctionId, str], VersionSpec | None],
         right: Right,
         tried: Callable[[str], None],
     ) -> None:
@@ -44,7 +45,7 @@ class Dispatch:
         sent: list[PrewarmDecision] = []
         orders: dict[NodePeer, list[PrepareItem]] = {}
         for decision in made.decisions:
-            spec = self._latest(decision.function)
+            spec = self._latest(decision.function, made.trace_id or "")
             node = self._fleet.choose(spec) if spec is not None else None
             if spec is None or node is None:
                 continue

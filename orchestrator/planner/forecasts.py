@@ -30,10 +30,14 @@ class Forecasts:
         self._setbacks = setbacks
         self._kept: OrderedDict[tuple[str, ...], tuple[float, list[ExpectedCall]]] = OrderedDict()
 
-    def latest(self, function: FunctionId) -> VersionSpec | None:
-        """The version that serves; None: not deployed."""
+    def latest(self, function: FunctionId, trace_id: str = "") -> VersionSpec | None:
+        """The version that serves, where there are two the one that this run gets; None: not deployed. By what an alias is sticky
+        only the gateway knows: there it is the one that was there before."""
         route = self._table.routes.get(function)
-        return self._table.version(route, "") if route is not None else None
+        if route is None:
+            return None
+        alias = self._table.alias(route, "")
+        return self._table.version(route, "", trace_id if alias is not None and not alias.sticky else "")
 
     def start_s(self, function: FunctionId) -> float:
         """Expected seconds to ready, from where its starts come now."""

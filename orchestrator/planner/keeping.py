@@ -1,5 +1,6 @@
 """Keep-alive by price: tells nodes how long an idle instance of each function is worth keeping (graph.keeping). Only of the
-policy `priced`; a node without word keeps for its own keep-alive, and none is ever kept longer.
+policy `priced`; a node without word keeps for its own keep-alive, and none is ever kept longer. Of any policy: what no alias
+means any more drains, one instance after the other as each has been idle for DRAIN_S.
 
 When functions stand idle is learned from the records of their invocations. Tables are made anew every LOOK_S, sent where they
 changed, and repeated before nodes forget them.
@@ -10,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from graph.arrivals import Arrivals, samples_of
 from graph.callgraph import CallGraph
-from graph.ids import FunctionId, TenantId, tenant_of
+from graph.ids import FunctionId, TenantId, VersionId, tenant_of
 from graph.keeping import worth_keeping_s
 from graph.plans import ExpectedCall, Prices
 from orchestrator.planner.dispatch import Right
@@ -29,12 +30,14 @@ MOVED = 0.1
 """What moves by less than this part of itself is not told again."""
 
 LONGEST_S = 600.0
+DRAIN_S = 30.0
 NEEDED_SLACK_S = 1.0
 
 
 class Keeping:
     """`priced(tenant)`: whether it is planned so, by whoever plans. `right(tenant)`: by what lease and epoch orders for it go
-    out, None while another planner decides for it. `now` is the wall clock, as in records."""
+    out, None while another planner decides for it. `left()`: versions with instances that no alias means any more. `now` is the
+    wall clock, as in records."""
 
     def __init__(
         self,
@@ -45,7 +48,9 @@ class Keeping:
         priced: Callable[[str], bool],
         right: Right,
         known: Mapping[FunctionId, Arrivals] | None = None,
+        left: Callable[[], Iterable[str]] = lambda: (),
     ) -> None:
+        self._left = left
         self._graph = graph
         self._fleet = fleet
         self._forecasts = forecasts
@@ -158,8 +163,12 @@ class Keeping:
         nodes = self._fleet.up()
         for node in [one for one in self._told if one not in nodes]:
             del self._told[node]
-        for tenant in list(self._worth):
-            self._tell(tenant, nodes, now)
+        draining: dict[TenantId, dict[str, float]] = {}
+        for version in self._left():
+            draining.setdefault(tenant_of(VersionId(version)), {})[version] = DRAIN_S
+        told = {tenant for each in self._told.values() for tenant in each}
+        for tenant in {**self._worth, **draining, **dict.fromkeys(told)}:
+            self._tell(tenant, nodes, draining.get(tenant, {}), now)
 
     def _weigh(self, function: FunctionId) -> None:
         table = self._worth.setdefault(tenant_of(function), {})
@@ -171,14 +180,15 @@ class Keeping:
         elif before is None or abs(worth_s - before) > MOVED * before:
             table[function] = worth_s
 
-    def _tell(self, tenant: TenantId, nodes: Sequence[NodePeer], now: float) -> None:
+    def _tell(self, tenant: TenantId, nodes: Sequence[NodePeer], draining: Mapping[str, float], now: float) -> None:
         right = self._right(tenant)
         if right is None:  # whoever decides for it says what holds
             for told in self._told.values():
                 told.pop(tenant, None)
             return
-        worth = self._worth[tenant] if self._priced(tenant) else {}
+        worth = self._worth.get(tenant, {}) if self._priced(tenant) else {}
         table = {spec.version: worth_s for one, worth_s in worth.items() if (spec := self._forecasts.latest(one)) is not None}
+        table |= draining
         for node in nodes:
             if not node.hosts(tenant):
                 continue

@@ -2,7 +2,7 @@
 
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
 
 import msgspec
@@ -30,6 +30,7 @@ from orchestrator.planner.forecasts import Forecasts
 from orchestrator.planner.foresight import Foresight
 from orchestrator.planner.keeping import Keeping
 from orchestrator.planner.learned import Learned
+from orchestrator.planner.leftovers import leftovers
 from orchestrator.planner.log import DecisionLog, LogEntry
 from orchestrator.planner.means import Means
 from orchestrator.planner.peers import Fleet
@@ -80,6 +81,7 @@ class PlannerLoop:
             lambda tenant: self.policy_of(tenant) == "priced",
             right,
             kept.idle_times,
+            lambda: leftovers(table, fleet, self.released()),
         )
         self.ahead = Anticipation(
             graph,
@@ -92,6 +94,7 @@ class PlannerLoop:
             self._dispatch.revoke,
             self.keeping.of,
         )
+        self.released: Callable[[], Collection[str]] = tuple  # versions of releases on their way
         self._numbers = 0
         self._boot = f"{time.time_ns() // 1_000_000:x}"
 
@@ -284,6 +287,8 @@ class PlannerLoop:
         """What was open or ready on a node that is gone is prepared on another, if there is one."""
         for one in lost:
             self.accounts.ended(one)
+            if one.trigger == Trigger.RELEASE:
+                continue  # who runs it counts what is there, and orders what is missing
             plan_id = self._next_id()
             decision = PrewarmDecision(
                 f"{plan_id}-again",

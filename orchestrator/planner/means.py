@@ -68,7 +68,7 @@ class Means:
         coming = self._coming(tenant)
         found: dict[FunctionId, int] = {}
         for call in expected:
-            spec = self._forecasts.latest(call.function)
+            spec = self._forecasts.latest(call.function, run.trace_id if run is not None else "")
             there = self._fleet.idle(spec.version) + coming[call.function] if spec is not None else 0
             free = max(0, there - self._promises.total(call.function))
             held = run.promised[call.function] if run is not None else 0

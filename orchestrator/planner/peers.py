@@ -257,7 +257,8 @@ class NodePeer(Peer):
 
     def tell_vpcs(self, vpcs: list[VpcSpec]) -> None:
         if self.connection is not None:
-            self.connection.send(Rpc.VPCS, 0, Vpcs(vpcs))
+            for part in Vpcs.parts(vpcs):
+                self.connection.send(Rpc.VPCS, 0, part)
 
     def define(self, spec: VersionSpec) -> None:
         connection = self.connection

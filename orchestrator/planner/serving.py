@@ -23,6 +23,7 @@ from graph.snapshot import dump as dump_graph
 from graph.snapshot import load as load_graph
 from orchestrator.catalog.leases import planner_lease
 from orchestrator.catalog.nudge import Nudge
+from orchestrator.catalog.releases import Releases
 from orchestrator.catalog.routes import NodeRoute, Route, TenantRoute
 from orchestrator.catalog.store import Store
 from orchestrator.catalog.watch import RouteTable, RouteWatcher
@@ -33,6 +34,7 @@ from orchestrator.ops.listener import Operations
 from orchestrator.ops.routes import RouteMetrics
 from orchestrator.planner.activity import Activity
 from orchestrator.planner.caches import CacheNews
+from orchestrator.planner.demand import Demand
 from orchestrator.planner.homes import Homes
 from orchestrator.planner.insight import Insight
 from orchestrator.planner.leadership import Leadership
@@ -42,11 +44,13 @@ from orchestrator.planner.loop import PlannerLoop
 from orchestrator.planner.metrics import PlannerMetrics, planner_checks
 from orchestrator.planner.naming import Names
 from orchestrator.planner.peers import Fleet, GatewayPeer, NodePeer
+from orchestrator.planner.releasing import Releasing
 from orchestrator.planner.runs import RunBook
 from orchestrator.planner.state import FORMAT, PlannerState, load, lock, save, set_aside
 from orchestrator.planner.teaching import Teaching
 from orchestrator.planner.vigil import SEEN_EVERY_S, heard, overdue, unheard
 from orchestrator.planner.vpcs import Reached, VpcNews
+from orchestrator.planner.watching import Watching
 from orchestrator.renewal import keep_certified
 from orchestrator.settings import Settings, rpc_secret
 from tracing.assembly import Assembler
@@ -131,6 +135,9 @@ class Planner:
             self.right,
             stored.learned if stored is not None else None,
         )
+        self.demand, self.watching = Demand(), Watching()
+        self.releasing: Releasing | None = None  # None: nobody reads the catalog here
+        self.rules = settings.release_rules
         self.names = Names(stored.names if stored is not None else None)
         self.assembler = Assembler(names=self.names.of)
         self.exporter = Exporter(settings.otel_endpoint)
@@ -148,6 +155,23 @@ class Planner:
     def right(self, tenant: str) -> tuple[str, int] | None:
         """The lease and epoch under which orders for this tenant go out now; None while another planner decides for it."""
         return self.leadership.epoch(tenant) if self.leadership is not None else ("", 0)
+
+    def release(self, releases: Releases, nudge: Nudge) -> Releasing:
+        """Releases are run here, from the catalog."""
+        releasing = Releasing(
+            releases,
+            nudge,
+            self.fleet,
+            self.loop.forecasts,
+            self.decisions,
+            self.demand,
+            self.watching,
+            self.right,
+            self.rules,
+        )
+        self.loop.released = lambda: releasing.held
+        self.releasing = releasing
+        return releasing
 
     def took_over(self, lease: str, epoch: int) -> None:
         """First every node hears of it, so that none obeys the one before any more; then it is ours to bring code."""
@@ -181,6 +205,8 @@ class Planner:
         self.activity.add(known)
         self.loop.accounts.records(known)
         self.loop.keeping.observe(known)
+        self.demand.observe(known)
+        self.watching.observe(known)
         self.exporter.submit(known)
 
     def on_outcomes(self, node: str, updates: Sequence[DecisionUpdate]) -> None:
@@ -188,6 +214,7 @@ class Planner:
 
     def on_node(self, node: NodePeer, up: bool) -> None:
         if not up:
+            self.demand.gone(node.name)
             lost = self.decisions.lost_node(node.name, time.time())
             # in the next turn: until then the node still counts as up
             asyncio.get_running_loop().call_soon(self.loop.decide_again, lost, node.name)
@@ -205,6 +232,7 @@ class Planner:
 
     def on_counts(self, node: NodePeer, counts: Sequence[VersionCount]) -> None:
         self.homes.seen(node, counts)
+        self.demand.counts(node.name, counts, time.time())
 
     def _route_changed(self, function: FunctionId, route: Route | None) -> None:
         self.homes.function_changed(function, route is not None)
@@ -412,6 +440,7 @@ async def _serve(settings: Settings, secret: str, own: Self) -> None:
         asyncio.create_task(leadership.run()),
         asyncio.create_task(_watching(planner, store, nudge)),
         asyncio.create_task(_ticking(planner)),
+        asyncio.create_task(planner.release(store.releases, nudge).run()),
     ]
     for task in background:
         task.add_done_callback(partial(_died, planner))

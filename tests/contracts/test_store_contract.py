@@ -400,7 +400,8 @@ def test_an_event_is_claimed_once_and_comes_again_when_nobody_finished_it(store:
     assert store.outbox.due(10 + RESEND_S) == [(event, module)]
     loaded = store.outbox.load(event, module)
     assert loaded is not None
-    assert (loaded.subject, loaded.payload, loaded.tries) == ("acme/f", {"number": 1, "instances": 0}, 1)
+    plan = {"ramp": [], "hold_s": 60.0}
+    assert (loaded.subject, loaded.payload, loaded.tries) == ("acme/f", {"number": 1, "instances": 0, "release": plan}, 1)
 
 
 def test_a_closed_event_is_gone_and_closing_again_is_nothing(store: Store) -> None:

@@ -119,6 +119,78 @@ def _(world: Crossing) -> None:
     assert world.clean(world.beta.control.get("/v1/functions/shared/versions/1/lock")) == {"lock": ""}
 
 
+@crosses("GET", "/v1/functions/{name}/aliases")
+def _(world: Crossing) -> None:
+    world.clean(world.beta.control.get(f"/v1/functions/{ONLY}/aliases"), 404)
+    (latest,) = world.clean(world.beta.control.get("/v1/functions/shared/aliases"))["aliases"]
+    assert latest["name"] == "$LATEST"
+
+
+@crosses("PUT", "/v1/functions/{name}/aliases/{alias}")
+def _(world: Crossing) -> None:
+    """An alias of the same name is each tenant's own."""
+    world.clean(world.beta.control.put(f"/v1/functions/{ONLY}/aliases/live", json={"version": 1}), 404)
+    before = world.alpha.get("/v1/functions/shared/aliases")
+    assert world.beta.control.put("/v1/functions/shared/aliases/live", json={"version": 1}).status_code == 202
+    assert world.alpha.get("/v1/functions/shared/aliases") == before
+    eventually(lambda: world.beta.invoke("shared:live").status_code == 200, "beta's alias is known")
+    assert world.alpha.invoke("shared:live").status_code == 404
+    assert world.beta.control.delete("/v1/functions/shared/aliases/live").status_code == 204
+
+
+@crosses("DELETE", "/v1/functions/{name}/aliases/{alias}")
+def _(world: Crossing) -> None:
+    assert world.alpha.control.put(f"/v1/functions/{ONLY}/aliases/live", json={"version": 1}).status_code == 202
+    world.clean(world.beta.control.delete(f"/v1/functions/{ONLY}/aliases/live"), 404)
+    assert "live" in {one["name"] for one in world.alpha.get(f"/v1/functions/{ONLY}/aliases")["aliases"]}
+
+
+@crosses("POST", "/v1/functions/{name}/aliases/{alias}/rollback")
+def _(world: Crossing) -> None:
+    before = world.alpha.get(f"/v1/functions/{ONLY}/aliases")
+    world.clean(world.beta.control.post(f"/v1/functions/{ONLY}/aliases/$LATEST/rollback"), 404)
+    assert world.alpha.get(f"/v1/functions/{ONLY}/aliases") == before
+
+
+@crosses("POST", "/v1/functions/{name}/published")
+def _(world: Crossing) -> None:
+    world.clean(world.beta.control.post(f"/v1/functions/{ONLY}/published", json={"label": "mine"}), 404)
+    assert world.alpha.get(f"/v1/functions/{ONLY}/versions/1")["label"] == ""
+
+
+@crosses("DELETE", "/v1/functions/{name}/published/{number}")
+def _(world: Crossing) -> None:
+    assert world.alpha.control.post(f"/v1/functions/{ONLY}/published", json={"version": 1}).status_code == 200
+    world.clean(world.beta.control.delete(f"/v1/functions/{ONLY}/published/1"), 404)
+    assert world.alpha.get(f"/v1/functions/{ONLY}/versions/1")["published_at"] is not None
+
+
+@crosses("GET", "/v1/releases")
+def _(world: Crossing) -> None:
+    _released(world)
+    assert world.clean(world.beta.control.get(f"/v1/releases?function={ONLY}")) == {"releases": []}
+    world.clean(world.beta.control.get("/v1/releases"))
+
+
+@crosses("GET", "/v1/releases/{release}")
+def _(world: Crossing) -> None:
+    world.clean(world.beta.control.get(f"/v1/releases/{_released(world)}"), 404)
+
+
+@crosses("POST", "/v1/releases/{release}/abort")
+def _(world: Crossing) -> None:
+    release = _released(world)
+    world.clean(world.beta.control.post(f"/v1/releases/{release}/abort"), 404)
+    assert world.alpha.get(f"/v1/releases/{release}")["phase"] not in ("aborted", "stopped")
+
+
+def _released(world: Crossing) -> int:
+    """The number of a release of alpha's that only it has."""
+    if not world.alpha.get(f"/v1/releases?function={ONLY}")["releases"]:
+        world.alpha.deploy(ONLY)
+    return int(world.alpha.get(f"/v1/releases?function={ONLY}")["releases"][0]["id"])
+
+
 @crosses("GET", "/v1/tenant")
 def _(world: Crossing) -> None:
     assert world.clean(world.beta.control.get("/v1/tenant"))["name"] == "beta"

@@ -15,7 +15,7 @@ from orchestrator.catalog.watch import RouteTable
 from orchestrator.planner.log import DecisionLog
 from orchestrator.planner.loop import PlannerLoop
 from orchestrator.planner.peers import Fleet
-from workers.rpc.messages import DecisionUpdate, PrepareItem, TriggerEvent
+from workers.rpc.messages import DecisionUpdate, PrepareItem, TriggerEvent, VersionCount
 from workers.versions import VersionSpec
 
 ACME = TenantId("acme")
@@ -41,6 +41,10 @@ class FakeNode:
 
     def idle(self, version: str) -> int:
         return self.have[version]
+
+    @property
+    def counts(self) -> dict[str, VersionCount]:
+        return {version: VersionCount(version, count, 0, 0) for version, count in self.have.items()}
 
     def hosts(self, tenant: str) -> bool:
         return True

@@ -29,6 +29,7 @@ class DoublePlane:
     def __init__(self) -> None:
         self.told: list[VpcSpec] = []
         self.uses = 0
+        self.listed = self.looked = 0
         self.closed: dict[str, str] = {}
         self.wired: list[SandboxNetwork] = []
         self.attached: list[DoubleAttachment] = []
@@ -42,12 +43,16 @@ class DoublePlane:
         self.told, self.uses = list(vpcs), self.uses + 1
 
     async def opened(self, vpc: str, timeout_s: float) -> TunnelState:
-        state = next((one for one in self.states() if one.vpc == vpc), None)
+        state = self.state(vpc)
         if state is None or not state.ready:
             raise NetworkUnavailable(f"{vpc}: {state.reason if state is not None else 'this node was not told of it'}")
         return state
 
     def states(self) -> Sequence[TunnelState]:
+        self.listed += 1
+        return self._states()
+
+    def _states(self) -> list[TunnelState]:
         return [
             TunnelState(
                 one.vpc,
@@ -59,6 +64,10 @@ class DoublePlane:
             )
             for one in self.told
         ]
+
+    def state(self, vpc: str) -> TunnelState | None:
+        self.looked += 1
+        return next((one for one in self._states() if one.vpc == vpc), None)
 
     async def wire(self, network: SandboxNetwork) -> None:
         self.wired.append(network)

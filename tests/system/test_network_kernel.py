@@ -156,6 +156,29 @@ def test_a_host_without_the_address_says_so() -> None:
         host.close()
 
 
+def test_who_carries_is_asked_once_for_all_tunnels(running: Network, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel goes through all it knows each time, and instances wait behind that."""
+    inside, plane = running.planes[0], running.planes[0].plane
+    assert isinstance(plane, KernelPlane)
+    more = [msgspec.structs.replace(running.specs["acme"], vpc=f"acme/{number}", number=number) for number in range(900, 910)]
+    inside.use(*running.specs.values(), *more)
+    eventually(lambda: all(tunnel.device for tunnel in plane._tunnels.values()))
+    asked: list[str] = []
+    fdb = plane._router._inside.fdb
+
+    def counted(command: str, **what: object) -> object:
+        asked.append(command)
+        return fdb(command, **what)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(plane._router._inside, "fdb", counted)
+        inside.loop.call(plane._see_carriers())
+    assert 1 <= len(asked) <= 2
+    eventually(lambda: "by acme-proxy-" in inside.states()["acme/main"].reason)
+    inside.use(*running.specs.values())
+    eventually(lambda: len(plane._tunnels) == len(running.specs))
+
+
 # --- guests ---
 
 

@@ -32,8 +32,17 @@ PROMISED = {
     "replay.waste_ratio": 0.35,
     "replay.stage_cold_ratio": 0.01,
     "replay.calibration_error": 0.02,
+    "release.cold_requests": 0,
+    "release.p99_excess": 1,
     "planner.plan100_ms": 5,
     "planner.observe_us": 50,
+    "tunnel.attach.p50_ms": 0.5,
+    "tunnel.attach.p99_ms": 5,
+    "tunnel.kernel.rtt_added_us": 30,
+    "tunnel.portable.rtt_added_us": 80,
+    "tunnel.kernel.throughput_share": 0.7,
+    "tunnel.failover_s": 1,
+    "tunnel.crossed": 0,
 }
 
 

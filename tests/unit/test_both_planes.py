@@ -96,3 +96,16 @@ async def test_nothing_is_wired_ahead_while_it_is_open_who_carries(network: Sand
     await both.stop()
     assert kernel.stopped
     assert portable.stopped
+
+
+@in_loop
+async def test_what_a_start_takes_does_not_grow_with_the_networks_of_others(network: SandboxNetwork) -> None:
+    both, kernel, portable = await pair()
+    await both.use([VpcSpec(f"acme/{number}", "acme", number, 1, ("10.0.0.0/16",)) for number in range(1, 200)])
+    await both.wire(network)
+    assert kernel.listed + portable.listed <= 2, "a standby: each is looked through once"
+    assert kernel.looked + portable.looked <= 2
+    kernel.listed = portable.listed = 0
+    await both.opened("acme/7", 0.1)
+    await both.attach("acme/7", "none", network)
+    assert kernel.listed + portable.listed == 0, "a start: only its own is looked at"

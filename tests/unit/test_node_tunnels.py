@@ -4,6 +4,7 @@ import contextlib
 import os
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 from doubles.loop import in_loop, until
@@ -11,13 +12,14 @@ from doubles.nodes import Caller, Rig, running_node, spec
 from doubles.planes import DoublePlane
 
 from orchestrator.placement import in_reach
+from orchestrator.planner.peers import NodePeer
 from orchestrator.planner.vpcs import Reached, VpcNews
 from workers.function_templates import Rules
 from workers.network.choosing import Backend, choose
 from workers.network.none import NoPlane
-from workers.networks import VpcSpec
+from workers.networks import Rule, VpcSpec
 from workers.ports import CodeUnavailable, NetworkUnavailable, SandboxNetwork
-from workers.rpc.messages import PrepareItem, Retire, Rpc, Vpcs
+from workers.rpc.messages import Hello, PrepareItem, Retire, Rpc, Vpcs
 from workers.versions import VersionSpec
 
 VPC = VpcSpec("acme/db", "acme", 7, 1, ("10.0.0.0/16",))
@@ -204,6 +206,20 @@ async def test_only_planners_tell_and_a_newer_spec_is_not_undone(tmp_path: Path,
         assert plane.told[0] == newer
         planner.connection.send(Rpc.VPCS, 0, Vpcs([]))
         await until(lambda: plane.told == [], "who is missing has gone")
+
+
+@in_loop
+async def test_there_may_be_more_networks_than_a_message_holds(tmp_path: Path, namespace: int) -> None:
+    rules = tuple(Rule(f"10.0.{place}.0/24", "tcp", 5432, 5432) for place in range(64))
+    many = [VpcSpec(f"acme/v{number:04}", "acme", number, 1, ("10.0.0.0/16",), rules) for number in range(1, 1200)]
+    async with rig(tmp_path, namespace) as (_, plane, _, planner):
+        peer = NodePeer(tmp_path / "nowhere", Hello("planner", "p", ""), cast(Any, None))
+        peer.connection = planner.connection
+        peer.tell_vpcs(many)
+        await until(lambda: plane.told == many, "all of them came, and as one")
+        peer.tell_vpcs([])
+        await until(lambda: plane.told == [])
+        assert plane.uses == 3
 
 
 @in_loop

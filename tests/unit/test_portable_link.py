@@ -18,7 +18,7 @@ from workers.framing import encode
 from workers.network.portable.credit import Budget
 from workers.network.portable.legs import WRITE_HIGH, Leg
 from workers.network.portable.streams import Full
-from workers.network.portable.words import CREDIT, FIRST_WINDOW, MAX_DATA, MAX_STREAMS, MAX_WINDOW, Kind, Reason
+from workers.network.portable.words import CREDIT, FIRST_WINDOW, MAX_DATA, MAX_STREAMS, MAX_WINDOW, Kind, Open, Reason
 from workers.rpc.transport import HostPort, serve
 
 KERNEL = 1 << 20  # what two socket pairs and a connection may hold beside our windows
@@ -261,6 +261,30 @@ def test_whatever_comes_ends_at_most_its_own_link(tmp_path: Path, frames: list[t
         server.close()
 
     run()
+
+
+@in_loop
+async def test_a_function_that_begins_flow_after_flow_costs_nobody_the_link(tmp_path: Path) -> None:
+    """As datagrams to ever new places do, while the proxy does not get on: they are lost, and nothing piles up."""
+    async with pair(tmp_path) as made:
+        transport = made.far.links[0]._transport
+        assert transport is not None
+        transport.pause_reading()
+        lost = 0
+        for number in range(100_000):
+            try:
+                made.link.open_flow(Open("udp", "x" * 500, 53), lambda _: None, lambda: None).end()
+            except Full:
+                lost += 1
+            if number % 50 == 0:
+                await asyncio.sleep(0)
+            if lost > 1000:
+                break
+        assert not made.near.lost
+        assert lost > 1000
+        transport.resume_reading()
+        await until(lambda: not made.link.congested, "it goes on")
+        made.link.open_flow(TO, lambda _: None, lambda: None)
 
 
 def test_a_leg_reads_no_more_than_its_way_takes() -> None:

@@ -1,6 +1,7 @@
 """A proxy against nodes that want more than is theirs, and what neither it nor a node ever carries."""
 
 import asyncio
+import errno
 import ipaddress
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -18,6 +19,7 @@ from hypothesis import strategies as st
 from orchestrator.authority import Authority
 from workers.framing import FrameParser
 from workers.network.kernel.addresses import PRIVATE
+from workers.network.portable import destinations
 from workers.network.portable.attached import Attached
 from workers.network.portable.destinations import NOT_PUBLIC, allowed
 from workers.network.portable.outward import NoWay
@@ -28,6 +30,7 @@ from workers.network.portable.words import PROTOCOL, Hello, Kind, Open
 from workers.networks import TUNNEL_PORTS, VpcSpec
 from workers.rpc.transport import HostPort, Peer
 
+ROOT = Path(__file__).parents[2]
 SPEC = VpcSpec("acme/db", "acme", 7, 1, ("10.0.0.0/16",))
 
 
@@ -114,6 +117,24 @@ def test_no_function_speaks_to_tunnels_on_its_way_to_the_internet(port: int) -> 
     assert attached.way("tcp", "203.0.113.9", port) is not None
     with pytest.raises(NoWay, match="not allowed"):
         Served._where(SPEC, Open("udp", "203.0.113.9", port, True))
+
+
+@pytest.mark.parametrize(("code", "may"), [(errno.EAFNOSUPPORT, False), (errno.EPERM, False), (errno.ENETUNREACH, True)])
+def test_a_proxy_that_may_not_ask_which_addresses_are_its_own_reaches_none(
+    code: int, may: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As under a unit that restricts address families: no netlink."""
+
+    def refused(family: int) -> None:
+        raise OSError(code, "no")
+
+    monkeypatch.setattr(destinations, "Netlink", refused)
+    assert destinations.public("203.0.113.9") == may
+
+
+def test_the_unit_of_a_proxy_lets_it_ask() -> None:
+    unit = (ROOT / "deploy/systemd/foreglow-vpc-proxy.service").read_text()
+    assert "AF_NETLINK" in unit.partition("\nRestrictAddressFamilies=")[2].partition("\n")[0].split()
 
 
 def test_both_backends_mean_the_same_internet() -> None:

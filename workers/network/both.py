@@ -39,7 +39,7 @@ class BothPlanes:
     async def opened(self, vpc: str, timeout_s: float) -> TunnelState:
         end = asyncio.get_running_loop().time() + timeout_s
         while True:
-            state = next((one for one in self.states() if one.vpc == vpc), None)
+            state = self.state(vpc)
             if state is not None and state.ready:
                 return state
             if asyncio.get_running_loop().time() >= end:
@@ -49,27 +49,18 @@ class BothPlanes:
 
     def states(self) -> Sequence[TunnelState]:
         better, other = ({state.vpc: state for state in plane.states()} for plane in self._planes)
-        found = []
-        for vpc in sorted({*better, *other}):
-            first, second = better.get(vpc), other.get(vpc)
-            if first is None or second is None:
-                found += [state for state in (first, second) if state is not None]
-                continue
-            attached = first.attached + second.attached
-            chosen = first if first.ready or not second.ready else second
-            reason = chosen.reason
-            if chosen is second or not chosen.ready:
-                unused = first if chosen is second else second
-                reason = f"{chosen.reason}; not {unused.backend or 'the other'}: {unused.reason}"
-            found.append(
-                TunnelState(vpc, chosen.generation, chosen.ready, reason, chosen.backend if chosen.ready else "", attached)
-            )
-        return found
+        together = (_both(better.get(vpc), other.get(vpc)) for vpc in sorted({*better, *other}))
+        return [state for state in together if state is not None]
+
+    def state(self, vpc: str) -> TunnelState | None:
+        return _both(*(plane.state(vpc) for plane in self._planes))
 
     async def wire(self, network: SandboxNetwork) -> None:
         """By the backend that carries all there is; while that is not one, the sandbox is wired when it is attached."""
-        carries = {self._way(state.vpc) for state in self.states()}
-        if len(carries) == 1 and (plane := next(iter(carries))) is not None:
+        better, other = ({state.vpc: state.ready for state in plane.states()} for plane in self._planes)
+        carries = {0 if better.get(vpc) else 1 if other.get(vpc) else None for vpc in {*better, *other}}
+        if len(carries) == 1 and (place := next(iter(carries))) is not None:
+            plane = self._planes[place]
             await plane.wire(network)
             self._remember(network, plane)
 
@@ -87,13 +78,25 @@ class BothPlanes:
         """The first whose tunnel is ready; out to the Internet alone, the other: it needs no proxy for that."""
         if not vpc:
             return self._planes[1]
-        ready = (plane for plane in self._planes if any(one.vpc == vpc and one.ready for one in plane.states()))
-        return next(ready, None)
+        return next((plane for plane in self._planes if (state := plane.state(vpc)) is not None and state.ready), None)
 
     def _remember(self, network: SandboxNetwork, plane: TunnelPlane) -> None:
         self._wired[_key(network)] = plane
         if len(self._wired) > REMEMBERED:
             self._wired.popitem(last=False)
+
+
+def _both(first: TunnelState | None, second: TunnelState | None) -> TunnelState | None:
+    """A Vpc's tunnel, of the better one and of the other."""
+    if first is None or second is None:
+        return first or second
+    chosen = first if first.ready or not second.ready else second
+    reason = chosen.reason
+    if chosen is second or not chosen.ready:
+        unused = first if chosen is second else second
+        reason = f"{chosen.reason}; not {unused.backend or 'the other'}: {unused.reason}"
+    backend = chosen.backend if chosen.ready else ""
+    return TunnelState(chosen.vpc, chosen.generation, chosen.ready, reason, backend, first.attached + second.attached)
 
 
 def _key(network: SandboxNetwork) -> tuple[int, int]:

@@ -27,6 +27,9 @@ class NoPlane:
     def states(self) -> Sequence[TunnelState]:
         return [TunnelState(one.vpc, one.generation, False, self.reason, self.backend) for one in self._vpcs]
 
+    def state(self, vpc: str) -> TunnelState | None:
+        return next((one for one in self.states() if one.vpc == vpc), None)
+
     async def wire(self, network: SandboxNetwork) -> None:
         raise NetworkUnavailable(self.reason)
 

@@ -3,6 +3,7 @@
 Fields are only ever added at the end, with a default: an older peer ignores what it does not know.
 """
 
+from collections.abc import Iterator, Sequence
 from enum import IntEnum, unique
 
 import msgspec
@@ -129,7 +130,7 @@ class PrepareItem(msgspec.Struct, array_like=True, frozen=True):
     """`level`: ready (an instance), standby (a clone without code of the version's tenant and shape, held for whatever the run
     turns out to need) or code (only the layers into tier 1). `delay_s` is relative to receipt; what was prepared, once ready and
     unused for `expires_s`, is given up. `needed_in_s` orders what a node prepares, the smallest first. `trace_id`: the run it is
-    for, empty when for none."""
+    for, empty when for none. `probe`: it is ready only once its guest has answered, after its init."""
 
     decision_id: str
     version: str
@@ -138,6 +139,7 @@ class PrepareItem(msgspec.Struct, array_like=True, frozen=True):
     expires_s: float = 60.0
     needed_in_s: float = 0.0
     trace_id: str = ""
+    probe: bool = False
 
 
 class PrepareBatch(msgspec.Struct, array_like=True, frozen=True):
@@ -194,10 +196,21 @@ class ZoneCaches(msgspec.Struct, array_like=True, frozen=True):
     addresses: list[str]
 
 
+VPCS_AT_ONCE = 128  # with all rules and CIDRs there may be one takes 2 to 3 kB, a message 1 MiB
+
+
 class Vpcs(msgspec.Struct, array_like=True, frozen=True):
-    """All private networks of the tenants that the node may host: the tunnels that it is to have."""
+    """All private networks of the tenants that the node may host: the tunnels that it is to have. `more`: another follows with
+    the next of them, for a message has a limit."""
 
     vpcs: list[VpcSpec]
+    more: bool = False
+
+    @staticmethod
+    def parts(vpcs: Sequence[VpcSpec]) -> "Iterator[Vpcs]":
+        """In as many messages as it takes; one at least."""
+        for first in range(0, len(vpcs) or 1, VPCS_AT_ONCE):
+            yield Vpcs(list(vpcs[first : first + VPCS_AT_ONCE]), first + VPCS_AT_ONCE < len(vpcs))
 
 
 class Hosted(msgspec.Struct, array_like=True, frozen=True):

@@ -1,4 +1,4 @@
-"""One stage of a path: its init waits or computes for INIT_S, its work sleeps, then it calls NEXT."""
+"""One stage of a path: its init waits or computes for INIT_S, its work sleeps, then it calls NEXT; of a release it says which."""
 
 import os
 import time
@@ -14,9 +14,11 @@ else:
 
 WORK_S = float(os.environ["WORK_S"])
 NEXT = os.environ.get("NEXT", "")
+RELEASE = os.environ.get("RELEASE")
 
 
 def handler(event, context):
     time.sleep(WORK_S)
     stages = event["stages"] + 1
-    return context.invoke(NEXT, {"stages": stages}) if NEXT else {"stages": stages}
+    answer = context.invoke(NEXT, {"stages": stages}) if NEXT else {"stages": stages}
+    return answer if RELEASE is None else {**answer, "release": int(RELEASE)}

@@ -1,5 +1,5 @@
 """KernelPlane: a node's tunnels in its kernel. Opening one takes milliseconds and is done ahead; attaching an instance is one
-transaction of two elements (whose its packets are, and that answers may come back), some 0.05 ms."""
+transaction of two elements (whose its packets are, and that answers may come back), 0.1 ms."""
 
 import asyncio
 import contextlib
@@ -42,6 +42,8 @@ class KernelPlane:
         self._turn = asyncio.Lock()
         self._started = False
         self._kick = asyncio.Event()
+        self._heard = asyncio.Event()
+        """Some tunnel is answered, or is again: by whom is to be seen."""
 
     async def start(self) -> None:
         if os.geteuid() != 0:
@@ -85,6 +87,10 @@ class KernelPlane:
 
     def states(self) -> Sequence[TunnelState]:
         return [tunnel.state(self.backend) for tunnel in self._tunnels.values()]
+
+    def state(self, vpc: str) -> TunnelState | None:
+        tunnel = self._of(vpc)
+        return tunnel.state(self.backend) if tunnel is not None else None
 
     async def wire(self, network: SandboxNetwork) -> None:
         self._departed()  # before the namespace's number is trusted to be this sandbox's
@@ -201,7 +207,7 @@ class KernelPlane:
                     await router.do(lambda: router.follow(spec, tunnel.slot, tunnel.device, before))
                 else:
                     device = await router.do(lambda: router.open(spec, tunnel.slot))
-                    tunnel.probe(await router.do(lambda: router.probe(device, tunnel.slot)), lambda _: self._look())
+                    tunnel.probe(await router.do(lambda: router.probe(device, tunnel.slot)), lambda _: self._heard.set())
                     tunnel.device = device
                 tunnel.followed = spec
             except OSError as error:
@@ -227,24 +233,23 @@ class KernelPlane:
 
     async def _watch(self) -> None:
         while True:
-            await asyncio.sleep(CARRIER_S)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._heard.wait(), CARRIER_S)
+            self._heard.clear()
             await self._see_carriers()
             lingering = self._cables.lingering(asyncio.get_running_loop().time() - LINGER_S)
             if lingering:  # a connection that nobody closed keeps its sandbox's namespace
                 with contextlib.suppress(OSError):
                     await self._router.do(functools.partial(self._router.unwire, lingering))
 
-    def _look(self) -> None:
-        self._background(self._see_carriers())
-
     async def _see_carriers(self) -> None:
-        for tunnel in list(self._tunnels.values()):
-            if tunnel.device and tunnel.followed is not None:
-                spec, device = tunnel.followed, tunnel.device
-                try:
-                    tunnel.carrier = await self._router.do(lambda: self._router.carrier(spec, device))  # noqa: B023 - awaited here
-                except OSError:
-                    tunnel.carrier = ""
+        tunnels = {tunnel.device: tunnel for tunnel in self._tunnels.values() if tunnel.device}
+        specs = {device: tunnel.followed or tunnel.spec for device, tunnel in tunnels.items()}
+        found: dict[int, str] = {}
+        with contextlib.suppress(OSError):
+            found = await self._router.do(lambda: self._router.carriers(specs))
+        for device, tunnel in tunnels.items():
+            tunnel.carrier = found.get(device, "")
 
     async def _wire(self, cable: Cable, network: SandboxNetwork) -> None:
         try:

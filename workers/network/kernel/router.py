@@ -11,7 +11,7 @@ import os
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
@@ -238,14 +238,16 @@ class Router:
         sock.connect((addresses.GATEWAY, 0))
         return sock
 
-    def carrier(self, spec: VpcSpec, device: int) -> str:
-        """The name of the proxy that was heard last on the tunnel; empty when none was."""
-        names = {addresses.underlay(proxy): proxy.name for proxy in spec.proxies}
-        gateway = addresses.gateway_mac(spec.number)
-        for entry in self._inside.fdb("dump", ifindex=device):
-            if entry.get_attr("NDA_LLADDR") == gateway and entry.get_attr("NDA_DST"):
-                return names.get(entry.get_attr("NDA_DST"), "")
-        return ""
+    def carriers(self, tunnels: Mapping[int, VpcSpec]) -> dict[int, str]:
+        """By device, the name of the proxy that was heard last on the tunnel; of all at once, for the kernel goes through all it
+        knows whatever it is asked for."""
+        found = {}
+        for entry in self._inside.fdb("dump"):
+            spec = tunnels.get(entry["ifindex"])
+            if spec is not None and entry.get_attr("NDA_LLADDR") == addresses.gateway_mac(spec.number):
+                heard = entry.get_attr("NDA_DST")
+                found[entry["ifindex"]] = next((one.name for one in spec.proxies if addresses.underlay(one) == heard), "")
+        return found
 
 
 async def done(thread: ThreadPoolExecutor, work: Callable[[], T]) -> T:

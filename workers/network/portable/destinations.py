@@ -1,5 +1,6 @@
 """Which addresses a function may reach: those of its Vpc that the rules allow; with `egress = internet` public ones beside."""
 
+import errno
 import ipaddress
 import socket
 
@@ -59,6 +60,6 @@ def _own(address: str) -> bool:
     try:
         with Netlink(socket.NETLINK_ROUTE) as routes:
             answers = routes.ask(ask_route(address))
-    except OSError:
-        return False  # no way there: connecting will say so
+    except OSError as error:  # who may not ask (a unit that restricts AF_NETLINK) is not believed to reach others only
+        return error.errno not in (errno.ENETUNREACH, errno.EHOSTUNREACH)  # no way there: connecting will say so
     return not answers or route_type(answers[0]) != ROUTE_UNICAST

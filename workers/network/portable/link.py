@@ -172,7 +172,10 @@ class Link(asyncio.Protocol):
         return stream
 
     def open_flow(self, to: Open, on_datagram: Callable[[bytes], None], on_end: Callable[[], None]) -> Flow:
-        """The node's side: asks for a flow; datagrams may follow at once. Raises Full."""
+        """The node's side: asks for a flow; datagrams may follow at once. Raises Full, also while the link is behind: a function
+        may begin as many as it likes, and they must not pile up."""
+        if self.congested:
+            raise Full("the link is behind")
         flow = Flow(self, self._next(), to, on_datagram, on_end)
         self.carried[flow.ident] = flow
         self.say(Kind.OPEN, flow.ident, to)

@@ -83,6 +83,10 @@ class PortablePlane:
     def states(self) -> Sequence[TunnelState]:
         return [tunnel.state for tunnel in self._tunnels.values()]
 
+    def state(self, vpc: str) -> TunnelState | None:
+        tunnel = self._tunnels.get(vpc)
+        return tunnel.state if tunnel is not None else None
+
     async def opened(self, vpc: str, timeout_s: float) -> TunnelState:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):
