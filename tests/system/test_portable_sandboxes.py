@@ -2,7 +2,7 @@
 
 import contextlib
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -53,27 +53,25 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
         yield made
 
 
-@contextlib.asynccontextmanager
-async def processes(folder: Path) -> AsyncIterator[Bench]:
-    async with bench(folder) as made:
-        yield made
+def processes(folder: Path) -> contextlib.AbstractAsyncContextManager[Bench]:
+    return bench(folder)
 
 
-@contextlib.asynccontextmanager
-async def machines(folder: Path) -> AsyncIterator[Bench]:
-    async with microvms(folder, guest_image()) as made:
-        yield made
+def machines(folder: Path) -> contextlib.AbstractAsyncContextManager[Bench]:
+    return microvms(folder, guest_image())
 
 
 @pytest.mark.parametrize("driver", [processes, machines], ids=["process", "microvm"])
 def test_functions_of_two_tenants_read_their_own_database_by_address_and_by_name(
     world: World, tmp_path: Path, driver: Callable[[Path], contextlib.AbstractAsyncContextManager[Bench]]
 ) -> None:
+    sandboxes = driver(tmp_path)  # here: from the node's namespace there is no way to where images are made of
+
     async def value(function: Running, host: str, port: int = 6379) -> object:
         return await function.value({"host": host, "port": port}, 30)
 
     async def run() -> None:
-        async with driver(tmp_path) as made:
+        async with sandboxes as made:
             for tenant in TENANTS:
                 function = await made.run(FUNCTION, tenant=tenant)
                 network = function.clone.network

@@ -194,6 +194,9 @@ class Tunnel:
     def hold(self, by: int) -> None:
         """One instance more (1), one less (-1)."""
         self.attached += by
+        asyncio.get_running_loop().call_soon(self._hurry)  # what is being attached need not wait for that
+
+    def _hurry(self) -> None:
         for line in self._lines:
             if line.link is not None:
                 line.link.hurry(self.attached > 0)
