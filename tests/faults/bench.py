@@ -148,7 +148,8 @@ class Bench:
             assert now.total() <= before.total() + slack, f"{name} has open {now}, had {before}"
         self.traces.look()
         assert self.platform.stop() == 0, self.platform.lines
-        assert self.traces.left() == []
+        left = self.traces.left()
+        assert left == [], left
 
 
 @contextlib.contextmanager
