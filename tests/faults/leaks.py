@@ -78,7 +78,8 @@ class Traces:
         for pid in below(run_of_tests()):  # the kernel gives a namespace's number again, perhaps to a test beside this one
             alive.pop(pid, None)
         left = [f"process {pid}" for pid in self._alive()]
-        left += [f"namespaces {held} of process {pid}" for pid in alive if (held := _namespaces(pid) & self.namespaces)]
+        # one that matches may be another run's by now; a sandbox that was left has several
+        left += [f"namespaces {held} of process {pid}" for pid in alive if len(held := _namespaces(pid) & self.namespaces) > 1]
         settings = self.platform.settings
         left += _mounts((str(self.platform.state), str(settings.runtime_folder)))
         for driver in ("process", "microvm"):
