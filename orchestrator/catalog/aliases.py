@@ -43,14 +43,14 @@ class Aliases:
     def publish(self, tenant: str, name: str, number: int | None, label: str, now: float) -> int:
         """Keeps a version, None: the one that $LATEST means; returns its number. Publishing it again changes its label.
 
-        Raises Refused for one that is not ready, Conflict when too many are.
+        Raises Conflict for one that is not ready, or when too many are published.
         """
         with self._database.write() as session:
             function = pointers.alive(session, tenant, name, lock=True)
             number = function.serving if number is None else number
             if number is None:
-                raise Refused("the function serves no version yet; name one that is ready", "version")
-            _check(session, function, number, "version")
+                raise Conflict("the function serves no version yet; name one that is ready")
+            _check(session, function, number)
             row = session.get(Publication, (function.id, number))
             if row is None:
                 count = session.scalar(select(func.count()).where(Publication.function == function.id)) or 0
@@ -92,13 +92,13 @@ class Aliases:
     ) -> AliasView:
         """Points it there: a release does, as `plan` says; at once when it is new, or for None. `sticky` None: as it is.
 
-        Raises Refused for a version that is not ready or a ramp that leads nowhere, Conflict when there are too many aliases.
+        Raises Conflict for a version that is not ready or when there are too many aliases, Refused for a ramp that leads nowhere.
         """
         with self._database.write() as session:
             function = pointers.alive(session, tenant, name, lock=True)
-            for number, field in ((target.version, "version"), (target.second, "second")):
+            for number in (target.version, target.second):
                 if number is not None:
-                    _check(session, function, number, field)
+                    _check(session, function, number)
             current = pointers.pointer_of(session, function, alias)
             row = session.get(Alias, (function.id, alias))
             told = sticky if sticky is not None else row.sticky if row is not None else ""
@@ -120,11 +120,11 @@ class Aliases:
 
     @retried
     def remove(self, tenant: str, name: str, alias: str, now: float) -> None:
-        """Raises Refused for $LATEST, which goes with its function."""
+        """Raises Conflict for $LATEST, which goes with its function."""
         with self._database.write() as session:
             function = pointers.alive(session, tenant, name, lock=True)
             if alias == LATEST:
-                raise Refused("$LATEST goes with its function; `foreglow remove` removes both", "alias")
+                raise Conflict("$LATEST goes with its function; `foreglow remove` removes both")
             row = session.get(Alias, (function.id, alias))
             if row is None:
                 raise NotFound(f"function {name!r} has no alias {alias!r}")
@@ -167,14 +167,14 @@ def _version(session: Session, function: Function, number: int) -> Version | Non
     return version if version is not None and version.state in INVOCABLE else None
 
 
-def _check(session: Session, function: Function, number: int, field: str) -> None:
+def _check(session: Session, function: Function, number: int) -> None:
     if _version(session, function, number) is None:
-        raise Refused(f"version {number} of {function.name!r} is not there, or not ready", field)
+        raise Conflict(f"version {number} of {function.name!r} is not there, or not ready")
 
 
 def _check_room(session: Session, function: Function, alias: str) -> None:
     if alias == LATEST:
-        raise Refused(f"{function.name!r} serves nothing yet; deploy it first", "alias")
+        raise Conflict(f"{function.name!r} serves nothing yet; deploy it first")
     count = session.scalar(select(func.count()).where(Alias.function == function.id, Alias.name != LATEST)) or 0
     if count >= MAX_ALIASES:
         raise Conflict(f"{function.name!r} has {count} aliases; remove one first")

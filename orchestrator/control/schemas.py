@@ -167,7 +167,7 @@ class AliasRequest(Request):
     )
 
     version: Whole = Field(ge=1, le=2**31 - 1)
-    second: Whole | None = Field(default=None, ge=1, le=2**31 - 1)
+    second: Annotated[Whole, Field(ge=1, le=2**31 - 1)] | None = None
     share: float = Field(default=0.0, ge=0, lt=1, allow_inf_nan=False, description="The part of all runs that gets `second`.")
     sticky: str | None = Field(
         default=None,
@@ -188,7 +188,7 @@ class AliasRequest(Request):
 class PublishRequest(Request):
     model_config = ConfigDict(extra="forbid", strict=True, json_schema_extra={"examples": [{"label": "spring"}]})
 
-    version: Whole | None = Field(default=None, ge=1, le=2**31 - 1, description="null: the one that serves.")
+    version: Annotated[Whole, Field(ge=1, le=2**31 - 1)] | None = Field(default=None, description="null: the one that serves.")
     label: str = Field(default="", max_length=200, pattern=r"^[ -~]*$", description="What it is called.")
     alias: str | None = Field(
         default=None, pattern=ALIAS, description="An alias to point at it, as PUT .../aliases/{alias} does."

@@ -49,6 +49,7 @@ RULES_BESIDE_THE_SCHEMA = {
     "POST /v1/vpcs": "CIDRs, rules and addresses are read as such",
     "PUT /v1/vpcs/{name}": "likewise",
     "POST /v1/join-tokens": "a proxy names its private network, others none",
+    "PUT /v1/functions/{name}/aliases/{alias}": "a ramp must rise, a share needs a second version",
     "POST /v1/traces/import": "the text must be CSV with the right columns",
 }
 
