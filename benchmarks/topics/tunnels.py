@@ -7,12 +7,13 @@ done ahead: it opens the tunnel and wires the sandbox; it is measured in turns w
 import asyncio
 import contextlib
 import json
+import os
 import statistics
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -46,6 +47,14 @@ for line in sys.stdin:
         connection.recv(99)
         found.append(time.perf_counter() - began)
     print(sorted(found)[len(found) // 2] * 1e6, flush=True)
+"""
+
+
+_SPINS = """
+import os
+os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+while True:
+    pass
 """
 
 
@@ -179,16 +188,13 @@ def _packets(report: Report, running: Network, seconds: float) -> None:
     try:
         acme.plug(direct, "10.0.9.9/16")
         with running.planes[0].attached(VPC) as function:
-            report.progress("round trips, by turns")
-            asking = [_pinging(host) for host in (function, direct)]
-            added, bare = list[float](), list[float]()
-            for turn in range(PAIRS + 1):
-                through, straight = (ask(PINGS) for ask in asking)
-                if turn:
-                    added.append(through - straight)
-                    bare.append(straight)
-            median = bootstrap([added], lambda groups: float(np.median(groups[0])))
-            report.emit(f"tunnel.{name}.rtt_added_us", median, backend=name, direct_us=round(statistics.median(bare), 1))
+            for cores, held in (("awake", _awake), ("idle", contextlib.nullcontext)):
+                report.progress(f"round trips, by turns, cores {cores}")
+                with held():
+                    added, bare = _round_trips(function, direct)
+                median = bootstrap([added], lambda groups: float(np.median(groups[0])))
+                told = {"backend": name, "cores": cores, "direct_us": round(statistics.median(bare), 1)}
+                report.emit(f"tunnel.{name}.rtt_added_us", median, **told)
             report.progress("throughput, by turns")
             pairs = [(_gbps(function, seconds), _gbps(direct, seconds)) for _ in range(PAIRS)]
             for system, values in (("foreglow", [pair[0] for pair in pairs]), ("direct veth", [pair[1] for pair in pairs])):
@@ -197,6 +203,33 @@ def _packets(report: Report, running: Network, seconds: float) -> None:
             report.emit(f"tunnel.{name}.throughput_share", share, backend=name)
     finally:
         direct.close()
+
+
+def _round_trips(function: Host, direct: Host) -> tuple[list[float], list[float]]:
+    """us by turns: what the tunnel adds, and the direct way."""
+    asking = [_pinging(host) for host in (function, direct)]
+    added, bare = list[float](), list[float]()
+    for turn in range(PAIRS + 1):
+        through, straight = (ask(PINGS) for ask in asking)
+        if turn:
+            added.append(through - straight)
+            bare.append(straight)
+    return added, bare
+
+
+@contextlib.contextmanager
+def _awake() -> Iterator[None]:
+    """No core goes idle, none is taken from anybody: waking a virtual machine's idle core takes longer than the way does."""
+    spinners = [
+        subprocess.Popen(["timeout", "120", "taskset", "-c", str(core), sys.executable, "-c", _SPINS])
+        for core in sorted(os.sched_getaffinity(0))
+    ]
+    try:
+        yield
+    finally:
+        for spinner in spinners:
+            spinner.terminate()
+            spinner.wait(10)
 
 
 def _pinging(host: Host) -> Callable[[int], float]:

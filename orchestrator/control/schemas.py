@@ -47,6 +47,7 @@ WRITTEN_WITH_A_POINT = BeforeValidator(lambda value: int(value) if isinstance(va
 Whole = Annotated[int, WRITTEN_WITH_A_POINT]
 """JSON knows one kind of number: 2.0 is a whole one, as its schema says too."""
 Count = Annotated[int, Field(ge=0, le=2**31 - 1), WRITTEN_WITH_A_POINT]
+Ordinal = Annotated[int, Field(ge=1, le=2**31 - 1), WRITTEN_WITH_A_POINT]
 Bytes = Annotated[int, Field(ge=0, le=LARGEST), WRITTEN_WITH_A_POINT]
 
 ObservedName = Annotated[str, StringConstraints(min_length=1, max_length=255)]
@@ -166,8 +167,8 @@ class AliasRequest(Request):
         json_schema_extra={"examples": [{"version": 1}, {"version": 1, "second": 2, "share": 0.3, "sticky": "header:x-user"}]},
     )
 
-    version: Whole = Field(ge=1, le=2**31 - 1)
-    second: Annotated[Whole, Field(ge=1, le=2**31 - 1)] | None = None
+    version: Ordinal
+    second: Ordinal | None = None
     share: float = Field(default=0.0, ge=0, lt=1, allow_inf_nan=False, description="The part of all runs that gets `second`.")
     sticky: str | None = Field(
         default=None,
@@ -188,7 +189,7 @@ class AliasRequest(Request):
 class PublishRequest(Request):
     model_config = ConfigDict(extra="forbid", strict=True, json_schema_extra={"examples": [{"label": "spring"}]})
 
-    version: Annotated[Whole, Field(ge=1, le=2**31 - 1)] | None = Field(default=None, description="null: the one that serves.")
+    version: Ordinal | None = Field(default=None, description="null: the one that serves.")
     label: str = Field(default="", max_length=200, pattern=r"^[ -~]*$", description="What it is called.")
     alias: str | None = Field(
         default=None, pattern=ALIAS, description="An alias to point at it, as PUT .../aliases/{alias} does."
