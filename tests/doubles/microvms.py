@@ -61,8 +61,8 @@ class Shared:
         self.loop = loop
         self.bench = bench
 
-    def run(self, test: Coroutine[Any, Any, T]) -> T:
-        return asyncio.run_coroutine_threadsafe(asyncio.wait_for(test, LIMIT_S), self.loop).result()
+    def run(self, test: Coroutine[Any, Any, T], limit_s: float = LIMIT_S) -> T:
+        return asyncio.run_coroutine_threadsafe(asyncio.wait_for(test, limit_s), self.loop).result()
 
 
 @contextlib.contextmanager

@@ -407,4 +407,4 @@ def test_many_in_a_row_leave_nothing(vms: Shared) -> None:
         await asyncio.sleep(0.5)
         assert len(os.listdir("/proc/self/fd")) <= before + 2
 
-    vms.run(check())
+    vms.run(check(), 60 + times * 2.0)
