@@ -30,7 +30,7 @@ def test_n_is_the_formula_or_the_spread_above_it_and_never_more_than_all_traffic
     count = needed(share, concurrency, per, target)
     least = math.ceil(share * concurrency / (target * per) - 1e-9)
     assert least <= count <= max(least, math.ceil(concurrency / (target * per)))
-    assert (count == 0) == (least == 0 and (share == 0.0 or concurrency == 0.0)) or count >= 0
+    assert count >= 1 or share * concurrency < 1e-6, "whoever gets traffic has an instance"
 
 
 @given(concurrency=st.floats(0.0, 1e4), per=st.integers(1, 100))
@@ -125,7 +125,8 @@ def test_a_ramp_only_ever_gives_its_version_more_and_ends_where_it_says(before: 
         assert steps[-1] == Pointer(version)
     for step in steps:
         assert set(shares(step)) <= {version} | set(shares(before)), "no third version comes in"
-    assert set(growing(before, steps[-1])) <= {version} or ramp
+    if not ramp:
+        assert set(growing(before, steps[-1])) <= {version}
 
 
 @pytest.mark.parametrize("ramp", [(0.3, 0.1), (0.0, 1.0), (0.5, 1.5), (0.3, 0.3)])
