@@ -45,6 +45,12 @@ def test_a_larger_share_never_needs_less_on_its_way_to_all(share: float, more: f
     assert math.ceil(share * concurrency / 0.7 - 1e-9) <= needed(larger, concurrency, 1, 0.7)
 
 
+def test_a_share_of_the_runs_has_instances_for_what_chance_may_bring() -> None:
+    count = needed(0.3, 20.0, 1, 0.7)
+    more = sum(math.comb(20, chose) * 0.3**chose * 0.7 ** (20 - chose) for chose in range(count + 1, 21))
+    assert more < 0.001, "of 20 runs in flight more chose it than there are instances"
+
+
 def test_without_traffic_nothing_is_needed_and_the_gate_stands_open() -> None:
     assert needed(1.0, 0.0, 1, 0.7) == 0
     assert gate([Need("f:2", 0, 0)], "", 0.0, RULES).next is Next.FLIP
