@@ -14,7 +14,7 @@ MOST = 12
 Put = tuple[str, int]
 
 
-@given(st.lists(st.tuples(st.sampled_from(TENANTS), st.integers(0, 30)), max_size=120))
+@given(st.lists(st.tuples(st.sampled_from(TENANTS), st.integers(0, 30)), min_size=2 * MOST, max_size=120))
 def test_a_book_is_bounded_and_only_who_has_most_loses(puts: list[Put]) -> None:
     book: FairBook[str, int] = FairBook(MOST)
     for number, (tenant, key) in enumerate(puts):

@@ -1,4 +1,4 @@
-"""The few netlink requests that are made for each instance, packed by hand: pyroute2 takes 0.2 to 0.8 ms for one, these 0.02.
+"""The few netlink requests that are made for each instance, packed by hand: pyroute2 takes longer for one than an attach.
 
 A socket stays in the network namespace of the thread that made it, whoever uses it. Formats: linux/netlink.h, rtnetlink.h,
 if_link.h, nfnetlink.h, nf_tables.h, nfnetlink_conntrack.h. All requests raise OSError with what was asked.
@@ -113,12 +113,8 @@ def up(index: int) -> tuple[int, int, bytes]:
     return _NEWLINK, 0, _link(index, UP | NO_ARP, UP | NO_ARP)
 
 
-def plain_up(index: int) -> tuple[int, int, bytes]:
-    return _NEWLINK, 0, _link(index, UP, UP)
-
-
 def settled(index: int) -> tuple[int, int, bytes]:
-    """The answer comes when the device's queue is live: without it 2 to 5 % of first packets come a second late."""
+    """The answer comes when the device's queue is live: without it some first packets are lost, and come a second late."""
     return _GETLINK, 0, _link(index)
 
 
