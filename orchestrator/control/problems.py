@@ -47,7 +47,7 @@ def add_handlers(app: FastAPI) -> None:
     app.add_exception_handler(HTTPException, _http)
     app.add_exception_handler(RequestValidationError, _validation)
     app.add_exception_handler(NotFound, lambda _, error: problem_response(404, str(error)))
-    app.add_exception_handler(Conflict, lambda _, error: problem_response(409, str(error)))
+    app.add_exception_handler(Conflict, lambda _, error: problem_response(409, str(error), getattr(error, "field", "")))
     app.add_exception_handler(OverQuota, lambda _, error: problem_response(429, str(error), getattr(error, "quota", "")))
     app.add_exception_handler(Refused, _refused)
     app.add_exception_handler(PackageError, _refused)
