@@ -21,7 +21,7 @@ from orchestrator.catalog.outbox import MAX_TRIES, RESEND_S
 from orchestrator.catalog.store import Store
 from orchestrator.control.admin import ensure_admin_key
 from orchestrator.control.app import server
-from orchestrator.control.schemas import MAX_ENVIRONMENT_BYTES
+from orchestrator.control.schemas.functions import MAX_ENVIRONMENT_BYTES
 from orchestrator.settings import Settings
 from workers.sealing import Sealer, load_key
 
