@@ -272,6 +272,27 @@ def test_a_bad_field_is_a_400_that_names_it_and_changes_nothing(api: Api, field:
     assert api.client.get("/v1/functions").json() == {"functions": []}
 
 
+@pytest.mark.parametrize(
+    ("wanted", "status", "field"),
+    [
+        ({"version": 1}, 409, "version"),  # it is pending
+        ({"version": 0}, 400, "version"),
+        ({"version": 1, "second": 1, "share": 0.5}, 400, "body"),
+        ({"version": 1, "share": 0.5}, 400, "body"),
+        ({"version": 1, "sticky": "header:X User"}, 400, "sticky"),
+        ({"version": 1, "release": {"ramp": [0.5, 0.1]}}, 400, "release.ramp"),
+        ({"version": 1, "release": {"ramp": [0.0]}}, 400, "release.ramp.0"),
+        ({"version": 1, "release": {"gate": 1}}, 400, "release.gate"),
+        ({"version": 1, "release": {"hold_s": -1}}, 400, "release.hold_s"),
+    ],
+)
+def test_an_alias_that_cannot_point_there_names_the_field(api: Api, wanted: object, status: int, field: str) -> None:
+    api.put()
+    told = problem(api.client.put("/v1/functions/f/aliases/live", json=wanted), status, field)
+    assert field != "body" or "second version" in told
+    assert api.client.get("/v1/functions/f/aliases").json() == {"aliases": []}
+
+
 def test_a_bad_name_deep_inside_is_named_too(api: Api) -> None:
     problem(api.put(calls=["fine", "not/fine"]), 400, "calls.1")
     problem(api.put(environment={"A": 1}), 400, "environment.A")
