@@ -21,6 +21,7 @@ from orchestrator.control.answers import (
     PrewarmAnswer,
     RunAnswer,
     RunsAnswer,
+    ScalingAnswer,
     TotalsAnswer,
     WorkflowsAnswer,
 )
@@ -90,6 +91,16 @@ def router(store: Store, planner: Planner, nodes: Roster, stream: DecisionStream
     async def calibration(request: Request) -> Response:
         """How predictions held, what waiting and idling cost per function, and what may still be spent on prewarming."""
         return await planner_says(request, "calibration")
+
+    @routes.get("/v1/scaling", response_model=ScalingAnswer)
+    async def scaling(request: Request) -> Response:
+        """How many instances of each version are wanted, ready and busy, which term decided, and why."""
+        return await planner_says(request, "scaling")
+
+    @routes.get("/v1/functions/{name}/scaling", response_model=ScalingAnswer)
+    async def scaling_of(name: Name, request: Request) -> Response:
+        """The same of one function, with each change of the last time: the planner keeps 600 of a version."""
+        return await planner_says(request, "scaling", name=name)
 
     @routes.get("/v1/activity", response_model=ActivityAnswer)
     async def activity(request: Request) -> Response:
