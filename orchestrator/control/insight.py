@@ -9,26 +9,15 @@ from fastapi.responses import StreamingResponse
 from starlette.concurrency import run_in_threadpool
 
 from orchestrator.catalog.store import Store
-from orchestrator.control.answers import (
-    ActivityAnswer,
-    CalibrationAnswer,
-    CooledAnswer,
-    DecisionAnswer,
-    DecisionsAnswer,
-    GraphAnswer,
-    LogsAnswer,
-    PlanAnswer,
-    PrewarmAnswer,
-    RunAnswer,
-    RunsAnswer,
-    ScalingAnswer,
-    TotalsAnswer,
-    WorkflowsAnswer,
-)
 from orchestrator.control.functions import Name, tenant_of
 from orchestrator.control.peers import Planner, Roster
 from orchestrator.control.problems import Problem
-from orchestrator.control.schemas.planning import CoolRequest, PrewarmRequest, WarmRequest
+from orchestrator.control.schemas.calibration import CalibrationAnswer
+from orchestrator.control.schemas.decisions import DecisionAnswer, DecisionsAnswer, PlanAnswer, TotalsAnswer
+from orchestrator.control.schemas.graph import GraphAnswer, WorkflowsAnswer
+from orchestrator.control.schemas.planning import CooledAnswer, CoolRequest, PrewarmAnswer, PrewarmRequest, WarmRequest
+from orchestrator.control.schemas.runs import ActivityAnswer, LogsAnswer, RunAnswer, RunsAnswer
+from orchestrator.control.schemas.scaling import ScalingAnswer
 from orchestrator.control.stream import DecisionStream
 
 Observed = Annotated[str, Path(max_length=255, description="A function, deployed or known from traces.", examples=["checkout"])]
