@@ -11,65 +11,30 @@ is reserved at once, so no node is given more than its view says it has; the vie
 """
 
 import math
-from collections import OrderedDict
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from itertools import islice
 
+from orchestrator.placement_lists import TOP, NodeList, Section, Spot, rank_table
+from orchestrator.placement_zones import InZones, ZoneCounts
 from workers.versions import SHAPES_MB
+
+__all__ = ["NEAR", "PlacementIndex", "Spot"]
 
 CANDIDATES = 12
 """Nodes looked at for one placement, besides NEAR that have the code."""
 
 NEAR = 6
-TOP = 6
-"""Powers of two told apart: 2**(TOP - 1) more instances, or any number above."""
-
-ON_NODE, IN_ZONE, NO_CODE, NO_TUNNEL, FULLER = 8, 4, 6, 64, 1
-"""What a candidate costs: for each instance of the version on the node; for each in its zone above the zone with the fewest;
-when its code is not in tier 1 there, but is elsewhere; when no tunnel to its network is open there, but is elsewhere (dearest:
-it could not reach what it is for); for each power of two that it is fuller than an empty one. Another node costs less than a
-second instance on one that has the code, until there are EVEN."""
+ON_NODE, NO_CODE, NO_TUNNEL, FULLER = 8, 6, 64, 1
+"""What a candidate costs: for each instance of the version on the node; for each in its zone above the zone with the fewest
+(IN_ZONE); when its code is not in tier 1 there, but is elsewhere; when no tunnel to its network is open there, but is elsewhere
+(dearest: it could not reach what it is for); for each power of two that it is fuller than an empty one. Another node costs less
+than a second instance on one that has the code, until there are EVEN."""
 
 EVEN = 8
 """Instances of a version from which spreading them further counts less, in proportion: what matters is the share that goes with a
 node. From then on code at hand weighs more, and not every new instance brings it to another node."""
 
 NEVER = 1 << 30
-
-_List = OrderedDict["Spot", None]
-_Ranks = tuple[int, ...]
-
-
-class Spot:
-    """A node as the index sees it. `free_mb`: what it said last, less what was placed there since; `pending_mb`: placed there,
-    and it did not answer yet. `held`: instances by version."""
-
-    __slots__ = ("free_mb", "held", "name", "pending_mb", "ranks", "section", "tenants", "zone")
-
-    def __init__(self, name: str, zone: str, tenants: frozenset[str]) -> None:
-        self.name = name
-        self.zone = zone
-        self.tenants = tenants
-        self.free_mb = 0
-        self.pending_mb = 0
-        self.held: dict[str, int] = {}
-        self.ranks: _Ranks = ()
-        self.section: _Section | None = None
-
-    def hosts(self, tenant: str) -> bool:
-        return not self.tenants or tenant in self.tenants
-
-
-class _Section:
-    """The nodes of one zone that the same tenants may use: for each shape its lists by rank, rank 0 unused."""
-
-    __slots__ = ("lists", "nodes", "tenants", "zone")
-
-    def __init__(self, zone: str, tenants: frozenset[str], shapes: int) -> None:
-        self.zone = zone
-        self.tenants = tenants
-        self.nodes = 0
-        self.lists: list[list[_List]] = [[OrderedDict() for _ in range(TOP + 1)] for _ in range(shapes)]
 
 
 class _Wishes:
@@ -102,12 +67,11 @@ class PlacementIndex:
         self._number = {shape: number for number, shape in enumerate(shapes)}
         self._unit = math.gcd(*self._sizes)
         most = max(self._sizes) * 2 ** (TOP - 1) // self._unit
-        self._ranks = _rank_table(self._sizes, self._unit, most)
+        self._ranks = rank_table(self._sizes, self._unit, most)
         self._spots: dict[str, Spot] = {}
-        self._sections: dict[tuple[str, frozenset[str]], _Section] = {}
-        self._turn: list[_Section] = []  # in the order in which they are looked at
-        self._zones: dict[str, str | dict[str, int]] = {}  # of each version: the zone of its only instance, or how many in which
-        self._in_use: dict[str, int] = {}  # nodes by zone
+        self._sections: dict[tuple[str, frozenset[str]], Section] = {}
+        self._turn: list[Section] = []  # in the order in which they are looked at
+        self._zones = ZoneCounts()
 
     def __len__(self) -> int:
         return len(self._spots)
@@ -130,11 +94,11 @@ class PlacementIndex:
         key = (zone, spot.tenants)
         section = self._sections.get(key)
         if section is None:
-            section = self._sections[key] = _Section(zone, spot.tenants, len(self._sizes))
+            section = self._sections[key] = Section(zone, spot.tenants, len(self._sizes))
             self._turn.append(section)
         section.nodes += 1
         spot.section = section
-        self._in_use[zone] = self._in_use.get(zone, 0) + 1
+        self._zones.came(zone)
         spot.ranks = (0,) * len(self._sizes)
         self._set(spot, free_mb)
         return spot
@@ -152,11 +116,9 @@ class PlacementIndex:
             del self._sections[section.zone, section.tenants]
             self._turn.remove(section)
         spot.section = None
-        self._in_use[spot.zone] -= 1
-        if not self._in_use[spot.zone]:
-            del self._in_use[spot.zone]
+        self._zones.went(spot.zone)
         for version, count in spot.held.items():
-            self._uncount(version, spot.zone, count)
+            self._zones.remove(version, spot.zone, count)
         lost, spot.held = spot.held, {}
         return lost
 
@@ -175,9 +137,9 @@ class PlacementIndex:
         else:
             spot.held.pop(version, None)
         if more < 0:
-            self._uncount(version, spot.zone, -more)
+            self._zones.remove(version, spot.zone, -more)
         for _ in range(more):
-            self._count(version, spot.zone, self._zones.get(version))
+            self._zones.add(version, spot.zone)
 
     def settled(self, spot: Spot, free_mb: int) -> None:
         """All that was placed there before is known to it, and in what it says."""
@@ -198,7 +160,7 @@ class PlacementIndex:
         """The node for one more instance, reserved. `memory_mb`: one of the shapes. `code`: nodes whose tier 1 has it; `tunnels`:
         nodes with a tunnel to its network. `but`: not these, they refused. None: no candidate has room."""
         number = self._number[memory_mb]
-        zones = self._zones.get(version)
+        zones = self._zones.of(version)
         coded = code if isinstance(code, (frozenset, set)) else frozenset(code)
         weight = ON_NODE if zones is None or isinstance(zones, str) else _weight(sum(zones.values()))
         wishes = _Wishes(version, number, coded, tunnels, but, weight)
@@ -211,7 +173,7 @@ class PlacementIndex:
         for section in turn:
             if section.tenants and tenant not in section.tenants:
                 continue
-            crowd = 0 if zones is None else self._crowd(zones, section.zone)
+            crowd = 0 if zones is None else self._zones.crowd(zones, section.zone)
             if crowd >= least:
                 continue
             found, cost = _walk(section.lists[number], wishes, crowd, left)
@@ -224,7 +186,7 @@ class PlacementIndex:
         if len(turn) > 1:
             turn.append(turn.pop(0))
         best.held[version] = best.held.get(version, 0) + 1
-        self._count(version, best.zone, zones)
+        self._zones.add(version, best.zone)
         size = self._sizes[number]
         best.pending_mb += size
         self._set(best, best.free_mb - size)
@@ -248,34 +210,22 @@ class PlacementIndex:
             self._set(spot, spot.free_mb + self._sizes[self._number[memory_mb]])
 
     def instances(self, version: str) -> int:
-        zones = self._zones.get(version)
-        if zones is None:
-            return 0
-        return 1 if isinstance(zones, str) else sum(zones.values())
+        return self._zones.total(version)
 
     # -- inside
 
-    def _near(self, wishes: "_Wishes", tenant: str, zones: str | dict[str, int] | None) -> tuple[Spot | None, int]:
+    def _near(self, wishes: "_Wishes", tenant: str, zones: InZones) -> tuple[Spot | None, int]:
         """The cheapest of some that have the code."""
         best, least = None, NEVER
         for name in islice(wishes.code, NEAR):
             spot = self._spots.get(name)
             if spot is None or not spot.ranks[wishes.number] or spot in wishes.but or not spot.hosts(tenant):
                 continue
-            crowd = 0 if zones is None else self._crowd(zones, spot.zone)
+            crowd = self._zones.crowd(zones, spot.zone)
             cost = crowd + FULLER * (TOP - spot.ranks[wishes.number]) + _of_spot(spot, wishes)
             if cost < least:
                 best, least = spot, cost
         return best, least
-
-    def _crowd(self, zones: str | dict[str, int], zone: str) -> int:
-        """How much more crowded with a version this zone is than the least crowded one."""
-        if isinstance(zones, str):
-            return IN_ZONE if zones == zone and len(self._in_use) > 1 else 0
-        here = zones.get(zone, 0)
-        if not here:
-            return 0
-        return IN_ZONE * (here - min(zones.get(one, 0) for one in self._in_use))
 
     def _set(self, spot: Spot, free_mb: int) -> None:
         free_mb = max(free_mb, 0)
@@ -296,14 +246,6 @@ class PlacementIndex:
                     lists[now][spot] = None
         spot.ranks = ranks
 
-    def _count(self, version: str, zone: str, zones: str | dict[str, int] | None) -> None:
-        if zones is None:
-            self._zones[version] = zone
-        elif isinstance(zones, str):
-            self._zones[version] = {zones: 2} if zones == zone else {zones: 1, zone: 1}
-        else:
-            zones[zone] = zones.get(zone, 0) + 1
-
     def _drop(self, spot: Spot, version: str) -> None:
         on = spot.held.get(version, 0)
         if not on:
@@ -312,27 +254,14 @@ class PlacementIndex:
             del spot.held[version]
         else:
             spot.held[version] = on - 1
-        self._uncount(version, spot.zone, 1)
-
-    def _uncount(self, version: str, zone: str, count: int) -> None:
-        zones = self._zones.get(version)
-        if zones is None or isinstance(zones, str):
-            self._zones.pop(version, None)
-            return
-        left = zones.get(zone, 0) - count
-        if left > 0:
-            zones[zone] = left
-        else:
-            zones.pop(zone, None)
-        if not zones:
-            del self._zones[version]
+        self._zones.remove(version, spot.zone, 1)
 
 
 def _weight(instances: int) -> int:
     return ON_NODE if instances < EVEN else max(1, ON_NODE * EVEN // instances)
 
 
-def _walk(lists: list[_List], wishes: _Wishes, crowd: int, left: int) -> tuple[Spot | None, int]:
+def _walk(lists: list[NodeList], wishes: _Wishes, crowd: int, left: int) -> tuple[Spot | None, int]:
     """The cheapest of the first `left` nodes of a section."""
     best: Spot | None = None
     least = NEVER
@@ -369,13 +298,3 @@ def _of_spot(spot: Spot, wishes: _Wishes) -> int:
     if wishes.tunnels and spot.name not in wishes.tunnels:
         cost += NO_TUNNEL
     return cost
-
-
-def _rank_table(sizes: Sequence[int], unit: int, units: int) -> list[_Ranks]:
-    """By free units: for each size the power of two of how many fit. Equal rows are one object."""
-    rows: dict[_Ranks, _Ranks] = {}
-    table = []
-    for free in range(units + 1):
-        row = tuple(min(TOP, (free * unit // size).bit_length()) for size in sizes)
-        table.append(rows.setdefault(row, row))
-    return table

@@ -109,7 +109,7 @@ def test_what_somebody_cooled_is_not_made_again() -> None:
     for node in scene.bench.nodes:
         node.have.clear()
     scene.scaling.cooled(["acme/echo"])
-    scene.scaling._cooled["acme/echo"] = 1e9  # the test's clock is not the machine's
+    scene.scaling._heard._cooled["acme/echo"] = 1e9  # the test's clock is not the machine's
     scene.tick(echo=8)
     assert len(scene.ordered()) == 8
 
