@@ -15,7 +15,7 @@ from graph.plans import Outcome
 from workers.admission import CoreGate, MemoryLedger
 from workers.callers import CallerList
 from workers.decisions import DecisionBook
-from workers.execution import START_BUSY_S, Execution
+from workers.execution import Execution
 from workers.function_templates import Rules
 from workers.held_standbys import HeldStandbys
 from workers.init_order import InitOrder
@@ -51,6 +51,7 @@ from workers.versions import VersionSpec
 SPECS = 10_000
 TELL_EVERY_S = 0.002
 HEARTBEAT_S = 1.0
+START_BUSY_S = 0.2  # standbys are not refilled this long after a start began
 PREFETCHES = 2
 ONCE_A_SECOND = 1  # the id of a SUBSCRIBE whose sender wants no more than the heartbeat
 NO_TEMPLATES = Rules(0, 0)
@@ -90,8 +91,8 @@ class Node:
         self.decisions = DecisionBook(self._tell_decision)
         self.held = HeldStandbys(self._standbys, self.decisions, self._start_began)
         preparer = Preparer(driver, self._standbys, self.held, self._gate, order, code, sealer, self.templates, self.tunnels)
-        self.execution = Execution(preparer, memory, self._logs, self._counts_moved, self._start_began)
-        self.execution.decisions = self.decisions
+        self.execution = Execution(preparer, memory, self.decisions, self._logs, self._counts_moved, self._start_began)
+        self.instances, self.idling = self.execution.instances, self.execution.idling
         self._specs: OrderedDict[str, VersionSpec] = OrderedDict()
         self._connections: set[Connection] = set()
         self._subscribers: set[Connection] = set()
@@ -159,7 +160,7 @@ class Node:
         try:
             while True:
                 await asyncio.sleep(HEARTBEAT_S)
-                self.execution.sweep_idle(self._idle_s)
+                self.idling.sweep(self._idle_s)
                 self._tell_whole()
         finally:
             for server in servers:
@@ -170,7 +171,7 @@ class Node:
             await self.held.end("the node stops")
             await self._standbys.stop()
             await self.templates.stop()
-            await self.execution.stop()
+            await self.instances.stop()
             await self.tunnels.stop()
             for spec in self._planned.values():
                 self._code.unpin(spec)
@@ -185,7 +186,7 @@ class Node:
         """Nothing this node holds counts any more."""
         why = "the cluster counts without this node: it joins again"
         await self.held.end(why)
-        await self.execution.end_all(why)
+        await self.instances.end_all(why)
         for connection in list(self._connections):
             connection.close()
 
@@ -207,7 +208,7 @@ class Node:
         if kind == Rpc.INVOKE:
             self._invoke(connection, ident, message, body)
         elif kind == Rpc.CALL_RESULT:
-            self.execution.call_result(connection, ident, message, body)
+            self.execution.calls.answered(connection, ident, message, body)
         elif kind == Rpc.CANCEL:
             self.execution.cancel(connection, ident)
         elif (order := self._orders.get(kind)) is not None:
@@ -297,7 +298,7 @@ class Node:
             self.decisions.lost(item.decision_id, "the node does not know this version" if spec is None else "draining")
         elif item.level == "standby":
             self.held.hold(item.decision_id, spec.tenant, spec.memory_mb, item.trace_id, needed_at)
-        elif self.execution.begin(spec, needed_at, item.decision_id, trace_id=item.trace_id, probe=item.probe) is None:
+        elif self.instances.begin(spec, needed_at, item.decision_id, trace_id=item.trace_id, probe=item.probe) is None:
             self.decisions.lost(item.decision_id, "no memory left on the node")
 
     def _expect_standbys(self, batch: PrepareBatch) -> None:
@@ -332,10 +333,10 @@ class Node:
         if self.standing.obeys(message.lease, message.epoch):
             now = time.monotonic()
             if message.keep_s is not None:
-                self.execution.keeps.tell(message.tenant, message.keep_s, now)
-            self.execution.keeps.need(message.tenant, message.needed_s, now)
+                self.idling.keeps.tell(message.tenant, message.keep_s, now)
+            self.idling.keeps.need(message.tenant, message.needed_s, now)
             if message.floor is not None:
-                self.execution.keeps.hold(message.tenant, message.floor, message.only, now)
+                self.idling.keeps.hold(message.tenant, message.floor, message.only, now)
 
     def _fetch_only(self, item: PrepareItem) -> None:
         spec = self._specs.get(item.version)
@@ -359,18 +360,18 @@ class Node:
         for decision_id in message.decision_ids:
             if decision_id in self.decisions and (message.release or not self.decisions.is_ready(decision_id)):
                 self.held.give_up(decision_id)
-                self.execution.give_up(decision_id, message.why)
+                self.idling.give_up(decision_id, message.why)
                 self.decisions.lost(decision_id, message.why)
 
     def _drain(self, message: Drain) -> None:
         """None is made any more, idle ones go now, busy ones when they are done. Forgotten with the spec."""
         if message.version in self._specs:
             self.execution.draining.add(message.version)
-            self.execution.keeps.forget_version(message.version)
+            self.idling.keeps.forget_version(message.version)
         self.templates.drop(message.version, "draining")
-        for instance in self.execution.table.of(message.version):
+        for instance in self.instances.table.of(message.version):
             if not instance.live and not instance.waiting:
-                self.execution.kill(instance, "draining")
+                self.instances.kill(instance, "draining")
 
     async def _retire(self, tenant: str) -> None:
         """Told again by each planner that connects: what is done already costs nothing."""
@@ -378,8 +379,8 @@ class Node:
         for version in [name for name, spec in self._specs.items() if spec.tenant == tenant]:
             del self._specs[version]
             self.execution.draining.discard(version)
-        self.execution.keeps.forget_tenant(tenant)
-        await self.execution.end_tenant(tenant)
+        self.idling.keeps.forget_tenant(tenant)
+        await self.instances.end_tenant(tenant)
         await self.templates.forget(tenant)
         await self.held.end("its tenant is gone", tenant)
         await self._standbys.forget(tenant)
@@ -414,28 +415,28 @@ class Node:
 
     def _tell(self) -> None:
         self._tell_handle = None
-        execution = self.execution
+        instances = self.instances
         if self._updates:
             outcomes = Outcomes(self._updates)
             self._updates = []
             for subscriber in self._subscribers:
                 subscriber.send(Rpc.OUTCOMES, 0, outcomes)
-        if execution.table.changed:
-            changed = [execution.table.count(version) for version in execution.table.changed]
-            execution.table.changed.clear()
-            message = InventoryMessage(changed, execution.memory.free_mb, self.standbys, driver=self.report.driver)
+        if instances.table.changed:
+            changed = [instances.table.count(version) for version in instances.table.changed]
+            instances.table.changed.clear()
+            message = InventoryMessage(changed, instances.memory.free_mb, self.standbys, driver=self.report.driver)
             for subscriber in self._subscribers:
                 if not subscriber.congested:
                     subscriber.send(Rpc.INVENTORY, 0, message)
 
     def _tell_whole(self) -> None:
-        execution = self.execution
-        execution.table.changed.clear()
-        counts = execution.table.counts()
+        instances = self.instances
+        instances.table.changed.clear()
+        counts = instances.table.counts()
         free, driver = self._standbys.counts(), self.report.driver
         message = InventoryMessage(
             counts,
-            execution.memory.free_mb,
+            instances.memory.free_mb,
             self.standbys,
             whole=True,
             driver=driver,
@@ -459,12 +460,12 @@ class Node:
         tenant, now = f"{args['tenant']}/", time.monotonic()
         return [
             {**msgspec.structs.asdict(count), "keep_s": self._kept_s(count.version, now)}
-            for count in self.execution.table.counts()
+            for count in self.instances.table.counts()
             if count.version.startswith(tenant)
         ]
 
     def _kept_s(self, version: str, now: float) -> float:
-        worth_s = self.execution.keeps.of(version, now)
+        worth_s = self.idling.keeps.of(version, now)
         return self._idle_s if worth_s is None else min(worth_s, self._idle_s)
 
     async def _answer_templates(self, args: Mapping[str, Any]) -> object:
@@ -488,14 +489,14 @@ class Node:
 
     async def _answer_cool(self, args: Mapping[str, Any]) -> object:
         functions = {str(function_id(args["tenant"], name)) for name in args["names"]}
-        return {"cooled": self.execution.cool(functions)}
+        return {"cooled": self.idling.cool(functions)}
 
     async def _answer_state(self, args: Mapping[str, Any]) -> object:
-        memory = self.execution.memory
+        memory = self.instances.memory
         return {
             "name": self.name,
             "isolation": msgspec.to_builtins(self.report),
-            "instances": len(self.execution.table),
+            "instances": len(self.instances.table),
             "standbys": self.standbys,
             "memory_mb": {"total": memory.total_mb, "promised": memory.used_mb},
             "open_decisions": len(self.decisions),

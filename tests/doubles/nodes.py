@@ -215,7 +215,7 @@ class Rig:
 
     async def quiet(self) -> None:
         """Nothing is being prepared, ended or refilled any more."""
-        await until(lambda: not self.node.execution._tasks, "the node's tasks have ended")
+        await until(lambda: not self.node.instances._tasks, "the node's tasks have ended")
 
 
 @contextlib.asynccontextmanager
@@ -258,5 +258,5 @@ async def running_node(
     if plane is not None:
         assert plane.stopped
         assert all(one.detached for one in plane.attached), "an instance stayed attached"
-    assert node.execution.memory.used_mb == 0, "memory stayed promised"
+    assert node.instances.memory.used_mb == 0, "memory stayed promised"
     assert not path.exists()
