@@ -17,7 +17,8 @@ import structlog
 
 from workers.code.archive import unpack_old_layer, verify_old_layer
 from workers.code.chunks import chunk_key
-from workers.code.fetching import Errand, Fetcher
+from workers.code.errands import Errand, Errands
+from workers.code.fetching import Fetcher
 from workers.code.holding import Holding
 from workers.code.layers import LARGEST, verify
 from workers.code.lazy.starting import LazyStarts
@@ -56,6 +57,7 @@ class Bringing:
         self,
         holding: Holding,
         fetcher: Fetcher,
+        errands: Errands,
         origin: Origin | None,
         cluster_key: bytes,
         lazy: LazyStarts | None,
@@ -63,6 +65,7 @@ class Bringing:
     ) -> None:
         self._holding = holding
         self._fetcher = fetcher
+        self._errands = errands
         self._origin = origin
         self._cluster_key = cluster_key
         self._lazy = lazy
@@ -77,7 +80,7 @@ class Bringing:
         Who gives up waiting does not end it for the others. Raises CodeUnavailable, NoRoom among them."""
         coming = self._coming.get(key)
         if coming is not None and coming.large and not coming.errand.urgent:  # it comes whole, and somebody waits now
-            self._fetcher.end(coming.errand)
+            self._errands.end(coming.errand)
             await asyncio.wait({coming.task})
             coming = self._coming.get(key)
         if self._holding.has(key):
@@ -85,7 +88,7 @@ class Bringing:
         if coming is None:
             coming = self._begin(key, function, urgent=True)
         else:
-            self._fetcher.hurry(coming.errand)
+            self._errands.hurry(coming.errand)
         first: set[asyncio.Future[Any]] = {coming.task, coming.mounted}
         await asyncio.wait(first, return_when=asyncio.FIRST_COMPLETED)
         if not coming.task.done() and self._lazy is not None and await self._lazy.up(*key):
@@ -106,7 +109,7 @@ class Bringing:
         self._gone.add(tenant)
         coming = [one for key, one in self._coming.items() if key[0] == tenant]
         for one in coming:
-            self._fetcher.end(one.errand)
+            self._errands.end(one.errand)
         if self._lazy is not None:
             await self._lazy.mounts.forget(tenant)
         await asyncio.gather(*(one.task for one in coming), return_exceptions=True)
@@ -114,7 +117,7 @@ class Bringing:
     def end(self) -> None:
         """What is on its way is given up."""
         for one in self._coming.values():
-            self._fetcher.end(one.errand)
+            self._errands.end(one.errand)
 
     def close(self) -> None:
         """`end`, and waits for it. What is asked after it is refused."""
@@ -178,7 +181,7 @@ class Bringing:
     async def _bring_new(self, key: Key, errand: Errand, pool: ThreadPoolExecutor) -> tuple[Path, int]:
         """Where it lies, and its bytes on the disk."""
         with contextlib.ExitStack() as held:
-            held.enter_context(self._fetcher.under_way(errand))  # also between its manifest and its first chunk
+            held.enter_context(self._errands.under_way(errand))  # also between its manifest and its first chunk
             try:
                 manifest = await self._run(pool, self._fetcher.manifest, errand)
             except OldLayer:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from graph.ids import VersionId, function_of
 from workers.code.bringing import Bringing
+from workers.code.errands import Errands
 from workers.code.fetching import Fetcher
 from workers.code.holding import Holding
 from workers.code.hosting import Hosting
@@ -39,11 +40,12 @@ class Tier1:
         lazy: LazyStarts | None = None,
     ) -> None:
         self.lazy = lazy
-        self.fetcher = Fetcher(sources, cluster_key)
+        self._errands = Errands()
+        self.fetcher = Fetcher(sources, cluster_key, self._errands)
         self.tally = CodeTally()
-        self._holding = Holding(folder, bounds or Bounds(), self.tally, self.fetcher.quiet)
+        self._holding = Holding(folder, bounds or Bounds(), self.tally, self._errands.quiet)
         origin = next((source for source in sources if isinstance(source, Origin)), None)
-        self._bringing = Bringing(self._holding, self.fetcher, origin, cluster_key, lazy, self.tally)
+        self._bringing = Bringing(self._holding, self.fetcher, self._errands, origin, cluster_key, lazy, self.tally)
         self.hosting = Hosting(self.bring_ahead)
 
     # -- asked by the node
@@ -140,6 +142,7 @@ class Tier1:
         """What is on its way is given up, and waited for; what is asked after it is refused."""
         self.hosting.close()
         self._bringing.close()
+        self._errands.close()
         self.fetcher.close()
         self._holding.close()
 
