@@ -210,7 +210,7 @@ class Rig:
     async def told(self, caller: Caller) -> None:
         """Everything that happened so far was told to `caller`, which has subscribed."""
         await caller.caught_up()
-        await until(lambda: not self.node._updates, "the updates have left")
+        await until(lambda: not self.node._subscribers._updates, "the updates have left")
         await caller.caught_up()
 
     async def quiet(self) -> None:
