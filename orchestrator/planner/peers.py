@@ -304,11 +304,18 @@ class NodePeer(Peer):
             self.connection.send(Rpc.REVOKE, 0, Revoke(decision_ids, why, epoch, lease, release))
 
     def keep(
-        self, tenant: str, keep_s: dict[str, float] | None, needed_s: dict[str, float], lease: str = "", epoch: int = 0
+        self,
+        tenant: str,
+        keep_s: dict[str, float] | None,
+        needed_s: dict[str, float],
+        lease: str = "",
+        epoch: int = 0,
+        more_s: dict[str, list[float]] | None = None,
     ) -> None:
-        """By version, how long what is idle is worth keeping (None: as said before), and how long a live plan counts on it."""
+        """By version, how long what is idle is worth keeping (None: as said before), and how long a live plan counts on it.
+        `more_s`: how long the second instance there, the third, ... is."""
         if self.connection is not None:
-            self.connection.send(Rpc.KEEP, 0, Keep(tenant, keep_s, needed_s, epoch, lease))
+            self.connection.send(Rpc.KEEP, 0, Keep(tenant, keep_s, needed_s, epoch, lease, more_s=more_s or {}))
 
     def hold(self, tenant: str, floor: dict[str, int], only: bool, lease: str = "", epoch: int = 0) -> None:
         """So many instances stay there; `only`: and what is idle above that goes."""

@@ -1,6 +1,5 @@
 """Nodes as placement sees them: the index (orchestrator.placement_index), kept current with what nodes say of themselves."""
 
-from collections import Counter
 from collections.abc import Mapping
 
 from orchestrator.placement_index import PlacementIndex
@@ -18,17 +17,24 @@ class Inventory:
 
     def __init__(self, fleet: Fleet) -> None:
         self.up = fleet.up()
-        self.ready, self.have, self.busy = Counter[str](), Counter[str](), Counter[str]()
+        self.ready: dict[str, int] = {}
+        self.have: dict[str, int] = {}
+        self.busy: dict[str, int] = {}
         self.holders: dict[str, list[tuple[NodePeer, int]]] = {}
+        ready, have, busy, holders = self.ready, self.have, self.busy, self.holders
         for node in self.up:
             for version, count in node.counts.items():
-                here = total(count)
+                there = count.idle + count.busy
+                here = there + count.preparing
                 if not here:
                     continue
-                self.ready[version] += count.idle + count.busy
-                self.have[version] += here
-                self.busy[version] += count.busy
-                self.holders.setdefault(version, []).append((node, here))
+                if version in have:
+                    ready[version] += there
+                    have[version] += here
+                    busy[version] += count.busy
+                    holders[version].append((node, here))
+                else:
+                    ready[version], have[version], busy[version], holders[version] = there, here, count.busy, [(node, here)]
 
 
 class Places:

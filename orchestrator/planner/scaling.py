@@ -31,11 +31,16 @@ from workers.rpc.messages import Demand
 from workers.versions import VersionSpec
 
 TICK_S, SLACK_S, SOONEST_S = 1.0, 0.5, 0.5
-UNUSED_S = 600.0
+UNUSED_S, RELEASE_UNUSED_S = 60.0, 600.0
+"""How long what was ordered waits for its first use; it stays longer where it is still wanted then."""
+
 AT_ONCE = 500
 """Orders of one tick: what they take is well below a tick, and triggers wait no longer than that."""
 
 PLATFORM_MAXIMUM = 1000
+
+NOT_THERE = Bounds(maximum=0)
+KINDS_OF_BOUNDS = 1000
 
 GENTLE = 16
 """Releases are in no hurry: of what they miss a node starts one part in so many at a time, one at least. The cores belong to what
@@ -85,6 +90,7 @@ class Scaling:
         self._kept: dict[str, FunctionId] = {}  # versions that want instances without traffic
         self._holds = Holds()
         self._limits: dict[str, str] = {}  # of what is held: why it is less than was asked for
+        self._bounds: dict[tuple[object, int], Bounds] = {}
         self._numbers = 0
         self._boot = f"{time.time_ns() // 1_000_000:x}"
 
@@ -164,10 +170,16 @@ class Scaling:
     def bounds(self, version: str) -> Bounds:
         spec = self._spec(version)
         if spec is None:
-            return Bounds(maximum=0)
-        told = spec.scaling
-        maximum = told.maximum or PLATFORM_MAXIMUM
-        return Bounds(told.minimum, maximum, told.provisioned, told.reserved, told.target, spec.concurrency)
+            return NOT_THERE
+        bounds = self._bounds.get((spec.scaling, spec.concurrency))
+        if bounds is None:
+            if len(self._bounds) >= KINDS_OF_BOUNDS:
+                self._bounds.clear()
+            told = spec.scaling
+            maximum = told.maximum or PLATFORM_MAXIMUM
+            bounds = Bounds(told.minimum, maximum, told.provisioned, told.reserved, told.target, spec.concurrency)
+            self._bounds[spec.scaling, spec.concurrency] = bounds
+        return bounds
 
     def memory_mb(self, version: str) -> int:
         spec = self._spec(version)
@@ -179,7 +191,8 @@ class Scaling:
         return spec.version if spec is not None and self._prewarms(tenant_of(function)) else None
 
     def _spec(self, version: str) -> VersionSpec | None:
-        return self._table.versions.get(VersionId(version)) or self._holds.spec(version)
+        spec = self._table.versions.get(version)
+        return spec if spec is not None else self._holds.spec(version)
 
     # -- ticks
 
@@ -233,7 +246,7 @@ class Scaling:
         most = max(ours, key=lambda term: (term.count, -RANK[term.source]))
         count = min(one.count, most.count)
         if most.source is Source.RELEASE:
-            ready = there.ready[one.version]
+            ready = there.ready.get(one.version, 0)
             count = min(count, ready + len(there.up) * max(1, (count - ready) // GENTLE))
         return Wanted(one.version, count, most.source, most.reason)
 
@@ -268,8 +281,9 @@ class Scaling:
         reason = f"{wanted.by}: {wanted.reason}; {wanted.count} are wanted"
         trigger, held = Trigger.RELEASE if wanted.by is Source.RELEASE else Trigger.WANTED, version in self._holds
         evidence = Evidence(EdgeSource.REQUESTED, 1.0, 1.0, 0, RELEASE_IN_S if trigger is Trigger.RELEASE else None)
+        unused_s = RELEASE_UNUSED_S if trigger is Trigger.RELEASE else UNUSED_S
         made = [
-            PrewarmDecision(f"{plan_id}-{number}", function, number, spec.memory_mb, 0.0, UNUSED_S, reason, evidence, Level.READY)
+            PrewarmDecision(f"{plan_id}-{number}", function, number, spec.memory_mb, 0.0, unused_s, reason, evidence, Level.READY)
             for number in range(1, len(nodes) + 1)
         ]
         plan = PrewarmPlan(plan_id, tenant_of(function), function, trigger, self.policy, time.time(), None, tuple(made))

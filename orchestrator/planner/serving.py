@@ -225,7 +225,7 @@ class Planner:
         self.learner.add(known, records.dropped, steady())
         self.activity.add(known)
         self.loop.accounts.records(known)
-        self.loop.keeping.observe(known)
+        self.loop.keeping.observe(known, records.dropped)
         self.scaling.records(known)
         self.watching.observe(known)
         self.exporter.submit(known)

@@ -39,6 +39,7 @@ class FakeNode:
         self.released: list[str] = []
         self.defined: list[str] = []
         self.keeps: list[tuple[str, dict[str, float] | None, dict[str, float], str, int]] = []
+        self.more_s: dict[str, list[float]] = {}  # as told last
         self.floors: list[tuple[str, dict[str, int], bool]] = []
         self.zone, self.tenants = "default", frozenset[str]()
 
@@ -72,8 +73,15 @@ class FakeNode:
         self.released += ids if release else []
 
     def keep(
-        self, tenant: str, keep_s: dict[str, float] | None, needed_s: dict[str, float], lease: str = "", epoch: int = 0
+        self,
+        tenant: str,
+        keep_s: dict[str, float] | None,
+        needed_s: dict[str, float],
+        lease: str = "",
+        epoch: int = 0,
+        more_s: dict[str, list[float]] | None = None,
     ) -> None:
+        self.more_s = more_s or {}
         self.keeps.append((tenant, keep_s, needed_s, lease, epoch))
 
     @property
