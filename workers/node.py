@@ -22,7 +22,7 @@ from workers.init_order import InitOrder
 from workers.logs import LogStore
 from workers.network.none import NoPlane
 from workers.networks import VpcSpec
-from workers.ports import CodeTier, CodeUnavailable, Driver, IsolationReport, TunnelPlane
+from workers.ports import CodeTier, CodeUnavailable, Driver, IsolationReport
 from workers.preparation import Preparer
 from workers.rpc.connection import Connection, Listening, listen
 from workers.rpc.messages import (
@@ -74,7 +74,7 @@ class Node:
         standbys: int,
         idle_s: float,
         templates: Rules = NO_TEMPLATES,
-        plane: TunnelPlane | None = None,
+        tunnels: Tunnels | None = None,
     ) -> None:
         self.name = name
         self._driver = driver
@@ -82,7 +82,7 @@ class Node:
         self.report = report
         self._idle_s = idle_s
         self._gate = CoreGate(cores)
-        self.tunnels = Tunnels(plane if plane is not None else NoPlane())
+        self.tunnels = tunnels if tunnels is not None else Tunnels(NoPlane())
         self._standbys = StandbyPool(driver, self._gate, standbys, self.tunnels)
         self._logs = LogStore()
         memory, order = MemoryLedger(memory_mb, driver.traits.beside_mb), InitOrder(cores)
@@ -156,6 +156,7 @@ class Node:
         told = Listening(self.name, "node", lambda: self.standing.epoch, self.callers.admits)
         servers = [await listen(one, self, secret, told, self._answers, identity) for one in addresses]
         self._serving = True
+        self.tunnels.start()
         try:
             while True:
                 await asyncio.sleep(HEARTBEAT_S)
@@ -482,6 +483,7 @@ class Node:
         return {name: msgspec.to_builtins(one) for name, one in self._code.report_of(str(args["tenant"])).items()}
 
     async def _answer_tunnels(self, args: Mapping[str, Any]) -> object:
+        await self.tunnels.settled()
         return {"node": self.name, **self.tunnels.told_to(str(args["tenant"])), "reached": self.tunnels.reached()}
 
     async def _answer_cool(self, args: Mapping[str, Any]) -> object:

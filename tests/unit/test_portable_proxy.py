@@ -125,7 +125,7 @@ def test_a_proxy_that_may_not_ask_which_addresses_are_its_own_reaches_none(
 ) -> None:
     """As under a unit that restricts address families: no netlink."""
 
-    def refused(family: int) -> None:
+    def refused() -> None:
         raise OSError(code, "no")
 
     monkeypatch.setattr(destinations, "Netlink", refused)

@@ -2,9 +2,9 @@
 
 import errno
 import ipaddress
-import socket
 
-from workers.network.portable.netlink import ROUTE_UNICAST, Netlink, ask_route, route_type
+from workers.network.netlink import Netlink
+from workers.network.portable.requests import ROUTE_UNICAST, ask_route, route_type
 from workers.networks import NOT_INTERNET, RESERVED, TUNNEL_PORTS, VpcSpec
 
 LAST_PORT = 65535
@@ -40,8 +40,8 @@ def public(address: str) -> bool:
 
 def _own(address: str) -> bool:
     try:
-        with Netlink(socket.NETLINK_ROUTE) as routes:
-            answers = routes.ask(ask_route(address))
+        with Netlink() as routes:
+            answers = routes.ask("the way to an address", ask_route(address))
     except OSError as error:  # who may not ask (a unit that restricts AF_NETLINK) is not believed to reach others only
         return error.errno not in (errno.ENETUNREACH, errno.EHOSTUNREACH)  # no way there: connecting will say so
     return not answers or route_type(answers[0]) != ROUTE_UNICAST
