@@ -21,11 +21,24 @@ pytestmark = [pytest.mark.system, pytest.mark.needs_root]
 ATTEMPTS = 10_000
 
 
-@pytest.fixture(params=BACKENDS, ids=lambda backend: backend.name)
-def running(request: pytest.FixtureRequest) -> Iterator[Network]:
-    backend: Backend = request.param
+@contextlib.contextmanager
+def baited(backend: Backend) -> Iterator[Network]:
     with private_network(backend) as made:
         bait(made)
+        yield made
+
+
+@pytest.fixture(scope="module", params=BACKENDS, ids=lambda backend: backend.name)
+def running(request: pytest.FixtureRequest) -> Iterator[Network]:
+    """One for the file; a test leaves it as it found it."""
+    with baited(request.param) as made:
+        yield made
+
+
+@pytest.fixture(params=BACKENDS, ids=lambda backend: backend.name)
+def breaking(request: pytest.FixtureRequest) -> Iterator[Network]:
+    """The test's own."""
+    with baited(request.param) as made:
         yield made
 
 
@@ -140,25 +153,25 @@ def test_while_instances_come_and_go(running: Network) -> None:
     assert not wrong
 
 
-def test_while_the_proxies_change_over(running: Network) -> None:
-    plane = running.planes[0]
+def test_while_the_proxies_change_over(breaking: Network) -> None:
+    plane = breaking.planes[0]
     with plane.attached("acme/main") as hostile, plane.attached("umbra/main") as stranger:
-        running.proxies["acme"][0].kill()
-        assert besiege(running, hostile, tempted([stranger]), 1000, 5) == 0
+        breaking.proxies["acme"][0].kill()
+        assert besiege(breaking, hostile, tempted([stranger]), 1000, 5) == 0
         end = time.monotonic() + 20
         while True:
             with contextlib.suppress(OSError):
                 assert hostile.run(lambda: redis("GET", "tenant", timeout_s=0.3)) == "acme"
                 break
             assert time.monotonic() < end
-        assert besiege(running, hostile, [stranger], 400, 6) == 0
+        assert besiege(breaking, hostile, [stranger], 400, 6) == 0
         assert stranger.run(lambda: redis("GET", "tenant")) == "umbra"
 
 
-def test_without_the_own_server_nobody_elses_answers(running: Network) -> None:
-    running.bed.networks["acme"].echo.kill()
-    running.bed.networks["acme"].server.ip("link", "set", "lan0", "down")
-    with running.planes[0].attached("acme/main") as function, running.planes[0].attached("umbra/main") as stranger:
+def test_without_the_own_server_nobody_elses_answers(breaking: Network) -> None:
+    breaking.bed.networks["acme"].echo.kill()
+    breaking.bed.networks["acme"].server.ip("link", "set", "lan0", "down")
+    with breaking.planes[0].attached("acme/main") as function, breaking.planes[0].attached("umbra/main") as stranger:
         for _ in range(5):
             with contextlib.suppress(OSError):
                 assert function.run(lambda: greeting(timeout_s=WAIT_S))[0] == ""

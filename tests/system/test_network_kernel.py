@@ -18,7 +18,7 @@ import pytest
 from doubles.neighbours import below
 from doubles.private_networks import ECHO_PORT, SERVER, VIRTUAL, Host, bed, datagram, greeting, redis, sandbox
 from doubles.profiles import TIMES
-from doubles.tunnel_planes import TESTS, KernelBackend, Network, network, private_network
+from doubles.tunnel_planes import KernelBackend, Network, network, private_network
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -330,7 +330,7 @@ def test_a_killed_node_leaves_nothing_and_its_successor_has_all_again() -> None:
         running.planes.pop().stop()
         eventually(lambda: not tunnels_heard(host), "a node that stops leaves no tunnel")
         for _ in range(2):
-            arguments = [str(TESTS), host.address, msgspec.json.encode(specs).decode()]
+            arguments = [str(Path(__file__).parents[1]), host.address, msgspec.json.encode(specs).decode()]
             process = host.start(sys.executable, "-c", _NODE, *arguments, stdout=subprocess.PIPE)
             assert process.stdout is not None
             assert process.stdout.readline() == b"attached\n"
