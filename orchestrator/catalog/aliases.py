@@ -50,7 +50,7 @@ class Aliases:
             number = function.serving if number is None else number
             if number is None:
                 raise Conflict("the function serves no version yet; name one that is ready")
-            _check(session, function, number)
+            _check(session, function, number, "version")
             row = session.get(Publication, (function.id, number))
             if row is None:
                 count = session.scalar(select(func.count()).where(Publication.function == function.id)) or 0
@@ -96,24 +96,22 @@ class Aliases:
         """
         with self._database.write() as session:
             function = pointers.alive(session, tenant, name, lock=True)
-            for number in (target.version, target.second):
-                if number is not None:
-                    _check(session, function, number)
+            _check(session, function, target.version, "version")
+            if target.second is not None:
+                _check(session, function, target.second, "second")
             current = pointers.pointer_of(session, function, alias)
-            row = session.get(Alias, (function.id, alias))
-            told = sticky if sticky is not None else row.sticky if row is not None else ""
             if current is None:
                 _check_room(session, function, alias)
-                pointers.move(session, function, alias, target, now, None, told)
+                pointers.move(session, function, alias, target, now, None, sticky)
                 pointers.tell(session, function, now)
             elif plan is None or shares(current) == shares(target):
                 before = releases.settled(session, function, alias)
                 releases.supersede(session, function, alias, now)
-                pointers.move(session, function, alias, target, now, before, told)
+                pointers.move(session, function, alias, target, now, before, sticky)
                 pointers.tell(session, function, now)
             else:
                 try:
-                    releases.begin(session, function, alias, target, plan, told, now)
+                    releases.begin(session, function, alias, target, plan, now, sticky)
                 except ValueError as error:
                     raise Refused(str(error), "ramp") from None
             return _view(session, function, alias)
@@ -156,7 +154,7 @@ class Aliases:
             if gone:
                 raise Conflict(f"version {gone[0]} of {name!r} is not there any more")
             if release is not None:
-                release.phase, release.reason, release.since, release.ended = ReleasePhase.ABORTED, "it was rolled back", now, now
+                releases.end(release, ReleasePhase.ABORTED, "it was rolled back", now)
             pointers.move(session, function, alias, before, now, current)
             pointers.tell(session, function, now)
             return _view(session, function, alias)
@@ -167,9 +165,9 @@ def _version(session: Session, function: Function, number: int) -> Version | Non
     return version if version is not None and version.state in INVOCABLE else None
 
 
-def _check(session: Session, function: Function, number: int) -> None:
+def _check(session: Session, function: Function, number: int, field: str) -> None:
     if _version(session, function, number) is None:
-        raise Conflict(f"version {number} of {function.name!r} is not there, or not ready")
+        raise Conflict(f"version {number} of {function.name!r} is not there, or not ready", field)
 
 
 def _check_room(session: Session, function: Function, alias: str) -> None:

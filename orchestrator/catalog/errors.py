@@ -18,7 +18,12 @@ class Refused(CatalogError):
 
 
 class Conflict(CatalogError):
-    """What exists stands against it; the message says what to do first."""
+    """What exists stands against it; the message says what to do first. `field`: the part of the request that it is about, if it
+    is about one."""
+
+    def __init__(self, message: str, field: str = "") -> None:
+        super().__init__(message)
+        self.field = field
 
 
 class OverQuota(CatalogError):

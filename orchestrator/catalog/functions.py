@@ -254,7 +254,7 @@ class Functions:
                 coming = release.target if release is not None else None
                 newest = max(_generation(session, row, row.serving), _generation(session, row, coming))
                 if newest < version.generation and plan is not None and row.serving is not None:
-                    begin(session, row, LATEST, Pointer(number), plan, "", now)
+                    begin(session, row, LATEST, Pointer(number), plan, now)
                     return None
                 version.state = VersionState.PUBLISHING
                 if newest < version.generation:

@@ -7,7 +7,7 @@ import msgspec
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from graph.ids import LATEST, FunctionId, function_id, name_of, tenant_of
+from graph.ids import LATEST, function_id
 from orchestrator.catalog.errors import NotFound
 from orchestrator.catalog.model import Alias, EventKind, Function, Publication, Release, Version, VersionState
 from orchestrator.catalog.outbox import add_event
@@ -28,12 +28,6 @@ def alive(session: Session, tenant: str, name: str, lock: bool = False) -> Funct
     return function
 
 
-def living(session: Session, function: FunctionId, lock: bool = True) -> Function | None:
-    """None when it is gone."""
-    row = row_of(session, tenant_of(function), name_of(function), lock)
-    return row if row is not None and row.deleted is None else None
-
-
 def written(pointer: Pointer) -> dict[str, Any]:
     return dict(msgspec.to_builtins(pointer))
 
@@ -44,7 +38,11 @@ def read(value: Mapping[str, Any]) -> Pointer:
 
 def pointer_of(session: Session, function: Function, alias: str) -> Pointer | None:
     """None: there is no such alias, or $LATEST means nothing yet."""
-    row = session.get(Alias, (function.id, alias))
+    return meant(function, alias, session.get(Alias, (function.id, alias)))
+
+
+def meant(function: Function, alias: str, row: Alias | None) -> Pointer | None:
+    """As pointer_of; `row` is the alias's, if it has one."""
     if alias == LATEST and function.serving is None:
         return None
     if row is not None and (alias != LATEST or row.version == function.serving):

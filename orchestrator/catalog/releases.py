@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
-from sqlalchemy import select
+from sqlalchemy import select, tuple_
 from sqlalchemy.orm import Session
 
 from graph.ids import FunctionId, function_id
@@ -14,6 +14,7 @@ from orchestrator.catalog import conditions, pointers
 from orchestrator.catalog.database import Database, retried
 from orchestrator.catalog.errors import Conflict, NotFound
 from orchestrator.catalog.model import (
+    Alias,
     ConditionName,
     ConditionStatus,
     Function,
@@ -95,14 +96,20 @@ def settled(session: Session, function: Function, alias: str) -> Pointer | None:
     return pointers.read(release.back) if release is not None else pointers.pointer_of(session, function, alias)
 
 
-def begin(session: Session, function: Function, alias: str, target: Pointer, plan: Plan, sticky: str, now: float) -> Release:
-    """Supersedes what is open. Raises ValueError for a ramp that leads nowhere, as splitting.steps_of says."""
+def begin(
+    session: Session, function: Function, alias: str, target: Pointer, plan: Plan, now: float, sticky: str | None = None
+) -> Release:
+    """Supersedes what is open. `sticky` None: as it is. Raises ValueError for a ramp that leads nowhere, as splitting.steps_of
+    says."""
     current = pointers.pointer_of(session, function, alias)
     assert current is not None
     steps = steps_of(current, target, plan.ramp)
     grows = growing(current, steps[-1])
     back = settled(session, function, alias) or current
     supersede(session, function, alias, now)
+    if sticky is None:
+        row = session.get(Alias, (function.id, alias))
+        sticky = row.sticky if row is not None else ""
     release = Release(
         function=function.id,
         alias=alias,
@@ -129,7 +136,7 @@ def supersede(session: Session, function: Function, alias: str, now: float, reas
     release = open_release(session, function, alias)
     if release is None:
         return
-    _end(release, ReleasePhase.SUPERSEDED, reason, now)
+    end(release, ReleasePhase.SUPERSEDED, reason, now)
     if not release.flipped:
         pointers.announce(session, function, [release.target])
         pointers.bump(function)
@@ -137,7 +144,8 @@ def supersede(session: Session, function: Function, alias: str, now: float, reas
     session.flush()
 
 
-def _end(release: Release, phase: ReleasePhase, reason: str, now: float) -> None:
+def end(release: Release, phase: ReleasePhase, reason: str, now: float) -> None:
+    """It is over; where the alias points is for whoever calls."""
     release.phase, release.reason, release.since, release.ended = phase, reason[: conditions.MAX_REASON], now, now
 
 
@@ -148,11 +156,11 @@ class Releases:
     # -- for the runner
 
     def open(self) -> list[OpenRelease]:
-        """The oldest OPEN_AT_ONCE."""
+        """The oldest OPEN_AT_ONCE; three queries however many there are, since whoever runs them asks all the time."""
         with self._database.read() as session:
             query = select(Release, Function).join(Function, Function.id == Release.function).where(Release.ended.is_(None))
             rows = session.execute(query.order_by(Release.id).limit(OPEN_AT_ONCE)).all()
-            return [_opened(session, release, function) for release, function in rows]
+            return _opened(session, [(release, function) for release, function in rows])
 
     @retried
     def progress(self, number: int, step: int, gate: Sequence[Mapping[str, Any]], reason: str, now: float) -> None:
@@ -185,7 +193,7 @@ class Releases:
             )
             release.flipped, release.since = step + 1, now
             if step + 1 == len(release.steps):
-                _end(release, ReleasePhase.DONE, "", now)
+                end(release, ReleasePhase.DONE, "", now)
             else:
                 release.phase, release.reason = ReleasePhase.HOLDING, "has just begun"
             pointers.tell(session, function, now)
@@ -275,7 +283,7 @@ def _of_tenant(session: Session, tenant: str, number: int) -> tuple[Release, Fun
 
 def _give_up(session: Session, release: Release, function: Function, phase: ReleasePhase, reason: str, now: float) -> None:
     back, current = pointers.read(release.back), pointers.pointer_of(session, function, release.alias)
-    _end(release, phase, reason, now)
+    end(release, phase, reason, now)
     version = session.get(Version, (function.id, release.target))
     if version is not None and version.state == VersionState.PENDING:
         conditions.decide(session, version, ConditionName.ROUTE, ConditionStatus.FALSE, reason, now)
@@ -286,26 +294,42 @@ def _give_up(session: Session, release: Release, function: Function, phase: Rele
     session.flush()
 
 
-def _opened(session: Session, release: Release, function: Function) -> OpenRelease:
-    steps = tuple(pointers.read(one) for one in release.steps)
+def _opened(session: Session, rows: Sequence[tuple[Release, Function]]) -> list[OpenRelease]:
+    if not rows:
+        return []
+    owned = Alias.function.in_({function.id for _, function in rows})
+    aliases = {(one.function, one.name): one for one in session.scalars(select(Alias).where(owned))}
+    bare = [_bare(release, function, aliases.get((function.id, release.alias))) for release, function in rows]
+    named = [{number for pointer in (*one.steps, one.back, one.now) for number in shares(pointer)} for one in bare]
+    pairs = {(function.id, number) for (_, function), numbers in zip(rows, named, strict=True) for number in numbers}
+    query = select(Version).where(tuple_(Version.function, Version.number).in_(pairs))
+    versions = {(one.function, one.number): one for one in session.scalars(query)}
+    found = []
+    for one, (_, function), numbers in zip(bare, rows, named, strict=True):
+        there = [version for number in sorted(numbers) if (version := versions.get((function.id, number))) is not None]
+        specs = {version.number: view_spec(function, version) for version in there}
+        calls = {version.number: tuple(version.calls) for version in there}
+        found.append(msgspec.structs.replace(one, specs=specs, calls=calls))
+    return found
+
+
+def _bare(release: Release, function: Function, alias: Alias | None) -> OpenRelease:
+    """Without its versions."""
     back = pointers.read(release.back)
-    now = pointers.pointer_of(session, function, release.alias) or back
-    named = {number for one in (*steps, back, now) for number in shares(one)}
-    versions = session.scalars(select(Version).where(Version.function == function.id, Version.number.in_(named))).all()
     return OpenRelease(
         id=release.id,
         function=function_id(function.tenant, function.name),
         alias=release.alias,
         target=release.target,
-        steps=steps,
+        steps=tuple(pointers.read(one) for one in release.steps),
         step=release.step,
         phase=ReleasePhase(release.phase),
         back=back,
-        now=now,
+        now=pointers.meant(function, release.alias, alias) or back,
         hold_s=release.hold_s,
         since=release.since,
-        specs={version.number: view_spec(function, version) for version in versions},
-        calls={version.number: tuple(version.calls) for version in versions},
+        specs={},
+        calls={},
     )
 
 

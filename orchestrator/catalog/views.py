@@ -99,11 +99,15 @@ def view_functions(session: Session, functions: Sequence[Function]) -> list[Func
     kept: dict[tuple[int, int], Publication] = {
         (one.function, one.number): one for one in session.scalars(select(Publication).where(Publication.function.in_(ids)))
     }
-    meant = select(Alias.version).where(Alias.function == Function.id).correlate(Function)
+    meant = (
+        select(Alias.function)
+        .where(Alias.function == Version.function, or_(Alias.version == Version.number, Alias.second == Version.number))
+        .correlate(Version)
+    )
     recent = or_(
         Version.number > Function.latest - VERSIONS_SHOWN,
         Version.number == Function.published,
-        Version.number.in_(meant),
+        meant.exists(),
         select(Publication.number)
         .where(Publication.function == Version.function, Publication.number == Version.number)
         .correlate(Version)

@@ -47,7 +47,7 @@ from orchestrator.control.guard import OPEN_PATHS, Guard
 from orchestrator.control.joining import JoinListener
 from orchestrator.control.peers import Peer, Planner, Roster
 from orchestrator.control.problems import MEDIA_TYPE, add_handlers, given_once
-from orchestrator.control.schemas import ProblemAnswer
+from orchestrator.control.schemas.platform import ProblemAnswer
 from orchestrator.control.sessions import Sessions
 from orchestrator.control.stream import DecisionStream
 from orchestrator.control.telling import Telling

@@ -9,7 +9,8 @@ from orchestrator.catalog.nudge import Nudge
 from orchestrator.catalog.store import Store
 from orchestrator.control.functions import tenant_of
 from orchestrator.control.guard import is_operator
-from orchestrator.control.schemas import LARGEST, EventAnswer, EventsAnswer, RetriedAnswer
+from orchestrator.control.schemas.parts import LARGEST
+from orchestrator.control.schemas.platform import EventAnswer, EventsAnswer, RetriedAnswer
 
 MAX_EVENT = LARGEST
 

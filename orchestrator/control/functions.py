@@ -14,16 +14,16 @@ from orchestrator.catalog.functions import VersionSettings
 from orchestrator.catalog.nudge import Nudge
 from orchestrator.catalog.store import Store
 from orchestrator.control.problems import Problem
-from orchestrator.control.schemas import (
-    NAME,
+from orchestrator.control.schemas.functions import (
     FunctionAnswer,
     FunctionRequest,
     FunctionsAnswer,
     LockAnswer,
     PackageAnswer,
-    ProblemAnswer,
     VersionAnswer,
 )
+from orchestrator.control.schemas.parts import NAME
+from orchestrator.control.schemas.platform import ProblemAnswer
 from workers.code.origin import Origin
 from workers.code.package import build_package
 from workers.code.publishing import publish_package

@@ -16,7 +16,7 @@ from orchestrator.control.answers import IntakeAnswer, NamesAnswer
 from orchestrator.control.functions import tenant_of
 from orchestrator.control.peers import Planner
 from orchestrator.control.problems import Problem
-from orchestrator.control.schemas import ImportAnswer, ImportRequest, NamesRequest
+from orchestrator.control.schemas.planning import ImportAnswer, ImportRequest, NamesRequest
 from orchestrator.control.turns import Turns
 from tracing.assembly import traces_of
 from tracing.formats import FormatError, read_stream

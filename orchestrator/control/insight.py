@@ -27,7 +27,7 @@ from orchestrator.control.answers import (
 from orchestrator.control.functions import Name, tenant_of
 from orchestrator.control.peers import Planner, Roster
 from orchestrator.control.problems import Problem
-from orchestrator.control.schemas import CoolRequest, PrewarmRequest, WarmRequest
+from orchestrator.control.schemas.planning import CoolRequest, PrewarmRequest, WarmRequest
 from orchestrator.control.stream import DecisionStream
 
 Observed = Annotated[str, Path(max_length=255, description="A function, deployed or known from traces.", examples=["checkout"])]

@@ -12,7 +12,7 @@ from orchestrator.control.answers import CodeAnswer, InstancesAnswer
 from orchestrator.control.functions import tenant_of
 from orchestrator.control.peers import Roster
 from orchestrator.control.problems import Problem
-from orchestrator.control.schemas import Document
+from orchestrator.control.schemas.platform import Document
 
 STATES = ("idle", "busy", "preparing")
 

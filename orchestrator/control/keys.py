@@ -15,7 +15,8 @@ from orchestrator.catalog.store import Store
 from orchestrator.control.functions import tenant_of
 from orchestrator.control.guard import is_operator, tenant_meant
 from orchestrator.control.problems import Problem
-from orchestrator.control.schemas import TENANT, KeyAnswer, KeyRequest, KeysAnswer, MadeKeyAnswer
+from orchestrator.control.schemas.parts import TENANT
+from orchestrator.control.schemas.tenants import KeyAnswer, KeyRequest, KeysAnswer, MadeKeyAnswer
 
 KEEP_USE_EVERY_S = 30.0
 

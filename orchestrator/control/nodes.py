@@ -10,14 +10,8 @@ from orchestrator.catalog.model import NodeState
 from orchestrator.catalog.nudge import Nudge
 from orchestrator.catalog.store import Store
 from orchestrator.control.guard import operator_only
-from orchestrator.control.schemas import (
-    JoinTokenAnswer,
-    JoinTokenRequest,
-    NodeAnswer,
-    NodesAnswer,
-    NodeTenantsRequest,
-    ProblemAnswer,
-)
+from orchestrator.control.schemas.nodes import JoinTokenAnswer, JoinTokenRequest, NodeAnswer, NodesAnswer, NodeTenantsRequest
+from orchestrator.control.schemas.platform import ProblemAnswer
 from orchestrator.joining import write_token
 
 NodeName = Annotated[str, Path(max_length=63, description="A member's name.", examples=["node-a"])]

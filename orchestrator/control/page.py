@@ -7,7 +7,7 @@ from starlette.responses import RedirectResponse
 
 from orchestrator.control import notices
 from orchestrator.control.guard import COOKIE, LOGIN, PAGE
-from orchestrator.control.schemas import PageLinkAnswer
+from orchestrator.control.schemas.platform import PageLinkAnswer
 from orchestrator.control.sessions import LINK_S, SESSION_S, Sessions
 
 

@@ -47,7 +47,7 @@ def add_handlers(app: FastAPI) -> None:
     app.add_exception_handler(HTTPException, _http)
     app.add_exception_handler(RequestValidationError, _validation)
     app.add_exception_handler(NotFound, lambda _, error: problem_response(404, str(error)))
-    app.add_exception_handler(Conflict, lambda _, error: problem_response(409, str(error)))
+    app.add_exception_handler(Conflict, lambda _, error: problem_response(409, str(error), getattr(error, "field", "")))
     app.add_exception_handler(OverQuota, lambda _, error: problem_response(429, str(error), getattr(error, "quota", "")))
     app.add_exception_handler(Refused, _refused)
     app.add_exception_handler(PackageError, _refused)
@@ -89,7 +89,7 @@ def _validation(request: Request, error: Exception) -> ProblemResponse:
     place = [str(part) for part in first["loc"]]
     where, field = place[0], ".".join(place[1:])
     whole = where == "body" and (not field or first["type"] == "json_invalid")
-    if whole and first["type"] != "missing":
+    if whole and first["type"] not in ("missing", "value_error"):  # a rule about several fields is told in its own words
         return problem_response(400, "the body must be a JSON object, sent as application/json", "body")
     return problem_response(400, f"{field or where}: {first['msg'].removeprefix('Value error, ')}", field or where)
 

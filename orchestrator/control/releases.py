@@ -9,9 +9,9 @@ from orchestrator.catalog.nudge import Nudge
 from orchestrator.catalog.releases import Plan
 from orchestrator.catalog.store import Store
 from orchestrator.control.functions import Name, tenant_of
-from orchestrator.control.schemas import (
+from orchestrator.control.schemas.parts import LARGEST
+from orchestrator.control.schemas.releases import (
     ALIAS,
-    LARGEST,
     AliasAnswer,
     AliasesAnswer,
     AliasRequest,

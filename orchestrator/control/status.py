@@ -14,7 +14,7 @@ from orchestrator.catalog.store import Store
 from orchestrator.control.answers import StatusAnswer
 from orchestrator.control.peers import Peer, Planner, Roster
 from orchestrator.control.problems import Problem
-from orchestrator.control.schemas import HealthAnswer
+from orchestrator.control.schemas.platform import HealthAnswer
 from orchestrator.zones import CACHE_ROLE, DEFAULT_ZONE
 
 STATE_TIMEOUT_S = 2.0

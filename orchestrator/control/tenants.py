@@ -17,8 +17,8 @@ from orchestrator.control.functions import tenant_of
 from orchestrator.control.guard import operator_only
 from orchestrator.control.peers import Peer, Planner, Roster
 from orchestrator.control.problems import Problem
-from orchestrator.control.schemas import (
-    TENANT,
+from orchestrator.control.schemas.parts import TENANT
+from orchestrator.control.schemas.tenants import (
     OwnQuotasAnswer,
     OwnTenantAnswer,
     QuotasAnswer,

@@ -14,8 +14,8 @@ from orchestrator.catalog.vpcs import VpcSettings, VpcView
 from orchestrator.control.functions import tenant_of
 from orchestrator.control.peers import Peer, Roster
 from orchestrator.control.problems import Problem
-from orchestrator.control.schemas import (
-    VPC,
+from orchestrator.control.schemas.parts import VPC
+from orchestrator.control.schemas.vpcs import (
     ProxyAnswer,
     TunnelAnswer,
     VpcAnswer,

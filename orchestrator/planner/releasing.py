@@ -6,7 +6,7 @@ import asyncio
 import secrets
 import time
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import structlog
@@ -69,8 +69,7 @@ class _Step:
 
 
 class Releasing:
-    """`right(tenant)`: by what lease and epoch orders for it go out, None while another planner decides for it. `floor(version,
-    count, for seconds, reason)`: so many instances of it are wanted, for whoever reconciles."""
+    """`right(tenant)`: by what lease and epoch orders for it go out, None while another planner decides for it."""
 
     def __init__(
         self,
@@ -83,7 +82,6 @@ class Releasing:
         watching: Watching,
         right: Right,
         rules: Rules,
-        floor: Callable[[str, int, float, str], None] = lambda version, count, seconds, reason: None,
     ) -> None:
         self._releases = releases
         self._nudge = nudge
@@ -94,7 +92,6 @@ class Releasing:
         self._watching = watching
         self._right = right
         self._rules = rules
-        self._floor = floor
         self._steps: dict[int, _Step] = {}
         self.held: set[str] = set()  # versions of releases on their way
 
@@ -140,8 +137,6 @@ class Releasing:
         failure = failure or self._failed(release, step)
         verdict = gate(needs, failure, time.monotonic() - step.began, self._rules)
         if verdict.next is Next.FLIP:
-            for need in needs:
-                self._floor(need.version, need.wanted, release.hold_s + UNUSED_S, f"release {release.id}")
             if await asyncio.to_thread(self._releases.flip, release.id, release.step, time.time()):
                 log.info("release.flipped", release=release.id, function=release.function, alias=release.alias, step=release.step)
                 await self._wake()
@@ -268,7 +263,7 @@ class Releasing:
         verdict = hold(self._watching.seen(release.id, new), old, watched_s, release.hold_s, self._rules)
         if verdict.next is Next.STOP:
             await self._stop(release, step, verdict.reason)
-        elif verdict.next is Next.ADVANCE and release.step + 1 < len(release.steps):
+        elif verdict.next is Next.ADVANCE:  # only what another step follows is watched
             await asyncio.to_thread(self._releases.advance, release.id, release.step, time.time())
         else:
             await self._tell(release, step, (), verdict.reason)
@@ -280,8 +275,9 @@ class Releasing:
             )
             await self._wake()
         right = self._right(tenant_of(release.function))
-        for node in self._fleet.up() if right is not None and step.ordered else ():
-            node.revoke(step.ordered, "the release was stopped", *right, release=True)  # type: ignore[misc]
+        if right is not None and step.ordered:
+            for node in self._fleet.up():
+                node.revoke(step.ordered, "the release was stopped", *right, release=True)
 
     async def _tell(self, release: OpenRelease, step: _Step, needs: Sequence[Need], reason: str) -> None:
         document: list[dict[str, object]] = [

@@ -56,9 +56,9 @@ DRIVERS: Mapping[str, Driver] = {
         ),
         Driver(
             "microvm",
-            Spread(0.219, 0.274),
+            Spread(0.170, 0.212),
             Spread(0.0106, 0.0140),
-            53.0,
+            32.0,
             "benchmarks/results/microvm.jsonl, under software emulation (tcg), with a network card: microvm.cold.p50_ms and "
             "microvm.standby.p50_ms, less microvm.warm.p50_ms, and microvm.standby.mb; their spread is that of a prototype (the "
             "slowest a quarter, and a third, above the median), since the benchmark takes too few for a 99th percentile",

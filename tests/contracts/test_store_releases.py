@@ -20,6 +20,7 @@ from orchestrator.catalog.model import ConditionName, ConditionStatus, Module
 from orchestrator.catalog.releases import Plan
 from orchestrator.catalog.routes import Route
 from orchestrator.catalog.store import Store
+from orchestrator.catalog.views import VERSIONS_SHOWN
 from orchestrator.splitting import Pointer
 
 DIGEST = "sha256:" + "a" * 64
@@ -226,11 +227,36 @@ def test_an_alias_is_made_at_once_moves_by_a_release_and_goes(store: Store) -> N
         store.aliases.remove("acme", "f", LATEST, 24)
 
 
+def test_who_gets_the_same_version_each_time_stays_when_a_release_does_not_say(store: Store) -> None:
+    deploy(store)
+    deploy(store)
+    for plan in (None, Plan()):
+        store.aliases.set("acme", "f", LATEST, Pointer(1, 2, 0.5), "key", None, 20)
+        third = deploy(store, plan)
+        if plan is not None:
+            store.releases.flip(store.releases.open()[0].id, 0, 21)
+        assert latest(store) == Pointer(third)
+        assert store.aliases.list("acme", "f")[0].sticky == "key"
+
+
+def test_what_aliases_mean_is_shown_however_old_it_is(store: Store) -> None:
+    for _ in range(3):
+        deploy(store)
+    store.aliases.set("acme", "f", "live", Pointer(1, 2, 0.3), None, None, 20)
+    for _ in range(VERSIONS_SHOWN):
+        store.functions.put("acme", "f", SETTINGS, 30)
+    shown = {one.number for one in store.functions.describe("acme", "f").versions}
+    assert {1, 2} <= shown
+    store.aliases.remove("acme", "f", "live", 31)
+    assert not {1, 2} & {one.number for one in store.functions.describe("acme", "f").versions}
+
+
 def test_what_is_not_ready_or_too_much_or_anothers_is_refused(store: Store) -> None:
     deploy(store)
     for wrong in (Pointer(9), Pointer(1, 9, 0.5)):
-        with pytest.raises(Conflict, match="version 9 of 'f' is not there"):
+        with pytest.raises(Conflict, match="version 9 of 'f' is not there") as told:
             store.aliases.set("acme", "f", "live", wrong, None, None, 20)
+        assert told.value.field == ("version" if wrong.version == 9 else "second")
     for number in range(MAX_ALIASES):
         store.aliases.set("acme", "f", f"a{number}", Pointer(1), None, None, 20)
     with pytest.raises(Conflict, match="aliases"):

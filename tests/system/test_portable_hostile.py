@@ -14,6 +14,7 @@ import msgspec
 import pytest
 from doubles.cluster import identity
 from doubles.links import Raw, hostile
+from doubles.loop import until
 from doubles.portable_networks import PORT, World, worlds
 from doubles.private_networks import (
     ECHO_PORT,
@@ -217,10 +218,17 @@ def test_a_node_that_opens_and_resets_has_no_more_under_way_than_streams(world: 
         for ident in range(1, 3 * MAX_STREAMS):
             raw.say(Kind.OPEN, ident, msgspec.msgpack.encode(Open("tcp", "10.0.1.77", REDIS_PORT)))
             raw.say(Kind.RESET, ident)
-        await asyncio.sleep(1)
+        refused: list[Reason] = []
+        pieces = FrameParser()
+
+        def enough() -> bool:
+            data, raw.got = bytes(raw.got), bytearray()
+            refused.extend(msgspec.msgpack.decode(one.meta, type=Reason) for one in pieces.feed(data) if one.kind == Kind.REFUSED)
+            return sum(reason.code == "limit" for reason in refused) >= MAX_STREAMS
+
+        await until(enough, "what is over the limit is refused", 20)
         raw.transport.abort()
-        refused = [frame.meta for frame in FrameParser().feed(bytes(raw.got)) if frame.kind == Kind.REFUSED]
-        return [msgspec.msgpack.decode(meta, type=Reason) for meta in refused]
+        return refused
 
     assert sum(reason.code == "limit" for reason in world.node.do(flood())) >= MAX_STREAMS
 

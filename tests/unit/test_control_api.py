@@ -21,7 +21,7 @@ from orchestrator.catalog.outbox import MAX_TRIES, RESEND_S
 from orchestrator.catalog.store import Store
 from orchestrator.control.admin import ensure_admin_key
 from orchestrator.control.app import server
-from orchestrator.control.schemas import MAX_ENVIRONMENT_BYTES
+from orchestrator.control.schemas.functions import MAX_ENVIRONMENT_BYTES
 from orchestrator.settings import Settings
 from workers.sealing import Sealer, load_key
 
@@ -270,6 +270,27 @@ def test_environment_values_are_sealed_where_they_lie(api: Api) -> None:
 def test_a_bad_field_is_a_400_that_names_it_and_changes_nothing(api: Api, field: str, value: object) -> None:
     problem(api.put(**{field: value}), 400, field)
     assert api.client.get("/v1/functions").json() == {"functions": []}
+
+
+@pytest.mark.parametrize(
+    ("wanted", "status", "field"),
+    [
+        ({"version": 1}, 409, "version"),  # it is pending
+        ({"version": 0}, 400, "version"),
+        ({"version": 1, "second": 1, "share": 0.5}, 400, "body"),
+        ({"version": 1, "share": 0.5}, 400, "body"),
+        ({"version": 1, "sticky": "header:X User"}, 400, "sticky"),
+        ({"version": 1, "release": {"ramp": [0.5, 0.1]}}, 400, "release.ramp"),
+        ({"version": 1, "release": {"ramp": [0.0]}}, 400, "release.ramp.0"),
+        ({"version": 1, "release": {"gate": 1}}, 400, "release.gate"),
+        ({"version": 1, "release": {"hold_s": -1}}, 400, "release.hold_s"),
+    ],
+)
+def test_an_alias_that_cannot_point_there_names_the_field(api: Api, wanted: object, status: int, field: str) -> None:
+    api.put()
+    told = problem(api.client.put("/v1/functions/f/aliases/live", json=wanted), status, field)
+    assert field != "body" or "second version" in told
+    assert api.client.get("/v1/functions/f/aliases").json() == {"aliases": []}
 
 
 def test_a_bad_name_deep_inside_is_named_too(api: Api) -> None:

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from graph.callgraph import Bounds, CallGraph
+from graph.callgraph import Bounds, CallGraph, TenantGraph
 from graph.calls import Call, Trace
 from graph.fairbook import FairBook
 from graph.ids import function_id
@@ -14,7 +14,7 @@ MOST = 12
 Put = tuple[str, int]
 
 
-@given(st.lists(st.tuples(st.sampled_from(TENANTS), st.integers(0, 30)), max_size=120))
+@given(st.lists(st.tuples(st.sampled_from(TENANTS), st.integers(0, 30)), min_size=2 * MOST, max_size=120))
 def test_a_book_is_bounded_and_only_who_has_most_loses(puts: list[Put]) -> None:
     book: FairBook[str, int] = FairBook(MOST)
     for number, (tenant, key) in enumerate(puts):
@@ -93,10 +93,15 @@ def test_who_has_little_keeps_it_beside_one_who_sends_without_end() -> None:
     assert kept <= set(graph.functions("small"))  # type: ignore[arg-type]
 
 
-def test_what_is_deployed_stays_and_costs_nobody_time() -> None:
-    graph = CallGraph(BOUNDS)
-    for number in range(80):
+def test_what_is_deployed_stays_and_is_not_gone_through_again_for_every_trace(monkeypatch: pytest.MonkeyPatch) -> None:
+    graph = CallGraph(Bounds(functions=2000, records=4000, all_functions=640, all_records=900))
+    asked: list[int] = []
+    shrink = TenantGraph.shrink_functions
+    monkeypatch.setattr(graph._shared[0], "_shrink", lambda one, most: (asked.append(most), shrink(one, most)))
+    for number in range(700):
         graph.declare(function_id("big", f"f{number}"), [], 128, 0.0)
+    asked.clear()
     for number in range(50):
         graph.observe(trace("small", number, f"e{number}", 0), float(number))
-    assert len(graph.functions("big")) == 80  # type: ignore[arg-type]
+    assert len(graph.functions("big")) == 700  # type: ignore[arg-type]
+    assert 0 < len(asked) < 25

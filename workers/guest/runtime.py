@@ -23,7 +23,7 @@ import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterable
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 HEADER = struct.Struct("!BBHIII")  # kind, flags, reserved, id, meta length, body length
 MORE = 0x01
@@ -444,7 +444,8 @@ class Instance:
         self._running, self._threads = dict[int, Context](), threading.local()
         self.outside = Context(self, 0, {})  # output of no invocation
         self.noted: Callable[[], None] = lambda: None  # ends what a function template's original takes notes of
-        self.module_name, self._handler = "", cast(Callable[..., Any], print)
+        self.module_name = ""
+        self._handler: Callable[..., Any] = print
         self._is_async = False
 
     def context(self) -> Context:

@@ -1,18 +1,17 @@
 """How a function's code comes into a guest: inline when it is small, else on a read-only disk per layer."""
 
 import asyncio
-import marshal
 import os
 import sys
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from importlib.util import MAGIC_NUMBER, source_hash
 from pathlib import Path
 
 from workers.drivers.microvm.apart import UNCONFINED, Apart
 from workers.drivers.microvm.carried import Carried
+from workers.drivers.microvm.compiled import bytecode
 from workers.drivers.microvm.disk import DiskError, Disks
 from workers.drivers.microvm.inline import MAX_FILES, Inline, inline
 from workers.drivers.microvm.threads import in_thread
@@ -26,9 +25,6 @@ WITHOUT_DISKS, FILES_WITHOUT_DISKS = 7 << 20, 4096
 """Likewise where there are no disks: slow, but it works. A frame holds 16 MiB."""
 KEPT_INLINE = 64 << 20
 """Bytes of inline layers kept in memory, all versions."""
-
-UNCHECKED = MAGIC_NUMBER + b"\1\0\0\0"
-"""How bytecode begins that is never compared with its source (PEP 552); the source's hash follows."""
 
 Key = tuple[Path, int, int]
 
@@ -114,9 +110,9 @@ def written(sources: Mapping[str, str]) -> Carried:
     for name, text in sources.items():
         path = f"{LAYERS_AT[0]}/{name}"
         cached = f"{folder}/{name.removesuffix('.py')}.{sys.implementation.cache_tag}.pyc"
-        bytecode = UNCHECKED + source_hash(text.encode()) + marshal.dumps(compile(text, path, "exec"))
-        files += [(path, 0o100644, len(text.encode())), (cached, 0o100644, len(bytecode))]
-        bodies += [text.encode(), bytecode]
+        made = bytecode(text.encode(), path)
+        files += [(path, 0o100644, len(text.encode())), (cached, 0o100644, len(made))]
+        bodies += [text.encode(), made]
     return Carried(files, b"".join(bodies), LAYERS_AT[:1])
 
 
