@@ -4,16 +4,15 @@ Also while instances come and go on the same node, after an address was used aga
 """
 
 import contextlib
-import functools
 import random
 import socket
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import pytest
-from doubles.besieging import WAIT_S, address_of, bait, besiege, forged, tempted
-from doubles.private_networks import ECHO_PORT, INTERNET, SERVER, Host, greeting, redis, sandbox
+from doubles.besieging import WAIT_S, address_of, bait, besiege, forged, listening, neighbourhood, tempted
+from doubles.private_networks import ECHO_PORT, INTERNET, SERVER, greeting, redis, sandbox
 from doubles.tunnel_planes import BACKENDS, Backend, Network, private_network
 
 pytestmark = [pytest.mark.system, pytest.mark.needs_root]
@@ -42,33 +41,6 @@ def breaking(request: pytest.FixtureRequest) -> Iterator[Network]:
         yield made
 
 
-@contextlib.contextmanager
-def listening(hosts: Sequence[Host], words: bytes) -> Iterator[list[str]]:
-    """What of the words comes in at any device of these hosts, by any protocol."""
-    heard: list[str] = []
-    ended = threading.Event()
-
-    def listen(host: Host) -> None:
-        with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3)) as sock:
-            sock.settimeout(0.05)
-            while not ended.is_set():
-                with contextlib.suppress(TimeoutError):
-                    if words in sock.recv(65536):
-                        heard.append(host.name)
-
-    threads = [threading.Thread(target=host.run, args=(functools.partial(listen, host),)) for host in hosts]
-    for thread in threads:
-        thread.start()
-    time.sleep(0.1)
-    try:
-        yield heard
-    finally:
-        time.sleep(0.1)
-        ended.set()
-        for thread in threads:
-            thread.join()
-
-
 def test_ten_thousand_attempts(running: Network) -> None:
     """From acme, beside another instance of acme and one of umbra, all on one node."""
     plane = running.planes[0]
@@ -81,8 +53,7 @@ def test_ten_thousand_attempts(running: Network) -> None:
 
 def test_forged_sources_arrive_nowhere(running: Network) -> None:
     plane, chance = running.planes[0], random.Random(2)
-    everybody = [host for network in running.bed.networks.values() for host in (network.server, network.lan)]
-    everybody += [*running.bed.proxies["umbra"], *running.bed.nodes]
+    everybody = neighbourhood(running)
     with plane.attached("acme/main") as hostile, plane.attached("umbra/main") as stranger:
         sources = [address_of(stranger), "100.96.0.10", "100.112.0.10", "100.80.0.1", SERVER, "10.0.0.10", "127.0.0.1", INTERNET]
         sources += [running.bed.nodes[0].address, "169.254.1.1"]

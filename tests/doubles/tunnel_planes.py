@@ -88,7 +88,11 @@ class PlaneInHost:
 
     def attach(self, vpc: str, function: Host, egress: str = "none") -> Callable[[], None]:
         """Returns what detaches."""
-        attachment: Attachment = self.loop.call(self.plane.attach(vpc, egress, network(function)))
+        return self.join(vpc, network(function), egress)
+
+    def join(self, vpc: str, there: SandboxNetwork, egress: str = "none") -> Callable[[], None]:
+        """As `attach`, for a sandbox that a driver made."""
+        attachment: Attachment = self.loop.call(self.plane.attach(vpc, egress, there))
         return lambda: self.loop.do(attachment.detach)
 
     @contextlib.contextmanager

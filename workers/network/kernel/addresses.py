@@ -3,6 +3,7 @@
     100.64.0.0/24     a guest's link and the resolver, the same in every sandbox
     100.64.1.0 up to 100.79.255.255   instances, one address each on a node (`index` is its place)
     100.80.0.1, 100.80.255.1, .2      the proxies' end of a tunnel; the pair among themselves
+    100.80.0.2        at that end for good, of both proxies: reachable by nobody
     100.96.0.0/12     nodes, as their proxies see them; 100.112.0.0/12 the same nodes, for packets that may go to the internet
 
 A mark tells whose a packet is: 11 bits slot (the Vpc on this node), 1 bit egress, 20 bits index.
@@ -19,6 +20,9 @@ OWN_INDEX = 1  # of what the node itself sends into a tunnel: probes
 
 GUEST_GATEWAY, GUEST_PREFIX = "100.64.0.1", 30
 GATEWAY = "100.80.0.1"
+ANCHOR = "100.80.0.2"
+"""A device that loses its last address loses its routes, too: with this one, those to nodes outlive the turns of GATEWAY."""
+
 PAIR = ("100.80.255.1", "100.80.255.2")
 LAST_NUMBER = 65535  # of a node
 

@@ -249,7 +249,7 @@ class KernelPlane:
         with contextlib.suppress(OSError):
             found = await self._router.do(lambda: self._router.carriers(specs))
         for device, tunnel in tunnels.items():
-            tunnel.carrier = found.get(device, "")
+            tunnel.carried(found.get(device, ""))
 
     async def _wire(self, cable: Cable, network: SandboxNetwork) -> None:
         try:
