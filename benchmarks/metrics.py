@@ -49,6 +49,11 @@ _REPLAYED = "Azure's load of 2019, 250 functions over 8 hours on one node, Zipf-
 _NEIGHBOUR = "a cold request to a function whose init takes nothing, no template, no standby"
 _LARGE = "in a graph of 100,000 functions (1,060 workflows of 100 stages)"
 
+_PLACED = "10,000 nodes 90 % full, mixed shapes; bookkeeping, one end for each placement and 5 % refusals counted"
+_SCALED = "10,000 nodes that start to scale at one moment, virtual clock"
+_STEP = "step from 1 to 50 concurrent requests of 400 ms"
+_KEPT = "Azure's load of 2019, 250 functions, virtual clock"
+
 _ALL = (
     Metric("warm.p50_ms", "warm", "ms", f"{_WARM}: median latency at one connection", 1.0),
     Metric("warm.p99_ms", "warm", "ms", f"{_WARM}: 99th percentile of latency at one connection", 5.0),
@@ -409,10 +414,36 @@ _ALL = (
         f"{_TUNNEL}: of 10,000 attempts of a hostile function how many got an answer from what it must not reach",
         0.0,
     ),
+    Metric("place.10k.p99_ms", "scaling", "ms", f"{_PLACED}: 99th percentile of one, wall time", 1.0),
+    Metric("place.rate", "scaling", "1/s", f"{_PLACED}: placements a second of CPU", 50_000.0, Better.HIGHER),
+    Metric("place.lost_s", "scaling", "s", f"{_PLACED}: CPU until 1,000 nodes that vanish at once are forgotten"),
+    Metric("place.memory_mb", "scaling", "MB", "memory of the process that holds 10,000 nodes and 1,000,000 functions"),
+    Metric("scale.fleet95_s", "scaling", "s", f"{_SCALED}: until 95 % of the instances needed are ready"),
+    Metric("scale.fleet.messages", "scaling", "messages", f"{_SCALED}: messages to and from the planner until all are ready"),
+    Metric("scale.fleet.decision_us", "scaling", "us", f"{_SCALED}: CPU of the planner's decisions per order"),
+    Metric("scale.downstream_lag_ticks", "scaling", "ticks", f"{_SCALED}: from an entry's tick to its last stage's", 0.0),
+    Metric("scale.step95_s", "scaling", "s", f"{_STEP}: until 95 % of 50 instances are ready", 2.0),
+    Metric("scale.step.cold", "scaling", "requests", f"{_STEP}: cold requests sent after the first tick"),
+    Metric("scale.step.p99_ms", "scaling", "ms", f"{_STEP}: 99th percentile of latency after the first tick"),
+    Metric("scale.replay.cold_ratio", "scaling", "share", f"{_KEPT}: calls that found no idle instance"),
 )
 
 METRICS: Mapping[str, Metric] = {metric.name: metric for metric in _ALL}
-TOPICS = ("warm", "cold", "microvm", "chain", "burst", "release", "page", "code", "replay", "live", "planner", "tunnels")
+TOPICS = (
+    "warm",
+    "cold",
+    "microvm",
+    "chain",
+    "burst",
+    "release",
+    "page",
+    "code",
+    "replay",
+    "live",
+    "planner",
+    "tunnels",
+    "scaling",
+)
 
 
 def of_topic(topic: str) -> list[Metric]:

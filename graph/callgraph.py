@@ -365,6 +365,15 @@ class CallGraph:
         clock = graph.functions[function].reach.clock
         return [(callee, edge.prior(clock)) for callee, edge in graph.out(function) if edge.declared_at is not None]
 
+    def calls_of(self, function: FunctionId) -> list[tuple[FunctionId, float]]:
+        """Whom it calls, and how often on average in one of its runs."""
+        graph = self.tenants.get(tenant_of(function))
+        if graph is None or function not in graph.functions:
+            return []
+        clock = graph.functions[function].reach.clock
+        edges = [edge.edge(function, callee, clock) for callee, edge in graph.out(function)]
+        return [(edge.callee, edge.probability * edge.fan_out) for edge in edges]
+
     def memory_mb(self, function: FunctionId) -> int:
         held = self._held(function)
         return held.memory_mb if held else DEFAULT_MEMORY_MB

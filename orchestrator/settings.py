@@ -37,6 +37,12 @@ class PrewarmPolicy(StrEnum):
     PRICED = "priced"
 
 
+class ScalingPolicy(StrEnum):
+    OFF = "off"
+    HEADROOM = "headroom"
+    KPA = "kpa"
+
+
 class Settings(BaseSettings):
     """Raises pydantic.ValidationError naming the field; the CLI turns that into one line."""
 
@@ -65,6 +71,10 @@ class Settings(BaseSettings):
     zone_cache_bytes: int = Field(default=50 << 30, ge=64 << 20, le=2**63 - 1)
 
     planner_shards: int = Field(default=1, ge=1, le=64)  # the same for every planner and control
+
+    scaling: ScalingPolicy = ScalingPolicy.HEADROOM
+    scaling_instances: int = Field(default=0, ge=0)  # wanted of one tenant at once; 0: no bound
+    scaling_memory_mb: int = Field(default=0, ge=0)  # the same in memory, the cap on what it costs
 
     prewarm: PrewarmPolicy = PrewarmPolicy.PATH
     prewarm_instances: int = Field(default=64, ge=0)

@@ -73,7 +73,7 @@ class Execution:
         self.prepared = StartTimes()  # instances that became ready
         self.not_prepared: Counter[str] = Counter()  # those that did not, by status
         self.keeps = KeepTimes()
-        self.ended_idle: Counter[str] = Counter({"lifetime": 0, "price": 0})  # given up after their use, by why
+        self.ended_idle: Counter[str] = Counter({"lifetime": 0, "price": 0, "wanted": 0})  # given up after their use, by why
         self._stopping = False
         self._tasks: set[asyncio.Task[None]] = set()
         self._calls: dict[tuple[Connection, int], tuple[Invocation, int]] = {}
@@ -491,8 +491,13 @@ class Execution:
             log.error("instance.not_ended", version=instance.spec.version, error=str(error))
 
     def expire(self, decision_id: str) -> None:
-        """A prewarmed instance stayed unused for its lifetime."""
-        self.give_up(decision_id, "unused for its lifetime")
+        """A prewarmed instance stayed unused for its lifetime. It stays where it is wanted, but its decision has ended."""
+        kept = next((one for one in self.table if one.decision_id == decision_id and self._held(one)), None)
+        if kept is None:
+            self.give_up(decision_id, "unused for its lifetime")
+        elif self.decisions is not None:
+            self.decisions.lost(decision_id, "unused for its lifetime; the instance stays, so many are wanted")
+            kept.decision_id = ""
 
     def give_up(self, decision_id: str, why: str) -> None:
         """Ends the instance of a decision, unless an invocation has taken or adopted it."""
@@ -504,16 +509,31 @@ class Execution:
 
     def sweep_idle(self, idle_s: float) -> None:
         """Gives up what has been idle for `idle_s`, or for as long as it is worth keeping; those of an open decision have a
-        lifetime of their own."""
+        lifetime of their own. As many stay as planners want here."""
         now = time.monotonic()
         for instance in self.table.idle():
+            floor, only = self.keeps.floor(instance.spec.version, now)
+            if floor and len(self.table.of(instance.spec.version)) <= floor:
+                continue
+            if only and not self._decided(instance):
+                self.ended_idle["wanted"] += 1
+                self.kill(instance, f"{floor} are wanted here")
+                continue
             worth_s = self.keeps.of(instance.spec.version, now)
             by_price = worth_s is not None and worth_s < idle_s
             if now - instance.idle_since < (worth_s if by_price and worth_s is not None else idle_s):
                 continue
-            if self.decisions is None or instance.decision_id not in self.decisions:
+            if not self._decided(instance):
                 self.ended_idle["price" if by_price else "lifetime"] += 1
                 self.kill(instance, f"idle for {worth_s:.3g} s: not worth keeping longer" if by_price else "idle")
+
+    def _decided(self, instance: Instance) -> bool:
+        """Its decision has not ended."""
+        return self.decisions is not None and instance.decision_id in self.decisions
+
+    def _held(self, instance: Instance) -> bool:
+        floor, _ = self.keeps.floor(instance.spec.version, time.monotonic())
+        return not instance.served and 0 < len(self.table.of(instance.spec.version)) <= floor
 
     def cool(self, functions: set[str]) -> int:
         """Gives up every idle or preparing instance nobody waits for, of these FunctionIds."""

@@ -20,6 +20,7 @@ class KeepTimes:
     def __init__(self) -> None:
         self._told: OrderedDict[str, tuple[float, dict[str, float]]] = OrderedDict()  # by tenant: until when, and for how long
         self._needed: OrderedDict[str, float] = OrderedDict()  # by version: until when
+        self._floors: OrderedDict[str, tuple[float, dict[str, int], bool]] = OrderedDict()  # by tenant, as with _told
 
     def tell(self, tenant: str, keep_s: Mapping[str, float], now: float) -> None:
         """Takes the place of what was said of the tenant before. What is no time, or of another's version, counts for nothing."""
@@ -41,6 +42,27 @@ class KeepTimes:
             if len(self._needed) > MOST_VERSIONS:
                 self._needed.popitem(last=False)
 
+    def hold(self, tenant: str, floor: Mapping[str, int], only: bool, now: float) -> None:
+        """So many instances of these versions stay; `only`: and no idle one more. In the place of what was said before."""
+        self._floors.pop(tenant, None)
+        sound = {version: count for version, count in floor.items() if _tenant(version) == tenant and count >= 0}
+        if not sound or len(sound) > MOST_VERSIONS:
+            return
+        self._floors[tenant] = (now + TOLD_FOR_S, sound, only)
+        while sum(len(table) for _, table, _ in self._floors.values()) > MOST_VERSIONS:
+            self._floors.popitem(last=False)
+
+    def floor(self, version: str, now: float) -> tuple[int, bool]:
+        """How many instances stay here, and whether what is idle above that goes at once; (0, False) where nothing is told."""
+        told = self._floors.get(_tenant(version))
+        if told is None:
+            return 0, False
+        if now >= told[0]:
+            del self._floors[_tenant(version)]
+            return 0, False
+        count = told[1].get(version)
+        return (0, False) if count is None else (count, told[2])
+
     def of(self, version: str, now: float) -> float | None:
         """Seconds that an idle instance is worth keeping; None where nothing is told, or a plan counts on it: the node's own
         keep-alive holds."""
@@ -59,6 +81,7 @@ class KeepTimes:
 
     def forget_tenant(self, tenant: str) -> None:
         self._told.pop(tenant, None)
+        self._floors.pop(tenant, None)
         for version in [one for one in self._needed if _tenant(one) == tenant]:
             del self._needed[version]
 
@@ -67,6 +90,9 @@ class KeepTimes:
         told = self._told.get(_tenant(version))
         if told is not None:
             told[1].pop(version, None)
+        held = self._floors.get(_tenant(version))
+        if held is not None:
+            held[1].pop(version, None)
 
 
 def _tenant(version: str) -> str:

@@ -335,6 +335,8 @@ class Node:
             if message.keep_s is not None:
                 self.execution.keeps.tell(message.tenant, message.keep_s, now)
             self.execution.keeps.need(message.tenant, message.needed_s, now)
+            if message.floor is not None:
+                self.execution.keeps.hold(message.tenant, message.floor, message.only, now)
 
     def _fetch_only(self, item: PrepareItem) -> None:
         spec = self._specs.get(item.version)

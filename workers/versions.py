@@ -14,6 +14,17 @@ class Kind(StrEnum):
     WEB = "web"  # the user's own server on $PORT, many requests at once
 
 
+class Scaling(msgspec.Struct, frozen=True, array_like=True):
+    """How many instances its owner allows and wants; orchestrator.scaling.terms.Bounds says what each means. `maximum` 0: the
+    platform's bound."""
+
+    minimum: int = 0
+    maximum: int = 0
+    provisioned: int = 0
+    reserved: int = 0
+    target: float = 0.0
+
+
 class CodePackage(msgspec.Struct, frozen=True, array_like=True):
     """Content-addressed code: the user's files, and the resolved dependencies when there are any.
 
@@ -44,6 +55,7 @@ class VersionSpec(msgspec.Struct, frozen=True):
     environment: bytes = b""  # sealed JSON object of strings; empty: none
     egress: str = "none"
     vpc: str = ""
+    scaling: Scaling = Scaling()
 
 
 def shape_for(memory_mb: int) -> int:

@@ -33,7 +33,7 @@ from orchestrator.catalog.views import INVOCABLE, FunctionView, VersionView, vie
 from orchestrator.catalog.vpc_rows import check_there
 from orchestrator.quotas import Quotas
 from orchestrator.splitting import Pointer
-from workers.versions import VersionSpec
+from workers.versions import Scaling, VersionSpec
 
 VERSIONS_KEPT = 100
 """Per function; older ones that nothing refers to go when a new one comes."""
@@ -56,6 +56,7 @@ class VersionSettings(msgspec.Struct, frozen=True):
     initial_instances: int = 0
     build: bool = False
     vpc: str = ""
+    scaling: Scaling = Scaling()
 
 
 class PendingVersion(msgspec.Struct, frozen=True):
@@ -289,6 +290,11 @@ class Functions:
             return view_route(session, row) if row is not None else None
 
 
+def _told(scaling: Scaling) -> dict[str, int | float]:
+    """What was set of it."""
+    return {name: value for name in Scaling.__struct_fields__ if (value := getattr(scaling, name))}
+
+
 def _add_version(session: Session, function: Function, settings: VersionSettings, now: float) -> None:
     version = Version(
         function=function.id,
@@ -308,6 +314,7 @@ def _add_version(session: Session, function: Function, settings: VersionSettings
         initial_instances=settings.initial_instances,
         build=settings.build,
         vpc=settings.vpc,
+        scaling=_told(settings.scaling),
         package=settings.package,
         state=VersionState.PENDING,
         created=now,

@@ -292,6 +292,7 @@ class Version(Schema):
     egress: Mapped[str] = mapped_column(String(16))
     vpc: Mapped[str] = mapped_column(String(63), default="")  # name of a private network of the tenant; empty: in none
     initial_instances: Mapped[int] = mapped_column(default=0)  # made before the version gets traffic
+    scaling: Mapped[dict[str, Any]] = mapped_column(default=dict)  # the fields of workers.versions.Scaling that were set
     build: Mapped[bool] = mapped_column(default=False)  # what has no wheel is built from source
     package: Mapped[str] = mapped_column(String(80))
     code_layer: Mapped[str] = mapped_column(String(80), default="")

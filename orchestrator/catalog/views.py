@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import msgspec
 from sqlalchemy import or_, select
@@ -10,7 +11,7 @@ from sqlalchemy.orm import Session
 from graph.ids import LATEST, function_id, version_id
 from orchestrator.catalog.model import Alias, Condition, Function, Publication, Version, VersionState
 from orchestrator.catalog.routes import VERSIONS_PER_ROUTE, AliasRoute, Route
-from workers.versions import CodePackage, Kind, VersionSpec
+from workers.versions import CodePackage, Kind, Scaling, VersionSpec
 
 VERSIONS_SHOWN = 20
 RECENT = 5
@@ -42,6 +43,7 @@ class VersionView(msgspec.Struct, frozen=True):
     egress: str
     vpc: str
     initial_instances: int
+    scaling: dict[str, Any]
     build: bool
     package: str
     conditions: list[ConditionView]
@@ -83,6 +85,7 @@ def view_version(version: Version, conditions: Iterable[Condition], publication:
         egress=version.egress,
         vpc=version.vpc,
         initial_instances=version.initial_instances,
+        scaling=dict(version.scaling),
         build=version.build,
         package=version.package,
         conditions=[ConditionView(one.name, one.status, one.reason, one.since) for one in conditions],
@@ -189,4 +192,5 @@ def view_spec(function: Function, version: Version) -> VersionSpec:
         environment=version.environment,
         egress=version.egress,
         vpc=f"{function.tenant}/{version.vpc}" if version.vpc else "",
+        scaling=Scaling(**version.scaling),
     )

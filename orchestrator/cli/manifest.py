@@ -9,6 +9,7 @@ calls = ["notify"]
 vpc = "database"                # the private network it reaches, made by `foreglow vpc create`
 egress = "internet"             # none (default): nothing else; internet: by a forward proxy
 initial_instances = 1           # started before a new version gets traffic
+min_instances = 1               # so many stay; also max_instances, provisioned_instances, reserved_instances, target_concurrency
 build = true                    # requirements without a wheel are built from source, in a sandbox
 """
 
@@ -29,6 +30,7 @@ VARIABLE_PATTERN = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
 MAX_TIMEOUT_S = 900
 MAX_CONCURRENCY = 1000
 MAX_INITIAL_INSTANCES = 20
+MAX_INSTANCES = 1000
 MAX_HANDLER = 255
 MAX_LINE = 400
 MANIFEST_FILE = "foreglow.toml"
@@ -211,6 +213,11 @@ FIELDS: Mapping[str, Callable[[object, str], None]] = {
     "egress": _one_of("none", "internet"),
     "vpc": _vpc,
     "initial_instances": _number(0, MAX_INITIAL_INSTANCES),
+    "min_instances": _number(0, MAX_INSTANCES),
+    "max_instances": _number(0, MAX_INSTANCES),
+    "provisioned_instances": _number(0, MAX_INSTANCES),
+    "reserved_instances": _number(0, MAX_INSTANCES),
+    "target_concurrency": _number(0, MAX_CONCURRENCY, whole=False),
     "build": _yes_or_no,
     "path": _text,
     "requirements": _text,

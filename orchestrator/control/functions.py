@@ -29,7 +29,7 @@ from workers.code.package import build_package
 from workers.code.publishing import publish_package
 from workers.code.requirements import requirements_digest
 from workers.sealing import Sealer
-from workers.versions import shape_for
+from workers.versions import Scaling, shape_for
 
 IN_MEMORY = 1 << 20
 BUILDS = 2
@@ -151,6 +151,13 @@ def _settings(wanted: FunctionRequest, sealer: Sealer) -> VersionSettings:
         initial_instances=wanted.initial_instances,
         build=wanted.build,
         vpc=wanted.vpc,
+        scaling=Scaling(
+            wanted.min_instances,
+            wanted.max_instances,
+            wanted.provisioned_instances,
+            wanted.reserved_instances,
+            wanted.target_concurrency,
+        ),
     )
 
 

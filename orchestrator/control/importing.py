@@ -12,11 +12,10 @@ from starlette.concurrency import run_in_threadpool
 
 from graph.calls import Trace
 from graph.ids import TenantId
-from orchestrator.control.answers import IntakeAnswer, NamesAnswer
 from orchestrator.control.functions import tenant_of
 from orchestrator.control.peers import Planner
 from orchestrator.control.problems import Problem
-from orchestrator.control.schemas.planning import ImportAnswer, ImportRequest, NamesRequest
+from orchestrator.control.schemas.traces import ImportAnswer, ImportRequest, IntakeAnswer, NamesAnswer, NamesRequest
 from orchestrator.control.turns import Turns
 from tracing.assembly import traces_of
 from tracing.formats import FormatError, read_stream

@@ -9,25 +9,15 @@ from fastapi.responses import StreamingResponse
 from starlette.concurrency import run_in_threadpool
 
 from orchestrator.catalog.store import Store
-from orchestrator.control.answers import (
-    ActivityAnswer,
-    CalibrationAnswer,
-    CooledAnswer,
-    DecisionAnswer,
-    DecisionsAnswer,
-    GraphAnswer,
-    LogsAnswer,
-    PlanAnswer,
-    PrewarmAnswer,
-    RunAnswer,
-    RunsAnswer,
-    TotalsAnswer,
-    WorkflowsAnswer,
-)
 from orchestrator.control.functions import Name, tenant_of
 from orchestrator.control.peers import Planner, Roster
 from orchestrator.control.problems import Problem
-from orchestrator.control.schemas.planning import CoolRequest, PrewarmRequest, WarmRequest
+from orchestrator.control.schemas.calibration import CalibrationAnswer
+from orchestrator.control.schemas.decisions import DecisionAnswer, DecisionsAnswer, PlanAnswer, TotalsAnswer
+from orchestrator.control.schemas.graph import GraphAnswer, WorkflowsAnswer
+from orchestrator.control.schemas.planning import CooledAnswer, CoolRequest, PrewarmAnswer, PrewarmRequest, WarmRequest
+from orchestrator.control.schemas.runs import ActivityAnswer, LogsAnswer, RunAnswer, RunsAnswer
+from orchestrator.control.schemas.scaling import ScalingAnswer
 from orchestrator.control.stream import DecisionStream
 
 Observed = Annotated[str, Path(max_length=255, description="A function, deployed or known from traces.", examples=["checkout"])]
@@ -90,6 +80,16 @@ def router(store: Store, planner: Planner, nodes: Roster, stream: DecisionStream
     async def calibration(request: Request) -> Response:
         """How predictions held, what waiting and idling cost per function, and what may still be spent on prewarming."""
         return await planner_says(request, "calibration")
+
+    @routes.get("/v1/scaling", response_model=ScalingAnswer)
+    async def scaling(request: Request) -> Response:
+        """How many instances of each version are wanted, ready and busy, which term decided, and why."""
+        return await planner_says(request, "scaling")
+
+    @routes.get("/v1/functions/{name}/scaling", response_model=ScalingAnswer)
+    async def scaling_of(name: Name, request: Request) -> Response:
+        """The same of one function, with each change of the last time: the planner keeps 600 of a version."""
+        return await planner_says(request, "scaling", name=name)
 
     @routes.get("/v1/activity", response_model=ActivityAnswer)
     async def activity(request: Request) -> Response:

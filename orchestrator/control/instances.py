@@ -8,10 +8,10 @@ from typing import Any
 from fastapi import APIRouter, Request
 
 from graph.ids import FunctionId, VersionId, function_of, name_of, number_of
-from orchestrator.control.answers import CodeAnswer, InstancesAnswer
 from orchestrator.control.functions import tenant_of
 from orchestrator.control.peers import Roster
 from orchestrator.control.problems import Problem
+from orchestrator.control.schemas.instances import CodeAnswer, InstancesAnswer
 from orchestrator.control.schemas.platform import Document
 
 STATES = ("idle", "busy", "preparing")

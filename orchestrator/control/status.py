@@ -11,10 +11,9 @@ import orchestrator
 from orchestrator.catalog.model import NodeState
 from orchestrator.catalog.publish import Publisher
 from orchestrator.catalog.store import Store
-from orchestrator.control.answers import StatusAnswer
 from orchestrator.control.peers import Peer, Planner, Roster
 from orchestrator.control.problems import Problem
-from orchestrator.control.schemas.platform import HealthAnswer
+from orchestrator.control.schemas.platform import HealthAnswer, StatusAnswer
 from orchestrator.zones import CACHE_ROLE, DEFAULT_ZONE
 
 STATE_TIMEOUT_S = 2.0

@@ -8,7 +8,7 @@ import structlog
 
 from tracing.records import InvocationRecord
 from workers.rpc.connection import Connection
-from workers.rpc.messages import Records, Rpc, TriggerEvent, Triggers
+from workers.rpc.messages import Demand, Records, Rpc, TriggerEvent, Triggers
 
 TRIGGER_GAP_S = 0.002  # the first trigger leaves at once, those within the gap together
 RECORD_GAP_S = 0.05
@@ -52,6 +52,12 @@ class Reports:
             self._send_triggers()
         else:
             self._trigger_timer = self._loop.call_later(TRIGGER_GAP_S - since, self._send_triggers)
+
+    def demand(self, message: Demand) -> None:
+        """What was since the last time, also when it was nothing: silence is an answer."""
+        for subscriber in self._subscribers:
+            if not subscriber.congested:
+                subscriber.send(Rpc.DEMAND, 0, message)
 
     def record(self, record: InvocationRecord) -> None:
         self._records.append(record)

@@ -13,6 +13,7 @@ from graph.calls import StartKind
 from orchestrator.catalog.watch import RouteTable
 from orchestrator.gateway.allowances import Allowances
 from orchestrator.gateway.choosing import Choices
+from orchestrator.gateway.demand import DemandCounts
 from orchestrator.gateway.links import Answer, NodeLink
 from orchestrator.gateway.reports import Reports
 from orchestrator.gateway.resolve import NotFound, resolve
@@ -76,6 +77,7 @@ class Runs:
     ) -> None:
         self.links: list[NodeLink] = []
         self.tally = Tally()
+        self.demand = DemandCounts(time.monotonic())
         self._table = table
         self._reports = reports
         self._waiting = waiting
@@ -106,6 +108,7 @@ class Runs:
         self._live[run.invocation_id] = run
         self._reports.trigger(TriggerEvent(run.spec.version, run.trace_id, run.invocation_id, run.parent_id, began))
         since = time.monotonic()
+        self.demand.enter(run.spec.version, not run.parent_id, since)
         run.place_ms = (since - placed_from) * 1000
         result, answer = InvokeResult("cancelled"), b""
         try:
@@ -122,7 +125,9 @@ class Runs:
             del self._live[run.invocation_id]
             self._waiting.wake_one()
             self._record(run, result, began)
-            self.tally.ended(run.spec.version, result, run.place_ms, time.monotonic() - since)
+            ended = time.monotonic()
+            self.demand.leave(run.spec.version, ended)
+            self.tally.ended(run.spec.version, result, run.place_ms, ended - since)
             if result.status in NOTED:
                 _note(run, result)
             if not run.parent_id:

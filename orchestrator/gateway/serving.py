@@ -14,6 +14,7 @@ from orchestrator.catalog.routes import NodeRoute
 from orchestrator.catalog.watch import RouteTable, RouteWatcher
 from orchestrator.gateway.allowances import Allowances
 from orchestrator.gateway.app import GatewayApp
+from orchestrator.gateway.demand import telling
 from orchestrator.gateway.links import NodeLink
 from orchestrator.gateway.metrics import GatewayMetrics, gateway_checks
 from orchestrator.gateway.presence import Presence
@@ -91,6 +92,7 @@ async def serve(settings: Settings) -> None:
     background = [
         asyncio.create_task(RouteWatcher(settings.effective_redis_url, table).run()),
         asyncio.create_task(Presence(settings.effective_redis_url, f"{name}-{secrets.token_hex(4)}", allowances).run()),
+        asyncio.create_task(telling(runs.demand, reports)),
     ]
     for task in background:
         task.add_done_callback(died)

@@ -150,7 +150,8 @@ FAMILIES: Mapping[str, Family] = {
             "foreglow_idle_ended",
             "counter",
             (NODE,),
-            "Idle instances given up: after the node's keep-alive (lifetime), or earlier, not worth keeping (price).",
+            "Idle instances given up: after the node's keep-alive (lifetime), or earlier, not worth keeping (price), or above "
+            "what is wanted under the policy `kpa` (wanted).",
             ("reason",),
         ),
         Family(

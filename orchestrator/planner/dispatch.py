@@ -59,6 +59,20 @@ class Dispatch:
             node.prepare(items, *right)
         return sent
 
+    def place(self, made: PrewarmPlan, spec: VersionSpec, placed: Sequence[tuple[PrewarmDecision, NodePeer]]) -> None:
+        """Orders of one version whose nodes are chosen. Nothing while another planner decides."""
+        right = self._right(made.tenant)
+        if right is None:
+            return
+        orders: dict[NodePeer, list[PrepareItem]] = {}
+        for decision, node in placed:
+            self._log.add(made, decision, spec.version, node.name)
+            self._tried(spec.version)
+            orders.setdefault(node, []).append(_item(decision, spec, ""))
+        for node, items in orders.items():
+            node.define(spec)
+            node.prepare(items, *right)
+
     def revoke(self, tenant: str, gone: Sequence[tuple[str, str]], release: bool = False) -> None:
         """`gone`: decision ids, each with why it is not wanted any more. `release`: ready ones, too."""
         right = self._right(tenant)

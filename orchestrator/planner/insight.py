@@ -17,6 +17,7 @@ from orchestrator.planner.log import DecisionLog
 from orchestrator.planner.loop import PlannerLoop
 from orchestrator.planner.peers import Fleet
 from orchestrator.planner.runs import RunBook
+from orchestrator.planner.scaling import Scaling
 from orchestrator.planner.totals import totals
 from tracing.assembly import Assembler
 from workers.rpc.connection import RpcError
@@ -39,6 +40,7 @@ class Insight:
         learner: Learner,
         activity: Activity,
         assembler: Assembler,
+        scaling: Scaling,
     ) -> None:
         self._graph = graph
         self._table = table
@@ -49,6 +51,7 @@ class Insight:
         self._learner = learner
         self._activity = activity
         self._assembler = assembler
+        self._scaling = scaling
         self._totals: tuple[int, dict[tuple[str, str], dict[str, Any]]] = (-1, {})
 
     def answers(self) -> dict[str, Callable[[Mapping[str, Any]], Awaitable[object]]]:
@@ -62,6 +65,7 @@ class Insight:
             "decision": self.decision,
             "calibration": self.calibration,
             "totals": self.totals,
+            "scaling": self.scaling,
             "activity": self.activity,
             "runs": self.runs,
             "run": self.run,
@@ -97,8 +101,15 @@ class Insight:
         """Drops idle instances: of one function, or of all of the tenant's when `name` is empty."""
         names = [args["name"]] if args.get("name") else self._names(args["tenant"])
         answers = await self._fleet.ask_all("cool", tenant=args["tenant"], names=names)
-        self._fleet.forget_idle({str(function_id(args["tenant"], name)) for name in names})
+        cooled = {str(function_id(args["tenant"], name)) for name in names}
+        self._fleet.forget_idle(cooled)
+        self._scaling.cooled(cooled)
         return {"cooled": sum(one["cooled"] for one in answers)}
+
+    async def scaling(self, args: Mapping[str, Any]) -> object:
+        if args.get("name"):
+            return self._scaling.told(TenantId(args["tenant"]), self._known(args))
+        return self._scaling.told(TenantId(args["tenant"]))
 
     async def decisions(self, args: Mapping[str, Any]) -> object:
         after = args.get("after")

@@ -14,8 +14,8 @@ from workers.tallies import Histogram
 
 KEPT = 20_000
 
-ASKED_FOR = (Trigger.DEPLOY, Trigger.RELEASE)
-"""What somebody asked for is no guess, and takes nothing from those."""
+ASKED_FOR = (Trigger.DEPLOY, Trigger.WANTED, Trigger.RELEASE)
+"""Triggers of what is no guess."""
 
 LATE_S = 5.0
 """A node gives up what stayed unused this much after its time at the latest. Longer times are those of a clock that was set."""
@@ -197,7 +197,7 @@ class DecisionLog:
         return self.add(plan, decision, ordered.version, node)
 
     def open_of(self, tenant: str) -> list[LogEntry]:
-        """Speculative ones."""
+        """Speculative ones: what a version asked for is no guess, and takes nothing from them."""
         return [one for one in self._of_tenant.get(tenant, {}).values() if one.trigger not in ASKED_FOR]
 
     def one(self, tenant: str, decision_id: str) -> LogEntry | None:

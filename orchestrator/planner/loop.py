@@ -72,7 +72,7 @@ class PlannerLoop:
         self.forecasts = Forecasts(graph, table, sources, self.accounts.setbacks)
         self.means = Means(table, fleet, decisions, self.promises, self.forecasts, budget, sources, purses)
         self.accounts.whole = self.means.whole
-        self._dispatch = Dispatch(fleet, decisions, self.forecasts.latest, right, self.accounts.tried)
+        self.dispatch = self._dispatch = Dispatch(fleet, decisions, self.forecasts.latest, right, self.accounts.tried)
         self.keeping = Keeping(
             graph,
             fleet,
@@ -287,8 +287,8 @@ class PlannerLoop:
         """What was open or ready on a node that is gone is prepared on another, if there is one."""
         for one in lost:
             self.accounts.ended(one)
-            if one.trigger == Trigger.RELEASE:
-                continue  # who runs it counts what is there, and orders what is missing
+            if one.trigger in (Trigger.WANTED, Trigger.RELEASE):
+                continue  # who ordered it counts what is there, and orders what is missing
             plan_id = self._next_id()
             decision = PrewarmDecision(
                 f"{plan_id}-again",

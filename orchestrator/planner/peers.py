@@ -13,10 +13,12 @@ from graph.ids import VersionId, function_of
 from orchestrator.heartbeat import SILENT_S, Pulse, until_lost
 from orchestrator.placement import in_reach, place
 from orchestrator.planner.vigil import Sight
+from orchestrator.zones import DEFAULT_ZONE
 from workers.networks import VpcSpec
 from workers.rpc.connection import Connection, RpcError, dial
 from workers.rpc.messages import (
     DecisionUpdate,
+    Demand,
     Drain,
     Hello,
     Hosted,
@@ -50,6 +52,7 @@ class Listener(Protocol):
     def on_outcomes(self, node: str, updates: Sequence[DecisionUpdate]) -> None: ...
     def on_node(self, node: "NodePeer", up: bool) -> None: ...
     def on_counts(self, node: "NodePeer", counts: Sequence[VersionCount]) -> None: ...
+    def on_demand(self, gateway: "GatewayPeer", demand: Demand) -> None: ...
 
 
 class Peer:
@@ -69,7 +72,7 @@ class Peer:
         self._identity = identity
         self._expected = expected
         self._epoch = epoch
-        self._tenants: Collection[str] = ()
+        self._tenants: frozenset[str] = frozenset()
         self._lost = asyncio.Event()
 
     def set_epoch(self, epoch: int) -> None:
@@ -81,6 +84,11 @@ class Peer:
     def set_tenants(self, tenants: Collection[str]) -> None:
         """From now on; what is there of others ends by itself."""
         self._tenants = frozenset(tenants)
+
+    @property
+    def tenants(self) -> frozenset[str]:
+        """Those that may be there; none: all."""
+        return self._tenants
 
     def hosts(self, tenant: str) -> bool:
         return not self._tenants or tenant in self._tenants
@@ -153,6 +161,8 @@ class GatewayPeer(Peer):
             self._listener.on_triggers(message)
         elif kind == Rpc.RECORDS:
             self._listener.on_records(message)
+        elif kind == Rpc.DEMAND:
+            self._listener.on_demand(self, message)
 
 
 class NodePeer(Peer):
@@ -169,6 +179,7 @@ class NodePeer(Peer):
     ) -> None:
         super().__init__(address, hello, identity, expected, epoch)
         self.free_mb = 0
+        self.zone = DEFAULT_ZONE
         self.standbys = 0
         self.tunnels: Collection[str] = frozenset()
         self.driver = ""
@@ -298,6 +309,11 @@ class NodePeer(Peer):
         """By version, how long what is idle is worth keeping (None: as said before), and how long a live plan counts on it."""
         if self.connection is not None:
             self.connection.send(Rpc.KEEP, 0, Keep(tenant, keep_s, needed_s, epoch, lease))
+
+    def hold(self, tenant: str, floor: dict[str, int], only: bool, lease: str = "", epoch: int = 0) -> None:
+        """So many instances stay there; `only`: and what is idle above that goes."""
+        if self.connection is not None:
+            self.connection.send(Rpc.KEEP, 0, Keep(tenant, None, {}, epoch, lease, floor, only))
 
     def retire(self, tenant: str) -> None:
         if self.connection is not None:

@@ -80,7 +80,7 @@ class Reckoning:
         self._predictions.forget(tenant)
 
     def of(self, tenant: str, prices: Prices) -> dict[str, Any]:
-        """{error, brier, bins, functions}, see orchestrator.control.answers."""
+        """{error, brier, bins, functions}, see orchestrator.control.schemas.calibration."""
         prefix = f"{tenant}/"
         mine, accounts = self._predictions.of(tenant), self._accounts.of(tenant)
         whole = merged(list(mine.values()))

@@ -46,13 +46,16 @@ from orchestrator.planner.naming import Names
 from orchestrator.planner.peers import Fleet, GatewayPeer, NodePeer
 from orchestrator.planner.releasing import Releasing
 from orchestrator.planner.runs import RunBook
+from orchestrator.planner.scaling import Scaling
 from orchestrator.planner.state import FORMAT, PlannerState, load, lock, save, set_aside
 from orchestrator.planner.teaching import Teaching
 from orchestrator.planner.vigil import SEEN_EVERY_S, heard, overdue, unheard
 from orchestrator.planner.vpcs import Reached, VpcNews
 from orchestrator.planner.watching import Watching
 from orchestrator.renewal import keep_certified
+from orchestrator.scaling.reconciling import Allowance
 from orchestrator.settings import Settings, rpc_secret
+from orchestrator.zones import DEFAULT_ZONE, zone_of
 from tracing.assembly import Assembler
 from tracing.export import Exporter
 from tracing.incoming import SETTLED_AT_ONCE
@@ -60,6 +63,7 @@ from tracing.receiver import receiver_app
 from tracing.spans import Span
 from workers.rpc.connection import Connection, Listening, listen
 from workers.rpc.messages import DecisionUpdate, Hello, Records, Triggers, VersionCount
+from workers.rpc.messages import Demand as DemandTold
 from workers.rpc.transport import Address, Identity, Peer
 from workers.sealing import load_key
 from workers.versions import VersionSpec
@@ -88,6 +92,7 @@ class Planner:
     """Everything of one planner process, wired. Hears peers; `tick` and `save` are called by the loop in `serve`."""
 
     def __init__(self, settings: Settings, secret: str, name: str, identity: Identity | None = None) -> None:
+        self.zone = settings.zone or DEFAULT_ZONE
         self.path = settings.planner_folder / "state"
         stored = load(self.path)
         self.graph = _restore(stored.graph, self.path) if stored is not None else CallGraph()
@@ -135,6 +140,17 @@ class Planner:
             self.right,
             stored.learned if stored is not None else None,
         )
+        self.scaling = Scaling(
+            settings.scaling,
+            self.graph,
+            self.table,
+            self.fleet,
+            self.decisions,
+            self.loop.dispatch,
+            self.right,
+            lambda tenant: self.loop.policy_of(tenant) != "off",
+            lambda tenant: Allowance(settings.scaling_instances or None, settings.scaling_memory_mb or None),
+        )
         self.demand, self.watching = Demand(), Watching()
         self.releasing: Releasing | None = None  # None: nobody reads the catalog here
         self.rules = settings.release_rules
@@ -179,8 +195,12 @@ class Planner:
             node.fence(lease, epoch)
         self.homes.took_over()
         self.loop.keeping.took_over()
+        self.scaling.took_over()
 
     def _nodes_changed(self, nodes: list[NodePeer]) -> None:
+        for node in nodes:
+            route = self.table.nodes.get(node.member)
+            node.zone = zone_of(route) if route is not None else self.zone
         self.fleet.nodes = nodes
 
     def _member_changed(self, name: str, route: NodeRoute | None) -> None:
@@ -205,6 +225,7 @@ class Planner:
         self.activity.add(known)
         self.loop.accounts.records(known)
         self.loop.keeping.observe(known)
+        self.scaling.records(known)
         self.demand.observe(known)
         self.watching.observe(known)
         self.exporter.submit(known)
@@ -229,6 +250,10 @@ class Planner:
                 node.retire(tenant.tenant)
         self.homes.node_came(node)
         self.loop.keeping.node_came(node)
+        self.scaling.node_came(node)
+
+    def on_demand(self, gateway: GatewayPeer, demand: DemandTold) -> None:
+        self.scaling.demand(gateway, demand)
 
     def on_counts(self, node: NodePeer, counts: Sequence[VersionCount]) -> None:
         self.homes.seen(node, counts)
@@ -236,6 +261,7 @@ class Planner:
 
     def _route_changed(self, function: FunctionId, route: Route | None) -> None:
         self.homes.function_changed(function, route is not None)
+        self.scaling.route_changed(function, self._current(function))
         if route is None:
             self.graph.forget(function)
             return
@@ -258,6 +284,7 @@ class Planner:
         self.activity.forget_tenant(tenant)
         self.homes.forget(tenant)
         self.loop.forget_tenant(tenant)
+        self.scaling.forget_tenant(tenant)
         for node in self.fleet.up():
             node.retire(name)
 
@@ -309,6 +336,7 @@ class Planner:
         """All that is due, in small steps: whatever else there is has its turn between them."""
         self.loop.ahead.tick(time.time())
         self.loop.keeping.tick(time.time())
+        self.scaling.tick(time.monotonic())
         more = self.tick(steady())
         while more:
             await asyncio.sleep(0)
@@ -428,6 +456,7 @@ async def _serve(settings: Settings, secret: str, own: Self) -> None:
         planner.learner,
         planner.activity,
         planner.assembler,
+        planner.scaling,
     )
     teaching = Teaching(planner.graph, planner.table, planner.learner, planner.assembler, planner.names)
     told = Listening(name, "planner", admits=admit(("control",), planner.table.nodes))

@@ -38,6 +38,11 @@ class FakeNode:
         self.released: list[str] = []
         self.defined: list[str] = []
         self.keeps: list[tuple[str, dict[str, float] | None, dict[str, float], str, int]] = []
+        self.floors: list[tuple[str, dict[str, int], bool]] = []
+        self.zone, self.tenants = "default", frozenset[str]()
+
+    def hold(self, tenant: str, floor: dict[str, int], only: bool, lease: str = "", epoch: int = 0) -> None:
+        self.floors.append((tenant, floor, only))
 
     def idle(self, version: str) -> int:
         return self.have[version]

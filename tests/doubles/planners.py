@@ -28,6 +28,7 @@ class Mind:
             planner.learner,
             planner.activity,
             planner.assembler,
+            planner.scaling,
         )
 
     def settle(self) -> None:

@@ -265,6 +265,7 @@ def test_environment_values_are_sealed_where_they_lie(api: Api) -> None:
         ("environment", {"A": "\0"}), ("environment", []), ("environment", {"A": "x" * MAX_ENVIRONMENT_BYTES}),
         ("calls", ["ok"] * 101), ("surprise", 1), ("initial_instances", 21), ("initial_instances", -1),
         ("initial_instances", True), ("initial_instances", "1"), ("build", 1), ("build", "true"), ("build", None),
+        ("min_instances", -1), ("max_instances", 1001), ("provisioned_instances", True), ("target_concurrency", -1.0),
     ],
 )  # fmt: skip
 def test_a_bad_field_is_a_400_that_names_it_and_changes_nothing(api: Api, field: str, value: object) -> None:
@@ -503,6 +504,12 @@ def test_what_is_not_used_any_more_makes_room_for_what_is_new(api: Api) -> None:
 
 
 # -- events
+
+
+def test_how_many_instances_is_set_with_a_version(api: Api) -> None:
+    described = api.put("kept", min_instances=2, max_instances=9, target_concurrency=0.5).json()
+    assert described["versions"][0]["scaling"] == {"minimum": 2, "maximum": 9, "target": 0.5}
+    assert api.put("plain").json()["versions"][0]["scaling"] == {}
 
 
 def test_events_are_listed_and_parked_ones_retried_by_their_tenant_only(api: Api) -> None:

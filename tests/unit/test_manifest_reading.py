@@ -127,6 +127,15 @@ def test_build_is_yes_or_no(project: Path) -> None:
             read(project, f'[functions.a]\nhandler = "app:handle"\nbuild = {wrong}\n')
 
 
+def test_how_many_instances_is_whole_and_bounded(project: Path) -> None:
+    told = '[functions.a]\nhandler = "app:handle"\nmin_instances = 1\nmax_instances = 5\ntarget_concurrency = 0.5\n'
+    (entry,) = read(project, told)
+    assert entry.settings["max_instances"] == 5
+    for name in ("min_instances", "max_instances", "provisioned_instances", "reserved_instances"):
+        with pytest.raises(ManifestError, match=rf"functions\.a\.{name}: must be a whole number from 0 to 1000"):
+            read(project, f'[functions.a]\nhandler = "app:handle"\n{name} = 1001\n')
+
+
 def test_initial_instances_are_a_small_whole_number(project: Path) -> None:
     (entry,) = read(project, '[defaults]\ninitial_instances = 2\n[functions.a]\nhandler = "app:handle"\n')
     assert entry.settings["initial_instances"] == 2

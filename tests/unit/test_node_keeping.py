@@ -39,10 +39,56 @@ async def test_what_is_not_worth_keeping_goes_and_the_rest_stays(tmp_path: Path)
         await planner.caught_up()
         rig.node.execution.sweep_idle(LONG_S / 2)
         assert versions(rig) == {OTHER.version}
-        assert rig.node.execution.ended_idle == {"price": 1, "lifetime": 0}
+        assert rig.node.execution.ended_idle == {"price": 1, "lifetime": 0, "wanted": 0}
         rig.node.execution.sweep_idle(0.0)  # its own keep-alive is over
         assert versions(rig) == set()
-        assert rig.node.execution.ended_idle == {"price": 1, "lifetime": 1}
+        assert rig.node.execution.ended_idle == {"price": 1, "lifetime": 1, "wanted": 0}
+
+
+@in_loop
+async def test_as_many_stay_as_are_wanted_whatever_their_idle_time(tmp_path: Path) -> None:
+    async with running_node(tmp_path) as rig:
+        planner = await rig.caller("planner")
+        await planner.subscribe()
+        planner.define(ECHO)
+        planner.prepare(*(PrepareItem(f"d{number}", VERSION, expires_s=0.05) for number in range(3)))
+        planner.connection.send(Rpc.KEEP, 0, Keep("acme", floor={VERSION: 2}))
+        for number in range(3):
+            await planner.outcome(f"d{number}", ["ready"])
+        await until(lambda: len(rig.node.decisions) == 0, "the decisions end with their lifetime")
+        assert len(list(rig.node.execution.table)) == 2
+        rig.node.execution.sweep_idle(0.0)
+        assert len(list(rig.node.execution.table)) == 2
+        planner.connection.send(Rpc.KEEP, 0, Keep("acme", floor={VERSION: 1}))
+        await planner.caught_up()
+        rig.node.execution.sweep_idle(0.0)
+        assert len(list(rig.node.execution.table)) == 1
+        planner.connection.send(Rpc.KEEP, 0, Keep("acme", floor={}))
+        await planner.caught_up()
+        rig.node.execution.sweep_idle(0.0)
+        assert versions(rig) == set()
+
+
+@in_loop
+async def test_what_is_above_goes_at_once_where_only_so_many_are_wanted(tmp_path: Path) -> None:
+    async with running_node(tmp_path) as rig:
+        await used(rig)
+        planner = await rig.caller("planner")
+        planner.connection.send(Rpc.KEEP, 0, Keep("acme", floor={VERSION: 0, OTHER.version: 1}, only=True))
+        await planner.caught_up()
+        rig.node.execution.sweep_idle(LONG_S)
+        assert versions(rig) == {OTHER.version}
+        assert rig.node.execution.ended_idle["wanted"] == 1
+
+
+@in_loop
+async def test_only_planners_say_what_is_wanted(tmp_path: Path) -> None:
+    async with running_node(tmp_path) as rig:
+        gateway = await used(rig)
+        gateway.connection.send(Rpc.KEEP, 0, Keep("acme", floor={VERSION: 1}))
+        await gateway.caught_up()
+        rig.node.execution.sweep_idle(0.0)
+        assert versions(rig) == set()
 
 
 @in_loop

@@ -40,6 +40,7 @@ class Rpc(IntEnum):
     # from a gateway
     TRIGGERS = 30  # Triggers, to subscribers: ahead of records on the stream
     RECORDS = 31  # Records, to subscribers
+    DEMAND = 32  # Demand, to subscribers, once a second
     # questions, any direction
     SUBSCRIBE = 40  # id 1: only once a second, not each change
     ASK = 41  # Ask; the answer comes as ANSWER or REFUSED with the same id
@@ -227,13 +228,17 @@ class Keep(msgspec.Struct, array_like=True, frozen=True):
     """`keep_s`: by version, how long an idle instance is worth keeping. It takes the place of what was said of the tenant before,
     for workers.keeping.TOLD_FOR_S; versions it does not name are kept as long as the node keeps any; no instance is kept longer.
     None leaves what was said. `needed_s`: for so long a live plan counts on what is idle of these versions. `epoch` and `lease`
-    as with PrepareBatch."""
+    as with PrepareBatch. `floor`: so many instances of a version stay here whatever their idle time, as long as memory lasts; it
+    takes the place of what was said before, for as long as `keep_s` does, None leaves it. `only`: what is idle above that goes
+    at once."""
 
     tenant: str
     keep_s: dict[str, float] | None = None
     needed_s: dict[str, float] = {}
     epoch: int = 0
     lease: str = ""
+    floor: dict[str, int] | None = None
+    only: bool = False
 
 
 class DecisionUpdate(msgspec.Struct, array_like=True, frozen=True):
@@ -302,6 +307,24 @@ class Triggers(msgspec.Struct, array_like=True, frozen=True):
     dropped: int = 0
 
 
+class VersionDemand(msgspec.Struct, array_like=True, frozen=True):
+    """Invocations of a version that wait or run, through one gateway, in the time since it told last: on average, the most at
+    once, how many began, and how many of these came from outside."""
+
+    version: str
+    concurrency: float
+    peak: int
+    arrivals: int = 0
+    roots: int = 0
+
+
+class Demand(msgspec.Struct, array_like=True, frozen=True):
+    """All versions that had any; `tick_s`: how long that time was."""
+
+    versions: list[VersionDemand]
+    tick_s: float = 1.0
+
+
 class Records(msgspec.Struct, array_like=True, frozen=True):
     records: list[InvocationRecord]
     dropped: int = 0
@@ -341,6 +364,7 @@ MESSAGES: dict[int, type[msgspec.Struct]] = {
     Rpc.INVENTORY: Inventory,
     Rpc.TRIGGERS: Triggers,
     Rpc.RECORDS: Records,
+    Rpc.DEMAND: Demand,
     Rpc.ASK: Ask,
     Rpc.REFUSED: Refusal,
 }

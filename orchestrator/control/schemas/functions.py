@@ -3,7 +3,7 @@
 import re
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StrictBool, field_validator
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, field_validator, model_validator
 
 from orchestrator.control.schemas.parts import VPC, FunctionName, Request, Whole
 from orchestrator.control.schemas.releases import PlanRequest
@@ -15,6 +15,7 @@ MAX_TIMEOUT_S = 900
 MAX_CONCURRENCY = 1000
 MAX_CALLS = 100
 MAX_INITIAL_INSTANCES = 20
+MAX_INSTANCES = 1000
 MAX_ENVIRONMENT_BYTES = 4096
 VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
 RESERVED = "FOREGLOW_"
@@ -65,6 +66,21 @@ class FunctionRequest(Request):
     initial_instances: Whole = Field(
         default=0, ge=0, le=MAX_INITIAL_INSTANCES, description="Started before the version gets traffic; it waits for them."
     )
+    min_instances: Whole = Field(default=0, ge=0, le=MAX_INSTANCES, description="So many stay, with or without traffic.")
+    max_instances: Whole = Field(default=0, ge=0, le=MAX_INSTANCES, description="Never more are wanted; 0: the platform's bound.")
+    provisioned_instances: Whole = Field(
+        default=0, ge=0, le=MAX_INSTANCES, description="As min_instances, and no budget of the tenant takes them."
+    )
+    reserved_instances: Whole = Field(
+        default=0, ge=0, le=MAX_INSTANCES, description="So many of the tenant's budget are no other function's."
+    )
+    target_concurrency: float = Field(
+        default=0.0,
+        ge=0,
+        le=MAX_CONCURRENCY,
+        allow_inf_nan=False,
+        description="Calls in an instance at once; 0: the policy's own.",
+    )
     build: StrictBool = Field(default=False, description="Requirements without a wheel are built from source, in a sandbox.")
     release: PlanRequest = Field(default=PlanRequest(), description="How $LATEST comes to this version.")
 
@@ -93,6 +109,13 @@ class FunctionRequest(Request):
         if sum(len(name.encode()) + len(value.encode()) for name, value in environment.items()) > MAX_ENVIRONMENT_BYTES:
             raise ValueError(f"over {MAX_ENVIRONMENT_BYTES >> 10} KiB in all")
         return environment
+
+    @model_validator(mode="after")
+    def _bounds(self) -> "FunctionRequest":
+        least = max(self.min_instances, self.provisioned_instances)
+        if self.max_instances and self.max_instances < least:
+            raise ValueError(f"max_instances: {self.max_instances} is less than the {least} that are to stay")
+        return self
 
 
 class PackageAnswer(BaseModel):
@@ -132,6 +155,7 @@ class VersionAnswer(BaseModel):
     egress: str
     vpc: str = Field(description="The private network it is in; empty: none.")
     initial_instances: int
+    scaling: dict[str, float] = Field(description="What was set: minimum, maximum, provisioned, reserved, target.")
     build: bool
     package: str
     conditions: list[ConditionAnswer]

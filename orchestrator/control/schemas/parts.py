@@ -1,6 +1,6 @@
-"""What requests have in common: names, whole numbers, and that nothing unknown is in them."""
+"""What requests and answers have in common: names, kinds, numbers, and that nothing unknown is in a request."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
 
@@ -22,7 +22,23 @@ Whole = Annotated[int, WRITTEN_WITH_A_POINT]
 Count = Annotated[int, Field(ge=0, le=2**31 - 1), WRITTEN_WITH_A_POINT]
 Ordinal = Annotated[int, Field(ge=1, le=2**31 - 1), WRITTEN_WITH_A_POINT]
 Bytes = Annotated[int, Field(ge=0, le=LARGEST), WRITTEN_WITH_A_POINT]
+EdgeSource = Literal["declared", "learned", "declared+learned", "requested", "predicted"]
+Policy = Literal["path", "priced", "off"]
+EPOCH = "Seconds since the Unix epoch."
 
 
 class Request(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class StepsMs(BaseModel):
+    """Milliseconds per step of a start; 0 where a step did not happen. `code_from`: tier1, tier2, origin, or empty."""
+
+    queue: float
+    place: float
+    clone: float
+    code: float
+    net: float
+    init: float
+    run: float
+    code_from: str = ""

@@ -1,4 +1,4 @@
-"""Events, health, problems, the page."""
+"""Events, what runs, health, problems, the page."""
 
 from typing import Any, Literal
 
@@ -27,6 +27,28 @@ class EventsAnswer(BaseModel):
 
 class RetriedAnswer(BaseModel):
     retried: list[int] = Field(description="The events that start again from their first try.")
+
+
+class EventsBacklog(BaseModel):
+    open: int = Field(ge=0)
+    parked: int = Field(ge=0)
+
+
+class ZoneCacheStatus(BaseModel):
+    name: str
+    zone: str
+    state: str = Field(description="up, or silent: it says nothing, and its zone's nodes go to the origin.")
+
+
+class StatusAnswer(BaseModel):
+    """Beside these, `planner` and one entry per node: what it says of itself, or `away`."""
+
+    model_config = ConfigDict(extra="allow")
+
+    version: str
+    redis: Literal["ok", "away"]
+    events: EventsBacklog
+    zone_caches: list[ZoneCacheStatus] = Field(description="Those that joined and have not left.")
 
 
 class PageLinkAnswer(BaseModel):

@@ -1,0 +1,226 @@
+"""How many instances there are to be, on this platform: demand from gateways and counts from nodes into the scaler, orders and
+floors out of it. No policy of its own: these are in orchestrator.scaling, pure.
+
+A tick comes when every gateway has told its last second, at the latest TICK_S + SLACK_S after the one before.
+"""
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from graph.callgraph import CallGraph
+from graph.ids import FunctionId, TenantId, VersionId, function_of, tenant_of
+from graph.plans import EdgeSource, Evidence, Level, PrewarmDecision, PrewarmPlan, Trigger
+from orchestrator.catalog.watch import RouteTable
+from orchestrator.planner.dispatch import Dispatch, Right
+from orchestrator.planner.floors import Floors
+from orchestrator.planner.flows import Flows
+from orchestrator.planner.heard import Heard
+from orchestrator.planner.log import DecisionLog
+from orchestrator.planner.peers import Fleet, GatewayPeer, NodePeer
+from orchestrator.planner.places import Inventory, Places
+from orchestrator.planner.wanted import WantedBook
+from orchestrator.scaling.ordering import Order, order
+from orchestrator.scaling.reconciling import Allowance
+from orchestrator.scaling.scaler import Scaler, maker
+from orchestrator.scaling.terms import Bounds, Source, Term, Wanted
+from tracing.records import InvocationRecord
+from workers.rpc.messages import Demand
+from workers.versions import VersionSpec
+
+TICK_S, SLACK_S, SOONEST_S = 1.0, 0.5, 0.5
+UNUSED_S = 600.0
+AT_ONCE = 500
+"""Orders of one tick: what they take is well below a tick, and triggers wait no longer than that."""
+
+PLATFORM_MAXIMUM = 1000
+
+
+class Scaling:
+    """`prewarms(tenant)`: whether its downstream functions may be prepared at all. `allowance(tenant)`: its budget."""
+
+    def __init__(
+        self,
+        policy: str,
+        graph: CallGraph,
+        table: RouteTable,
+        fleet: Fleet,
+        decisions: DecisionLog,
+        dispatch: Dispatch,
+        right: Right,
+        prewarms: Callable[[str], bool],
+        allowance: Callable[[str], Allowance],
+    ) -> None:
+        self.policy = policy
+        self.ticks = 0
+        self.seconds = 0.0  # CPU of all ticks
+        self.short: Counter[str] = Counter()  # instances no node had room for, of the last tick
+        self._table = table
+        self._fleet = fleet
+        self._decisions = decisions
+        self._dispatch = dispatch
+        self._right = right
+        self._prewarms = prewarms
+        self._allowance = allowance
+        make = maker(policy)
+        self._heard, self._flows, self._places, self._book = Heard(), Flows(graph), Places(fleet), WantedBook()
+        self._floors = Floors(right, make().releases if make is not None else False)
+        self._scaler = Scaler(self, make, self._flows.calls_of, self._flows.hold_s, always=lambda: list(self._kept))
+        self._at = 0.0
+        self._kept: dict[str, FunctionId] = {}  # versions that want instances without traffic
+        self._extra: dict[str, tuple[Term, float]] = {}
+        self._numbers = 0
+        self._boot = f"{time.time_ns() // 1_000_000:x}"
+
+    # -- what is heard
+
+    def demand(self, gateway: GatewayPeer, message: Demand) -> None:
+        self._heard.told(gateway, message, time.monotonic())
+
+    def records(self, records: Iterable[InvocationRecord]) -> None:
+        self._flows.observe(records)
+
+    def route_changed(self, function: FunctionId, spec: VersionSpec | None) -> None:
+        """`spec`: the version that serves; None: none does."""
+        for version in [one for one, owner in self._kept.items() if owner == function]:
+            del self._kept[version]
+        if spec is not None and (spec.scaling.minimum or spec.scaling.provisioned):
+            self._kept[spec.version] = function
+
+    def hold(self, version: str, count: int, for_s: float, reason: str, source: Source = Source.RELEASE) -> None:
+        """A term of somebody else's, until it is said anew or `for_s` has passed; a count of 0 takes it back."""
+        self._extra.pop(version, None)
+        if count > 0:
+            self._extra[version] = (Term(source, count, reason), time.monotonic() + for_s)
+
+    def node_came(self, node: NodePeer) -> None:
+        self._floors.node_came(node)
+
+    def took_over(self) -> None:
+        self._floors.took_over()
+
+    def cooled(self, functions: Iterable[str]) -> None:
+        """Their idle instances were given up because somebody said so: what was wanted before is forgotten."""
+        cooled = set(functions)
+        self._heard.cool(cooled, time.monotonic())
+        self._scaler.forget_functions(cooled)
+
+    def forget_tenant(self, tenant: str) -> None:
+        self._scaler.forget_tenant(tenant)
+        self._flows.forget_tenant(tenant)
+        self._book.forget(f"{tenant}/")
+        of_tenant: tuple[dict[str, Any], ...] = (self._kept, self._extra)
+        for held in of_tenant:
+            for version in [one for one in held if tenant_of(VersionId(one)) == tenant]:
+                del held[version]
+
+    # -- what the scaler asks
+
+    def bounds(self, version: str) -> Bounds:
+        spec = self._spec(version)
+        if spec is None:
+            return Bounds(maximum=0)
+        told = spec.scaling
+        maximum = told.maximum or PLATFORM_MAXIMUM
+        return Bounds(told.minimum, maximum, told.provisioned, told.reserved, told.target, spec.concurrency)
+
+    def memory_mb(self, version: str) -> int:
+        spec = self._spec(version)
+        return spec.memory_mb if spec is not None else 128
+
+    def version_of(self, function: FunctionId) -> str | None:
+        route = self._table.routes.get(function)
+        spec = self._table.version(route, "") if route is not None else None
+        return spec.version if spec is not None and self._prewarms(tenant_of(function)) else None
+
+    def _spec(self, version: str) -> VersionSpec | None:
+        return self._table.versions.get(VersionId(version))
+
+    # -- ticks
+
+    def tick(self, now: float) -> None:
+        """`now`: monotonic. Does nothing before it is time."""
+        since, whole = now - self._at, self._heard.whole()
+        if since < SOONEST_S or (since < TICK_S + SLACK_S and not whole):
+            return
+        began = time.thread_time()
+        self._at = now
+        self._decide(now)
+        self.ticks += 1
+        self.seconds += time.thread_time() - began
+
+    def _decide(self, now: float) -> None:
+        there = self._places.look()
+        observed = self._heard.take(now, there.ready, TICK_S)
+        for version in [one for one, (_, until) in self._extra.items() if until < now]:
+            del self._extra[version]
+        extra: dict[str, list[Term]] = {version: [term] for version, (term, _) in self._extra.items()}
+        tenants = {tenant_of(VersionId(one)) for one in (*observed, *extra, *self._kept, *self._book.now)}
+        for tenant in tenants:
+            self._planned(tenant, extra)
+        found = self._scaler.tick(now, observed, extra, {tenant: self._allowance(tenant) for tenant in tenants})
+        wanted = [one for one in found if self._right(tenant_of(VersionId(one.version))) is not None]
+        self._order([one for one in wanted if self._orders(one)], there)
+        self._floors.tell(wanted, there, now)
+        self._book.put(wanted, there, time.time())
+
+    def _planned(self, tenant: str, extra: dict[str, list[Term]]) -> None:
+        """What plans hold now: they order it themselves, at its time."""
+        held: Counter[str] = Counter(one.version for one in self._decisions.open_of(tenant) if one.level == Level.READY)
+        for version, count in held.items():
+            extra.setdefault(version, []).append(Term(Source.PLANS, count, f"{count} of live plans"))
+
+    # -- orders
+
+    def _orders(self, one: Wanted) -> bool:
+        """Plans order their own. Where a tenant wants nothing started ahead, only what its owner set and releases are; and the
+        one instance that traffic needs is started by the request that needs it."""
+        if one.by is Source.PLANS or self._spec(one.version) is None:
+            return False
+        if one.by in (Source.MINIMUM, Source.PROVISIONED, Source.RELEASE):
+            return True
+        return self._prewarms(tenant_of(VersionId(one.version))) and (one.count > 1 or one.by is not Source.REACTIVE)
+
+    def _order(self, wanted: Sequence[Wanted], there: Inventory) -> None:
+        def code(version: str) -> list[str]:
+            """Where instances of it are, there its code is."""
+            return [node.name for node, _ in there.holders.get(version, ())]
+
+        def reached(version: str) -> frozenset[str]:
+            return self._places.reached(self._spec(version))
+
+        made = order(wanted, there.have, self._places.index, self.memory_mb, code, reached, AT_ONCE)
+        self.short = Counter(made.short)
+        nodes = {node.name: node for node in there.up}
+        by_version: dict[str, list[Order]] = {}
+        for one in made.orders:
+            by_version.setdefault(one.wanted.version, []).append(one)
+        for version, ones in by_version.items():
+            self._send(version, ones[0].wanted, [nodes[one.spot.name] for one in ones])
+
+    def _send(self, version: str, wanted: Wanted, nodes: Sequence[NodePeer]) -> None:
+        """An instance on each of these."""
+        spec = self._spec(version)
+        if spec is None:
+            return
+        self._numbers += 1
+        function = function_of(VersionId(version))
+        plan_id = f"w{self._boot}-{self._numbers}"
+        reason = f"{wanted.by}: {wanted.reason}; {wanted.count} are wanted"
+        evidence = Evidence(EdgeSource.REQUESTED, 1.0, 1.0, 0)
+        made = [
+            PrewarmDecision(f"{plan_id}-{number}", function, number, spec.memory_mb, 0.0, UNUSED_S, reason, evidence, Level.READY)
+            for number in range(1, len(nodes) + 1)
+        ]
+        trigger = Trigger.RELEASE if wanted.by is Source.RELEASE else Trigger.WANTED
+        plan = PrewarmPlan(plan_id, tenant_of(function), function, trigger, self.policy, time.time(), None, tuple(made))
+        self._dispatch.place(plan, spec, list(zip(made, nodes, strict=True)))
+
+    # -- what people see
+
+    def told(self, tenant: TenantId, function: FunctionId | None = None) -> dict[str, Any]:
+        """What is wanted now of each version, by whom, and what each policy asked for; of one function with its history."""
+        prefix = f"{tenant}/" if function is None else f"{function}:"
+        versions = self._book.told(prefix, Inventory(self._fleet), self.short, function is not None)
+        return {"policy": self.policy, "tick_s": TICK_S, "ticks": self.ticks, "versions": versions}

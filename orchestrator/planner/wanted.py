@@ -1,0 +1,92 @@
+"""What people see of scaling: what is wanted of each version and why, and every change of the last time. Bounded; no I/O."""
+
+from collections import OrderedDict, deque
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import msgspec
+
+from orchestrator.planner.places import Inventory
+from orchestrator.scaling.terms import Source, Wanted
+
+POINTS_OF_ONE, POINTS = 600, 100_000
+"""Changes kept of a version, and of all together: what changed longest ago goes first, and with it its version's history."""
+
+
+class Point(msgspec.Struct, array_like=True, frozen=True):
+    """What was wanted of a version and what was there, from `at` (Unix time) on, and who decided."""
+
+    at: float
+    wanted: int
+    ready: int
+    busy: int
+    by: str
+    reason: str
+    limit: str
+
+    @property
+    def state(self) -> tuple[object, ...]:
+        return self.wanted, self.ready, self.busy, self.by, self.limit
+
+
+class WantedBook:
+    """`now`: what is wanted of each version."""
+
+    def __init__(self) -> None:
+        self.now: dict[str, Wanted] = {}
+        self._points: OrderedDict[str, deque[Point]] = OrderedDict()  # by version, what changed longest ago first
+        self._kept = 0
+
+    def __len__(self) -> int:
+        return self._kept
+
+    def put(self, wanted: Sequence[Wanted], there: Inventory, at: float) -> None:
+        """`at`: Unix time."""
+        before, self.now = self.now, {one.version: one for one in wanted}
+        for one in wanted:
+            self._add(one, there, at)
+        for version in before.keys() - self.now.keys():
+            self._add(Wanted(version, 0, Source.REACTIVE, "no demand any more"), there, at)
+
+    def _add(self, one: Wanted, there: Inventory, at: float) -> None:
+        version = one.version
+        point = Point(at, one.count, there.ready[version], there.busy[version], one.by, one.reason, one.limit)
+        points = self._points.get(version)
+        if points is None:
+            points = self._points[version] = deque(maxlen=POINTS_OF_ONE)
+        elif points[-1].state == point.state:
+            return
+        self._kept += len(points) < POINTS_OF_ONE
+        points.append(point)
+        self._points.move_to_end(version)
+        while self._kept > POINTS:
+            _, dropped = self._points.popitem(last=False)
+            self._kept -= len(dropped)
+
+    def told(self, prefix: str, there: Inventory, short: Mapping[str, int], history: bool) -> list[dict[str, Any]]:
+        """Of versions whose id begins so."""
+        found = []
+        for version in sorted(one for one in {**self.now, **self._points} if one.startswith(prefix)):
+            one = self.now.get(version)
+            entry: dict[str, Any] = {
+                "version": version.partition("/")[2],
+                "wanted": one.count if one is not None else 0,
+                "ready": there.ready[version],
+                "busy": there.busy[version],
+                "coming": there.have[version] - there.ready[version],
+                "short": short.get(version, 0),
+                "by": one.by if one is not None else "",
+                "reason": one.reason if one is not None else "",
+                "limit": one.limit if one is not None else "",
+                "terms": [msgspec.to_builtins(term) for term in one.terms] if one is not None else [],
+            }
+            if history:
+                entry["history"] = [msgspec.structs.asdict(point) for point in self._points.get(version, ())]
+            found.append(entry)
+        return found
+
+    def forget(self, prefix: str) -> None:
+        for version in [one for one in self.now if one.startswith(prefix)]:
+            del self.now[version]
+        for version in [one for one in self._points if one.startswith(prefix)]:
+            self._kept -= len(self._points.pop(version))
