@@ -259,6 +259,13 @@ def _descendants(besides: Set[int]) -> set[int]:
     return set(found[1:])
 
 
+def target_of(descriptor: str) -> str:
+    """What a descriptor of this process is; empty for the one that listed them, which is closed by now."""
+    with contextlib.suppress(OSError):
+        return os.readlink(f"/proc/self/fd/{descriptor}")
+    return ""
+
+
 def command_of(pid: int) -> str:
     with contextlib.suppress(OSError):
         return Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")
