@@ -11,7 +11,7 @@ from graph.calls import StartKind
 from tracing.records import Timings
 from workers.instances import Instance
 from workers.rpc.connection import Connection
-from workers.rpc.messages import InvokeRequest, InvokeResult, Rpc
+from workers.rpc.messages import ErrorDetail, InvokeRequest, InvokeResult, Rpc
 
 
 @dataclass(slots=True, eq=False)
@@ -150,3 +150,8 @@ def guest_call_result(result: InvokeResult) -> bytes:
             {"type": error.type, "message": error.message} if error is not None else None,
         )
     )
+
+
+def bounded(kind: str, message: str, stack: str) -> ErrorDetail:
+    """What a guest says of an error, cut to what is worth carrying."""
+    return ErrorDetail(kind[:200], message[:8192], stack[:65536])

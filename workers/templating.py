@@ -1,4 +1,5 @@
-"""Function templates of a node: made in the background, handed out to starts, ended. What is decided: function_templates.py."""
+"""Function templates of a node: made in the background, handed out to starts, ended. Which: function_templates.py; how:
+template_making.py."""
 
 import asyncio
 import contextlib
@@ -20,23 +21,14 @@ from workers.function_templates import (
     Standing,
     choose,
     failed,
-    init_limit_s,
     least_first,
     outlived,
     wanted,
 )
 from workers.init_order import InitOrder
-from workers.ports import (
-    CodeTier,
-    CodeUnavailable,
-    Driver,
-    DriverError,
-    FunctionTemplate,
-    InitFailed,
-    Specialisation,
-    TemplateRefused,
-)
-from workers.sealing import Sealer, SealError
+from workers.ports import CodeTier, Driver, DriverError, FunctionTemplate
+from workers.sealing import Sealer
+from workers.template_making import TemplateMaker
 from workers.versions import VersionSpec
 
 AT_ONCE = 2
@@ -55,7 +47,8 @@ class FunctionTemplates:
     def __init__(
         self, driver: Driver, code: CodeTier, sealer: Sealer, memory: MemoryLedger, order: InitOrder, rules: Rules
     ) -> None:
-        self._driver, self._code, self._sealer, self._memory, self._order = driver, code, sealer, memory, order
+        self._driver, self._code, self._memory = driver, code, memory
+        self._maker = TemplateMaker(driver, code, sealer, order)
         self.rules = rules
         self.cloned = 0
         self.refused: Counter[str] = Counter()  # by kind
@@ -250,13 +243,21 @@ class FunctionTemplates:
         if replaced is None:
             one.standing, one.memory_mb, one.reason = Standing.MAKING, one.shape_mb, ""
         self._code.pin(spec)
-        template, why, for_good = await self._attempt(one, spec, reserved)
+        template = None
+        try:
+            made = await self._maker.make(one, spec, lambda: len(self._making) == 1)
+            template = made.template
+        finally:
+            if template is None:
+                self._memory.give_back(reserved)
+                self._code.unpin(spec)
         if template is None:
-            log.warning("function_template.refused", version=one.version, reason=why[:500])
+            self.refused[made.kind] += 1
+            log.warning("function_template.refused", version=one.version, reason=made.why[:500])
             if replaced is not None:  # that one goes on; tried again after as many clones or hours
                 one.made, one.born = 0, time.monotonic()
             else:
-                failed(one, why[:1000], for_good, time.monotonic())
+                failed(one, made.why[:1000], made.for_good, time.monotonic())
             return
         self._memory.give_back(reserved - template.memory_mb)
         template.on_gone = partial(self._lost, one.version, template)
@@ -271,48 +272,3 @@ class FunctionTemplates:
         one.standing, one.reason, one.memory_mb = Standing.HELD, "", template.memory_mb
         one.made, one.tries, one.born = 0, 0, time.monotonic()
         log.info("function_template.made", version=one.version, init_ms=round(template.init_ms), memory_mb=template.memory_mb)
-
-    async def _attempt(self, one: Candidate, spec: VersionSpec, reserved_mb: int) -> tuple[FunctionTemplate | None, str, bool]:
-        """The template, or why there is none and whether that is for good; memory and code are let go of then."""
-        template: FunctionTemplate | None = None
-        kind, why = "", ""
-        try:
-            template = await self._init(one, spec)
-        except TemplateRefused as error:
-            kind, why = error.kind, str(error)
-        except InitFailed as error:
-            kind, why = "init", f"its import failed there: {error}"
-        except TimeoutError:
-            kind, why = "init", f"its import took over {init_limit_s(one):.0f} s"
-        except (DriverError, CodeUnavailable, SealError, OSError) as error:
-            kind, why = "driver", str(error) or type(error).__name__
-        except Exception as error:  # else no other version would get one any more
-            log.exception("function_template.making_broke", version=one.version)
-            kind, why = "driver", f"{type(error).__name__}: {error}"
-        finally:
-            if template is None:
-                self._memory.give_back(reserved_mb)
-                self._code.unpin(spec)
-        if kind:
-            self.refused[kind] += 1
-        return template, why, kind != "driver"
-
-    async def _init(self, one: Candidate, spec: VersionSpec) -> FunctionTemplate:
-        layers = (await self._code.fetch(spec)).folders
-        names = tuple(self._sealer.open(spec.environment))
-        work = Specialisation(spec.version, spec.handler, spec.kind, spec.concurrency, spec.memory_mb, layers, {}, withheld=names)
-        await self._order.turn(one, float("inf"))
-        self._order.began(one, _unread if len(self._making) == 1 else _waiting)
-        try:
-            return await self._driver.template(spec.tenant, work, init_limit_s(one))
-        finally:
-            self._order.ended(one)
-
-
-def _unread() -> tuple[float, bool] | None:
-    return None
-
-
-def _waiting() -> tuple[float, bool] | None:
-    """Of a second one: it may burn too, and must not take the last core from the inits of instances made ahead."""
-    return 0.0, False

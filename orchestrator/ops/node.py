@@ -27,14 +27,14 @@ class NodeMetrics(Collector):
         tier.tally.labels = functions
 
     def collect(self) -> Iterable[Metric]:
-        node, execution = self._node, self._node.execution
+        node, instances = self._node, self._node.instances
         states = Counter({"idle": 0, "busy": 0, "preparing": 0})
-        for instance in execution.table:
+        for instance in instances.table:
             states["preparing" if instance.state is State.PREPARING else "busy" if instance.live else "idle"] += 1
         yield family("foreglow_instances", [((state,), count) for state, count in states.items()])
         yield one("foreglow_standbys", node.standbys)
         yield one("foreglow_standbys_held", len(node.held))
-        memory = execution.memory
+        memory = instances.memory
         yield family("foreglow_memory_bytes", [(("total",), memory.total_mb * MB), (("promised",), memory.used_mb * MB)])
         templates = node.templates
         standings = templates.standings
@@ -43,10 +43,10 @@ class NodeMetrics(Collector):
         yield one("foreglow_function_template_clones", templates.cloned)
         yield family("foreglow_function_template_refusals", [((kind,), count) for kind, count in templates.refused.items()])
         yield one("foreglow_steps_waiting", node.steps_waiting)
-        yield histogram("foreglow_prepare_seconds", [((kind,), part) for kind, part in execution.prepared.whole.items()])
-        yield histogram("foreglow_prepare_step_seconds", execution.prepared.steps.items())
-        yield family("foreglow_prepare_failures", [((why,), count) for why, count in execution.not_prepared.items()])
-        yield family("foreglow_idle_ended", [((why,), count) for why, count in execution.ended_idle.items()])
+        yield histogram("foreglow_prepare_seconds", [((kind,), part) for kind, part in instances.prepared.whole.items()])
+        yield histogram("foreglow_prepare_step_seconds", instances.prepared.steps.items())
+        yield family("foreglow_prepare_failures", [((why,), count) for why, count in instances.not_prepared.items()])
+        yield family("foreglow_idle_ended", [((why,), count) for why, count in node.idling.ended.items()])
         yield one("foreglow_decisions_open", len(node.decisions))
         yield from self._code()
         yield from self._tunnels()

@@ -4,19 +4,20 @@ Memory and processors are not scarce in it: starts that happen at one time do no
 """
 
 import heapq
-import random
-import zlib
 from collections.abc import Callable, Mapping, Sequence
 from enum import IntEnum
 
 import msgspec
 
-from graph.calls import Call, StartKind, Trace
-from graph.ids import FunctionId, tenant_of
+from graph.calls import StartKind
+from graph.ids import FunctionId
+from orchestrator.whatif.dice import Dice
 from orchestrator.whatif.instances import Instance, Instances, State
 from orchestrator.whatif.ledger import Ledger
 from orchestrator.whatif.policy import Policy, Run
-from orchestrator.whatif.programs import FINISH, Program, Stage
+from orchestrator.whatif.programs import FINISH, Program
+from orchestrator.whatif.replay import Called, Ended, Replay
+from orchestrator.whatif.running import Running
 from orchestrator.whatif.starts import Starts
 
 DEFAULT_MEMORY_MB = 256
@@ -34,36 +35,6 @@ class Settings(msgspec.Struct, frozen=True):
     seed: int = 1
 
 
-class Called(msgspec.Struct, array_like=True):
-    """One call: of which run, which of its stages (0: the entry), when, how long it waited for an instance, and what it found."""
-
-    run: int
-    stage: int
-    at_s: float
-    wait_s: float
-    start: StartKind
-
-
-class Ended(msgspec.Struct, array_like=True):
-    """One run. `took_s`: the entry's, from its call to its answer; `warm_s`: had nothing waited."""
-
-    began_s: float
-    took_s: float
-    warm_s: float
-    stages: int
-
-
-class Replay(msgspec.Struct):
-    """What came of it."""
-
-    policy: str
-    runs: list[Ended]
-    calls: list[Called]
-    ledger: Ledger
-    seconds: float
-    start_mean_s: float
-
-
 class _Kind(IntEnum):
     """At one moment, what makes an instance available comes before what needs one, and expiry last."""
 
@@ -74,25 +45,6 @@ class _Kind(IntEnum):
     ARRIVE = 4
     EXPIRE = 5
     LATER = 6
-
-
-class _Live:
-    """A run under way."""
-
-    __slots__ = ("answered", "called", "ends", "holds", "left", "next", "program", "seen", "starts", "waits")
-
-    def __init__(self, program: Program, seen: Run) -> None:
-        stages = len(program.stages)
-        self.program = program
-        self.seen = seen
-        self.left = stages
-        self.next = [0] * stages
-        self.answered = [0] * stages
-        self.called = [0.0] * stages
-        self.waits = [0.0] * stages
-        self.ends = [-1.0] * stages
-        self.starts = [StartKind.WARM] * stages
-        self.holds: list[Instance | None] = [None] * stages
 
 
 _Payload = Callable[[], None] | Instance | tuple[Instance, int] | tuple[int, int] | None
@@ -109,10 +61,10 @@ class Simulation:
         self._policy = policy
         self._events: list[tuple[float, int, int, _Payload]] = []
         self._pushed = 0
-        self._live: dict[int, _Live] = {}
+        self._live: dict[int, Running] = {}
         self._ledger = Ledger(len(arrivals))
         self._instances = Instances(self._ledger)
-        self._dice: dict[FunctionId, random.Random] = {}
+        self._dice = Dice(settings.starts, settings.seed)
         self._ended: list[Ended] = [Ended(at, 0.0, program.warm_s, len(program.stages)) for at, program in arrivals]
         self._calls: list[Called] = []
         self._pool: list[Instance] = []
@@ -184,7 +136,7 @@ class Simulation:
         one = self._new(function, run, StartKind.COLD, _ROUNDING_S, "")
         self._instances.schedule(one, self.now)
         one.ready_at = at
-        self._push(at - self._draw(function, standby=False), _Kind.START, one)
+        self._push(at - self._dice.start_s(function), _Kind.START, one)
 
     def give_up(self, one: Instance) -> None:
         if one.state in (State.SCHEDULED, State.STARTING, State.IDLE) and one.waiter is None:
@@ -206,7 +158,7 @@ class Simulation:
         self._arrived += 1
         if number + 1 < len(self._arrivals):
             self._push(self._arrivals[number + 1][0], _Kind.ARRIVE, (number + 1, 0))
-        self._live[number] = _Live(program, Run(number, program.entry, at))
+        self._live[number] = Running(program, Run(number, program.entry, at))
         self._call(number, 0)
 
     def _call(self, number: int, stage: int) -> None:
@@ -223,7 +175,7 @@ class Simulation:
             live.seen.waits = live.holds[0] is None
             self._policy.begins(live.seen)
 
-    def _acquire(self, number: int, stage: int, function: FunctionId, live: _Live) -> None:
+    def _acquire(self, number: int, stage: int, function: FunctionId, live: Running) -> None:
         held = self._instances
         if idle := held.idle[function]:
             one = idle[-1]
@@ -240,19 +192,19 @@ class Simulation:
             held.unschedule(one)
             live.starts[stage] = StartKind.COLD
         elif (standby := held.standby_for(function, number)) is not None:
-            ready_at = self.now + self._draw(function, standby=True)
+            ready_at = self.now + self._dice.start_s(function, standby=True)
             held.specialise(standby, function, waiter, self.now, ready_at, self.memory_mb(function) / 1024)
             live.starts[stage] = StartKind.STANDBY
             self._push(ready_at, _Kind.READY, (standby, standby.token))
             if standby in self._pool:
                 self._pool.remove(standby)
-                self._refill(self._draw_clone(function))
+                self._refill(self._dice.clone_s(function))
             return
         else:
             one = self._new(function, number, StartKind.COLD, 0.0, "")
             live.starts[stage] = StartKind.COLD
         one.waiter = waiter
-        self._start(one, self.now + self._draw(function, standby=False))
+        self._start(one, self.now + self._dice.start_s(function))
 
     def _begin(self, number: int, stage: int, one: Instance) -> None:
         live = self._live[number]
@@ -262,42 +214,27 @@ class Simulation:
         self._calls.append(Called(number, stage, live.called[stage], wait_s, live.starts[stage]))
         self._advance(number, stage, live)
 
-    def _advance(self, number: int, stage: int, live: _Live) -> None:
-        """All steps that wait for nothing any more."""
-        steps = live.program.stages[stage].steps
-        at = live.next[stage]
-        answered = live.answered[stage]
-        while at < len(steps) and steps[at].answered <= answered:
-            step = steps[at]
+    def _advance(self, number: int, stage: int, live: Running) -> None:
+        for step in live.due(stage):
             if step.callee == FINISH:
                 self._push(self.now + step.gap_s, _Kind.FINISH, (number, stage))
             else:
                 self._push(self.now + step.gap_s, _Kind.CALL, (number, step.callee))
-            at += 1
-        live.next[stage] = at
 
     def _finish(self, number: int, stage: int) -> None:
         live = self._live[number]
-        live.ends[stage] = self.now
+        goes_on = live.answer(stage, self.now)
         one = live.holds[stage]
         assert one is not None
         live.holds[stage] = None
         self._free(one)
-        if stage:
-            caller = live.program.stages[stage].caller
-            answers = live.program.stages[caller].answers
-            before = answered = live.answered[caller]
-            while answered < len(answers) and live.ends[answers[answered]] >= 0.0:
-                answered += 1
-            if answered != before:
-                live.answered[caller] = answered
-                self._advance(number, caller, live)
-        else:
+        if goes_on:
+            self._advance(number, live.program.stages[stage].caller, live)
+        elif not stage:
             self._ended[number].took_s = self.now - live.called[0]
-        live.left -= 1
         if not live.left:
             del self._live[number]
-            self._policy.ended(live.seen, _trace(number, live))
+            self._policy.ended(live.seen, live.trace())
             if not self._live and self._arrived == len(self._arrivals):
                 self._close_pool()
 
@@ -319,9 +256,9 @@ class Simulation:
         if one.ready_at:
             self._start(one, max(self.now, one.ready_at))
         elif one.function is None:
-            self._start(one, self.now + self._draw_clone(None))
+            self._start(one, self.now + self._dice.clone_s())
         else:
-            self._start(one, self.now + self._draw(one.function, standby=False))
+            self._start(one, self.now + self._dice.start_s(one.function))
 
     def _start(self, one: Instance, ready_at: float) -> None:
         self._instances.start(one, self.now, ready_at)
@@ -357,48 +294,6 @@ class Simulation:
             self.give_up(one)
         self._pool.clear()
 
-    def _draw(self, function: FunctionId, standby: bool) -> float:
-        """How long one more start of it takes. Each function has its own dice: policies start alike what they start as often."""
-        dice = self._die(function)
-        driver = self.starts.driver
-        return (driver.standby if standby else driver.clone).draw(dice) + self.starts.init_of(function).draw(dice)
-
-    def _draw_clone(self, function: FunctionId | None) -> float:
-        return self.starts.driver.clone.draw(self._die(function or FunctionId("")))
-
-    def _die(self, function: FunctionId) -> random.Random:
-        dice = self._dice.get(function)
-        if dice is None:
-            dice = self._dice[function] = random.Random(self._settings.seed << 32 | zlib.crc32(function.encode()))  # noqa: S311
-        return dice
-
     def _push(self, at: float, kind: _Kind, payload: _Payload) -> None:
         self._pushed += 1
         heapq.heappush(self._events, (at, kind, self._pushed, payload))
-
-
-def _trace(number: int, live: _Live) -> Trace:
-    """What the platform would have recorded of the run."""
-    stages: Sequence[Stage] = live.program.stages
-    began = live.called[0]
-    return Trace(
-        tenant=tenant_of(live.program.entry),
-        trace_id=f"{number:032x}",
-        entry=live.program.entry,
-        duration_s=live.ends[0] - began,
-        calls=tuple(
-            Call(
-                caller=stages[stage.caller].function,
-                callee=stage.function,
-                caller_index=stage.caller - 1,
-                offset_s=live.called[index] - began,
-                duration_s=live.ends[index] - live.called[index],
-                wait_s=live.waits[index],
-                start=live.starts[index],
-                failed=stage.failed,
-            )
-            for index, stage in enumerate(stages[1:], start=1)
-        ),
-        wait_s=live.waits[0],
-        failed=stages[0].failed,
-    )

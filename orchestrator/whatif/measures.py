@@ -8,8 +8,8 @@ from numpy.typing import NDArray
 
 from graph.calls import StartKind
 from graph.plans import Prices
-from orchestrator.whatif.engine import Called, Replay
 from orchestrator.whatif.ledger import Waste
+from orchestrator.whatif.replay import Called, Replay
 
 WAITED_S = 0.001
 """A call that waits longer than this for its instance counts as one that waited."""

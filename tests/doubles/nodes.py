@@ -211,12 +211,12 @@ class Rig:
     async def told(self, caller: Caller) -> None:
         """Everything that happened so far was told to `caller`, which has subscribed."""
         await caller.caught_up()
-        await until(lambda: not self.node._updates, "the updates have left")
+        await until(lambda: not self.node._subscribers._updates, "the updates have left")
         await caller.caught_up()
 
     async def quiet(self) -> None:
         """Nothing is being prepared, ended or refilled any more."""
-        await until(lambda: not self.node.execution._tasks, "the node's tasks have ended")
+        await until(lambda: not self.node.instances._tasks, "the node's tasks have ended")
 
 
 @contextlib.asynccontextmanager
@@ -260,5 +260,5 @@ async def running_node(
     if isinstance(plane, DoublePlane):
         assert plane.stopped
         assert all(one.detached for one in plane.attached), "an instance stayed attached"
-    assert node.execution.memory.used_mb == 0, "memory stayed promised"
+    assert node.instances.memory.used_mb == 0, "memory stayed promised"
     assert not path.exists()

@@ -47,7 +47,7 @@ class ThreadNode:
         return asyncio.run_coroutine_threadsafe(inside(), self._loop).result(20)
 
     def count(self, version: str) -> VersionCount:
-        return self.call(lambda: self.rig.node.execution.table.count(version))
+        return self.call(lambda: self.rig.node.instances.table.count(version))
 
     def _run(self) -> None:
         try:

@@ -102,8 +102,8 @@ def test_any_stream_of_bytes_ends_its_own_instance_at_most(stream: list[bytes], 
                 other.answer(other.invocations()[-1].id)
                 assert await neighbour.status() == "ok"
                 assert caller.lost == ""
-                await until(lambda: not rig.node.execution._streams and not rig.node.execution._calls, "the books are empty")
-                assert rig.node.execution.memory.used_mb <= HOSTILE.memory_mb + NEIGHBOUR.memory_mb
+                await until(lambda: not rig.node.execution._streams and not rig.node.execution.calls, "the books are empty")
+                assert rig.node.instances.memory.used_mb <= HOSTILE.memory_mb + NEIGHBOUR.memory_mb
 
     body()
 

@@ -208,7 +208,8 @@ async def test_what_comes_ahead_of_need_is_started_lazily_when_somebody_waits(tm
     origin.passed.update(chunks_of(manifest, "f20.bin"))
     async with tier_on(tmp_path, origin) as tier:
         ahead = asyncio.create_task(tier.bring_ahead(spec(manifest)))
-        await until(lambda: tier._coming and next(iter(tier._coming.values())).large, "it is on its way, whole")
+        coming = tier._bringing._coming
+        await until(lambda: coming and next(iter(coming.values())).large, "it is on its way, whole")
         fetching = asyncio.create_task(tier.fetch(spec(manifest)))
         await asyncio.sleep(0.1)
         origin.open.set()

@@ -10,7 +10,7 @@ import pytest
 from doubles.layers import CLUSTER_KEY, Faulty, Parcels, publish, version
 from doubles.loop import in_loop, settle, until
 
-from workers.code import fetching, hosting, sweeping
+from workers.code import errands, fetching, hosting, sweeping
 from workers.code.manifest import PARCEL_CHUNKS
 from workers.code.origin import Origin
 from workers.code.room import Bounds
@@ -343,7 +343,7 @@ async def test_two_hosted_tenants_take_turns(scene: Scene) -> None:
 
 @in_loop
 async def test_what_comes_ahead_gives_way_to_what_somebody_waits_for(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fetching, "YIELD_S", 5.0)
+    monkeypatch.setattr(errands, "YIELD_S", 5.0)
     tier, ahead, wanted = scene.tier(), scene.layer(12 * CHUNK, "ahead"), scene.layer(12 * CHUNK, "wanted")
     reached = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -368,7 +368,7 @@ async def test_what_comes_ahead_gives_way_to_what_somebody_waits_for(scene: Scen
 
 @in_loop
 async def test_a_request_makes_what_came_ahead_urgent(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fetching, "YIELD_S", 60.0)
+    monkeypatch.setattr(errands, "YIELD_S", 60.0)
     tier, one, other = scene.tier(), scene.layer(12 * CHUNK), scene.layer(12 * CHUNK, "g")
     scene.zone.held[other.package.code] = threading.Event()
     first = asyncio.ensure_future(tier.fetch(other))

@@ -49,7 +49,7 @@ async def two_nodes(tmp_path: Path, first_mb: int = 4096, second_mb: int = 4096)
 
 
 def instances(rig: Rig) -> int:
-    count = rig.node.execution.table.count(ECHO.version)
+    count = rig.node.instances.table.count(ECHO.version)
     return count.idle + count.busy
 
 

@@ -151,7 +151,7 @@ async def started(rig: Rig, version: VersionSpec = SLOW) -> Caller:
     caller = await rig.caller()
     rig.driver.init_ms = SLOW_MS
     assert (await caller.invoke(version))[0].status == "ok"
-    rig.node.execution.cool({version.version.rpartition(":")[0]})
+    rig.node.idling.cool({version.version.rpartition(":")[0]})
     await rig.quiet()
     return caller
 
@@ -169,7 +169,7 @@ async def test_a_slow_init_earns_a_template_and_the_next_start_uses_it(tmp_path:
     async with running_node(tmp_path, templates=RULES) as rig:
         caller = await started(rig)
         await is_held(rig)
-        assert rig.node.execution.memory.used_mb == rig.driver.template_mb
+        assert rig.node.instances.memory.used_mb == rig.driver.template_mb
         rig.code.everything_held = False  # not even asked: a template has the code
         result, _ = await caller.invoke(SLOW)
         assert (result.status, result.start) == ("ok", "cold")
@@ -223,7 +223,7 @@ def test_a_refusal_is_for_good_and_starts_are_as_before(tmp_path: Path, error: E
             assert (await caller.invoke(SLOW))[0].status == "ok"
             await settle(20)
             assert rig.node.templates.refused.total() == 1
-            assert rig.node.execution.memory.used_mb == SLOW.memory_mb  # of the instance
+            assert rig.node.instances.memory.used_mb == SLOW.memory_mb  # of the instance
 
     check()
 
@@ -250,7 +250,7 @@ async def test_one_that_is_killed_is_told_and_made_again(tmp_path: Path) -> None
         await is_held(rig)
         rig.driver.templates[0].die("signal 9")
         assert standing(rig) == [("none", "it ended: signal 9")]
-        assert rig.node.execution.memory.used_mb == 0
+        assert rig.node.instances.memory.used_mb == 0
 
 
 @in_loop

@@ -212,13 +212,13 @@ async def test_a_node_that_is_told_that_it_is_stale_ends_what_it_holds_and_joins
         assert caller.connection.welcome is not None
         assert caller.connection.welcome.epoch == 5
         await caller.invoke(spec("echo"))
-        await until(lambda: len(rig.node.execution.table) == 1)
+        await until(lambda: len(rig.node.instances.table) == 1)
         caller.connection.send(Rpc.STALE, 0, Stale(5))
         await caller.connection.ask("state")
-        assert len(rig.node.execution.table) == 1, "it is not older than that"
+        assert len(rig.node.instances.table) == 1, "it is not older than that"
         caller.connection.send(Rpc.STALE, 0, Stale(7))
         await until(lambda: rig.node.standing.epoch == 8 and caller.connection.closed)
-        assert len(rig.node.execution.table) == 0
+        assert len(rig.node.instances.table) == 0
         again = await rig.caller()
         assert again.connection.welcome is not None
         assert again.connection.welcome.epoch == 8

@@ -54,7 +54,7 @@ async def test_a_hostile_frame_ends_its_own_instance_and_nothing_else(tmp_path: 
         victim.answer(victim.invocations()[-1].id)
         assert await neighbour.status() == "ok"
         assert caller.lost == ""
-        await until(lambda: rig.node.execution.memory.used_mb == NEIGHBOUR.memory_mb)
+        await until(lambda: rig.node.instances.memory.used_mb == NEIGHBOUR.memory_mb)
 
 
 @in_loop
@@ -63,7 +63,7 @@ async def test_whatever_goes_wrong_while_preparing_gives_the_memory_back(tmp_pat
         caller = await rig.caller()
         rig.driver.init_error = RuntimeError("nobody thought of this")
         assert await caller.start(HOSTILE).status() == "killed"
-        assert (rig.node.execution.memory.used_mb, len(rig.node.execution.table)) == (0, 0)
+        assert (rig.node.instances.memory.used_mb, len(rig.node.instances.table)) == (0, 0)
         rig.driver.init_error = None
         rig.driver.handler = echo
         assert await caller.start(HOSTILE).status() == "ok"

@@ -145,7 +145,7 @@ async def test_a_removed_gateway_is_dropped_with_what_it_runs_and_is_not_let_in_
         here.rig.driver.init_turn.close()
         first.send(Rpc.DEFINE, 0, spec("echo"))
         first.send(Rpc.INVOKE, 1, InvokeRequest(spec("echo").version, "i" * 16, "t" * 32, "", 0, 30.0, ""))
-        await until(lambda: len(here.rig.node.execution.table) == 1)
+        await until(lambda: len(here.rig.node.instances.table) == 1)
         here.control.store.nodes.remove("g1", time.time())
         await until(lambda: heard.lost, "its connection has ended")
         with pytest.raises(RpcError):

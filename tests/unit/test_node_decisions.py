@@ -109,7 +109,7 @@ async def test_revoked_before_it_is_ready_it_is_cancelled_and_costs_nothing_more
         told.revoke("d1", why="the branch went elsewhere")
         cancelled = await told.outcome("d1", ["cancelled"])
         assert cancelled.detail == "the branch went elsewhere"
-        assert rig.node.execution.memory.used_mb == (128 if stage == "queued" else 0)
+        assert rig.node.instances.memory.used_mb == (128 if stage == "queued" else 0)
         rig.driver.clone_turn.open()
         rig.driver.init_turn.open()
         await rig.quiet()
@@ -466,9 +466,9 @@ def test_in_any_order_of_events_every_decision_ends_exactly_once_and_nothing_is_
             for one in ordered:
                 assert told.outcomes(one) in (["ready", "hit"], ["ready", "wasted"], ["late"], ["cancelled"]), one
             assert all(told.results[one.stream] == 1 for one in running)
-            execution = rig.node.execution
-            assert (len(rig.node.decisions), len(execution.table), execution.memory.used_mb) == (0, 0, 0)
-            assert (execution._streams, execution._calls) == ({}, {})
+            execution, instances = rig.node.execution, rig.node.instances
+            assert (len(rig.node.decisions), len(instances.table), instances.memory.used_mb) == (0, 0, 0)
+            assert (execution._streams, len(execution.calls)) == ({}, 0)
             assert rig.driver.alive == []
 
     body()

@@ -10,7 +10,7 @@ from doubles.sandboxes import DoubleClone, silent
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from workers import execution
+from workers import child_calls
 from workers.drivers.frames import FromGuest, ToGuest
 from workers.rpc.messages import ErrorDetail, InvokeResult, Rpc
 
@@ -135,7 +135,7 @@ async def test_what_it_called_is_cancelled_when_the_parent_ends_however_it_ends(
                 caller.connection.send(Rpc.CALL_RESULT, number, InvokeResult("ok"))
             await caller.caught_up()
             assert answers(clone) == []
-        assert rig.node.execution._calls == {}
+        assert len(rig.node.execution.calls) == 0
         assert rig.node.execution._streams == {}
         rig.driver.handler = lambda clone, frame: clone.answer(frame.id)
         assert (await other.invoke(PARENT))[0].status == "ok"
@@ -163,7 +163,7 @@ async def test_a_call_the_guest_gave_up_is_cancelled_and_its_answer_dropped(tmp_
 async def test_more_calls_in_flight_than_the_bound_are_refused_until_one_ends(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(execution, "MAX_CALLS", 3)
+    monkeypatch.setattr(child_calls, "MAX_CALLS", 3)
     async with running_node(tmp_path) as rig:
         caller = await rig.caller()
         _, clone, ident = await parent(rig, caller)
@@ -267,7 +267,7 @@ def test_whatever_a_guest_says_its_caller_gets_one_answer_and_the_node_lives(
             assert caller.results == {running.stream: 1}
             rig.driver.handler = lambda clone, frame: clone.answer(frame.id)
             assert (await caller.invoke(spec("other")))[0].status == "ok"
-            assert rig.node.execution._calls == {}
+            assert len(rig.node.execution.calls) == 0
 
     body()
 

@@ -185,8 +185,8 @@ async def test_a_timeout_is_answered_and_ends_the_instance(tmp_path: Path) -> No
         assert "0.03 s" in result.error.message
         assert result.timings.run >= 30 - 5
         await until(lambda: rig.driver.alive == [])
-        assert len(rig.node.execution.table) == 0
-        assert rig.node.execution.memory.used_mb == 0
+        assert len(rig.node.instances.table) == 0
+        assert rig.node.instances.memory.used_mb == 0
 
 
 @in_loop
@@ -266,7 +266,7 @@ async def test_a_failed_start_answers_everybody_who_waits_and_leaves_nothing(
             assert result.error is not None
             assert result.error.type == type_
         await rig.quiet()
-        assert (rig.driver.alive, rig.node.execution.memory.used_mb, len(rig.node.execution.table)) == ([], 0, 0)
+        assert (rig.driver.alive, rig.node.instances.memory.used_mb, len(rig.node.instances.table)) == ([], 0, 0)
         rig.driver.init_error = None
         assert (await caller.invoke(wide))[0].status == "ok"
 
@@ -278,7 +278,7 @@ async def test_a_clone_that_cannot_be_made_is_said(tmp_path: Path) -> None:
         caller = await rig.caller()
         result, _ = await caller.invoke(ECHO)
         assert (result.status, result.error and result.error.message) == ("killed", "no more processes")
-        assert rig.node.execution.memory.used_mb == 0
+        assert rig.node.instances.memory.used_mb == 0
 
 
 @in_loop
@@ -429,7 +429,7 @@ async def test_idle_ones_are_given_up_and_their_memory_comes_back(tmp_path: Path
         await caller.invoke(ECHO)
         await until(lambda: rig.driver.alive == [])
         assert rig.driver.clones[0].ended == "idle"
-        assert rig.node.execution.memory.used_mb == 0
+        assert rig.node.instances.memory.used_mb == 0
 
 
 @in_loop
@@ -589,7 +589,7 @@ async def test_stopping_answers_what_runs_and_ends_every_sandbox(tmp_path: Path)
         running = caller.start(ECHO)
         await until(lambda: any(clone.invocations() for clone in rig.driver.clones))
         await until(lambda: len(rig.driver.alive) == 2, "an instance and a standby")
-        stopping = asyncio.ensure_future(rig.node.execution.stop())
+        stopping = asyncio.ensure_future(rig.node.instances.stop())
         result, _ = await running.result()
         assert result.status == "killed"
         assert (await caller.invoke(spec("late")))[0].status == "full", "nothing new is begun"

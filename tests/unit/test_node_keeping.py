@@ -27,7 +27,7 @@ async def used(rig: Rig) -> Caller:
 
 
 def versions(rig: Rig) -> set[str]:
-    return {one.spec.version for one in rig.node.execution.table}
+    return {one.spec.version for one in rig.node.instances.table}
 
 
 @in_loop
@@ -37,12 +37,12 @@ async def test_what_is_not_worth_keeping_goes_and_the_rest_stays(tmp_path: Path)
         planner = await rig.caller("planner")
         planner.connection.send(Rpc.KEEP, 0, Keep("acme", {VERSION: 0.0, OTHER.version: LONG_S}))
         await planner.caught_up()
-        rig.node.execution.sweep_idle(LONG_S / 2)
+        rig.node.idling.sweep(LONG_S / 2)
         assert versions(rig) == {OTHER.version}
-        assert rig.node.execution.ended_idle == {"price": 1, "lifetime": 0, "wanted": 0}
-        rig.node.execution.sweep_idle(0.0)  # its own keep-alive is over
+        assert rig.node.idling.ended == {"price": 1, "lifetime": 0, "wanted": 0}
+        rig.node.idling.sweep(0.0)  # its own keep-alive is over
         assert versions(rig) == set()
-        assert rig.node.execution.ended_idle == {"price": 1, "lifetime": 1, "wanted": 0}
+        assert rig.node.idling.ended == {"price": 1, "lifetime": 1, "wanted": 0}
 
 
 @in_loop
@@ -56,16 +56,16 @@ async def test_as_many_stay_as_are_wanted_whatever_their_idle_time(tmp_path: Pat
         for number in range(3):
             await planner.outcome(f"d{number}", ["ready"])
         await until(lambda: len(rig.node.decisions) == 0, "the decisions end with their lifetime")
-        assert len(list(rig.node.execution.table)) == 2
-        rig.node.execution.sweep_idle(0.0)
-        assert len(list(rig.node.execution.table)) == 2
+        assert len(list(rig.node.instances.table)) == 2
+        rig.node.idling.sweep(0.0)
+        assert len(list(rig.node.instances.table)) == 2
         planner.connection.send(Rpc.KEEP, 0, Keep("acme", floor={VERSION: 1}))
         await planner.caught_up()
-        rig.node.execution.sweep_idle(0.0)
-        assert len(list(rig.node.execution.table)) == 1
+        rig.node.idling.sweep(0.0)
+        assert len(list(rig.node.instances.table)) == 1
         planner.connection.send(Rpc.KEEP, 0, Keep("acme", floor={}))
         await planner.caught_up()
-        rig.node.execution.sweep_idle(0.0)
+        rig.node.idling.sweep(0.0)
         assert versions(rig) == set()
 
 
@@ -76,9 +76,9 @@ async def test_what_is_above_goes_at_once_where_only_so_many_are_wanted(tmp_path
         planner = await rig.caller("planner")
         planner.connection.send(Rpc.KEEP, 0, Keep("acme", floor={VERSION: 0, OTHER.version: 1}, only=True))
         await planner.caught_up()
-        rig.node.execution.sweep_idle(LONG_S)
+        rig.node.idling.sweep(LONG_S)
         assert versions(rig) == {OTHER.version}
-        assert rig.node.execution.ended_idle["wanted"] == 1
+        assert rig.node.idling.ended["wanted"] == 1
 
 
 @in_loop
@@ -87,7 +87,7 @@ async def test_only_planners_say_what_is_wanted(tmp_path: Path) -> None:
         gateway = await used(rig)
         gateway.connection.send(Rpc.KEEP, 0, Keep("acme", floor={VERSION: 1}))
         await gateway.caught_up()
-        rig.node.execution.sweep_idle(0.0)
+        rig.node.idling.sweep(0.0)
         assert versions(rig) == set()
 
 
@@ -95,16 +95,16 @@ async def test_only_planners_say_what_is_wanted(tmp_path: Path) -> None:
 async def test_the_reason_is_told_to_the_sandbox(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async with running_node(tmp_path) as rig:
         await used(rig)
-        execution, whys = rig.node.execution, list[str]()
-        kill = execution.kill
+        instances, whys = rig.node.instances, list[str]()
+        kill = instances.kill
 
         def killed(instance: Instance, why: str) -> None:
             whys.append(why)
             kill(instance, why)
 
-        monkeypatch.setattr(execution, "kill", killed)
-        execution.keeps.tell("acme", {VERSION: 0.0}, time.monotonic())
-        execution.sweep_idle(LONG_S)
+        monkeypatch.setattr(instances, "kill", killed)
+        rig.node.idling.keeps.tell("acme", {VERSION: 0.0}, time.monotonic())
+        rig.node.idling.sweep(LONG_S)
         assert whys == ["idle for 0 s: not worth keeping longer"]
 
 
@@ -119,7 +119,7 @@ async def test_what_a_live_plan_counts_on_and_open_decisions_are_untouched(tmp_p
         await planner.invoke(ECHO)
         planner.connection.send(Rpc.KEEP, 0, Keep("acme", {VERSION: 0.0, OTHER.version: 0.0}, {VERSION: 60.0}))
         await planner.caught_up()
-        rig.node.execution.sweep_idle(LONG_S)
+        rig.node.idling.sweep(LONG_S)
         assert versions(rig) == {VERSION, OTHER.version}
         assert planner.outcomes("d1") == ["ready"]
 
@@ -132,7 +132,7 @@ async def test_nobody_but_a_planner_is_heard(tmp_path: Path, role: str) -> None:
         caller = await rig.caller(role)
         caller.connection.send(Rpc.KEEP, 0, Keep("acme", {VERSION: 0.0}))
         await caller.caught_up()
-        rig.node.execution.sweep_idle(LONG_S)
+        rig.node.idling.sweep(LONG_S)
         assert VERSION in versions(rig)
 
 
@@ -144,7 +144,7 @@ async def test_an_older_epoch_is_not_obeyed(tmp_path: Path) -> None:
         planner.connection.send(Rpc.KEEP, 0, Keep("acme", {}, {}, 5, "planner/0"))
         planner.connection.send(Rpc.KEEP, 0, Keep("acme", {VERSION: 0.0}, {}, 4, "planner/0"))
         await planner.caught_up()
-        rig.node.execution.sweep_idle(LONG_S)
+        rig.node.idling.sweep(LONG_S)
         assert VERSION in versions(rig)
 
 
@@ -158,7 +158,7 @@ async def test_a_version_that_drains_is_forgotten_and_the_node_says_how_long_it_
         assert counts[VERSION]["keep_s"] == 3.0
         assert counts[OTHER.version]["keep_s"] < 1e9, "never longer than the node's own"
         planner.connection.send(Rpc.DRAIN, 0, Drain(VERSION))
-        await until(lambda: rig.node.execution.keeps.of(VERSION, 0.0) is None, "the version is forgotten")
+        await until(lambda: rig.node.idling.keeps.of(VERSION, 0.0) is None, "the version is forgotten")
 
 
 # -- the books

@@ -144,8 +144,8 @@ async def test_the_gateway_never_sends_an_invocation_to_a_node_that_may_not_host
         for _ in range(3):
             assert (await gate.post("echo")).status_code == 200
             assert (await gate.post("echo", **others)).status_code == 200
-        assert not one.node.execution.table.count(ACME.version).idle
-        assert two.node.execution.table.count(ACME.version).idle
+        assert not one.node.instances.table.count(ACME.version).idle
+        assert two.node.instances.table.count(ACME.version).idle
         gate.runs.links[1].set_tenants(["other"])
         refused = await gate.post("echo")
         assert refused.status_code == 429

@@ -118,7 +118,7 @@ async def test_a_way_that_is_not_there_fails_the_start_and_says_why(tmp_path: Pa
         assert result.error is not None
         assert "acme/db: no proxy has joined" in result.error.message
         assert made.node.tunnels.attaching == {"attached": 0, "refused": 1}
-        assert made.node.execution.not_prepared == {"network-unavailable": 1}
+        assert made.node.instances.not_prepared == {"network-unavailable": 1}
         await made.quiet()
         assert made.driver.alive == []
         plane.closed.clear()
@@ -192,7 +192,7 @@ async def test_a_function_templates_clones_are_attached_too(tmp_path: Path, name
         await gateway.connection.ask("cool", 5, tenant="acme", names=["inside"])
         result, _ = await gateway.start(INSIDE).result()
         assert (result.status, len(plane.attached)) == ("ok", 2)
-        assert made.node.execution.table.count(INSIDE.version).idle == 1
+        assert made.node.instances.table.count(INSIDE.version).idle == 1
 
 
 @in_loop

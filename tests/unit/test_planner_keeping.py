@@ -189,10 +189,10 @@ async def test_told_over_the_wire_an_instance_goes_early_and_an_open_decision_do
         keeping = mind.planner.loop.keeping
         keeping.observe([record("late", NOW - 3000.0 * number) for number in range(10, 0, -1)])
         keeping.tick(NOW)
-        await until(lambda: rig.node.execution.keeps.of(late.version, time.monotonic()) == 0.0, "the node was told")
-        rig.node.execution.sweep_idle(600.0)
-        assert len(rig.node.execution.table) == 0
-        assert rig.node.execution.ended_idle["price"] == 1
+        await until(lambda: rig.node.idling.keeps.of(late.version, time.monotonic()) == 0.0, "the node was told")
+        rig.node.idling.sweep(600.0)
+        assert len(rig.node.instances.table) == 0
+        assert rig.node.idling.ended["price"] == 1
 
 
 def test_an_entry_that_was_found_idle_is_looked_at_again_when_its_instance_is_gone(

@@ -167,7 +167,7 @@ async def test_what_was_open_on_a_node_that_fell_silent_is_decided_again_on_anot
         await until(lambda: sorted(made[0] for made in mind.outcomes().values()) == ["pending", "pending", "pending", "ready"])
         first = {one.decision_id: one for one in mind.planner.decisions.entries()}
         assert {one.node for one in first.values()} == {"n2"}
-        freer.node._tell_whole = lambda: None  # type: ignore[method-assign]
+        freer.node._subscribers.heartbeat = lambda: None  # type: ignore[method-assign]
         await until(lambda: all(made[1:] == ["ready"] for made in mind.outcomes().values()), f"again: {mind.outcomes()}", 10)
         again = [one for one in mind.planner.decisions.entries() if one.decision_id not in first]
         assert {one.node for one in again} == {"n1"}

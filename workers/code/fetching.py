@@ -2,18 +2,17 @@
 each is checked.
 
 A source that does not answer in time is left alone for a moment, and the next one is asked. A damaged chunk is asked for once
-more, then of the next source. What is brought ahead of need gives way to what somebody waits for. Blocking: call it from
-threads.
+more, then of the next source. Blocking: call it from threads.
 """
 
 import os
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeout
-from contextlib import closing, contextmanager
+from contextlib import closing
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,6 +20,7 @@ import msgspec
 import structlog
 
 from workers.code.chunks import chunk_key, unpack
+from workers.code.errands import Errand, Errands
 from workers.code.layers import assemble
 from workers.code.manifest import Chunk, LayerError, Manifest
 from workers.code.origin import OldLayer, OriginError
@@ -38,29 +38,9 @@ THREADS = 16
 
 ANSWER_S = 8.0
 REST_S = 3.0
-LAYER_S = 300.0
-YIELD_S = 0.25
-"""What is brought ahead of need moves on by a chunk in this time even while others are being waited for."""
 
 Answer = TypeVar("Answer")
 log = structlog.get_logger(__name__)
-
-
-class Ended(OriginError):
-    """The fetch was given up: nobody is to have the layer any more."""
-
-
-class Errand:
-    """One layer on its way. `urgent`: somebody waits for it now. `rank`: the farthest source that something came from."""
-
-    def __init__(self, tenant: str, digest: str, urgent: bool) -> None:
-        self.tenant = tenant
-        self.digest = digest
-        self.urgent = urgent
-        self.ended = False
-        self.rank = 0
-        self.parcel: _Carried | None = None  # begun, and not read yet
-        self.deadline = time.monotonic() + LAYER_S
 
 
 class _Lane:
@@ -93,7 +73,7 @@ class _Lane:
         self._threads.shutdown(wait=False, cancel_futures=True)
 
 
-class _Carried(msgspec.Struct, frozen=True):
+class Carried(msgspec.Struct, frozen=True):
     """A parcel that has begun to come, and where from."""
 
     lane: _Lane
@@ -102,23 +82,21 @@ class _Carried(msgspec.Struct, frozen=True):
 
 def _let_go(late: "Future[Any]") -> None:
     """A parcel that came when nobody waited for it any more."""
-    if not late.cancelled() and late.exception() is None and isinstance(late.result(), _Carried):
+    if not late.cancelled() and late.exception() is None and isinstance(late.result(), Carried):
         late.result().parcel.close()
 
 
 class Fetcher:
-    """`sources` in the order in which they are asked. `decoding` chunks are unpacked at once: that holds a core each."""
+    """`sources` in the order in which they are asked. As many chunks as there are cores are unpacked at once. `errands` says
+    whose come first."""
 
-    def __init__(self, sources: Sequence[ChunkSource], cluster_key: bytes, answer_s: float = ANSWER_S) -> None:
+    def __init__(self, sources: Sequence[ChunkSource], cluster_key: bytes, errands: Errands, answer_s: float = ANSWER_S) -> None:
         if not sources:
             raise ValueError("code comes from somewhere: at least one source is needed")
         self._lanes = [_Lane(source, answer_s) for source in sources]
+        self.errands = errands
         self._cluster_key = cluster_key
         self._decoding = threading.BoundedSemaphore(max(1, os.cpu_count() or 1))
-        self._state = threading.Condition()
-        self._errands: Counter[Errand] = Counter()  # questions under way
-        self._last_urgent = 0.0  # when somebody last waited, by the monotonic clock
-        self._closed = False
         self.brought: Counter[str] = Counter()  # bytes of content, by source
         self.damaged: Counter[str] = Counter()  # chunks, by source
         self.silent: Counter[str] = Counter()  # questions that failed, by source
@@ -130,65 +108,38 @@ class Fetcher:
     def manifest(self, errand: Errand) -> Manifest:
         """Raises OriginError; OldLayer when the layer is in the form of an earlier release."""
 
-        def ask(source: ChunkSource) -> "Manifest | _Carried":
+        def ask(source: ChunkSource) -> "Manifest | Carried":
             if errand.urgent and isinstance(source, ParcelSource):
                 lane = next(lane for lane in self._lanes if lane.source is source)
-                return _Carried(lane, source.parcel(errand.tenant, errand.digest))
+                return Carried(lane, source.parcel(errand.tenant, errand.digest))
             return source.manifest(errand.tenant, errand.digest)
 
-        with self.under_way(errand):
+        with self.errands.under_way(errand):
             found = self._first_good(errand, ask)
         if isinstance(found, Manifest):
             return found
-        errand.parcel = found
+        errand.carried = found
         return found.parcel.manifest
 
     def layer(self, errand: Errand, manifest: Manifest, folder: Path) -> None:
         """Writes the layer into the empty `folder`, verified. Raises OriginError (Ended when it was given up), LayerError,
         OSError; what was written by then stays."""
-        carried, errand.parcel = errand.parcel, None
-        with self.under_way(errand), closing(_Reader(self, errand, manifest.chunks, carried)) as reader:
+        carried, errand.carried = errand.carried, None
+        with self.errands.under_way(errand), closing(_Reader(self, errand, manifest.chunks, carried)) as reader:
             assemble(manifest, reader.read, folder)
 
     def chunk(self, errand: Errand, chunk: Chunk) -> bytes:
         """The content of one chunk, verified. Raises OriginError."""
-        with self.under_way(errand):
+        with self.errands.under_way(errand):
             return self._first_good(errand, self.asking(errand, chunk))
-
-    def hurry(self, errand: Errand) -> None:
-        """Somebody waits for it now; the time that it took before does not count."""
-        with self._state:
-            if not errand.urgent:
-                errand.urgent, errand.deadline = True, time.monotonic() + LAYER_S
-            self._state.notify_all()
-
-    def end(self, errand: Errand) -> None:
-        """It is given up at its next chunk."""
-        with self._state:
-            errand.ended = True
-            self._state.notify_all()
 
     def leave(self, errand: Errand) -> None:
         """What was begun for it, and not read, is wanted no more."""
-        carried, errand.parcel = errand.parcel, None
+        carried, errand.carried = errand.carried, None
         if carried is not None:
             carried.parcel.close()
 
-    def quiet(self, for_s: float, at_most_s: float) -> None:
-        """Returns when nobody has waited for anything for `for_s`, `at_most_s` later at the latest."""
-        deadline = time.monotonic() + at_most_s
-        with self._state:
-            while not self._closed and (now := time.monotonic()) < deadline:
-                waited = any(errand.urgent for errand in self._errands)
-                left = for_s if waited else self._last_urgent + for_s - now
-                if left <= 0:
-                    return
-                self._state.wait(min(left, deadline - now))
-
     def close(self) -> None:
-        with self._state:
-            self._closed = True
-            self._state.notify_all()
         for lane in self._lanes:
             lane.close()
 
@@ -230,7 +181,7 @@ class Fetcher:
                     reasons.append(f"{lane.source.name}: left alone, it did not answer")
                 continue
             for _ in range(2):
-                self.check(errand)
+                errand.check()
                 try:
                     answer = lane.wait(pending or lane.submit(ask), errand.deadline - time.monotonic())
                 except OldLayer:
@@ -251,39 +202,11 @@ class Fetcher:
                 pending = None
         raise OriginError("; ".join(dict.fromkeys(reasons)))
 
-    def check(self, errand: Errand) -> None:
-        """Raises OriginError when it was given up, or takes too long."""
-        if errand.ended:
-            raise Ended("given up: nobody may have it any more")
-        if time.monotonic() > errand.deadline:
-            raise OriginError(f"not whole within {LAYER_S:g} s")
-
-    @contextmanager
-    def under_way(self, errand: Errand) -> Iterator[None]:
-        """While this holds, what nobody waits for gives way to the errand, if somebody waits for that. Can be nested."""
-        with self._state:
-            self._errands[errand] += 1
-        try:
-            yield
-        finally:
-            with self._state:
-                if errand.urgent:
-                    self._last_urgent = time.monotonic()
-                self._errands[errand] -= 1
-                if not self._errands[errand]:
-                    del self._errands[errand]
-                self._state.notify_all()
-
-    def give_way(self, errand: Errand) -> None:
-        """Returns when nobody waits for anything else, YIELD_S later at the latest."""
-        with self._state:
-            self._state.wait_for(lambda: errand.urgent or errand.ended or not any(one.urgent for one in self._errands), YIELD_S)
-
 
 class _Reader:
     """The chunks of one layer in their order, some of them asked for ahead, or on their way in a parcel."""
 
-    def __init__(self, fetcher: Fetcher, errand: Errand, chunks: Sequence[Chunk], carried: _Carried | None) -> None:
+    def __init__(self, fetcher: Fetcher, errand: Errand, chunks: Sequence[Chunk], carried: Carried | None) -> None:
         self._fetcher = fetcher
         self._errand = errand
         self._rest = deque(chunks)
@@ -293,8 +216,7 @@ class _Reader:
 
     def read(self, chunk: Chunk) -> bytes:
         fetcher, errand = self._fetcher, self._errand
-        if not errand.urgent:
-            fetcher.give_way(errand)
+        fetcher.errands.give_way(errand)
         ahead = UNPACKED_AHEAD if self._carried is not None else AHEAD if errand.urgent else AHEAD_IN_BACKGROUND
         while self._rest and len(self._coming) < ahead:
             following = self._rest.popleft()

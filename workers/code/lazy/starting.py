@@ -8,7 +8,8 @@ from pathlib import Path
 
 import structlog
 
-from workers.code.fetching import Errand, Fetcher
+from workers.code.errands import Errand
+from workers.code.fetching import Fetcher
 from workers.code.layers import assemble
 from workers.code.lazy.layer import LazyLayer, ReadChunk
 from workers.code.lazy.mounts import LazyMounts
@@ -69,7 +70,7 @@ class LazyStarts:
             mounted.set_result(None)
             await asyncio.shield(layer.whole)
         except OSError as error:
-            fetcher.check(errand)
+            errand.check()
             log.warning("lazy.not_started", tenant=tenant, layer=digest[:19], reason=str(error), instead="fetched whole")
             return None
         return partial(assemble, manifest, layer.chunk)
