@@ -7,7 +7,7 @@ import os
 import shutil
 import tempfile
 import threading
-from collections.abc import AsyncIterator, Coroutine, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -64,15 +64,19 @@ class Shared:
         return asyncio.run_coroutine_threadsafe(asyncio.wait_for(test, limit_s), self.loop).result()
 
 
+def shared(folder: Path, image: GuestImage, **more: Any) -> contextlib.AbstractContextManager[Shared]:
+    return living(lambda: microvms(folder, image, **more))
+
+
 @contextlib.contextmanager
-def shared(folder: Path, image: GuestImage, **more: Any) -> Iterator[Shared]:
+def living(make: Callable[[], contextlib.AbstractAsyncContextManager[Bench]]) -> Iterator[Shared]:
     loop = uvloop.new_event_loop()
     started, stop = threading.Event(), asyncio.Event()
     found: list[Bench | BaseException] = []
 
     async def live() -> None:
         try:
-            async with microvms(folder, image, **more) as bench:
+            async with make() as bench:
                 found.append(bench)
                 started.set()
                 await stop.wait()
