@@ -45,7 +45,7 @@ class Owner(Protocol):
 
 class Link(asyncio.Protocol):
     """`carried`: streams and flows by id. `waiting`: those that found it congested. `suspect`: it has been silent for
-    too long to begin something on it. `up`: hello and welcome were said; `generation`: that the proxy named last."""
+    too long to begin something on it. `up`: hello and welcome were said; `generation`, `source`: that the proxy named last."""
 
     def __init__(self, owner: Owner, budget: Budget, pings: bool) -> None:
         """`pings`: this side asks whether the other is there (the node's does); the other answers, and gives up later."""
@@ -57,6 +57,7 @@ class Link(asyncio.Protocol):
         self.quick = False
         self.last = 0
         self.generation = 0
+        self.source = ""
         self.closing = ""
         self.why = ""
         self._owner = owner
