@@ -6,6 +6,7 @@ from graph.ids import FunctionId
 from graph.plans import Evidence, Level, PrewarmDecision, PrewarmPlan
 from orchestrator.planner.log import DecisionLog
 from orchestrator.planner.peers import Fleet, NodePeer
+from orchestrator.planner.places import Places
 from workers.rpc.messages import PrepareItem
 from workers.versions import VersionSpec
 
@@ -32,6 +33,7 @@ class Dispatch:
         tried: Callable[[str], None],
     ) -> None:
         self._fleet = fleet
+        self.places = Places(fleet)
         self._log = decisions
         self._latest = latest
         self._right = right
@@ -46,7 +48,7 @@ class Dispatch:
         orders: dict[NodePeer, list[PrepareItem]] = {}
         for decision in made.decisions:
             spec = self._latest(decision.function, made.trace_id or "")
-            node = self._fleet.choose(spec) if spec is not None else None
+            node = self.places.choose(spec, decision.level is Level.READY) if spec is not None else None
             if spec is None or node is None:
                 continue
             self._log.add(made, decision, spec.version, node.name)

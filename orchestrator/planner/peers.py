@@ -11,7 +11,6 @@ import structlog
 
 from graph.ids import VersionId, function_of
 from orchestrator.heartbeat import SILENT_S, Pulse, until_lost
-from orchestrator.placement import in_reach, place
 from orchestrator.planner.vigil import Sight
 from orchestrator.zones import DEFAULT_ZONE
 from workers.networks import VpcSpec
@@ -179,6 +178,7 @@ class NodePeer(Peer):
     ) -> None:
         super().__init__(address, hello, identity, expected, epoch)
         self.free_mb = 0
+        self.inventories = 0  # heard so far
         self.zone = DEFAULT_ZONE
         self.standbys = 0
         self.tunnels: Collection[str] = frozenset()
@@ -248,6 +248,7 @@ class NodePeer(Peer):
         if kind == Rpc.OUTCOMES:
             self._listener.on_outcomes(self.name, message.updates)
         elif kind == Rpc.INVENTORY:
+            self.inventories += 1
             self.free_mb, self.standbys, self.driver = message.free_mb, message.standbys, message.driver
             if message.whole:
                 self.tunnels = frozenset(message.tunnels)
@@ -356,9 +357,6 @@ class Fleet:
     def driver_of(self, node: str) -> str:
         """Empty while nothing is known of it."""
         return next((one.driver for one in self.nodes if one.name == node), "")
-
-    def choose(self, spec: VersionSpec) -> NodePeer | None:
-        return next(iter(place(spec.version, spec.memory_mb, in_reach(spec, self.up()))), None)
 
     def forget_idle(self, functions: set[str]) -> None:
         """Their idle instances were just given up: do not count on them until the next inventory says what there is."""

@@ -6,8 +6,10 @@ A tick comes when every gateway has told its last second, at the latest TICK_S +
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
+
+import msgspec
 
 from graph.callgraph import CallGraph
 from graph.ids import FunctionId, TenantId, VersionId, function_of, tenant_of
@@ -16,11 +18,11 @@ from orchestrator.catalog.watch import RouteTable
 from orchestrator.planner.dispatch import Dispatch, Right
 from orchestrator.planner.floors import Floors
 from orchestrator.planner.flows import Flows
-from orchestrator.planner.heard import Heard
+from orchestrator.planner.heard import HEARD_S, Heard
 from orchestrator.planner.holds import Hold, Holds
 from orchestrator.planner.log import DecisionLog
 from orchestrator.planner.peers import Fleet, GatewayPeer, NodePeer
-from orchestrator.planner.places import Inventory, Places
+from orchestrator.planner.places import Inventory
 from orchestrator.planner.wanted import WantedBook
 from orchestrator.scaling.ordering import Order, order
 from orchestrator.scaling.reconciling import Allowance
@@ -72,7 +74,7 @@ class Scaling:
     ) -> None:
         self.policy = policy
         self.ticks = 0
-        self.seconds = 0.0  # CPU of all ticks
+        self.seconds = self.longest = 0.0  # CPU of all ticks, and of the longest part of one
         self.short: Counter[str] = Counter()  # instances no node had room for, of the last tick
         self._table = table
         self._fleet = fleet
@@ -83,15 +85,16 @@ class Scaling:
         self._allowance = allowance
         self._resting = resting
         make = maker(policy)
-        self.heard, self._flows, self._places, self._book = Heard(), Flows(graph), Places(fleet), WantedBook()
+        self.heard, self._flows, self._places, self._book = Heard(), Flows(graph), dispatch.places, WantedBook()
         self._floors = Floors(right, make().releases if make is not None else False)
         self._scaler = Scaler(self, make, self._flows.calls_of, self._flows.hold_s, always=lambda: list(self._kept))
         self._at = 0.0
+        self._took_over = 0.0
         self._kept: dict[str, FunctionId] = {}  # versions that want instances without traffic
         self._holds = Holds()
         self._limits: dict[str, str] = {}  # of what is held: why it is less than was asked for
         self._bounds: dict[tuple[object, int], Bounds] = {}
-        self._numbers = 0
+        self._numbers = self._first = 0
         self._boot = f"{time.time_ns() // 1_000_000:x}"
 
     # -- what is heard
@@ -106,6 +109,10 @@ class Scaling:
         """`spec`: the version that serves; None: none does."""
         for version in [one for one, owner in self._kept.items() if owner == function]:
             del self._kept[version]
+        if function not in self._table.routes:  # it is gone for good
+            self._scaler.forget_functions({function})
+            self._flows.forget(function)
+            self._book.forget(f"{function}:")
         if spec is not None and (spec.scaling.minimum or spec.scaling.provisioned):
             self._kept[spec.version] = function
 
@@ -149,7 +156,9 @@ class Scaling:
         self._floors.node_came(node)
 
     def took_over(self) -> None:
-        self._floors.took_over()
+        """Orders may go out for more tenants than before."""
+        self._floors.took_over(self._fleet.up())
+        self._took_over = time.monotonic()
 
     def cooled(self, functions: Iterable[str]) -> None:
         """Their idle instances were given up because somebody said so: what was wanted before is forgotten."""
@@ -198,28 +207,52 @@ class Scaling:
 
     def tick(self, now: float) -> None:
         """`now`: monotonic. Does nothing before it is time."""
+        for _ in self.steps(now):
+            pass
+
+    def steps(self, now: float) -> Iterator[None]:
+        """A tick in parts, so that whatever else there is has its turn between them."""
         since, whole = now - self._at, self.heard.whole()
         if since < SOONEST_S or (since < TICK_S + SLACK_S and not whole):
             return
-        began = time.thread_time()
         self._at = now
-        self._decide(now)
+        parts, more = self._decide(now), True
+        while more:
+            began = time.thread_time()
+            more = next(parts, False)
+            took = time.thread_time() - began
+            self.seconds += took
+            self.longest = max(self.longest, took)
+            if more:
+                yield
         self.ticks += 1
-        self.seconds += time.thread_time() - began
 
-    def _decide(self, now: float) -> None:
+    def _decide(self, now: float) -> Iterator[bool]:
         there = self._places.look()
-        observed = self.heard.take(now, there.ready, TICK_S)
+        yield True
+        heard = self.heard.take(now, there.ready, TICK_S)
+        # what still runs of a version that is not invocable any more, or of a tenant that was removed, asks for nothing
+        observed = {version: one for version, one in heard.items() if version in self._table.versions or version in self._holds}
         self._holds.lapse(now)
         extra = self._holds.terms()
         tenants = {tenant_of(VersionId(one)) for one in (*observed, *extra, *self._kept, *self._book.now)}
         for tenant in tenants:
             self._planned(tenant, extra)
+        yield True
         found = self._scaler.tick(now, observed, extra, {tenant: self._allowance(tenant) for tenant in tenants})
-        wanted = [one for one in found if self._right(tenant_of(VersionId(one.version))) is not None]
+        yield True
+        rights = {tenant: self._right(tenant) is not None for tenant in tenants}
+        wanted = [self._limited(one) for one in found if rights.get(tenant_of(VersionId(one.version)))]
         self.short = Counter(self._order(wanted, there))
-        self._floors.tell(wanted, there, now)
+        yield True
+        self._floors.tell(wanted, there, now, bool(observed) or now - self._took_over > HEARD_S)
+        yield True
         self._book.put(wanted, there, time.time())
+
+    def _limited(self, one: Wanted) -> Wanted:
+        """With why none of it is started now, where none is."""
+        resting = self._resting(one.version)
+        return msgspec.structs.replace(one, limit=resting) if resting else one
 
     def _planned(self, tenant: str, extra: dict[str, list[Term]]) -> None:
         """What plans hold now: they order it themselves, at its time."""
@@ -261,6 +294,8 @@ class Scaling:
             return self._places.reached(self._spec(version))
 
         asked = [ours for one in wanted if (ours := self._asks(one, there)) is not None]
+        self._first = (self._first + AT_ONCE) % max(1, len(asked))
+        asked = asked[self._first :] + asked[: self._first]  # where a tick's orders are too few, nobody is last each time
         made = order(asked, there.have, self._places.index, self.memory_mb, code, reached, AT_ONCE)
         nodes = {node.name: node for node in there.up}
         by_version: dict[str, list[Order]] = {}
