@@ -327,8 +327,9 @@ class Scaling:
 
     # -- what people see
 
-    def told(self, tenant: TenantId, function: FunctionId | None = None) -> dict[str, Any]:
-        """What is wanted now of each version, by whom, and what each policy asked for; of one function with its history."""
-        prefix = f"{tenant}/" if function is None else f"{function}:"
-        versions = self._book.told(prefix, Inventory(self._fleet), self.short, function is not None)
-        return {"policy": self.policy, "tick_s": TICK_S, "ticks": self.ticks, "versions": versions}
+    def told(self, tenant: TenantId, functions: Iterable[FunctionId] | None = None, after: float | None = None) -> dict[str, Any]:
+        """What is wanted now of each version, by whom, and what each policy asked for. `functions`: of these alone. `after` (Unix
+        time): with what held then, and each change since."""
+        prefixes = (f"{tenant}/",) if functions is None else tuple(f"{function}:" for function in functions)
+        versions = self._book.told(prefixes, Inventory(self._fleet), self.short, after)
+        return {"policy": self.policy, "tick_s": TICK_S, "ticks": self.ticks, "at": time.time(), "versions": versions}

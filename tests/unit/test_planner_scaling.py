@@ -251,9 +251,37 @@ def test_changes_are_kept_with_who_decided_and_why() -> None:
     scene.tick(echo=2)
     scene.tick(echo=6)
     scene.tick(echo=6)
-    (version,) = scene.scaling.told(ACME, fid("echo"))["versions"]
+    (version,) = scene.scaling.told(ACME, {fid("echo")}, 0.0)["versions"]
     assert [point["wanted"] for point in version["history"]][:2] == [2, 6]
     assert all(point["by"] == "reactive" and point["reason"] for point in version["history"])
+
+
+def test_a_history_is_told_from_a_moment_on_and_of_the_functions_that_are_named() -> None:
+    scene = Scene()
+    for name in ("echo", "pay", "echoes"):
+        scene.deploy(name)
+    for many in (2, 6, 9):
+        scene.tick(echo=many, pay=1, echoes=1)
+    every = scene.scaling.told(ACME, {fid("echo")}, 0.0)["versions"][0]["history"]
+    told = scene.scaling.told(ACME, {fid("echo"), fid("pay")}, every[1]["at"])["versions"]
+    assert [one["version"] for one in told] == ["echo:1", "pay:1"]
+    assert told[0]["history"] == every[1:], "what held then, and what changed since"
+    assert scene.scaling.told(ACME, {fid("echo")}, every[-1]["at"] + 9)["versions"][0]["history"] == every[-1:]
+    assert all("history" not in one for one in scene.scaling.told(ACME)["versions"])
+
+
+def test_what_is_not_wanted_any_more_is_followed_until_its_instances_are_gone() -> None:
+    scene = Scene()
+    scene.deploy("kept", told=Told(minimum=1))
+    scene.tick()
+    node = next(one for one in scene.bench.nodes if one.names)
+    scene.tick()
+    scene.scaling.route_changed(fid("kept"), None)
+    scene.tick()
+    node.have.clear()
+    scene.tick()
+    history = scene.scaling.told(ACME, {fid("kept")}, 0.0)["versions"][0]["history"]
+    assert [(one["wanted"], one["ready"]) for one in history[-3:]] == [(1, 1), (0, 1), (0, 0)]
 
 
 def test_a_removed_tenant_leaves_nothing() -> None:
