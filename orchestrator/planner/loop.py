@@ -47,7 +47,8 @@ USED = (Outcome.HIT, Outcome.LATE)
 
 class PlannerLoop:
     """Holds no policy of its own. `policy_of(tenant)` is path, priced or off. `right(tenant)`: the lease and epoch under which
-    orders for a tenant go out now, None while another planner decides for it."""
+    orders for a tenant go out now, None while another planner decides for it. `keep_price`: of a GB kept idle
+    for a second after its use, in the unit of graph.plans.Prices."""
 
     def __init__(
         self,
@@ -60,6 +61,7 @@ class PlannerLoop:
         policies: dict[str, str],
         right: Right = lambda tenant: ("", 0),
         kept: Learned | None = None,
+        keep_price: float = 1.0,
     ) -> None:
         self._right = right
         self.policies = policies
@@ -78,7 +80,7 @@ class PlannerLoop:
             graph,
             fleet,
             self.forecasts,
-            self.means.prices,
+            msgspec.structs.replace(self.means.prices, idle_gb_s=keep_price),
             lambda tenant: self.policy_of(tenant) == "priced",
             right,
             IdleTimes(self._per, kept.idle_times, kept.further_idle_times),

@@ -327,6 +327,11 @@ class Scaling:
 
     # -- what people see
 
+    @property
+    def wanted(self) -> int:
+        """At the last tick, of all versions together."""
+        return sum(one.count for one in self._book.now.values())
+
     def told(self, tenant: TenantId, functions: Iterable[FunctionId] | None = None, after: float | None = None) -> dict[str, Any]:
         """What is wanted now of each version, by whom, and what each policy asked for. `functions`: of these alone. `after` (Unix
         time): with what held then, and each change since."""

@@ -138,6 +138,7 @@ class Planner:
             dict(stored.policies) if stored is not None else {},
             self.right,
             stored.learned if stored is not None else None,
+            settings.keep_price,
         )
         self.scaling = Scaling(
             settings.scaling,
