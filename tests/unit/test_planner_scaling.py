@@ -184,6 +184,17 @@ def test_kpa_lets_go_what_is_above() -> None:
     assert {only for node in scene.bench.nodes for _, _, only in node.floors} == {True}
 
 
+def test_instances_are_counted_also_while_nothing_calls() -> None:
+    scene = Scene("kpa")
+    scene.deploy("echo")
+    for _ in range(70):
+        scene.tick(echo=7)
+    assert scene.wanted("echo")["reason"].startswith("stable"), "ten are there, and the panic of the beginning is over"
+    for _ in range(4):
+        scene.tick()
+    assert scene.wanted("echo")["reason"].startswith("stable"), "what is left of its window is no panic of none"
+
+
 def test_orders_have_a_lifetime_and_leave_plans_their_budget() -> None:
     scene = Scene()
     scene.deploy("echo")
