@@ -46,9 +46,10 @@ class Dispatch:
             return []
         sent: list[PrewarmDecision] = []
         orders: dict[NodePeer, list[PrepareItem]] = {}
+        nodes = self.places.current() if made.decisions else {}
         for decision in made.decisions:
             spec = self._latest(decision.function, made.trace_id or "")
-            node = self.places.choose(spec, decision.level is Level.READY) if spec is not None else None
+            node = self.places.choose(spec, decision.level is Level.READY, nodes) if spec is not None else None
             if spec is None or node is None:
                 continue
             self._log.add(made, decision, spec.version, node.name)

@@ -1,6 +1,6 @@
 """Nodes as placement sees them: the index (orchestrator.placement_index), kept current with what nodes say of themselves."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from orchestrator.placement_index import PlacementIndex
 from orchestrator.planner.peers import Fleet, NodePeer
@@ -55,21 +55,26 @@ class Places:
             self._hear(node)
         return found
 
-    def choose(self, spec: VersionSpec, takes_memory: bool = True) -> NodePeer | None:
-        """For one instance more, or for what only prepares for one. Where no node has room it is the freest that may host it:
-        what it could give up for that only the node itself knows. None: no node may."""
+    def current(self) -> dict[str, NodePeer]:
+        """The nodes that are up, by name, with what they said last in the index."""
         up = self._fleet.up()
         self._forget_gone(up)
-        code, nodes = [], {}
         for node in up:
-            nodes[node.name] = node
             self._hear(node)
-            if spec.version in node.counts:
-                code.append(node.name)
+        return {node.name: node for node in up}
+
+    def choose(
+        self, spec: VersionSpec, takes_memory: bool = True, nodes: Mapping[str, NodePeer] | None = None
+    ) -> NodePeer | None:
+        """For one instance more, or for what only prepares for one. Where no node has room it is the freest that may host it:
+        what it could give up for that only the node itself knows. None: no node may. `nodes`: what `current` just said."""
+        if nodes is None:
+            nodes = self.current()
+        code = [name for name, node in nodes.items() if spec.version in node.counts]
         reached = self.reached(spec)
         spot = self.index.place(spec.version, spec.memory_mb, spec.tenant, near(code, reached), reached)
         if spot is None:
-            hosts = [node for node in up if node.hosts(spec.tenant)]
+            hosts = [node for node in nodes.values() if node.hosts(spec.tenant)]
             reaching = [node for node in hosts if node.name in reached]
             return max(reaching or hosts, key=lambda node: node.free_mb, default=None)
         if not takes_memory:

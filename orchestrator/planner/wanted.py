@@ -49,7 +49,7 @@ class WantedBook:
         self._left = (self._left | before.keys()) - self.now.keys()
         for version in self._left:
             self._add(Wanted(version, 0, Source.REACTIVE, "no demand any more"), there, at)
-        self._left = {version for version in self._left if there.have[version]}
+        self._left = {version for version in self._left if there.have.get(version)}
 
     def _add(self, one: Wanted, there: Inventory, at: float) -> None:
         version = one.version
