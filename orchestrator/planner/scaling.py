@@ -245,7 +245,7 @@ class Scaling:
         wanted = [self._limited(one) for one in found if rights.get(tenant_of(VersionId(one.version)))]
         self.short = Counter(self._order(wanted, there))
         yield True
-        self._floors.tell(wanted, there, now, bool(observed) or now - self._took_over > HEARD_S)
+        self._floors.tell(wanted, there, now, self.heard.anything or now - self._took_over > HEARD_S)
         yield True
         self._book.put(wanted, there, time.time())
 
