@@ -118,6 +118,8 @@ class PlaneInHost:
 
 
 class RunningProxy(Protocol):
+    process: "subprocess.Popen[bytes] | None"
+
     def use(self, specs: Sequence[VpcSpec]) -> None: ...
 
     def kill(self) -> None:
