@@ -9,7 +9,7 @@ import re
 from collections.abc import Sequence
 
 from orchestrator.catalog.errors import Refused
-from workers.networks import Rule
+from workers.networks import RESERVED, Rule
 
 PROXY_ROLE = "vpc-proxy"
 VPC_NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?\Z")
@@ -19,15 +19,6 @@ MAX_NUMBER = (1 << 24) - 1
 PROTOCOLS = ("tcp", "udp")
 LAST_PORT = 65535
 SHOWN = 60
-
-FORBIDDEN = {
-    "0.0.0.0/8": "this host",
-    "100.64.0.0/10": "the sandboxes' own addresses",
-    "127.0.0.0/8": "loopback",
-    "169.254.0.0/16": "link-local and metadata addresses",
-    "224.0.0.0/3": "multicast and reserved addresses",
-}
-"""What no private network may hold, and whose it is."""
 
 Network = ipaddress.IPv4Network
 
@@ -77,9 +68,9 @@ def read_address(told: str, field: str, cidrs: Sequence[str] = ()) -> str:
         address = ipaddress.IPv4Address(told)
     except ValueError:
         raise Refused(f"{told[:SHOWN]!r} is not an IPv4 address", field) from None
-    for forbidden, whose in FORBIDDEN.items():
-        if address in Network(forbidden):
-            raise Refused(f"{address} is of {forbidden}, {whose}", field)
+    for reserved, whose in RESERVED.items():
+        if address in reserved:
+            raise Refused(f"{address} is of {reserved}, {whose}", field)
     if cidrs and not any(address in Network(one) for one in cidrs):
         raise Refused(f"{address} is not within {', '.join(cidrs)}", field)
     return str(address)
@@ -108,9 +99,9 @@ def _network(told: str, field: str) -> Network:
 def _check_place(network: Network) -> None:
     if network.prefixlen == 0:
         raise Refused("0.0.0.0/0 is everything there is; for the internet deploy with egress = internet", "cidrs")
-    for forbidden, whose in FORBIDDEN.items():
-        if network.overlaps(Network(forbidden)):
-            raise Refused(f"{network} overlaps {forbidden}, {whose}", "cidrs")
+    for reserved, whose in RESERVED.items():
+        if network.overlaps(reserved):
+            raise Refused(f"{network} overlaps {reserved}, {whose}", "cidrs")
 
 
 def _rule(told: str) -> Rule:

@@ -22,6 +22,7 @@ from workers.drivers.process.driver import ProcessDriver
 from workers.function_templates import Rules
 from workers.network.both import BothPlanes
 from workers.network.choosing import AUTO, NONE, Backend, choose
+from workers.network.none import NoPlane
 from workers.networks import own_address
 from workers.node import Node
 from workers.ports import Driver, DriverError, TunnelPlane
@@ -29,6 +30,7 @@ from workers.rpc.messages import Caller
 from workers.rpc.transport import Address, Identity
 from workers.sealing import Sealer
 from workers.standing import Rejoin
+from workers.tunnelling import Tunnels
 
 MEMORY_SHARE = 0.8
 
@@ -94,14 +96,25 @@ def make_driver(config: NodeConfig) -> Driver:
 
 async def open_plane(config: NodeConfig) -> TunnelPlane:
     """The kernel's with the portable one behind it, where both work; else what works; else one that says why there is none."""
-    if config.tunnels != NONE:
+    try:
+        return await _best_plane(config)
+    except Exception as error:
+        log.exception("node.tunnels_not_opened")
+        return NoPlane(f"{type(error).__name__}: {error}")
+
+
+async def _best_plane(config: NodeConfig) -> TunnelPlane:
+    if config.tunnels == NONE:
+        return await choose([], NONE)
+    if config.number and config.tunnels != "portable":
         await asyncio.to_thread(importlib.import_module, "workers.network.kernel.plane")  # half a second that others need
-    from workers.network.kernel.plane import KernelPlane
     from workers.network.portable.plane import PortablePlane
 
     def kernel(reason: str) -> TunnelPlane:
         if not config.number:
             raise PermissionError(1, "this node has no number in its cluster: let it join again")
+        from workers.network.kernel.plane import KernelPlane
+
         return KernelPlane(config.underlay or own_address(), config.number)
 
     def portable(reason: str) -> TunnelPlane:
@@ -111,7 +124,11 @@ async def open_plane(config: NodeConfig) -> TunnelPlane:
     chosen = await choose(backends, config.tunnels)
     if config.tunnels != AUTO or chosen.backend != "kernel":
         return chosen
-    other = await choose(backends[1:])
+    try:
+        other = await choose(backends[1:])
+    except BaseException:
+        await chosen.stop()
+        raise
     return BothPlanes(chosen, other) if other.backend != "none" else chosen
 
 
@@ -122,23 +139,13 @@ async def serve(config: NodeConfig, beside: Beside | None = None) -> None:
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     config.folder.mkdir(parents=True, exist_ok=True)
     driver = make_driver(config)
-    opening = asyncio.create_task(open_plane(config))  # while the driver probes
-    try:
-        report = await driver.start()
-    except BaseException:
-        opening.cancel()
-        for plane in await asyncio.gather(opening, return_exceptions=True):
-            if not isinstance(plane, BaseException):
-                await plane.stop()
-        raise
+    report = await driver.start()
     log.info("node.isolation", tier=report.tier, limits=dict(report.limits), missing=list(report.missing))
     zone, origin = ZoneClient(config.zone, config.identity, config.zone_caches), Origin(config.origin_url)
     # without isolation a function sees the mount itself, and would miss it when the plain tree takes over
     may_come_later = report.isolated and driver.traits.lazy_code
     lazy = await lazy_starts(config.folder / "code", origin, config.lazy_from_bytes if may_come_later else 0)
     tier = Tier1(config.folder / "code", [zone, origin], config.key, config.code_bounds, lazy)
-    plane = await opening
-    log.info("node.tunnels", backend=plane.backend, reason=plane.reason)
     memory_mb = config.memory_mb or int(machine_memory_mb() * MEMORY_SHARE)
     node = Node(
         config.name,
@@ -151,7 +158,7 @@ async def serve(config: NodeConfig, beside: Beside | None = None) -> None:
         config.standbys,
         config.idle_s,
         Rules(config.template_init_ms, config.template_memory_mb or memory_mb // 10),
-        plane,
+        Tunnels(NoPlane("its tunnels are being opened"), lambda: open_plane(config)),
     )
     node.on_caches = lambda told: zone.use([*config.zone_caches, *told])
     if config.rejoin is not None:

@@ -18,6 +18,33 @@ TUNNEL_PORTS = (4788, 4789)
 underlay, it would be in everybody's tunnels."""
 
 
+RESERVED = {
+    ipaddress.IPv4Network("0.0.0.0/8"): "this host",
+    ipaddress.IPv4Network("100.64.0.0/10"): "the sandboxes' own addresses",
+    ipaddress.IPv4Network("127.0.0.0/8"): "loopback",
+    ipaddress.IPv4Network("169.254.0.0/16"): "link-local and metadata addresses",
+    ipaddress.IPv4Network("224.0.0.0/3"): "multicast and reserved addresses",
+}
+"""What no private network may hold, and whose it is: refused when one is made, and once more by every backend."""
+
+NOT_INTERNET = (
+    *RESERVED,
+    *map(
+        ipaddress.IPv4Network,
+        (
+            "10.0.0.0/8",
+            "168.63.129.16/32",  # a cloud's service for its own machines, at an address that looks public
+            "172.16.0.0/12",
+            "192.0.0.0/24",
+            "192.168.0.0/16",
+            "198.18.0.0/15",
+        ),
+    ),
+)
+"""Private, shared, link-local (metadata), protocols' own, benchmarking, groups and reserved (RFC 6890): no backend takes these
+for the Internet."""
+
+
 class Egress(StrEnum):
     NONE = "none"
     INTERNET = "internet"  # through the forward proxy, with the Vpc's fixed address, without a Vpc the node's

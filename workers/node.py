@@ -21,7 +21,7 @@ from workers.network.none import NoPlane
 from workers.networks import VpcSpec
 from workers.orders import Orders
 from workers.planned_code import PlannedCode
-from workers.ports import CodeTier, Driver, IsolationReport, TunnelPlane
+from workers.ports import CodeTier, Driver, IsolationReport
 from workers.preparation import Preparer
 from workers.questions import Questions
 from workers.rpc.connection import Connection, Listening, listen
@@ -57,7 +57,7 @@ class Node:
         standbys: int,
         idle_s: float,
         templates: Rules = NO_TEMPLATES,
-        plane: TunnelPlane | None = None,
+        tunnels: Tunnels | None = None,
     ) -> None:
         self.name = name
         self._driver = driver
@@ -65,7 +65,7 @@ class Node:
         self.report = report
         self._idle_s = idle_s
         self._gate = CoreGate(cores)
-        self.tunnels = Tunnels(plane if plane is not None else NoPlane())
+        self.tunnels = tunnels if tunnels is not None else Tunnels(NoPlane())
         self._standbys = StandbyPool(driver, self._gate, standbys, self.tunnels)
         self._logs = LogStore()
         memory, order = MemoryLedger(memory_mb, driver.traits.beside_mb), InitOrder(cores)
@@ -142,6 +142,7 @@ class Node:
         told = Listening(self.name, "node", lambda: self.standing.epoch, self.callers.admits)
         servers = [await listen(one, self, secret, told, self._questions.answers, identity) for one in addresses]
         self._serving = True
+        self.tunnels.start()
         try:
             while True:
                 await asyncio.sleep(HEARTBEAT_S)

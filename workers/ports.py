@@ -297,6 +297,9 @@ class TunnelPlane(Protocol):
     reason: str
     """Why it is not a better one; empty for `kernel`."""
 
+    carries_internet: bool
+    """Whether an instance of no Vpc may reach the Internet by it."""
+
     async def start(self) -> None:
         """Sweeps what a dead predecessor left. Raises OSError when this backend does not work here."""
 

@@ -92,6 +92,7 @@ class Questions:
         return {name: msgspec.to_builtins(one) for name, one in self._code.report_of(str(args["tenant"])).items()}
 
     async def _tunnels_of(self, args: Mapping[str, Any]) -> object:
+        await self._tunnels.settled()
         return {"node": self._name, **self._tunnels.told_to(str(args["tenant"])), "reached": self._tunnels.reached()}
 
     async def _cool(self, args: Mapping[str, Any]) -> object:

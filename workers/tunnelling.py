@@ -4,7 +4,7 @@ import asyncio
 import os
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -54,16 +54,40 @@ class _Held:
         asyncio.get_running_loop().call_later(ATTACH_S, self.close)
 
 
+Opens = Callable[[], Awaitable[TunnelPlane]]
+"""Gives the plane, started."""
+
+
 class Tunnels:
     """Lives in the node's event loop. `attaching` counts by how it went: attached, refused."""
 
-    def __init__(self, plane: TunnelPlane) -> None:
+    def __init__(self, plane: TunnelPlane, opens: Opens | None = None) -> None:
+        """`opens`: gives the plane that takes the place of `plane` from some moment after `start` on; for that wait only those
+        who want to be attached, or ask what is reached."""
         self.plane = plane
+        self._opens = opens
+        self._opening: asyncio.Task[None] | None = None
         self.attach_times = Histogram()
         self.attaching: Counter[str] = Counter({"attached": 0, "refused": 0})
         self._told: dict[str, VpcSpec] = {}
         self._retired: set[str] = set()
         self._using = asyncio.Lock()
+
+    def start(self) -> None:
+        """The node serves: opening takes half a second of a core, which most nodes have no use for."""
+        if self._opens is not None:
+            self._opening = asyncio.get_running_loop().create_task(self._open(self._opens))
+
+    async def _open(self, opens: Opens) -> None:
+        self.plane = await opens()
+        log.info("node.tunnels", backend=self.plane.backend, reason=self.plane.reason)
+        async with self._using:
+            await self._tell()
+
+    async def settled(self) -> None:
+        """Which backend it is has been decided, or that took longer than a start may wait."""
+        if self._opening is not None:
+            await asyncio.wait({self._opening}, timeout=OPEN_WAIT_S)
 
     async def use(self, vpcs: Sequence[VpcSpec]) -> None:
         """All Vpcs whose tenants may be here. What one planner knows late is not undone: the newer spec of each stays."""
@@ -84,11 +108,14 @@ class Tunnels:
             return
         self._told = told
         async with self._using:
-            try:
-                await self.plane.use(list(self._told.values()))
-            except Exception:  # whatever it was: the node goes on, and what is told next is tried again
-                log.exception("tunnels.not_used", vpcs=len(told))
-                self._told = {}
+            await self._tell()
+
+    async def _tell(self) -> None:
+        try:
+            await self.plane.use(list(self._told.values()))
+        except Exception:  # whatever it was: the node goes on, and what is told next is tried again
+            log.exception("tunnels.not_used", vpcs=len(self._told))
+            self._told = {}
 
     def wanted(self, tenant: str) -> bool:
         """Whether instances of the tenant may have to be attached; an empty one stands for any."""
@@ -98,7 +125,7 @@ class Tunnels:
         """The Vpcs that instances can be attached to now, INTERNET among them."""
         if self.plane.backend == "none":
             return []
-        alone = [INTERNET] if getattr(self.plane, "carries_internet", self.plane.backend == "portable") else []
+        alone = [INTERNET] if self.plane.carries_internet else []
         return [*alone, *sorted(one.vpc for one in self.plane.states() if one.ready)]
 
     async def wire(self, clone: Clone, tenant: str) -> None:
@@ -139,6 +166,7 @@ class Tunnels:
         if network is None:
             where = spec.vpc or "the Internet"
             raise NetworkUnavailable(f"{where}: sandboxes of this node have no network of their own (foreglow doctor says why)")
+        await self.settled()
         if spec.vpc:
             await self.plane.opened(spec.vpc, OPEN_WAIT_S)
         held = _Held(network)
@@ -168,6 +196,9 @@ class Tunnels:
         return {"ready": ready, "not-ready": len(states) - ready, "attached": sum(one.attached for one in states)}
 
     async def stop(self) -> None:
+        if self._opening is not None:
+            self._opening.cancel()
+            await asyncio.wait({self._opening}, timeout=STOP_S)
         try:
             async with asyncio.timeout(STOP_S):
                 await self.plane.stop()

@@ -237,6 +237,12 @@ FAMILIES: Mapping[str, Family] = {
         Family("foreglow_proxy_nodes", "gauge", (VPC_PROXY,), "Nodes that a proxy carries for, by backend.", ("backend",)),
         Family("foreglow_proxy_streams", "gauge", (VPC_PROXY,), "Connections that the portable backend carries."),
         Family("foreglow_proxy_generation", "gauge", (VPC_PROXY,), "Of the private network's settings in force; 0: none yet."),
+        Family(
+            "foreglow_proxy_changes_of_role",
+            "counter",
+            (VPC_PROXY,),
+            "Changes between master and backup on the kernel backend: faults of the pair, and advertisements that came late.",
+        ),
         Family("foreglow_proxy_asked_in_vain", "counter", (VPC_PROXY,), "Questions to control that it did not answer."),
         Family("foreglow_database_up", "gauge", (FLOW, CONTROL), "1 when the database answers."),
         Family("foreglow_redis_up", "gauge", (FLOW, CONTROL), "1 when Redis answers."),

@@ -22,6 +22,7 @@ class ProxyMetrics(Collector):
         yield family("foreglow_proxy_nodes", nodes)
         yield one("foreglow_proxy_streams", sum(each.streams for each in carrying))
         yield one("foreglow_proxy_generation", max((each.generation for each in carrying), default=0))
+        yield one("foreglow_proxy_changes_of_role", self._proxy.changes)
         yield one("foreglow_proxy_asked_in_vain", self._proxy.asked_in_vain)
 
 

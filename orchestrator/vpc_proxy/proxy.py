@@ -74,6 +74,11 @@ class Proxy:
     def kernel_states(self) -> Sequence[TunnelState]:
         return self._kernel.states() if self._kernel is not None else ()
 
+    @property
+    def changes(self) -> int:
+        """How often the kernel backend's pair changed over, as this one of it knows."""
+        return self._kernel.changes if self._kernel is not None else 0
+
     async def _use(self) -> None:
         news = self.known.news
         specs = [news.spec] if news.spec is not None else []

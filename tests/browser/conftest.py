@@ -1,5 +1,6 @@
 """A running platform with a small shop on it, and chromium. `--pictures FOLDER` keeps pictures of every view."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -57,6 +58,18 @@ class Shop:
         done = subprocess.run(command, capture_output=True, text=True, timeout=WAIT_S, check=False)
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout)
+
+    @contextlib.contextmanager
+    def beside(self, *words: str) -> Iterator[None]:
+        """A command that goes on, until the end of the block."""
+        command = [*FOREGLOW, *words, "--state", str(self.state)]
+        process = subprocess.Popen(command, stdout=self._log, stderr=subprocess.STDOUT)
+        try:
+            yield
+            assert process.poll() is None, "it ended by itself"
+        finally:
+            process.terminate()
+            process.wait(WAIT_S)
 
     def invoke(self, name: str, event: object) -> httpx.Response:
         url = f"{self.addresses['functions']}/function/{name}"

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -226,6 +227,34 @@ def test_functions_and_nodes_say_states_conditions_and_errors(
     picture(page, "platform-light")
     failing.get_by_role("button", name="error ValueError").click()
     expect(page.get_by_role("table", name="The run's invocations and their steps")).to_contain_text("error ValueError")
+
+
+def test_private_networks_say_who_reaches_them_and_why_nobody_does(
+    shop: Any, visit: Callable[..., Any], picture: Callable[[Page, str], None], tmp_path: Path
+) -> None:
+    page = visit(shop).go("Functions and nodes")
+    there = row(page, "Private networks, their proxies and the tunnels into them", "cellar")
+    shop("vpc", "create", "cellar", "--cidr", "10.0.0.0/16", "--rule", "tcp:10.0.1.0/24:5432")
+    (tmp_path / "wine.py").write_text("def handle(event, context):\n    return event\n")
+    (tmp_path / "foreglow.toml").write_text('[functions.wine]\nhandler = "wine:handle"\nvpc = "cellar"\n')
+    try:
+        for text in ("not reached", "10.0.0.0/16", "tcp:10.0.1.0/24:5432", "none has joined", "no proxy"):
+            expect(there).to_contain_text(text)
+        with shop.beside("vpc", "proxy", "--vpc", "default/cellar", "--listen", "127.0.0.1:0"):
+            for text in ("(primary)", "(portable, 0 attached)"):
+                expect(there).to_contain_text(text)
+            expect(there).not_to_contain_text("not reached")
+            shop("deploy", str(tmp_path))
+            expect(there).to_contain_text("wine")
+            assert shop.invoke("wine", 1).status_code == 200
+            expect(there).to_contain_text(re.compile(r"\(portable, [1-9] attached\)"))
+            picture(page, "networks-light")
+        for text in ("not reached", "none has joined"):
+            expect(there).to_contain_text(text)
+    finally:
+        for path in ("functions/wine", "vpcs/cellar"):
+            shop.api.delete(f"/v1/{path}")
+    expect(there).to_have_count(0)
 
 
 # -- for everybody

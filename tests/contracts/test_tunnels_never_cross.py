@@ -4,16 +4,15 @@ Also while instances come and go on the same node, after an address was used aga
 """
 
 import contextlib
-import functools
 import random
 import socket
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import pytest
-from doubles.besieging import WAIT_S, address_of, bait, besiege, forged, tempted
-from doubles.private_networks import ECHO_PORT, INTERNET, SERVER, Host, greeting, redis, sandbox
+from doubles.besieging import WAIT_S, address_of, bait, besiege, forged, listening, neighbourhood, tempted
+from doubles.private_networks import ECHO_PORT, INTERNET, SERVER, greeting, redis, sandbox
 from doubles.tunnel_planes import BACKENDS, Backend, Network, private_network
 
 pytestmark = [pytest.mark.system, pytest.mark.needs_root]
@@ -21,39 +20,25 @@ pytestmark = [pytest.mark.system, pytest.mark.needs_root]
 ATTEMPTS = 10_000
 
 
-@pytest.fixture(params=BACKENDS, ids=lambda backend: backend.name)
-def running(request: pytest.FixtureRequest) -> Iterator[Network]:
-    backend: Backend = request.param
+@contextlib.contextmanager
+def baited(backend: Backend) -> Iterator[Network]:
     with private_network(backend) as made:
         bait(made)
         yield made
 
 
-@contextlib.contextmanager
-def listening(hosts: Sequence[Host], words: bytes) -> Iterator[list[str]]:
-    """What of the words comes in at any device of these hosts, by any protocol."""
-    heard: list[str] = []
-    ended = threading.Event()
+@pytest.fixture(scope="module", params=BACKENDS, ids=lambda backend: backend.name)
+def running(request: pytest.FixtureRequest) -> Iterator[Network]:
+    """One for the file; a test leaves it as it found it."""
+    with baited(request.param) as made:
+        yield made
 
-    def listen(host: Host) -> None:
-        with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3)) as sock:
-            sock.settimeout(0.05)
-            while not ended.is_set():
-                with contextlib.suppress(TimeoutError):
-                    if words in sock.recv(65536):
-                        heard.append(host.name)
 
-    threads = [threading.Thread(target=host.run, args=(functools.partial(listen, host),)) for host in hosts]
-    for thread in threads:
-        thread.start()
-    time.sleep(0.1)
-    try:
-        yield heard
-    finally:
-        time.sleep(0.1)
-        ended.set()
-        for thread in threads:
-            thread.join()
+@pytest.fixture(params=BACKENDS, ids=lambda backend: backend.name)
+def breaking(request: pytest.FixtureRequest) -> Iterator[Network]:
+    """The test's own."""
+    with baited(request.param) as made:
+        yield made
 
 
 def test_ten_thousand_attempts(running: Network) -> None:
@@ -68,8 +53,7 @@ def test_ten_thousand_attempts(running: Network) -> None:
 
 def test_forged_sources_arrive_nowhere(running: Network) -> None:
     plane, chance = running.planes[0], random.Random(2)
-    everybody = [host for network in running.bed.networks.values() for host in (network.server, network.lan)]
-    everybody += [*running.bed.proxies["umbra"], *running.bed.nodes]
+    everybody = neighbourhood(running)
     with plane.attached("acme/main") as hostile, plane.attached("umbra/main") as stranger:
         sources = [address_of(stranger), "100.96.0.10", "100.112.0.10", "100.80.0.1", SERVER, "10.0.0.10", "127.0.0.1", INTERNET]
         sources += [running.bed.nodes[0].address, "169.254.1.1"]
@@ -140,25 +124,25 @@ def test_while_instances_come_and_go(running: Network) -> None:
     assert not wrong
 
 
-def test_while_the_proxies_change_over(running: Network) -> None:
-    plane = running.planes[0]
+def test_while_the_proxies_change_over(breaking: Network) -> None:
+    plane = breaking.planes[0]
     with plane.attached("acme/main") as hostile, plane.attached("umbra/main") as stranger:
-        running.proxies["acme"][0].kill()
-        assert besiege(running, hostile, tempted([stranger]), 1000, 5) == 0
+        breaking.proxies["acme"][0].kill()
+        assert besiege(breaking, hostile, tempted([stranger]), 1000, 5) == 0
         end = time.monotonic() + 20
         while True:
             with contextlib.suppress(OSError):
                 assert hostile.run(lambda: redis("GET", "tenant", timeout_s=0.3)) == "acme"
                 break
             assert time.monotonic() < end
-        assert besiege(running, hostile, [stranger], 400, 6) == 0
+        assert besiege(breaking, hostile, [stranger], 400, 6) == 0
         assert stranger.run(lambda: redis("GET", "tenant")) == "umbra"
 
 
-def test_without_the_own_server_nobody_elses_answers(running: Network) -> None:
-    running.bed.networks["acme"].echo.kill()
-    running.bed.networks["acme"].server.ip("link", "set", "lan0", "down")
-    with running.planes[0].attached("acme/main") as function, running.planes[0].attached("umbra/main") as stranger:
+def test_without_the_own_server_nobody_elses_answers(breaking: Network) -> None:
+    breaking.bed.networks["acme"].echo.kill()
+    breaking.bed.networks["acme"].server.ip("link", "set", "lan0", "down")
+    with breaking.planes[0].attached("acme/main") as function, breaking.planes[0].attached("umbra/main") as stranger:
         for _ in range(5):
             with contextlib.suppress(OSError):
                 assert function.run(lambda: greeting(timeout_s=WAIT_S))[0] == ""

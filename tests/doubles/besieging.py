@@ -1,19 +1,21 @@
 """A hostile function at everything it must not reach, round by round; how often anything answered."""
 
 import contextlib
+import functools
 import random
 import selectors
 import socket
 import struct
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from doubles.private_networks import ECHO_PORT, INTERNET, REDIS_PORT, SERVER, Host, echo
 from doubles.tunnel_planes import Network
 
 from workers.networks import Rule
 
-ROUND = 200
+ROUND = 400  # fewer than a backend lets one instance have at once: it is not for their number that they come to nothing
 WAIT_S = 0.25
 TELLTALE = 7779
 """A port on which whatever must not be reached answers with who it is, and every server of either tenant too."""
@@ -136,3 +138,36 @@ def besiege(running: Network, hostile: Host, neighbours: Sequence[Host], count: 
     for _ in range(0, count, ROUND):
         crossed += attempts(hostile, targets(running, chance, others), chance)
     return crossed
+
+
+def neighbourhood(running: Network) -> list[Host]:
+    """Where nothing of acme's that is not allowed may arrive."""
+    hosts = [host for network in running.bed.networks.values() for host in (network.server, network.lan)]
+    return [*hosts, *running.bed.proxies["umbra"], *running.bed.nodes]
+
+
+@contextlib.contextmanager
+def listening(hosts: Sequence[Host], words: bytes) -> Iterator[list[str]]:
+    """What of the words comes in at any device of these hosts, by any protocol."""
+    heard: list[str] = []
+    ended = threading.Event()
+
+    def listen(host: Host) -> None:
+        with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3)) as sock:
+            sock.settimeout(0.05)
+            while not ended.is_set():
+                with contextlib.suppress(TimeoutError):
+                    if words in sock.recv(65536):
+                        heard.append(host.name)
+
+    threads = [threading.Thread(target=host.run, args=(functools.partial(listen, host),)) for host in hosts]
+    for thread in threads:
+        thread.start()
+    time.sleep(0.1)
+    try:
+        yield heard
+    finally:
+        time.sleep(0.1)
+        ended.set()
+        for thread in threads:
+            thread.join()

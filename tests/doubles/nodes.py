@@ -29,6 +29,7 @@ from workers.rpc.messages import (
 )
 from workers.rpc.transport import Address, Identity
 from workers.sealing import Sealer
+from workers.tunnelling import Tunnels
 from workers.versions import CodePackage, Kind, VersionSpec
 
 SECRET = "the cluster's"
@@ -231,13 +232,13 @@ async def running_node(
     also: Sequence[Address] = (),
     identity: Identity | None = None,
     name: str = "node-1",
-    plane: DoublePlane | None = None,
+    tunnels: Tunnels | None = None,
 ) -> AsyncIterator[Rig]:
     """A node that serves until the block ends, on its socket and, with `identity`, on what is named also. Fails when a sandbox
     outlives it."""
     driver, code = DoubleDriver(), DoubleCode()
     sealer = Sealer(key or Fernet.generate_key())
-    node = Node(name, driver, code, sealer, REPORT, memory_mb, cores, standbys, idle_s, templates, plane)
+    node = Node(name, driver, code, sealer, REPORT, memory_mb, cores, standbys, idle_s, templates, tunnels)
     path = folder / "node.sock"
     serving = asyncio.create_task(node.serve([path, *also], secret, identity))
     rig = Rig(node, driver, code, path, secret)
@@ -255,7 +256,8 @@ async def running_node(
     assert set(code.pins.values()) <= {0}, "code stayed pinned, or was released too often"
     assert driver.alive == [], "sandboxes outlived their node"
     assert all(template.ended for template in driver.templates), "function templates outlived their node"
-    if plane is not None:
+    plane = node.tunnels.plane
+    if isinstance(plane, DoublePlane):
         assert plane.stopped
         assert all(one.detached for one in plane.attached), "an instance stayed attached"
     assert node.instances.memory.used_mb == 0, "memory stayed promised"

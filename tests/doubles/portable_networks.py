@@ -37,18 +37,29 @@ class ProxyProcess:
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self, specs: Sequence[VpcSpec]) -> "ProxyProcess":
-        self.process = self._host.start(*self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-        assert self.process is not None
-        self.use(specs)
+        self.begin(specs)
+        self.heard()
         return self
+
+    def begin(self, specs: Sequence[VpcSpec]) -> None:
+        """Does not wait for it: `heard` does."""
+        self.process = self._host.start(*self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        self._tell(specs)
 
     def use(self, specs: Sequence[VpcSpec]) -> None:
         """Tells it, and waits until it has heard."""
+        self._tell(specs)
+        self.heard()
+
+    def _tell(self, specs: Sequence[VpcSpec]) -> None:
         assert self.process is not None
         assert self.process.stdin is not None
-        assert self.process.stdout is not None
         self.process.stdin.write(msgspec.json.encode(list(specs)) + b"\n")
         self.process.stdin.flush()
+
+    def heard(self) -> None:
+        assert self.process is not None
+        assert self.process.stdout is not None
         assert self.process.stdout.readline() == b"told\n"
 
     def kill(self) -> None:
@@ -157,7 +168,9 @@ def worlds(folder: Path, nodes: int = 1, postgres: bool = False) -> Iterator[Wor
         world = World(made, folder)
         for tenant in TENANTS:
             for proxy in world.proxies[tenant]:
-                proxy.start([world.specs[tenant]])
+                proxy.begin([world.specs[tenant]])
+        for proxy in (proxy for pair in world.proxies.values() for proxy in pair):
+            proxy.heard()
         own = identity(world.authority, folder, "node", "n1")
         with plane_at(made.nodes[0].namespace.descriptor, own, list(world.specs.values())) as (world.node, world.plane):
             for tenant in TENANTS:

@@ -27,7 +27,7 @@ import uvloop
 from doubles.servers import DURABLE_OFF, Postgres, tool
 
 from workers.network import namespaces
-from workers.network.namespaces import Namespace, apart
+from workers.network.namespaces import Namespace
 from workers.networks import Proxy, Rule, VpcSpec
 
 T = TypeVar("T")
@@ -327,4 +327,4 @@ def sandbox() -> Host:
     return Host("sandbox")
 
 
-__all__ = ["Bed", "Host", "TenantNetwork", "apart", "bed", "datagram", "echo", "greeting", "postgres_tenant", "redis", "sandbox"]
+__all__ = ["Bed", "Host", "TenantNetwork", "bed", "datagram", "echo", "greeting", "postgres_tenant", "redis", "sandbox"]

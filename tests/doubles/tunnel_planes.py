@@ -1,6 +1,7 @@
 """The backends of private networks as contract tests drive them: a plane on a loop in its node's namespace, proxies as processes.
 
-A backend: `name`; `plane(bed, place)`: a plane for the node at that place; `proxy(bed, tenant, place, specs)`: a running proxy.
+A backend: `name`; `plane(bed, place)`: a plane for the node at that place; `proxy(bed, tenant, place, specs)`: a running proxy;
+`begun(...)`: one that is starting, which `heard` waits for.
 """
 
 import asyncio
@@ -17,27 +18,20 @@ from typing import Any, Protocol, TypeVar
 import msgspec
 import uvloop
 from doubles.cluster import identity
+from doubles.kernel_proxy import Told
 from doubles.portable_networks import ProxyProcess, loaded
 from doubles.private_networks import VIRTUAL, Bed, Host, bed, sandbox
 
 from orchestrator.authority import Authority
 from workers.network.kernel.endpoint import NodePlace
 from workers.network.kernel.plane import KernelPlane
-from workers.network.kernel.proxy import KernelProxy
 from workers.network.portable.plane import PortablePlane
 from workers.networks import TunnelState, VpcSpec
 from workers.ports import Attachment, SandboxNetwork, TunnelPlane
 
 T = TypeVar("T")
 LIMIT_S = 30.0
-TESTS = Path(__file__).parents[1]
-
-
-class Told(msgspec.Struct):
-    """A line to a proxy's process."""
-
-    specs: list[VpcSpec]
-    nodes: list[NodePlace]
+PROGRAM = Path(__file__).with_name("kernel_proxy.py")
 
 
 class Loop:
@@ -94,7 +88,11 @@ class PlaneInHost:
 
     def attach(self, vpc: str, function: Host, egress: str = "none") -> Callable[[], None]:
         """Returns what detaches."""
-        attachment: Attachment = self.loop.call(self.plane.attach(vpc, egress, network(function)))
+        return self.join(vpc, network(function), egress)
+
+    def join(self, vpc: str, there: SandboxNetwork, egress: str = "none") -> Callable[[], None]:
+        """As `attach`, for a sandbox that a driver made."""
+        attachment: Attachment = self.loop.call(self.plane.attach(vpc, egress, there))
         return lambda: self.loop.do(attachment.detach)
 
     @contextlib.contextmanager
@@ -120,6 +118,9 @@ class PlaneInHost:
 class RunningProxy(Protocol):
     process: "subprocess.Popen[bytes] | None"
 
+    def heard(self) -> object:
+        """It has begun, and serves what it was told first."""
+
     def use(self, specs: Sequence[VpcSpec]) -> None: ...
 
     def kill(self) -> None:
@@ -135,27 +136,31 @@ class Backend(Protocol):
 
     def proxy(self, made: Bed, tenant: str, place: int, specs: Sequence[VpcSpec]) -> RunningProxy: ...
 
+    def begun(self, made: Bed, tenant: str, place: int, specs: Sequence[VpcSpec]) -> RunningProxy: ...
+
 
 class _KernelProxy:
-    """A process: told by lines, which it answers with its states once it has done so."""
+    """A process: told by lines, which it answers with its states once it has done so; of the first, `heard`."""
 
     def __init__(self, made: Bed, host: Host, specs: Sequence[VpcSpec]) -> None:
         self._nodes = [NodePlace(node.name, node.address, 10 + place) for place, node in enumerate(made.nodes)]
         self._folder = tempfile.TemporaryDirectory(prefix="fg-proxy-")
-        program = (
-            f"import sys; sys.path.insert(0, {str(TESTS)!r}); from doubles.tunnel_planes import kernel_proxy; kernel_proxy()"
-        )
-        self.process = host.start(
-            sys.executable, "-c", program, host.name, self._folder.name, stdin=subprocess.PIPE, stdout=subprocess.PIPE
-        )
-        self.use(specs)
+        command = [sys.executable, str(PROGRAM), host.name, self._folder.name]
+        self.process = host.start(*command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        self._tell(specs, self._nodes)
+
+    def _tell(self, specs: Sequence[VpcSpec], nodes: Sequence[NodePlace]) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.write(msgspec.json.encode(Told(list(specs), list(nodes))) + b"\n")
+        self.process.stdin.flush()
+
+    def heard(self) -> list[TunnelState]:
+        assert self.process.stdout is not None
+        return msgspec.json.decode(self.process.stdout.readline(), type=list[TunnelState])
 
     def use(self, specs: Sequence[VpcSpec], nodes: Sequence[NodePlace] | None = None) -> list[TunnelState]:
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
-        self.process.stdin.write(msgspec.json.encode(Told(list(specs), list(self._nodes if nodes is None else nodes))) + b"\n")
-        self.process.stdin.flush()
-        return msgspec.json.decode(self.process.stdout.readline(), type=list[TunnelState])
+        self._tell(specs, self._nodes if nodes is None else nodes)
+        return self.heard()
 
     def kill(self) -> None:
         self.process.kill()
@@ -170,26 +175,6 @@ class _KernelProxy:
         self._folder.cleanup()
 
 
-def kernel_proxy() -> None:
-    """The process of a proxy: arguments are its name and folder."""
-    import structlog
-
-    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
-
-    async def main() -> None:
-        proxy = KernelProxy(sys.argv[1], Path(sys.argv[2]) / "state")
-        await proxy.start()
-        lines = asyncio.StreamReader()
-        await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(lines), sys.stdin)
-        while line := await lines.readline():
-            told = msgspec.json.decode(line, type=Told)
-            await proxy.use(told.specs, told.nodes)
-            print(msgspec.json.encode(proxy.states()).decode(), flush=True)
-        await proxy.stop()
-
-    asyncio.run(main())
-
-
 class KernelBackend:
     name = "kernel"
 
@@ -197,8 +182,13 @@ class KernelBackend:
         node = made.nodes[place]
         return PlaneInHost(node, lambda: KernelPlane(node.address, 10 + place))
 
-    def proxy(self, made: Bed, tenant: str, place: int, specs: Sequence[VpcSpec]) -> _KernelProxy:
+    def begun(self, made: Bed, tenant: str, place: int, specs: Sequence[VpcSpec]) -> _KernelProxy:
         return _KernelProxy(made, made.proxies[tenant][place], specs)
+
+    def proxy(self, made: Bed, tenant: str, place: int, specs: Sequence[VpcSpec]) -> _KernelProxy:
+        proxy = self.begun(made, tenant, place, specs)
+        proxy.heard()
+        return proxy
 
 
 class _PortableProxy(ProxyProcess):
@@ -225,12 +215,17 @@ class PortableBackend:
     def plane(self, made: Bed, place: int) -> PlaneInHost:
         return PlaneInHost(made.nodes[place], lambda: PortablePlane(loaded(self._identity("node", f"n{place}"))))
 
-    def proxy(self, made: Bed, tenant: str, place: int, specs: Sequence[VpcSpec]) -> _PortableProxy:
+    def begun(self, made: Bed, tenant: str, place: int, specs: Sequence[VpcSpec]) -> _PortableProxy:
         host = made.proxies[tenant][place]
         if place == 0:
             host.ip("address", "replace", f"{VIRTUAL}/32", "dev", "lan0")
         proxy = _PortableProxy(host, host.name, self._identity("vpc-proxy", host.name))
-        proxy.start(specs)
+        proxy.begin(specs)
+        return proxy
+
+    def proxy(self, made: Bed, tenant: str, place: int, specs: Sequence[VpcSpec]) -> _PortableProxy:
+        proxy = self.begun(made, tenant, place, specs)
+        proxy.heard()
         return proxy
 
 
@@ -248,8 +243,11 @@ class Network:
         self.backend, self.bed = backend, made
         self.specs = {tenant: made.spec(tenant) for tenant in made.networks}
         self.proxies = {
-            tenant: [backend.proxy(made, tenant, place, [self.specs[tenant]]) for place in range(2)] for tenant in made.networks
+            tenant: [backend.begun(made, tenant, place, [self.specs[tenant]]) for place in range(2)] for tenant in made.networks
         }
+        for pair in self.proxies.values():
+            for proxy in pair:
+                proxy.heard()
         self.planes = [backend.plane(made, place) for place in range(len(made.nodes))]
 
     def use(self, *specs: VpcSpec) -> None:

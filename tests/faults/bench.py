@@ -2,7 +2,6 @@
 
 import contextlib
 import datetime
-import itertools
 import json
 import os
 import signal
@@ -20,7 +19,8 @@ STOP_S = 10.0 if FULL else 4.0
 SETTLED_S = 0.5  # after recovery: from here on no client may see anything
 QUIET_S = 1.5
 FD_SLACK = 12  # pools fill and connections of clients come and go; a leak of one per fault would be more
-KILL, STOP, FLUSH = "kill -9", "SIGSTOP", "FLUSHALL"
+KILL, STOP, CUT, FLUSH = "kill -9", "SIGSTOP", "cut off", "FLUSHALL"
+HELD = (STOP, CUT)
 
 Fault = tuple[str, str]
 
@@ -28,9 +28,9 @@ Fault = tuple[str, str]
 class Bench:
     """One platform under load through many faults; a verdict after each."""
 
-    def __init__(self, platform: Running) -> None:
+    def __init__(self, platform: Running, load: Load | None = None) -> None:
         self.platform = platform
-        self.load = Load(platform)
+        self.load = load or Load(platform)
         self.traces = Traces(platform)
         self.measured: list[dict[str, object]] = []
         self._quiet_from = time.monotonic()
@@ -41,12 +41,14 @@ class Bench:
         self._nothing_since_recovery(faults)
         answered, cold, began = self.load.answered, self.load.cold, time.monotonic()
         killed = [name for name, fault in faults if fault == KILL]
-        halted = [self.pids(name) for name, fault in faults if fault == STOP]
+        held = [self.held(name, fault) for name, fault in faults if fault in HELD]
         before = {name: self.kill(name) for name in killed}
         if any(fault == FLUSH for _, fault in faults):
             self.flush()
-        if halted:
-            with stopped(list(itertools.chain(*halted))):
+        if held:
+            with contextlib.ExitStack() as stack:
+                for one in held:
+                    stack.enter_context(one)
                 time.sleep(STOP_S)
         released = time.monotonic()
         for name, pid in before.items():
@@ -64,7 +66,7 @@ class Bench:
                 "faults": [f"{name}, {fault}" for name, fault in faults],
                 "last_error_s": round(max(0.0, last - began), 2) if last > began else 0.0,
                 "errors": len([one for one in self.load.seen if one.at >= began]),
-                "stopped_s": STOP_S if halted else 0.0,
+                "stopped_s": STOP_S if held else 0.0,
             }
         )
         print(json.dumps(self.measured[-1]))
@@ -81,6 +83,10 @@ class Bench:
         (pid,) = self.pids(name)
         os.kill(pid, signal.SIGKILL)
         return pid
+
+    def held(self, name: str, fault: str) -> contextlib.AbstractContextManager[None]:
+        """A fault that lasts as long as the block."""
+        return stopped(self.pids(name))
 
     def back(self, name: str, pid: int) -> None:
         self.platform.new_pid(name, pid)

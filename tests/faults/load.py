@@ -4,8 +4,9 @@ import itertools
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import httpx
 from faults.running import Running, put, wait_for
@@ -56,6 +57,8 @@ class Load:
     """Threads that run between `start` and `stop`. Lists are appended to by them and read by anybody."""
 
     platform: Running
+    workflows: Mapping[str, str] = field(default_factory=lambda: WORKFLOWS)
+    settings: Mapping[str, Any] = field(default_factory=dict)  # of the workflows' functions
     answered: int = 0
     cold: int = 0
     wrong: list[str] = field(default_factory=list)
@@ -73,8 +76,8 @@ class Load:
     def prepare(self) -> None:
         """Deploys the workflows and waits for each to answer."""
         with self.platform.control(MANAGE_S) as control, self.platform.functions(CLIENT_S) as functions:
-            for name, source in WORKFLOWS.items():
-                assert put(control, name, source, timeout_s=INVOKE_S).status_code == 202
+            for name, source in self.workflows.items():
+                assert put(control, name, source, timeout_s=INVOKE_S, **self.settings).status_code == 202
             for entry in ("front", "rare"):
                 wait_for(lambda entry=entry: self._invoke(functions, entry, entry), f"{entry} answers", SERVED_S)
         self.seen.clear()

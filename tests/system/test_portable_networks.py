@@ -76,6 +76,37 @@ def test_functions_leave_with_the_vpcs_fixed_address_when_the_proxy_has_it(world
         holder.ip("address", "del", f"{VIRTUAL}/32", "dev", "lan0")
 
 
+def test_a_tunnel_says_with_which_address_functions_leave_by_each_proxy(world: World) -> None:
+    """As whoever runs the proxies' hosts moves the fixed one."""
+    first, second = world.bed.proxies["acme"]
+
+    def said(words: str) -> bool:
+        state = world.node.call(lambda: world.plane.state("acme/main"))
+        assert state is not None
+        return bool(state.reason.endswith(words))
+
+    with world.function("acme") as function:
+        eventually(lambda: said("leaving as 10.0.0.11, by acme-proxy-1 as 10.0.0.12"))
+        for holder, words, seen in (
+            (first, f"leaving as {VIRTUAL}, by acme-proxy-1 as 10.0.0.12", VIRTUAL),
+            (second, f"leaving as 10.0.0.11, by acme-proxy-1 as {VIRTUAL}", "10.0.0.11"),
+        ):
+            holder.ip("address", "add", f"{VIRTUAL}/32", "dev", "lan0")
+            try:
+                eventually(lambda words=words: said(words))  # type: ignore[misc]
+                assert function.run(greeting) == ("acme", seen)
+            finally:
+                holder.ip("address", "del", f"{VIRTUAL}/32", "dev", "lan0")
+        eventually(lambda: said("leaving as 10.0.0.11, by acme-proxy-1 as 10.0.0.12"))
+
+
+def eventually(holds: Callable[[], bool], limit_s: float = 20.0) -> None:
+    end = time.monotonic() + limit_s
+    while not holds():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
 def test_what_is_outside_is_unreachable_and_what_refuses_shows_as_reset(world: World) -> None:
     with world.function("acme") as function:
         function.run(lambda: refused(lambda: greeting("10.1.0.1"), "nreachable"))

@@ -18,7 +18,7 @@ FUNCTION = """
 import socket
 def handler(event, context):
     try:
-        with socket.create_connection((event["host"], event["port"]), 8) as connection:
+        with socket.create_connection((event["host"], event["port"]), event["timeout_s"]) as connection:
             connection.sendall(b"GET tenant\\r\\n")
             return connection.recv(100).decode()
     except OSError as error:
@@ -67,22 +67,22 @@ def test_functions_of_two_tenants_read_their_own_database_by_address_and_by_name
 ) -> None:
     sandboxes = driver(tmp_path)  # here: from the node's namespace there is no way to where images are made of
 
-    async def value(function: Running, host: str, port: int = 6379) -> object:
-        return await function.value({"host": host, "port": port}, 30)
+    async def value(function: Running, host: str, port: int = 6379, timeout_s: float = 8.0) -> object:
+        return await function.value({"host": host, "port": port, "timeout_s": timeout_s}, 30)
 
     async def run() -> None:
         async with sandboxes as made:
             for tenant in TENANTS:
                 function = await made.run(FUNCTION, tenant=tenant)
                 network = function.clone.network
-                assert await value(function, SERVER) in ("OSError", "TimeoutError"), "it is attached to nothing"
+                assert await value(function, SERVER, timeout_s=1.0) in ("OSError", "TimeoutError"), "it is attached to nothing"
                 await world.plane.wire(network)
                 attached = await world.plane.attach(f"{tenant}/main", "none", network)
                 for host in (SERVER, "db.internal"):
                     assert await value(function, host) == f"${len(tenant)}\r\n{tenant}\r\n"
                 assert await value(function, SERVER, 9) == "ConnectionResetError"
                 for host in ("10.1.0.1", world.bed.nodes[0].address, "169.254.169.254", "100.64.0.1"):
-                    assert await value(function, host) in (
+                    assert await value(function, host, timeout_s=1.0) in (
                         "OSError",
                         "ConnectionResetError",
                         "ConnectionRefusedError",

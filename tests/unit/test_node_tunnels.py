@@ -1,5 +1,6 @@
 """A node and private networks: who tells it of them, attaching beside code and clone, what is left when something fails."""
 
+import asyncio
 import contextlib
 import os
 from collections.abc import AsyncIterator, Iterator
@@ -20,6 +21,7 @@ from workers.network.none import NoPlane
 from workers.networks import Rule, VpcSpec
 from workers.ports import CodeUnavailable, NetworkUnavailable, SandboxNetwork
 from workers.rpc.messages import Hello, PrepareItem, Retire, Rpc, Vpcs
+from workers.tunnelling import Tunnels
 from workers.versions import VersionSpec
 
 VPC = VpcSpec("acme/db", "acme", 7, 1, ("10.0.0.0/16",))
@@ -52,7 +54,7 @@ def held(namespace: int) -> int:
 async def rig(folder: Path, namespace: int, **options: object) -> AsyncIterator[tuple[Rig, DoublePlane, Caller, Caller]]:
     """A node that was told of VPC, a gateway and a planner."""
     plane = DoublePlane()
-    async with running_node(folder, plane=plane, **options) as made:  # type: ignore[arg-type]
+    async with running_node(folder, tunnels=Tunnels(plane), **options) as made:  # type: ignore[arg-type]
         made.driver.network = SandboxNetwork(namespace)
         planner = await made.caller("planner")
         planner.connection.send(Rpc.VPCS, 0, Vpcs([VPC]))
@@ -250,6 +252,40 @@ async def test_a_node_without_tunnels_says_so(tmp_path: Path) -> None:
         told = await gateway.connection.ask("tunnels", 5, tenant="acme")
         assert (told["node"], told["backend"], told["reached"]) == ("node-1", "none", [])
         assert "without tunnels" in told["reason"]
+
+
+@in_loop
+async def test_nobody_waits_for_tunnels_but_who_needs_them(tmp_path: Path, namespace: int) -> None:
+    plane, may, ended = DoublePlane(), asyncio.Event(), asyncio.Event()
+
+    async def opens() -> DoublePlane:
+        try:
+            await may.wait()
+            return plane
+        finally:
+            ended.set()
+
+    tunnels = Tunnels(NoPlane("they are being opened"), opens)
+    async with running_node(tmp_path, tunnels=tunnels) as made:
+        made.driver.network = SandboxNetwork(namespace)
+        gateway, planner = await made.caller(), await made.caller("planner")
+        planner.connection.send(Rpc.VPCS, 0, Vpcs([VPC]))
+        result, _ = await gateway.start(spec("apart")).result()
+        assert result.status == "ok", "the node serves"
+        assert (await gateway.connection.ask("state", 5))["tunnels"]["reason"] == "they are being opened"
+        inside, asked = gateway.start(INSIDE), asyncio.ensure_future(gateway.connection.ask("tunnels", 5, tenant="acme"))
+        await until(lambda: len(made.driver.alive) == 2, "a sandbox that is to be attached")
+        assert not asked.done()
+        may.set()
+        assert (await inside.result())[0].status == "ok"
+        assert (await asked)["reached"] == ["", "acme/db"]
+        assert plane.told == [VPC], "of what the planner told before"
+    assert plane.stopped
+    may.clear()
+    ended.clear()
+    async with running_node(tmp_path, tunnels=Tunnels(NoPlane(), opens)):
+        await asyncio.sleep(0)
+    assert ended.is_set(), "a node that stops waits for what is being opened"
 
 
 class _Refusing(DoublePlane):

@@ -18,16 +18,16 @@ from hypothesis import strategies as st
 
 from orchestrator.authority import Authority
 from workers.framing import FrameParser
-from workers.network.kernel.addresses import PRIVATE
+from workers.network.kernel.addresses import refusal
 from workers.network.portable import destinations
 from workers.network.portable.attached import Attached
-from workers.network.portable.destinations import NOT_PUBLIC, allowed
+from workers.network.portable.destinations import allowed
 from workers.network.portable.outward import NoWay
 from workers.network.portable.proxy import MAX_UNSAID_PER_NODE, PortableProxy
 from workers.network.portable.served import Served
 from workers.network.portable.wiring import Wired
 from workers.network.portable.words import PROTOCOL, Hello, Kind, Open
-from workers.networks import TUNNEL_PORTS, VpcSpec
+from workers.networks import RESERVED, TUNNEL_PORTS, Proxy, VpcSpec
 from workers.rpc.transport import HostPort, Peer
 
 ROOT = Path(__file__).parents[2]
@@ -125,7 +125,7 @@ def test_a_proxy_that_may_not_ask_which_addresses_are_its_own_reaches_none(
 ) -> None:
     """As under a unit that restricts address families: no netlink."""
 
-    def refused(family: int) -> None:
+    def refused() -> None:
         raise OSError(code, "no")
 
     monkeypatch.setattr(destinations, "Netlink", refused)
@@ -137,5 +137,10 @@ def test_the_unit_of_a_proxy_lets_it_ask() -> None:
     assert "AF_NETLINK" in unit.partition("\nRestrictAddressFamilies=")[2].partition("\n")[0].split()
 
 
-def test_both_backends_mean_the_same_internet() -> None:
-    assert {ipaddress.IPv4Network(one) for one in PRIVATE} == set(NOT_PUBLIC)
+@pytest.mark.parametrize("network", RESERVED)
+def test_no_spec_makes_what_is_reserved_a_vpcs(network: ipaddress.IPv4Network) -> None:
+    """Whoever wrote it: the orchestrator refuses to."""
+    everything = VpcSpec("acme/db", "acme", 7, 1, ("0.0.0.0/0",), address="10.0.0.9", proxies=(Proxy("p1", "10.0.0.8:1"),))
+    for address in (network[0], network[-1]):
+        assert not allowed(everything, str(address), "tcp", 443)
+    assert "not to be had" in refusal(msgspec.structs.replace(everything, cidrs=(str(network),)))

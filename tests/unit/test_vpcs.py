@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.catalog.errors import Refused
-from orchestrator.vpcs import FORBIDDEN, MAX_CIDRS, MAX_RULES, read_address, read_cidrs, read_rules, rule_of, write_rule
-from workers.networks import Rule
+from orchestrator.vpcs import MAX_CIDRS, MAX_RULES, read_address, read_cidrs, read_rules, rule_of, write_rule
+from workers.networks import RESERVED, Rule
 
 NETWORKS = st.builds(
     lambda bits, prefix: ipaddress.IPv4Network((bits & (0xFFFFFFFF << (32 - prefix)) & 0xFFFFFFFF, prefix)),
@@ -83,7 +83,7 @@ def test_what_is_read_is_canonical_and_apart_from_what_is_forbidden(networks: li
     assert read_cidrs(read) == read
     assert {ipaddress.IPv4Network(one) for one in read} == set(networks)
     for one in read:
-        assert not any(ipaddress.IPv4Network(one).overlaps(ipaddress.IPv4Network(other)) for other in FORBIDDEN)
+        assert not any(ipaddress.IPv4Network(one).overlaps(other) for other in RESERVED)
 
 
 @given(NETWORKS, st.sampled_from(["tcp", "udp"]), st.integers(1, 65535), st.integers(1, 65535))

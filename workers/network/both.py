@@ -22,12 +22,13 @@ LOOK_S = 0.05
 class BothPlanes:
     """Implements workers.ports.TunnelPlane over two that were started, the better one first."""
 
+    carries_internet = True
+
     def __init__(self, better: TunnelPlane, other: TunnelPlane) -> None:
         self._planes = (better, other)
         self._wired: OrderedDict[tuple[int, int], TunnelPlane] = OrderedDict()
         self.backend = better.backend
         self.reason = better.reason
-        self.carries_internet = True
 
     async def start(self) -> None:
         """Both were."""

@@ -41,6 +41,9 @@ async def choose(backends: Sequence[Backend], wanted: str = AUTO) -> TunnelPlane
         except (OSError, TimeoutError) as error:
             refused.append(f"{backend.name}: {said(error)}")
             await plane.stop()
+        except BaseException:
+            await plane.stop()
+            raise
         else:
             return plane
     for why in refused:

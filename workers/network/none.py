@@ -10,6 +10,7 @@ class NoPlane:
     """Implements workers.ports.TunnelPlane."""
 
     backend = "none"
+    carries_internet = False
 
     def __init__(self, reason: str = "this node was started without tunnels") -> None:
         self.reason = reason

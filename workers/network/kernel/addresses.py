@@ -3,6 +3,7 @@
     100.64.0.0/24     a guest's link and the resolver, the same in every sandbox
     100.64.1.0 up to 100.79.255.255   instances, one address each on a node (`index` is its place)
     100.80.0.1, 100.80.255.1, .2      the proxies' end of a tunnel; the pair among themselves
+    100.80.0.2        at that end for good, of both proxies: reachable by nobody
     100.96.0.0/12     nodes, as their proxies see them; 100.112.0.0/12 the same nodes, for packets that may go to the internet
 
 A mark tells whose a packet is: 11 bits slot (the Vpc on this node), 1 bit egress, 20 bits index.
@@ -10,36 +11,22 @@ A mark tells whose a packet is: 11 bits slot (the Vpc on this node), 1 bit egres
 
 import ipaddress
 
-from workers.networks import Proxy, VpcSpec
+from workers.networks import RESERVED, Proxy, VpcSpec
 
 FIRST_INDEX, LAST_INDEX = 256, (1 << 20) - 1
 INDEX_MASK, EGRESS, SLOT_SHIFT, LAST_SLOT = 0xFFFFF, 1 << 20, 21, 2046
 SLOT_MASK = 0xFFE0_0000
 OWN_INDEX = 1  # of what the node itself sends into a tunnel: probes
 
-SPACE = ipaddress.IPv4Network("100.64.0.0/10")
 GUEST_GATEWAY, GUEST_PREFIX = "100.64.0.1", 30
 GATEWAY = "100.80.0.1"
+ANCHOR = "100.80.0.2"
+"""A device that loses its last address loses its routes, too: with this one, those to nodes outlive the turns of GATEWAY."""
+
 PAIR = ("100.80.255.1", "100.80.255.2")
 LAST_NUMBER = 65535  # of a node
 
 _INSTANCES, _NODES, _EGRESS = (int(ipaddress.IPv4Address(first)) for first in ("100.64.0.0", "100.96.0.0", "100.112.0.0"))
-
-NEVER = ("0.0.0.0/8", "127.0.0.0/8", "169.254.0.0/16", "224.0.0.0/3")
-"""No Vpc holds these: this host, its metadata, groups and broadcasts."""
-
-PRIVATE: tuple[str, ...] = (
-    "0.0.0.0/8",
-    "10.0.0.0/8",
-    "100.64.0.0/10",
-    "127.0.0.0/8",
-    "168.63.129.16/32",  # a cloud's service for its own machines, at an address that looks public
-    "169.254.0.0/16",
-    "172.16.0.0/12",
-    "192.0.0.0/24",
-)
-PRIVATE += ("192.168.0.0/16", "198.18.0.0/15", "224.0.0.0/3")
-"""What is not the internet."""
 
 
 def instance_address(index: int) -> str:
@@ -89,7 +76,7 @@ def _refused_cidr(spec: VpcSpec) -> str:
             return f"CIDR {cidr}: {error}"
         if not isinstance(network, ipaddress.IPv4Network):
             return f"CIDR {cidr}: the kernel backend carries IPv4 only"
-        for taken in (SPACE, *map(ipaddress.IPv4Network, NEVER)):
+        for taken in RESERVED:
             if network.overlaps(taken):
                 return f"CIDR {cidr} meets {taken}, which is not to be had in a private network"
     return ""

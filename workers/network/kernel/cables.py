@@ -7,9 +7,9 @@ from collections.abc import Iterator, Set
 
 from workers.network.kernel.addresses import FIRST_INDEX, LAST_INDEX
 from workers.network.kernel.router import CABLES
+from workers.network.netlink import DELETE_LINK
 from workers.ports import NetworkUnavailable, SandboxNetwork
 
-_DELLINK = 17
 RECEIVE_BYTES = 65536
 _PLACES = 1 << 20
 
@@ -90,7 +90,7 @@ def departures(sock: socket.socket) -> Iterator[int]:
         at = 0
         while at + 16 <= len(received):
             size, kind, _, _, _ = struct.unpack_from("IHHII", received, at)
-            if kind == _DELLINK:
+            if kind == DELETE_LINK:
                 (device,) = struct.unpack_from("i", received, at + 20)
                 if CABLES <= device < CABLES + _PLACES:
                     yield device - CABLES

@@ -114,6 +114,7 @@ class Endpoint:
         for index in (self._tunnel, card, both):
             self._inside.link("set", index=index, state="up")
         self._inside.addr("add", index=both, address=addresses.PAIR[self.place], prefixlen=30)
+        self._inside.addr("add", index=self._tunnel, address=addresses.ANCHOR, prefixlen=32)
         # a proxy that does not carry the address has no route inside, and says nothing about it
         self._inside.route("add", family=2, dst="0.0.0.0/0", type="blackhole", priority=0xFFFF_FFFF)
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import structlog
 
-from workers.network.kernel import addresses, netlink, rules
+from workers.network.kernel import addresses, requests, rules
 from workers.network.kernel.cables import Cable, Cables, departures
 from workers.network.kernel.router import CABLES, Router
 from workers.network.kernel.tunnel import Tunnel
@@ -30,6 +30,7 @@ class KernelPlane:
 
     backend = "kernel"
     reason = ""
+    carries_internet = False
 
     def __init__(self, underlay: str, number: int) -> None:
         if not 1 <= number <= addresses.LAST_NUMBER:
@@ -39,7 +40,6 @@ class KernelPlane:
         self._cables = Cables()
         self._wiring: dict[int, asyncio.Task[None]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
-        self._turn = asyncio.Lock()
         self._started = False
         self._kick = asyncio.Event()
         self._heard = asyncio.Event()
@@ -128,8 +128,8 @@ class KernelPlane:
         try:
             self._router.elements.transaction(
                 "attaching an instance",
-                netlink.element(rules.TABLE, "instances", _place(cable.index), packed),
-                netlink.element(rules.TABLE, "live", packed),
+                requests.element(rules.TABLE, "instances", _place(cable.index), packed),
+                requests.element(rules.TABLE, "live", packed),
             )
         except OSError as error:
             raise NetworkUnavailable(f"{vpc}: {error}") from error
@@ -158,8 +158,8 @@ class KernelPlane:
         try:
             self._router.elements.transaction(
                 "detaching an instance",
-                netlink.element(rules.TABLE, "live", packed, delete=True),
-                netlink.element(rules.TABLE, "instances", _place(cable.index), delete=True),
+                requests.element(rules.TABLE, "live", packed, delete=True),
+                requests.element(rules.TABLE, "instances", _place(cable.index), delete=True),
             )
         except OSError as error:  # its cable goes next, which ends it as well
             log.error("networks.not_detached", vpc=tunnel.spec.vpc, error=str(error))
@@ -249,7 +249,7 @@ class KernelPlane:
         with contextlib.suppress(OSError):
             found = await self._router.do(lambda: self._router.carriers(specs))
         for device, tunnel in tunnels.items():
-            tunnel.carrier = found.get(device, "")
+            tunnel.carried(found.get(device, ""))
 
     async def _wire(self, cable: Cable, network: SandboxNetwork) -> None:
         try:

@@ -24,7 +24,7 @@ log = structlog.get_logger(__name__)
 
 
 class _Served:
-    """An endpoint as it is. `role`: keepalived's word, master | backup | fault; `turns`: how often that has changed."""
+    """An endpoint as it is. `role`: keepalived's word, master | backup | fault; `turns`: how often it has become another."""
 
     def __init__(self, spec: VpcSpec) -> None:
         self.spec = spec
@@ -35,6 +35,11 @@ class _Served:
         self.made_at = 0.0
         self.pipe = -1
         self.heard = b""
+
+    @property
+    def changes(self) -> int:
+        """Of its role, after the first one."""
+        return max(0, self.turns - 1)
 
 
 class KernelProxy:
@@ -65,6 +70,11 @@ class KernelProxy:
         """`attached`: nodes it carries for."""
         return [self._state_of(served) for served in self._served.values()]
 
+    @property
+    def changes(self) -> int:
+        """Of roles, in the networks served now: by a fault, and without one when advertisements came late."""
+        return sum(served.changes for served in self._served.values())
+
     async def stop(self) -> None:
         if self._watching is not None:
             self._watching.cancel()
@@ -80,7 +90,7 @@ class KernelProxy:
         if served.endpoint is None:
             return TunnelState(spec.vpc, spec.generation, False, served.fault or "it is being made", BACKEND)
         ready = served.role in ("master", "backup")
-        reason = f"{BACKEND}, {served.role or 'no role yet'}, {max(0, served.turns - 1)} changes of role"
+        reason = f"{BACKEND}, {served.role or 'no role yet'}, {served.changes} changes of role"
         return TunnelState(spec.vpc, spec.generation, ready, reason, BACKEND, len(self._nodes))
 
     async def _settle(self) -> None:
@@ -168,7 +178,8 @@ class KernelProxy:
             served.pipe = -1
 
     def _told(self, served: _Served) -> None:
-        """keepalived's lines: INSTANCE "foreglow" MASTER 200."""
+        """keepalived's lines: INSTANCE "foreglow" MASTER 200, or MASTER_RX_LOWER_PRI where it stays the master though the other
+        had taken itself for that."""
         with contextlib.suppress(BlockingIOError):
             served.heard += os.read(served.pipe, 4096)
         *lines, served.heard = served.heard.split(b"\n")
@@ -176,7 +187,7 @@ class KernelProxy:
         for line in lines:
             words = line.decode(errors="replace").split()
             if len(words) >= 3 and words[0] == "INSTANCE":
-                role = words[2].lower()
+                role = words[2].lower().removesuffix("_rx_lower_pri")
                 if role != served.role:
                     served.role, served.turns = role, served.turns + 1
                     log.info("networks.proxy_role", vpc=served.spec.vpc, role=role, changes=served.turns)

@@ -19,10 +19,10 @@ from typing import TypeVar
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
-from workers.network import namespaces
-from workers.network.kernel import addresses, netlink, rules
-from workers.network.kernel.netlink import Netlink
+from workers.network import namespaces, netlink
+from workers.network.kernel import addresses, requests, rules
 from workers.network.namespaces import Namespace
+from workers.network.netlink import NO_ARP, UP, Netlink
 from workers.networks import VpcSpec
 from workers.ports import SandboxNetwork
 
@@ -80,8 +80,8 @@ class Router:
         settings(SETTINGS)
         self._inside = IPRoute()
         self._quick = Netlink()
-        self.elements = Netlink.netfilter()  # for the event loop: its users are there
-        self._connections = Netlink.netfilter()
+        self.elements = Netlink(netlink.NETFILTER)  # for the event loop: its users are there
+        self._connections = Netlink(netlink.NETFILTER)
         nft(rules.router(self.number))
         self._inside.rule("add", priority=10, fwmark=0, fwmask=addresses.INDEX_MASK, table=INSTANCES)
         self._inside.route("add", family=socket.AF_INET, dst="0.0.0.0/0", type="blackhole")
@@ -123,53 +123,51 @@ class Router:
         """The sandbox's cable, its address and its way out."""
         device, mac, address = CABLES + index, addresses.instance_mac(index), addresses.instance_address(index)
         assert self.namespace is not None
-        self._quick.request(
+        self._quick.ask(
             "an instance's cable",
-            netlink.cable(f"i{index}", device, SANDBOX_DEVICE, SANDBOX_DEVICE_INDEX, network.namespace, mac, self.mtu),
+            requests.cable(f"i{index}", device, SANDBOX_DEVICE, SANDBOX_DEVICE_INDEX, network.namespace, mac, self.mtu),
         )
         try:
             # this end first: the other's queue is live only once both are up, and is then waited for
-            self._quick.request("an instance's way in", netlink.up(device), netlink.route(address, 32, device, INSTANCES))
+            ways = netlink.up(device, UP | NO_ARP), requests.route(address, 32, device, INSTANCES)
+            self._quick.ask("an instance's way in", *ways)
             namespaces.enter(network.namespace)
             try:
                 self._wire_inside(network, address)
             finally:
                 namespaces.enter(self.namespace.descriptor)
-            self._quick.request("an instance's way in", netlink.settled(device))
+            self._quick.ask("an instance's way in", netlink.settled(device))
         except BaseException:
             with contextlib.suppress(OSError):
-                self._quick.request("a cable taken away", netlink.removed(device))
+                self._quick.ask("a cable taken away", requests.removed(device))
             raise
 
     @staticmethod
     def _wire_inside(network: SandboxNetwork, address: str) -> None:
         settings((*SETTINGS[:2], ("ipv4/tcp_orphan_retries", ORPHAN_RETRIES)))
-        inside = Netlink()
-        try:
-            inside.request(
+        with Netlink() as inside:
+            inside.ask(
                 "an instance's way out",
-                netlink.up(SANDBOX_DEVICE_INDEX),
+                netlink.up(SANDBOX_DEVICE_INDEX, UP | NO_ARP),
                 netlink.address(SANDBOX_DEVICE_INDEX, address, 32),
-                netlink.route("0.0.0.0", 0, SANDBOX_DEVICE_INDEX),  # noqa: S104 - everywhere
+                requests.route("0.0.0.0", 0, SANDBOX_DEVICE_INDEX),  # noqa: S104 - everywhere
                 netlink.settled(SANDBOX_DEVICE_INDEX),
             )
             if network.card:
                 card = socket.if_nametoindex(network.card)
-                inside.request("a guest's gateway", netlink.address(card, addresses.GUEST_GATEWAY, addresses.GUEST_PREFIX))
+                inside.ask("a guest's gateway", netlink.address(card, addresses.GUEST_GATEWAY, addresses.GUEST_PREFIX))
                 settings((("ipv4/ip_forward", "1"), ("ipv4/conf/all/rp_filter", "0")))
                 nft(rules.guest(network.card, network.guest, SANDBOX_DEVICE, address))
-        finally:
-            inside.close()
 
     def unwire(self, indices: Sequence[int]) -> None:
         """Takes away the cables that are still there."""
         for index in indices:
             with contextlib.suppress(OSError):  # gone with the sandbox
-                self._quick.request("a cable taken away", netlink.removed(CABLES + index))
+                self._quick.ask("a cable taken away", requests.removed(CABLES + index))
 
     def forget(self, mark: int) -> None:
         """All connections with the mark."""
-        self._connections.request("forgetting connections", netlink.connections_gone(mark))
+        self._connections.ask("forgetting connections", requests.connections_gone(mark))
 
     def wired(self) -> set[int]:
         """The indices of all cables that are there."""
@@ -196,7 +194,7 @@ class Router:
             self._inside.link("set", index=device, group=rules.TUNNELS)
             for egress in (False, True):
                 self._inside.addr("add", index=device, address=addresses.tunnel_address(self.number, egress), prefixlen=32)
-            self._inside.link("set", index=device, flags=netlink.UP | netlink.NO_ARP, change=netlink.UP | netlink.NO_ARP)
+            self._inside.link("set", index=device, flags=UP | NO_ARP, change=UP | NO_ARP)
             gateway = addresses.gateway_mac(spec.number)
             self._inside.neigh("replace", dst=addresses.GATEWAY, lladdr=gateway, ifindex=device, state="permanent")
             table = FIRST_TABLE + slot
@@ -228,7 +226,7 @@ class Router:
             self._inside.rule("del", priority=20, fwmark=mark, fwmask=addresses.SLOT_MASK, table=FIRST_TABLE + slot)
         for index in self._inside.link_lookup(ifname=f"vx{spec.number}"):
             self._inside.link("del", index=index)
-        self._connections.request("forgetting connections", netlink.connections_gone(mark, addresses.SLOT_MASK))
+        self._connections.ask("forgetting connections", requests.connections_gone(mark, addresses.SLOT_MASK))
 
     def probe(self, device: int, slot: int) -> socket.socket:
         """A socket that asks the proxies' end of a tunnel for an echo."""

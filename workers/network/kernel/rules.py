@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 
 from workers.network.kernel import addresses
 from workers.network.kernel.addresses import EGRESS, INDEX_MASK, OWN_INDEX, SLOT_MASK
-from workers.networks import RESOLVER, TUNNEL_PORTS, VpcSpec
+from workers.networks import NOT_INTERNET, RESOLVER, TUNNEL_PORTS, VpcSpec
 
 TABLE = "foreglow"
 TUNNELS, UPLINKS = 2, 3  # groups of devices in a router
@@ -25,6 +25,9 @@ _BEFORE_FRAGMENTS = -450  # conntrack puts fragments together at -400
 
 def _set(addresses_or_ranges: Iterable[str]) -> str:
     return "{ " + ", ".join(addresses_or_ranges) + " }"
+
+
+_NOT_INTERNET = _set(map(str, NOT_INTERNET))
 
 
 def router(number: int) -> str:
@@ -98,9 +101,9 @@ flush chain inet {TABLE} policy_{slot}
 flush chain inet {TABLE} answer_{slot}
 flush chain inet {TABLE} resolver_{slot}
 add rule inet {TABLE} zone_{slot} ct zone set {slot} accept
-add rule inet {TABLE} policy_{slot} meta mark & {EGRESS:#x} == {EGRESS:#x} ip daddr != {_set(addresses.PRIVATE)} accept
+add rule inet {TABLE} policy_{slot} meta mark & {EGRESS:#x} == {EGRESS:#x} ip daddr != {_NOT_INTERNET} accept
 {allowed(spec, f"inet {TABLE} policy_{slot}")}
-add rule inet {TABLE} answer_{slot} ct mark & {EGRESS:#x} == {EGRESS:#x} ip saddr != {_set(addresses.PRIVATE)} accept
+add rule inet {TABLE} answer_{slot} ct mark & {EGRESS:#x} == {EGRESS:#x} ip saddr != {_NOT_INTERNET} accept
 {allowed(spec, f"inet {TABLE} answer_{slot}", back=True)}{resolver}
 add element inet {TABLE} zones {{ {mark} : goto zone_{slot} }}
 add element inet {TABLE} policies {{ {mark} : goto policy_{slot} }}
@@ -164,14 +167,14 @@ table inet {TABLE} {{
     iifname "{inside}" oifname != "{tunnel}" drop
     iifname "{inside}" ct state related accept
     iifname "{inside}" ct state != established drop
-    iifname "{inside}" ct original ip saddr @travellers ip saddr != {_set(addresses.PRIVATE)} accept
+    iifname "{inside}" ct original ip saddr @travellers ip saddr != {_NOT_INTERNET} accept
     iifname "{inside}" goto answered
     iifname != "{tunnel}" drop
     oifname != "{inside}" drop
     udp dport {_set(map(str, TUNNEL_PORTS))} drop
     ct state invalid drop
     ct state related accept
-    ip saddr @travellers ip daddr != {_set(addresses.PRIVATE)} accept
+    ip saddr @travellers ip daddr != {_NOT_INTERNET} accept
     ip saddr @nodes goto allowed
     ip saddr @travellers goto allowed
   }}

@@ -24,11 +24,14 @@ class Tunnel:
         self.device = 0
         self.fault = ""
         self.carrier = ""
+        self.changes = 0
+        """How often another proxy was seen to carry it than before: by a fault, or since advertisements came late."""
         self.attached = 0
         self.leaving = False
         self.changed = asyncio.Event()
         """Set, and replaced, whenever its state may be another."""
         self._heard: float | None = None
+        self._last = ""
         self._socket: socket.socket | None = None
         self._probing: asyncio.Task[None] | None = None
 
@@ -47,7 +50,7 @@ class Tunnel:
 
     def _reason(self, ready: bool, backend: str) -> str:
         if ready:
-            return f"{backend}, by {self.carrier}" if self.carrier else backend
+            return f"{backend}, by {self.carrier}{self._changed()}" if self.carrier else backend
         if self.leaving:
             return f"it is closed when its {self.attached} instances have gone"
         if self.fault:
@@ -58,6 +61,15 @@ class Tunnel:
             names = ", ".join(f"{proxy.name} ({proxy.underlay or proxy.address})" for proxy in self.spec.proxies)
             return f"no proxy answers: {names}"
         return f"it follows generation {self.followed.generation if self.followed else 0} still"
+
+    def _changed(self) -> str:
+        return f", changes of proxy: {self.changes}" if self.changes else ""
+
+    def carried(self, by: str) -> None:
+        """What was seen of that; empty: nothing."""
+        if by and self._last not in ("", by):
+            self.changes += 1
+        self._last, self.carrier = by or self._last, by
 
     def tell(self) -> None:
         self.changed.set()

@@ -46,8 +46,8 @@ class Owner(Protocol):
 
 class Link:
     """The reader of one connection. `carried`: streams and flows by id. `waiting`: those that found it congested. `suspect`: it
-    has been silent for too long to begin something on it. `up`: hello and welcome were said; `generation`: that the proxy
-    named last."""
+    has been silent for too long to begin something on it. `up`: hello and welcome were said; `generation`, `source`: that
+    the proxy named last."""
 
     def __init__(self, owner: Owner, budget: Budget, pings: bool) -> None:
         """`pings`: this side asks whether the other is there (the node's does); the other answers, and gives up later."""
@@ -59,6 +59,7 @@ class Link:
         self.quick = False
         self.last = 0
         self.generation = 0
+        self.source = ""
         self.closing = ""
         self.why = ""
         self._owner = owner

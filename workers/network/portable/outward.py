@@ -5,16 +5,18 @@ import contextlib
 import errno
 import socket
 from collections.abc import Callable
-from ipaddress import ip_address
+from ipaddress import IPv4Network, ip_address
 from pathlib import Path
 
 from workers.network.portable.words import MAX_DATA, Open, Reason
+from workers.networks import VpcSpec
 
 CONNECT_TIMEOUT_S = 10.0
 FLOW_IDLE_S, QUESTION_IDLE_S = 30.0, 6.0
 DATAGRAMS_AT_ONCE = 32
 KEEPALIVE = ((socket.TCP_KEEPIDLE, 60), (socket.TCP_KEEPINTVL, 10), (socket.TCP_KEEPCNT, 6))
 UNSENT_TIMEOUT_MS = 60_000
+DISCARD = 9  # RFC 863
 RESOLV_CONF = Path("/etc/resolv.conf")
 _IP_BIND_ADDRESS_NO_PORT = 24
 
@@ -67,6 +69,19 @@ def _socket(kind: int, source: str) -> socket.socket:
                 sock.close()
                 raise NoWay("unreachable", f"cannot leave as {source}: {error}") from error
     return sock
+
+
+def source_of(spec: VpcSpec) -> str:
+    """The address with which functions leave this host into the Vpc: its fixed one where this host has that, else the host's own
+    on the way there; empty: there is none. Nothing is sent."""
+    if spec.address and has(spec.address):
+        return spec.address
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        for cidr in spec.cidrs:
+            with contextlib.suppress(OSError, ValueError):
+                probe.connect((str(next(iter(IPv4Network(cidr).hosts()))), DISCARD))
+                return str(probe.getsockname()[0])
+    return ""
 
 
 def has(address: str) -> bool:

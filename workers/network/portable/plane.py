@@ -30,6 +30,7 @@ class PortablePlane:
     """Needs no privilege beyond that of making sandboxes. `reason`: why it is not a better backend, in words for `describe`."""
 
     backend = "portable"
+    carries_internet = True
 
     def __init__(self, identity: Identity | None, reason: str = "") -> None:
         """`identity`: the node's; without one (a node of no cluster) there are no tunnels, only the way to the Internet."""

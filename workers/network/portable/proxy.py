@@ -23,6 +23,9 @@ MAX_LINKS_PER_NODE = 2
 MAX_UNSAID, MAX_UNSAID_PER_NODE = 64, 4
 """Connections that have not said hello, of all nodes and of one."""
 
+LOOK_S = 1.0
+"""Between two looks at which addresses this host has."""
+
 Admits = Callable[[Peer, str], str]
 """Why a node (its certificate is good) may not use a Vpc; empty: it may."""
 
@@ -47,6 +50,7 @@ class PortableProxy:
         self._servers: list[Listener] = []
         self._served: set[Served] = set()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._looking: asyncio.Task[None] | None = None
 
     async def start(self, addresses: Sequence[HostPort], identity: Identity) -> None:
         """Listens. Raises OSError."""
@@ -56,6 +60,14 @@ class PortableProxy:
         except BaseException:
             await self.stop()
             raise
+        self._looking = asyncio.get_running_loop().create_task(self._look())
+
+    async def _look(self) -> None:
+        while True:
+            await asyncio.sleep(LOOK_S)
+            for served in list(self._served):
+                if (spec := self._specs.get(served.vpc)) is not None:
+                    served.look(spec)
 
     def _make(self) -> Link:
         served = Served(self, Budget(WINDOWS // SHARES, self.budget))
@@ -93,6 +105,10 @@ class PortableProxy:
 
     async def stop(self) -> None:
         """Nothing is left."""
+        if self._looking is not None:
+            self._looking.cancel()
+            await asyncio.gather(self._looking, return_exceptions=True)
+            self._looking = None
         for server in self._servers:
             server.close()
         self._servers.clear()

@@ -10,7 +10,7 @@ from workers.network.portable.credit import Budget
 from workers.network.portable.destinations import allowed, exists, inside, public
 from workers.network.portable.legs import Leg
 from workers.network.portable.link import Link
-from workers.network.portable.outward import Datagrams, NoWay, dial, idle_of, system_resolver
+from workers.network.portable.outward import Datagrams, NoWay, dial, idle_of, source_of, system_resolver
 from workers.network.portable.streams import Flow, Full, Stream
 from workers.network.portable.words import (
     MAX_FLOWS,
@@ -57,6 +57,7 @@ class Served:
         self._proxy = proxy
         self._flows = 0
         self._draining = False
+        self._source = ""
 
     # -- the link's owner
 
@@ -98,7 +99,8 @@ class Served:
             return
         self.node, self.vpc = self.peer.name, hello.vpc
         link.opened()
-        link.say(Kind.WELCOME, 0, Welcome(PROTOCOL, spec.generation, MAX_STREAMS, MAX_FLOWS))
+        self._source = source_of(spec)
+        link.say(Kind.WELCOME, 0, Welcome(PROTOCOL, spec.generation, MAX_STREAMS, MAX_FLOWS, self._source))
         log.info("link.open", node=self.node, vpc=self.vpc)
 
     # -- the Vpc changes
@@ -110,7 +112,17 @@ class Served:
             to = carried.to
             if to.address and not to.egress and not allowed(spec, to.address, to.protocol, to.port):
                 carried.reset()
-        self.link.say(Kind.SPEC, 0, Spec(spec.generation))
+        self._tell(spec)
+
+    def look(self, spec: VpcSpec) -> None:
+        """The host's addresses may be others now."""
+        if source_of(spec) != self._source:
+            self._tell(spec)
+
+    def _tell(self, spec: VpcSpec) -> None:
+        if self.link is not None:
+            self._source = source_of(spec)
+            self.link.say(Kind.SPEC, 0, Spec(spec.generation, self._source))
 
     def close_when_drained(self) -> None:
         if self._draining or self.link is None:

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import random
 from collections.abc import Callable
+from ipaddress import IPv4Address
 
 import structlog
 
@@ -113,10 +114,11 @@ class Line:
             welcome = decode(meta, Welcome)
             if welcome.protocol != PROTOCOL:
                 raise LinkError(f"the proxy speaks protocol {welcome.protocol}, not {PROTOCOL}")
-            link.generation = welcome.generation
+            link.generation, link.source = welcome.generation, _address(welcome.source)
             self._welcomed.set_result(None)
         elif kind == Kind.SPEC:
-            link.generation = decode(meta, Spec).generation
+            spec = decode(meta, Spec)
+            link.generation, link.source = spec.generation, _address(spec.source)
             self._tunnel.changed()
         elif kind == Kind.CLOSING:
             reason = decode(meta, Reason)
@@ -208,7 +210,7 @@ class Tunnel:
         if self.unwanted:
             reason = "the Vpc is not this node's any more: closed when the last instance is gone"
         elif ready is not None:
-            reason = f"portable, by {ready.proxy.name} at {ready.proxy.address}"
+            reason = f"portable, by {ready.proxy.name} at {ready.proxy.address}{self._sources(ready)}"
         elif not self._lines:
             reason = "the Vpc has no proxy"
         else:
@@ -216,6 +218,13 @@ class Tunnel:
         return TunnelState(
             self.spec.vpc, self.spec.generation, ready is not None and not self.unwanted, reason, "portable", self.attached
         )
+
+    def _sources(self, carrying: Line) -> str:
+        """With which address functions leave, for whoever allow-lists it; and the other proxy's, which may be next."""
+        said = {line.proxy.name: line.link.source for line in self._lines if line.link is not None and line.link.source}
+        own = said.pop(carrying.proxy.name, "")
+        others = [f"by {name} as {source}" for name, source in said.items() if source != own]
+        return ", ".join([f", leaving as {own}", *others]) if own else ""
 
     def _fresh(self, line: Line) -> bool:
         return line.well and line.link is not None and line.link.generation >= self.spec.generation
@@ -268,3 +277,11 @@ class Tunnel:
             task.cancel()
         await asyncio.gather(*self._leaving, *(line.close() for line in self._lines), return_exceptions=True)
         self._lines = []
+
+
+def _address(told: str) -> str:
+    """What a proxy says of its address, for people to read; empty when it is none."""
+    try:
+        return str(IPv4Address(told))
+    except ValueError:
+        return ""

@@ -14,19 +14,9 @@ import struct
 from collections.abc import Iterable
 from ipaddress import IPv4Network
 
-from workers.network import namespaces
-from workers.network.portable.netlink import (
-    NETLINK_NETFILTER,
-    NFT_INET,
-    Netlink,
-    add_address,
-    ask_table,
-    delete_table,
-    divert,
-    link_settled,
-    link_up,
-    local_route,
-)
+from workers.network import namespaces, netlink
+from workers.network.netlink import Netlink
+from workers.network.portable.requests import NFT_INET, ask_table, delete_table, divert, local_route
 from workers.ports import SandboxNetwork
 
 GATEWAY, PREFIX = "100.64.0.1", 30
@@ -46,22 +36,22 @@ def wire(network: SandboxNetwork) -> None:
 
 
 def _wire(card: str) -> None:
-    with Netlink(NETLINK_NETFILTER) as rules:
+    with Netlink(netlink.NETFILTER) as rules:
         with contextlib.suppress(FileNotFoundError):
-            rules.ask(ask_table(TABLE))  # a transaction that fails would wait for all cores to have seen that
+            rules.ask("a table", ask_table(TABLE))  # a transaction that fails would wait for all cores to have seen that
             return
-        with Netlink(socket.NETLINK_ROUTE) as links, contextlib.suppress(FileExistsError):
-            wanted = [link_up(LOOPBACK_INDEX)]
+        with Netlink() as links, contextlib.suppress(FileExistsError):
+            wanted = [netlink.up(LOOPBACK_INDEX)]
             if card:
                 index = socket.if_nametoindex(card)
-                wanted += [link_up(index), add_address(index, GATEWAY, PREFIX), link_settled(index)]
-            links.ask(*wanted)
+                wanted += [netlink.up(index), netlink.address(index, GATEWAY, PREFIX), netlink.settled(index)]
+            links.ask("a sandbox's links", *wanted)
         if card:  # the kernel backend may have wired it, and then lets nothing in
             with contextlib.suppress(FileNotFoundError):
-                rules.ask(ask_table(TABLE, NFT_INET))
-                rules.transaction(delete_table(TABLE, NFT_INET))
+                rules.ask("a table", ask_table(TABLE, NFT_INET))
+                rules.transaction("what the kernel backend wired", delete_table(TABLE, NFT_INET))
         with contextlib.suppress(FileExistsError):  # another thread was as quick
-            rules.transaction(*_RULES)
+            rules.transaction("diverting connections", *_RULES)
 
 
 class Wired:
@@ -80,7 +70,7 @@ class Wired:
             self.answers = undo.enter_context(
                 socket.socket(socket.AF_INET, socket.SOCK_RAW | socket.SOCK_NONBLOCK, socket.IPPROTO_RAW)
             )
-            self._links = undo.enter_context(Netlink(socket.NETLINK_ROUTE))
+            self._links = undo.enter_context(Netlink())
             for sock in (self.streams, self.datagrams):
                 sock.setsockopt(socket.SOL_IP, _IP_TRANSPARENT, 1)
                 sock.bind(("127.0.0.1", PORT))
@@ -97,7 +87,7 @@ class Wired:
         requests += [local_route(str(one.network_address), one.prefixlen, LOOPBACK_INDEX, delete=True) for one in gone]
         self._networks = wanted
         if requests:
-            self._links.ask(*requests)
+            self._links.ask("which addresses lead here", *requests)
 
     def close(self) -> None:
         """Nothing in the namespace leads anywhere any more. Idempotent."""

@@ -13,7 +13,7 @@ A link is one TLS connection for one Vpc. Only the node opens streams; their ids
     RESET id                        <->    the stream is over, what is under way is lost
     DATAGRAM id body                <->    of a flow (an Open of protocol udp): may be lost, needs no credit
     PING, PONG                      <->
-                                    <-     SPEC Spec: the proxy has this generation of the Vpc now
+                                    <-     SPEC Spec: the proxy has this generation of the Vpc now, or another address
                                     <-     CLOSING Reason: no new streams here
 """
 
@@ -67,16 +67,21 @@ class Hello(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Welcome(msgspec.Struct, frozen=True, array_like=True):
-    """`generation`: of the Vpc's spec that the proxy goes by; `streams`, `flows`: how many it carries at once on this link."""
+    """`generation`: of the Vpc's spec that the proxy goes by; `streams`, `flows`: how many it carries at once on this link;
+    `source`: the address with which functions leave by it now, empty: it cannot tell."""
 
     protocol: int
     generation: int
     streams: int
     flows: int
+    source: str = ""
 
 
 class Spec(msgspec.Struct, frozen=True, array_like=True):
+    """`source`: as in Welcome."""
+
     generation: int
+    source: str = ""
 
 
 class Open(msgspec.Struct, frozen=True, array_like=True):
