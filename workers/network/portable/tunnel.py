@@ -10,12 +10,13 @@ import structlog
 
 from workers.network.portable.credit import Budget
 from workers.network.portable.destinations import allowed
+from workers.network.portable.handshakes import connect
 from workers.network.portable.legs import Leg
 from workers.network.portable.link import Link
 from workers.network.portable.streams import Flow, Full, Stream
 from workers.network.portable.words import PROTOCOL, Hello, Kind, LinkError, Open, Reason, Spec, Welcome, decode
 from workers.networks import Proxy, TunnelState, VpcSpec
-from workers.rpc.transport import HostPort, Identity, NotTrusted, Peer, connect, parse_address
+from workers.rpc.transport import HostPort, Identity, NotTrusted, Peer, parse_address
 
 FIRST_BACKOFF_S, LAST_BACKOFF_S = 0.05, 5.0
 STEADY_S = 5.0
