@@ -47,6 +47,11 @@ class Heard:
         heard.fresh.append(message)
         del heard.fresh[:-FRESH]
 
+    @property
+    def anything(self) -> bool:
+        """Some gateway that is there has told what traffic there is."""
+        return bool(self._gateways)
+
     def cool(self, functions: Iterable[str], now: float) -> None:
         """What gateways tell of these in the next moment is of the time before, and counts for nothing."""
         for function in functions:

@@ -49,11 +49,11 @@ class WantedBook:
         self._left = (self._left | before.keys()) - self.now.keys()
         for version in self._left:
             self._add(Wanted(version, 0, Source.REACTIVE, "no demand any more"), there, at)
-        self._left = {version for version in self._left if there.have[version]}
+        self._left = {version for version in self._left if there.have.get(version)}
 
     def _add(self, one: Wanted, there: Inventory, at: float) -> None:
         version = one.version
-        point = Point(at, one.count, there.ready[version], there.busy[version], one.by, one.reason, one.limit)
+        point = Point(at, one.count, there.ready.get(version, 0), there.busy.get(version, 0), one.by, one.reason, one.limit)
         points = self._points.get(version)
         if points is None:
             points = self._points[version] = deque(maxlen=POINTS_OF_ONE)
@@ -76,9 +76,9 @@ class WantedBook:
             entry: dict[str, Any] = {
                 "version": version.partition("/")[2],
                 "wanted": one.count if one is not None else 0,
-                "ready": there.ready[version],
-                "busy": there.busy[version],
-                "coming": there.have[version] - there.ready[version],
+                "ready": there.ready.get(version, 0),
+                "busy": there.busy.get(version, 0),
+                "coming": there.have.get(version, 0) - there.ready.get(version, 0),
                 "short": short.get(version, 0),
                 "by": one.by if one is not None else "",
                 "reason": one.reason if one is not None else "",
