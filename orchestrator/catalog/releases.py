@@ -64,7 +64,7 @@ class OpenRelease(msgspec.Struct, frozen=True):
 
 
 class ReleaseView(msgspec.Struct, frozen=True):
-    """`gate`: {version (name:number), wanted, ready} of what the step needs, as seen last."""
+    """`gate`: {version (name:number), wanted, ready, limit} of what the step needs, as seen last."""
 
     id: int
     function: str

@@ -59,8 +59,11 @@ class Dispatch:
             node.prepare(items, *right)
         return sent
 
-    def place(self, made: PrewarmPlan, spec: VersionSpec, placed: Sequence[tuple[PrewarmDecision, NodePeer]]) -> None:
-        """Orders of one version whose nodes are chosen. Nothing while another planner decides."""
+    def place(
+        self, made: PrewarmPlan, spec: VersionSpec, placed: Sequence[tuple[PrewarmDecision, NodePeer]], probe: bool = False
+    ) -> None:
+        """Orders of one version whose nodes are chosen. Nothing while another planner decides. `probe`: each is ready when its
+        guest has answered a question."""
         right = self._right(made.tenant)
         if right is None:
             return
@@ -68,7 +71,7 @@ class Dispatch:
         for decision, node in placed:
             self._log.add(made, decision, spec.version, node.name)
             self._tried(spec.version)
-            orders.setdefault(node, []).append(_item(decision, spec, ""))
+            orders.setdefault(node, []).append(_item(decision, spec, "", probe))
         for node, items in orders.items():
             node.define(spec)
             node.prepare(items, *right)
@@ -87,7 +90,7 @@ class Dispatch:
                 node.revoke(ids, why, *right, release)
 
 
-def _item(decision: PrewarmDecision, spec: VersionSpec, trace_id: str) -> PrepareItem:
+def _item(decision: PrewarmDecision, spec: VersionSpec, trace_id: str, probe: bool = False) -> PrepareItem:
     return PrepareItem(
         decision.decision_id,
         spec.version,
@@ -96,6 +99,7 @@ def _item(decision: PrewarmDecision, spec: VersionSpec, trace_id: str) -> Prepar
         decision.expires_s,
         needed_in(decision.evidence),
         trace_id,
+        probe=probe,
     )
 
 

@@ -5,7 +5,7 @@ Each gateway tells its last second. What it told last counts for HEARD_S, so tha
 without traffic.
 """
 
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Iterable, Mapping
 
 from graph.ids import VersionId, function_of
@@ -17,6 +17,7 @@ HEARD_S = 3.0
 """What a gateway told last counts for so long."""
 
 COOLED_S = 2.5
+WINDOW_S = 10.0
 FRESH = 3
 """Of a gateway so many seconds are kept between two ticks."""
 
@@ -38,6 +39,7 @@ class Heard:
     def __init__(self) -> None:
         self._gateways: dict[GatewayPeer, _Gateway] = {}
         self._cooled: dict[str, float] = {}
+        self._peaks: deque[tuple[float, dict[str, float]]] = deque()  # the most at once by version, of each time it was taken
 
     def told(self, gateway: GatewayPeer, message: Demand, now: float) -> None:
         heard = self._gateways.setdefault(gateway, _Gateway())
@@ -77,9 +79,25 @@ class Heard:
             for version, peak in peaks.items():
                 sums[version][1] += peak
             heard.last = told[-1] if told else None
+        self._peaks.append((now, {version: one[1] for version, one in sums.items()}))
+        while self._peaks[0][0] <= now - WINDOW_S:
+            self._peaks.popleft()
         self._cooled = {function: until for function, until in self._cooled.items() if until > now}
         return {
             version: Observed(area, round(peak), round(arrivals), round(roots), ready.get(version, 0), tick_s)
             for version, (area, peak, arrivals, roots) in sums.items()
             if function_of(VersionId(version)) not in self._cooled
         }
+
+    def concurrency(self, version: str, now: float) -> float:
+        """Invocations that waited and ran at once, at the most of the last WINDOW_S."""
+        told = sum(
+            max((one.peak for message in heard.fresh for one in message.versions if one.version == version), default=0)
+            for heard in self._gateways.values()
+        )
+        return max(told, *(peaks.get(version, 0.0) for at, peaks in self._peaks if at > now - WINDOW_S), 0.0)
+
+    def unheard(self, gateways: Iterable[GatewayPeer]) -> bool:
+        """One of these is connected and has told nothing yet, or there is none: what traffic there is is not known."""
+        connected = [one for one in gateways if one.connection is not None]
+        return not connected or any(one not in self._gateways for one in connected)

@@ -1,32 +1,31 @@
-"""Runs releases: makes ready what a step needs, opens its gate, watches it, and goes on or back. Thin: when is decided in
-orchestrator.releases, each change is one transaction of the catalog, and all that must outlive this process is there.
+"""Runs releases: asks the scaler for what a step needs, opens its gate, watches it, and goes on or back. Thin: when is decided in
+orchestrator.releases, instances are ordered by orchestrator.planner.scaling, each change is one transaction of the catalog, and
+all that must outlive this process is there.
 """
 
 import asyncio
-import secrets
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
 from graph.ids import FunctionId, VersionId, function_id, name_of, number_of, tenant_of, version_id
-from graph.plans import EdgeSource, Evidence, Outcome, PrewarmDecision, PrewarmPlan, Trigger
+from graph.plans import Outcome
 from orchestrator.catalog.model import ReleasePhase
 from orchestrator.catalog.nudge import Nudge
 from orchestrator.catalog.releases import OpenRelease, Releases
-from orchestrator.placement import in_reach, spread
-from orchestrator.planner.demand import Demand
 from orchestrator.planner.dispatch import Right
 from orchestrator.planner.forecasts import Forecasts
+from orchestrator.planner.heard import HEARD_S
 from orchestrator.planner.log import DecisionLog
-from orchestrator.planner.peers import Fleet, NodePeer
+from orchestrator.planner.peers import Fleet, GatewayPeer
+from orchestrator.planner.scaling import PLATFORM_MAXIMUM, Scaling
 from orchestrator.planner.watching import Watching
 from orchestrator.releases import Need, Next, Rules, gate, hold, needed
 from orchestrator.splitting import growing, shares
-from workers.rpc.messages import PrepareItem
 from workers.versions import VersionSpec
 
 TICK_S = 0.1
@@ -34,18 +33,13 @@ AWAY_S = 1.0
 TELL_S = 0.5
 """What a gate waits for is written down this often at most."""
 
-UNUSED_S = 600.0
-"""How long what was made ready waits for its first request."""
+HOLD_S = 5.0
+"""What is asked for holds so long without being said anew."""
 
-NEEDED_IN_S = 1.0
 REACH = 0.05
 """What a run calls less often than this is not made ready for a release, as for a run (policy `path`)."""
 
-AT_ONCE = 16
-"""A gate is in no hurry: of what is missing a node starts one part in so many at a time, one at least. The cores belong to what
-serves meanwhile."""
-
-MOST = 1000
+MOST = PLATFORM_MAXIMUM
 """Instances of one version that a gate waits for, whatever the traffic."""
 
 DIED = 3
@@ -63,13 +57,25 @@ class _Step:
 
     key: tuple[int, int, str]
     began: float
-    ordered: list[str] = field(default_factory=list)
+    ordered: list[str] = field(default_factory=list)  # ids of the decisions made for it
     told: tuple[str, list[dict[str, object]]] = ("", [])
     told_at: float = 0.0
 
 
+@dataclass(slots=True)
+class _Part:
+    """What a step needs of one version. `fresh`: only the new version calls it, so none may be busy. `limit`: why it is less than
+    the traffic would need."""
+
+    spec: VersionSpec
+    count: int
+    fresh: bool = False
+    limit: str = ""
+
+
 class Releasing:
-    """`right(tenant)`: by what lease and epoch orders for it go out, None while another planner decides for it."""
+    """`right(tenant)`: by what lease and epoch orders for it go out, None while another planner decides for it. `gateways()`:
+    those that tell of traffic."""
 
     def __init__(
         self,
@@ -78,20 +84,22 @@ class Releasing:
         fleet: Fleet,
         forecasts: Forecasts,
         decisions: DecisionLog,
-        demand: Demand,
+        scaling: Scaling,
         watching: Watching,
         right: Right,
         rules: Rules,
+        gateways: Callable[[], Sequence[GatewayPeer]],
     ) -> None:
         self._releases = releases
         self._nudge = nudge
         self._fleet = fleet
         self._forecasts = forecasts
         self._log = decisions
-        self._demand = demand
+        self._scaling = scaling
         self._watching = watching
         self._right = right
         self._rules = rules
+        self._gateways = gateways
         self._steps: dict[int, _Step] = {}
         self.held: set[str] = set()  # versions of releases on their way
 
@@ -115,6 +123,7 @@ class Releasing:
         kept = {one.id for one in ours}
         for gone in self._steps.keys() - kept:
             del self._steps[gone]
+            self._scaling.let_go(gone)
         self._watching.keep(kept)
         for release in ours:
             key = (release.id, release.step, release.phase)
@@ -127,15 +136,22 @@ class Releasing:
             if release.phase is ReleasePhase.PREPARING:
                 await self._prepare(release, step)
             else:
+                self._scaling.let_go(release.id)
                 await self._watch(release, step)
+        self._scaling.again()
 
     # -- a step in preparation
 
     async def _prepare(self, release: OpenRelease, step: _Step) -> None:
-        wanted, failure = self._wanted(release)
-        needs = [self._need(spec, count, idle_only) for spec, count, idle_only in wanted]
+        shut_s = time.monotonic() - step.began
+        if shut_s < HEARD_S and self._scaling.heard.unheard(self._gateways()):
+            await self._tell(release, step, (), (), "how much traffic there is has not been heard yet")
+            return
+        parts, failure = self._wanted(release)
         failure = failure or self._failed(release, step)
-        verdict = gate(needs, failure, time.monotonic() - step.began, self._rules)
+        lacks = self._ask(release, step, parts) if not failure else {}
+        needs = [self._need(one, lacks.get(one.spec.version, "")) for one in parts]
+        verdict = gate(needs, failure, shut_s, self._rules)
         if verdict.next is Next.FLIP:
             if await asyncio.to_thread(self._releases.flip, release.id, release.step, time.time()):
                 log.info("release.flipped", release=release.id, function=release.function, alias=release.alias, step=release.step)
@@ -143,17 +159,13 @@ class Releasing:
         elif verdict.next is Next.STOP:
             await self._stop(release, step, verdict.reason)
         else:
-            short = self._order(release, step, wanted)
-            needs = [Need(one.version, one.wanted, one.ready, short.get(one.version, "")) for one in needs]
-            reason = gate(needs, "", 0.0, self._rules).reason
-            await self._tell(release, step, needs, reason)
+            await self._tell(release, step, needs, parts, verdict.reason)
 
-    def _wanted(self, release: OpenRelease) -> tuple[list[tuple[VersionSpec, int, bool]], str]:
-        """How many instances of which versions the step needs, those of its call path among them; true: idle ones, for what is
-        new on the path. And why it cannot be, when it cannot."""
-        now = time.time()
-        traffic = sum(self._demand.concurrency(version_id(release.function, one), now) for one in shares(release.now))
-        found: list[tuple[VersionSpec, int, bool]] = []
+    def _wanted(self, release: OpenRelease) -> tuple[list[_Part], str]:
+        """How many instances of which versions the step needs, those of its call path among them. And why it cannot be, when it
+        cannot."""
+        traffic = sum(self._concurrency(version_id(release.function, one)) for one in shares(release.now))
+        found: list[_Part] = []
         known: dict[FunctionId, float] = {}
         declared: set[FunctionId] = set()
         share = 0.0
@@ -161,7 +173,7 @@ class Releasing:
             spec = release.specs.get(number)
             if spec is None:
                 return [], f"version {number} is not there any more"
-            found.append((spec, min(MOST, needed(part, traffic, spec.concurrency, self._rules.target)), False))
+            found.append(_within(_Part(spec, needed(part, traffic, spec.concurrency, self._rules.target))))
             share += part
             declared.update(function_id(spec.tenant, name) for name in release.calls.get(number, ()))
         if traffic <= 0.0 or not found:
@@ -174,68 +186,40 @@ class Releasing:
             if spec is None or function == release.function:
                 continue
             at_once = share * traffic * min(known.get(function, 1.0), float(MOST))
-            busy = self._demand.concurrency(spec.version, now)
+            busy = self._concurrency(spec.version)
             fresh = function in declared and busy <= 0.0
             if not fresh:
                 at_once = min(at_once, busy)  # who calls it changes, not how much it is called
-            count = min(MOST, max(1, needed(1.0, at_once, spec.concurrency, self._rules.target)))
-            found.append((spec, count, fresh))
+            count = max(1, needed(1.0, at_once, spec.concurrency, self._rules.target))
+            found.append(_within(_Part(spec, count, fresh)))
         return found, ""
 
-    def _need(self, spec: VersionSpec, wanted: int, idle_only: bool) -> Need:
-        counts = [count for node in self._fleet.up() if (count := node.counts.get(spec.version)) is not None]
-        ready = sum(count.idle + (0 if idle_only else count.busy) for count in counts)
-        return Need(_short(spec.version), wanted, ready)
+    def _concurrency(self, version: str) -> float:
+        """As gateways tell, or as many instances as are busy: nodes say that sooner."""
+        busy = sum(count.busy for node in self._fleet.up() if (count := node.counts.get(version)) is not None)
+        return max(self._scaling.heard.concurrency(version, time.monotonic()), float(busy))
 
-    def _order(self, release: OpenRelease, step: _Step, wanted: Sequence[tuple[VersionSpec, int, bool]]) -> dict[str, str]:
-        """Orders what is neither there nor on its way. Returns why something could not be, by version."""
-        tenant = tenant_of(release.function)
-        right = self._right(tenant)
-        short: dict[str, str] = {}
-        if right is None:
-            return short
-        orders: dict[NodePeer, list[PrepareItem]] = defaultdict(list)
-        plan = PrewarmPlan(
-            f"release-{release.id}-{secrets.token_hex(4)}", tenant, release.function, Trigger.RELEASE, "", time.time(), None
-        )
-        name = name_of(release.function)
-        part = max(growing(release.now, release.next).values(), default=0.0)
-        nodes = self._fleet.up()
-        for spec, count, idle_only in wanted:
-            counts = [one for node in nodes if (one := node.counts.get(spec.version)) is not None]
-            there = sum(one.idle + one.preparing + (0 if idle_only else one.busy) for one in counts)
-            missing = count - there
-            if missing <= 0:
-                continue
-            if len(step.ordered) >= 4 * sum(one for _, one, _ in wanted) + DIED:
-                short[_short(spec.version)] = "what was started before did not last"
-                continue
-            chosen = spread(spec.version, spec.memory_mb, missing, in_reach(spec, nodes))
-            if len(chosen) < missing:
-                short[_short(spec.version)] = f"there is memory for {len(chosen)} of {missing} more of {spec.memory_mb} MB"
-            reason = f"release {release.id} gives version {release.target} of {name} {part * 100:.3g} % of the traffic"
-            coming = sum(one.preparing for one in counts)
-            at_once = len(nodes) * max(1, (missing + coming) // AT_ONCE)
-            for ordinal, node in enumerate(chosen[: max(0, at_once - coming)], there + 1):
-                decision = PrewarmDecision(
-                    f"{plan.plan_id}-{spec.version}-{ordinal}",
-                    FunctionId(spec.version.rpartition(":")[0]),
-                    ordinal,
-                    spec.memory_mb,
-                    0.0,
-                    UNUSED_S,
-                    reason,
-                    Evidence(EdgeSource.REQUESTED, 1.0, 1.0, 0),
-                )
-                self._log.add(plan, decision, spec.version, node.name)
-                step.ordered.append(decision.decision_id)
-                node.define(spec)
-                orders[node].append(
-                    PrepareItem(decision.decision_id, spec.version, expires_s=UNUSED_S, needed_in_s=NEEDED_IN_S, probe=True)
-                )
-        for node, items in orders.items():
-            node.prepare(items, *right)
-        return short
+    def _need(self, part: _Part, lack: str) -> Need:
+        counts = [count for node in self._fleet.up() if (count := node.counts.get(part.spec.version)) is not None]
+        ready = sum(count.idle + (0 if part.fresh else count.busy) for count in counts)
+        return Need(_short(part.spec.version), part.count, ready, lack)
+
+    def _ask(self, release: OpenRelease, step: _Step, parts: Sequence[_Part]) -> dict[str, str]:
+        """The scaler is to have them ready. Returns what keeps it from that, by version, as far as it is known."""
+        share = max(growing(release.now, release.next).values(), default=0.0)
+        reason = f"version {release.target} of {name_of(release.function)} gets {share * 100:.3g} % (release {release.id})"
+        spent = len(step.ordered) >= 4 * sum(one.count for one in parts) + DIED
+        lacks: dict[str, str] = {}
+        for part in parts:
+            counts = [one for node in self._fleet.up() if (one := node.counts.get(part.spec.version)) is not None]
+            busy = sum(one.busy for one in counts) if part.fresh else 0
+            there = sum(one.idle + one.busy + one.preparing for one in counts)
+            count = part.count + busy if not spent else min(part.count + busy, there)
+            self._scaling.hold(release.id, part.spec, count, reason, HOLD_S, step.ordered)
+            if there < part.count:
+                lack = "what was started before did not last" if spent else self._scaling.lack(part.spec.version)
+                lacks[part.spec.version] = lack
+        return lacks
 
     def _failed(self, release: OpenRelease, step: _Step) -> str:
         """Why an instance that was ordered will never be; empty when that is not known of any."""
@@ -266,7 +250,7 @@ class Releasing:
         elif verdict.next is Next.ADVANCE:  # only what another step follows is watched
             await asyncio.to_thread(self._releases.advance, release.id, release.step, time.time())
         else:
-            await self._tell(release, step, (), verdict.reason)
+            await self._tell(release, step, (), (), verdict.reason)
 
     async def _stop(self, release: OpenRelease, step: _Step, reason: str) -> None:
         if await asyncio.to_thread(self._releases.stop, release.id, release.step, reason, time.time()):
@@ -274,14 +258,18 @@ class Releasing:
                 "release.stopped", release=release.id, function=release.function, alias=release.alias, reason=reason[:500]
             )
             await self._wake()
+        self._scaling.let_go(release.id)
         right = self._right(tenant_of(release.function))
         if right is not None and step.ordered:
             for node in self._fleet.up():
                 node.revoke(step.ordered, "the release was stopped", *right, release=True)
 
-    async def _tell(self, release: OpenRelease, step: _Step, needs: Sequence[Need], reason: str) -> None:
+    async def _tell(self, release: OpenRelease, step: _Step, needs: Sequence[Need], parts: Sequence[_Part], reason: str) -> None:
+        limits = {_short(one.spec.version): one.limit for one in parts}
         document: list[dict[str, object]] = [
-            {"version": one.version, "wanted": one.wanted, "ready": one.ready} for one in needs if one.wanted
+            {"version": one.version, "wanted": one.wanted, "ready": one.ready, "limit": limits.get(one.version, "")}
+            for one in needs
+            if one.wanted
         ]
         now = time.monotonic()
         if (reason, document) == step.told or now - step.told_at < TELL_S:
@@ -297,3 +285,12 @@ def _short(version: str) -> str:
     """`name:number`."""
     identity = VersionId(version)
     return f"{name_of(FunctionId(identity.rpartition(':')[0]))}:{number_of(identity)}"
+
+
+def _within(part: _Part) -> _Part:
+    """What its owner allows of it: more is never started, whatever the traffic."""
+    most = min(part.spec.scaling.maximum or MOST, MOST)
+    if part.count > most:
+        part.limit = f"the traffic needs {part.count}, at most {most} may be"
+        part.count = most
+    return part

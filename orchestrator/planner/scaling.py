@@ -17,6 +17,7 @@ from orchestrator.planner.dispatch import Dispatch, Right
 from orchestrator.planner.floors import Floors
 from orchestrator.planner.flows import Flows
 from orchestrator.planner.heard import Heard
+from orchestrator.planner.holds import Hold, Holds
 from orchestrator.planner.log import DecisionLog
 from orchestrator.planner.peers import Fleet, GatewayPeer, NodePeer
 from orchestrator.planner.places import Inventory, Places
@@ -24,7 +25,7 @@ from orchestrator.planner.wanted import WantedBook
 from orchestrator.scaling.ordering import Order, order
 from orchestrator.scaling.reconciling import Allowance
 from orchestrator.scaling.scaler import Scaler, maker
-from orchestrator.scaling.terms import Bounds, Source, Term, Wanted
+from orchestrator.scaling.terms import RANK, Bounds, Source, Term, Wanted
 from tracing.records import InvocationRecord
 from workers.rpc.messages import Demand
 from workers.versions import VersionSpec
@@ -36,9 +37,20 @@ AT_ONCE = 500
 
 PLATFORM_MAXIMUM = 1000
 
+GENTLE = 16
+"""Releases are in no hurry: of what they miss a node starts one part in so many at a time, one at least. The cores belong to what
+serves meanwhile."""
+
+RELEASE_IN_S = 1.0
+"""By when what a release asks for is needed: behind what requests wait for."""
+
+OWN = (Source.MINIMUM, Source.PROVISIONED, Source.RELEASE)
+"""What is ordered also where a tenant wants nothing started ahead."""
+
 
 class Scaling:
-    """`prewarms(tenant)`: whether its downstream functions may be prepared at all. `allowance(tenant)`: its budget."""
+    """`prewarms(tenant)`: whether its downstream functions may be prepared at all. `allowance(tenant)`: its budget.
+    `resting(version)`: why no instance of it is started now, empty when they are."""
 
     def __init__(
         self,
@@ -51,6 +63,7 @@ class Scaling:
         right: Right,
         prewarms: Callable[[str], bool],
         allowance: Callable[[str], Allowance],
+        resting: Callable[[str], str] = lambda version: "",
     ) -> None:
         self.policy = policy
         self.ticks = 0
@@ -63,20 +76,22 @@ class Scaling:
         self._right = right
         self._prewarms = prewarms
         self._allowance = allowance
+        self._resting = resting
         make = maker(policy)
-        self._heard, self._flows, self._places, self._book = Heard(), Flows(graph), Places(fleet), WantedBook()
+        self.heard, self._flows, self._places, self._book = Heard(), Flows(graph), Places(fleet), WantedBook()
         self._floors = Floors(right, make().releases if make is not None else False)
         self._scaler = Scaler(self, make, self._flows.calls_of, self._flows.hold_s, always=lambda: list(self._kept))
         self._at = 0.0
         self._kept: dict[str, FunctionId] = {}  # versions that want instances without traffic
-        self._extra: dict[str, tuple[Term, float]] = {}
+        self._holds = Holds()
+        self._limits: dict[str, str] = {}  # of what is held: why it is less than was asked for
         self._numbers = 0
         self._boot = f"{time.time_ns() // 1_000_000:x}"
 
     # -- what is heard
 
     def demand(self, gateway: GatewayPeer, message: Demand) -> None:
-        self._heard.told(gateway, message, time.monotonic())
+        self.heard.told(gateway, message, time.monotonic())
 
     def records(self, records: Iterable[InvocationRecord]) -> None:
         self._flows.observe(records)
@@ -88,11 +103,41 @@ class Scaling:
         if spec is not None and (spec.scaling.minimum or spec.scaling.provisioned):
             self._kept[spec.version] = function
 
-    def hold(self, version: str, count: int, for_s: float, reason: str, source: Source = Source.RELEASE) -> None:
-        """A term of somebody else's, until it is said anew or `for_s` has passed; a count of 0 takes it back."""
-        self._extra.pop(version, None)
-        if count > 0:
-            self._extra[version] = (Term(source, count, reason), time.monotonic() + for_s)
+    # -- what releases ask for
+
+    def hold(self, release: int, spec: VersionSpec, count: int, reason: str, for_s: float, ordered: list[str]) -> None:
+        """So many instances are wanted for a release, until it says otherwise or `for_s` has passed. Ids of decisions made for it
+        are added to `ordered`."""
+        self._holds.put(release, Hold(spec, count, reason, time.monotonic() + for_s, ordered))
+
+    def let_go(self, release: int) -> None:
+        """It asks for nothing any more."""
+        self._holds.drop(release)
+
+    def again(self) -> None:
+        """What releases ask for is reconciled with what traffic wanted in the last tick, and what is missing ordered: a gate is
+        looked at more often than traffic is."""
+        self._holds.lapse(time.monotonic())
+        held = set(self._holds.versions)
+        if not held:
+            return
+        there, wanted = self._places.look(), list[Wanted]()
+        for tenant in {tenant_of(VersionId(one)) for one in held}:
+            if self._right(tenant) is not None:
+                extra = self._holds.terms(tenant)
+                self._planned(tenant, extra)
+                wanted += self._scaler.again(tenant, extra, self._allowance(tenant))
+        self._limits = {one.version: one.limit for one in wanted if one.version in held and one.limit}
+        short = self._order([one for one in wanted if one.version in held], there)
+        for version in held:
+            self.short[version] = short.get(version, 0)
+
+    def lack(self, version: str) -> str:
+        """Why not as many of it are made ready as a release asks for; empty when nothing is known to keep them."""
+        if self._limits.get(version):
+            return self._limits[version]
+        short = self.short[version]
+        return f"no node has memory for {short} more of {self.memory_mb(version)} MB" if short else ""
 
     def node_came(self, node: NodePeer) -> None:
         self._floors.node_came(node)
@@ -103,17 +148,16 @@ class Scaling:
     def cooled(self, functions: Iterable[str]) -> None:
         """Their idle instances were given up because somebody said so: what was wanted before is forgotten."""
         cooled = set(functions)
-        self._heard.cool(cooled, time.monotonic())
+        self.heard.cool(cooled, time.monotonic())
         self._scaler.forget_functions(cooled)
 
     def forget_tenant(self, tenant: str) -> None:
         self._scaler.forget_tenant(tenant)
         self._flows.forget_tenant(tenant)
         self._book.forget(f"{tenant}/")
-        of_tenant: tuple[dict[str, Any], ...] = (self._kept, self._extra)
-        for held in of_tenant:
-            for version in [one for one in held if tenant_of(VersionId(one)) == tenant]:
-                del held[version]
+        self._holds.forget_tenant(tenant)
+        for version in [one for one in self._kept if tenant_of(VersionId(one)) == tenant]:
+            del self._kept[version]
 
     # -- what the scaler asks
 
@@ -135,13 +179,13 @@ class Scaling:
         return spec.version if spec is not None and self._prewarms(tenant_of(function)) else None
 
     def _spec(self, version: str) -> VersionSpec | None:
-        return self._table.versions.get(VersionId(version))
+        return self._table.versions.get(VersionId(version)) or self._holds.spec(version)
 
     # -- ticks
 
     def tick(self, now: float) -> None:
         """`now`: monotonic. Does nothing before it is time."""
-        since, whole = now - self._at, self._heard.whole()
+        since, whole = now - self._at, self.heard.whole()
         if since < SOONEST_S or (since < TICK_S + SLACK_S and not whole):
             return
         began = time.thread_time()
@@ -152,16 +196,15 @@ class Scaling:
 
     def _decide(self, now: float) -> None:
         there = self._places.look()
-        observed = self._heard.take(now, there.ready, TICK_S)
-        for version in [one for one, (_, until) in self._extra.items() if until < now]:
-            del self._extra[version]
-        extra: dict[str, list[Term]] = {version: [term] for version, (term, _) in self._extra.items()}
+        observed = self.heard.take(now, there.ready, TICK_S)
+        self._holds.lapse(now)
+        extra = self._holds.terms()
         tenants = {tenant_of(VersionId(one)) for one in (*observed, *extra, *self._kept, *self._book.now)}
         for tenant in tenants:
             self._planned(tenant, extra)
         found = self._scaler.tick(now, observed, extra, {tenant: self._allowance(tenant) for tenant in tenants})
         wanted = [one for one in found if self._right(tenant_of(VersionId(one.version))) is not None]
-        self._order([one for one in wanted if self._orders(one)], there)
+        self.short = Counter(self._order(wanted, there))
         self._floors.tell(wanted, there, now)
         self._book.put(wanted, there, time.time())
 
@@ -173,16 +216,30 @@ class Scaling:
 
     # -- orders
 
-    def _orders(self, one: Wanted) -> bool:
-        """Plans order their own. Where a tenant wants nothing started ahead, only what its owner set and releases are; and the
-        one instance that traffic needs is started by the request that needs it."""
-        if one.by is Source.PLANS or self._spec(one.version) is None:
-            return False
-        if one.by in (Source.MINIMUM, Source.PROVISIONED, Source.RELEASE):
-            return True
-        return self._prewarms(tenant_of(VersionId(one.version))) and (one.count > 1 or one.by is not Source.REACTIVE)
+    def _asks(self, one: Wanted, there: Inventory) -> Wanted | None:
+        """What of it is ordered here: plans order their own. Where a tenant wants nothing started ahead, only what its owner set
+        and releases are; and the one instance that traffic needs is started by the request that needs it."""
+        prewarms = self._prewarms(tenant_of(VersionId(one.version)))
+        ours = [
+            term
+            for term in one.terms
+            if term.source in OWN
+            or (prewarms and (term.source is Source.FEED_FORWARD or (term.source is Source.REACTIVE and term.count > 1)))
+        ]
+        if self._resting(one.version):  # a release finds out by itself, and says so
+            ours = [term for term in ours if term.source is Source.RELEASE]
+        if not ours or self._spec(one.version) is None:
+            return None
+        most = max(ours, key=lambda term: (term.count, -RANK[term.source]))
+        count = min(one.count, most.count)
+        if most.source is Source.RELEASE:
+            ready = there.ready[one.version]
+            count = min(count, ready + len(there.up) * max(1, (count - ready) // GENTLE))
+        return Wanted(one.version, count, most.source, most.reason)
 
-    def _order(self, wanted: Sequence[Wanted], there: Inventory) -> None:
+    def _order(self, wanted: Sequence[Wanted], there: Inventory) -> dict[str, int]:
+        """What is missing of it. Returns how many found no place, by version."""
+
         def code(version: str) -> list[str]:
             """Where instances of it are, there its code is."""
             return [node.name for node, _ in there.holders.get(version, ())]
@@ -190,14 +247,15 @@ class Scaling:
         def reached(version: str) -> frozenset[str]:
             return self._places.reached(self._spec(version))
 
-        made = order(wanted, there.have, self._places.index, self.memory_mb, code, reached, AT_ONCE)
-        self.short = Counter(made.short)
+        asked = [ours for one in wanted if (ours := self._asks(one, there)) is not None]
+        made = order(asked, there.have, self._places.index, self.memory_mb, code, reached, AT_ONCE)
         nodes = {node.name: node for node in there.up}
         by_version: dict[str, list[Order]] = {}
         for one in made.orders:
             by_version.setdefault(one.wanted.version, []).append(one)
         for version, ones in by_version.items():
             self._send(version, ones[0].wanted, [nodes[one.spot.name] for one in ones])
+        return made.short
 
     def _send(self, version: str, wanted: Wanted, nodes: Sequence[NodePeer]) -> None:
         """An instance on each of these."""
@@ -208,14 +266,15 @@ class Scaling:
         function = function_of(VersionId(version))
         plan_id = f"w{self._boot}-{self._numbers}"
         reason = f"{wanted.by}: {wanted.reason}; {wanted.count} are wanted"
-        evidence = Evidence(EdgeSource.REQUESTED, 1.0, 1.0, 0)
+        trigger, held = Trigger.RELEASE if wanted.by is Source.RELEASE else Trigger.WANTED, version in self._holds
+        evidence = Evidence(EdgeSource.REQUESTED, 1.0, 1.0, 0, RELEASE_IN_S if trigger is Trigger.RELEASE else None)
         made = [
             PrewarmDecision(f"{plan_id}-{number}", function, number, spec.memory_mb, 0.0, UNUSED_S, reason, evidence, Level.READY)
             for number in range(1, len(nodes) + 1)
         ]
-        trigger = Trigger.RELEASE if wanted.by is Source.RELEASE else Trigger.WANTED
         plan = PrewarmPlan(plan_id, tenant_of(function), function, trigger, self.policy, time.time(), None, tuple(made))
-        self._dispatch.place(plan, spec, list(zip(made, nodes, strict=True)))
+        self._holds.ordered(version, [one.decision_id for one in made])
+        self._dispatch.place(plan, spec, list(zip(made, nodes, strict=True)), probe=held)
 
     # -- what people see
 

@@ -34,7 +34,6 @@ from orchestrator.ops.listener import Operations
 from orchestrator.ops.routes import RouteMetrics
 from orchestrator.planner.activity import Activity
 from orchestrator.planner.caches import CacheNews
-from orchestrator.planner.demand import Demand
 from orchestrator.planner.homes import Homes
 from orchestrator.planner.insight import Insight
 from orchestrator.planner.leadership import Leadership
@@ -150,8 +149,9 @@ class Planner:
             self.right,
             lambda tenant: self.loop.policy_of(tenant) != "off",
             lambda tenant: Allowance(settings.scaling_instances or None, settings.scaling_memory_mb or None),
+            lambda version: self.loop.accounts.setbacks.resting(version, time.monotonic()),
         )
-        self.demand, self.watching = Demand(), Watching()
+        self.watching = Watching()
         self.releasing: Releasing | None = None  # None: nobody reads the catalog here
         self.rules = settings.release_rules
         self.names = Names(stored.names if stored is not None else None)
@@ -180,10 +180,11 @@ class Planner:
             self.fleet,
             self.loop.forecasts,
             self.decisions,
-            self.demand,
+            self.scaling,
             self.watching,
             self.right,
             self.rules,
+            lambda: self.gateways.peers,
         )
         self.loop.released = lambda: releasing.held
         self.releasing = releasing
@@ -226,7 +227,6 @@ class Planner:
         self.loop.accounts.records(known)
         self.loop.keeping.observe(known)
         self.scaling.records(known)
-        self.demand.observe(known)
         self.watching.observe(known)
         self.exporter.submit(known)
 
@@ -235,7 +235,6 @@ class Planner:
 
     def on_node(self, node: NodePeer, up: bool) -> None:
         if not up:
-            self.demand.gone(node.name)
             lost = self.decisions.lost_node(node.name, time.time())
             # in the next turn: until then the node still counts as up
             asyncio.get_running_loop().call_soon(self.loop.decide_again, lost, node.name)
@@ -257,7 +256,6 @@ class Planner:
 
     def on_counts(self, node: NodePeer, counts: Sequence[VersionCount]) -> None:
         self.homes.seen(node, counts)
-        self.demand.counts(node.name, counts, time.time())
 
     def _route_changed(self, function: FunctionId, route: Route | None) -> None:
         self.homes.function_changed(function, route is not None)

@@ -53,7 +53,7 @@ def reconcile(asked: Sequence[Asked], allowance: Allowance = UNBOUNDED) -> list[
                 limits[at] = f"{wanted} are wanted; the tenant's budget is {_told(allowance)}"
         counts = given
     return [
-        Wanted(one.version, count, term.source, term.reason, limit, one.terms)
+        Wanted(one.version, count, term.source, term.reason, limit, tuple(_terms(one)))
         for one, count, term, limit in zip(asked, counts, whole, limits, strict=True)
     ]
 

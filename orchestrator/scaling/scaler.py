@@ -9,7 +9,7 @@ from graph.ids import FunctionId, VersionId, function_of, tenant_of
 from orchestrator.scaling.feedforward import Callees, Flow, Hold, downstream, root_rate
 from orchestrator.scaling.headroom import Headroom, HeadroomSettings, per_instance, staffed
 from orchestrator.scaling.kpa import Kpa, KpaSettings
-from orchestrator.scaling.reconciling import Allowance, Asked, by_tenant
+from orchestrator.scaling.reconciling import Allowance, Asked, by_tenant, reconcile
 from orchestrator.scaling.terms import NOTHING, Bounds, Observed, Reactive, Source, Term, Wanted
 
 VERSIONS = 20_000
@@ -66,6 +66,7 @@ class Scaler:
         self._headroom = headroom
         self._always = always
         self._policies: OrderedDict[str, Reactive] = OrderedDict()
+        self._terms: dict[str, dict[str, list[Term]]] = {}  # of the last tick but for extra ones, by tenant and version
 
     def __len__(self) -> int:
         return len(self._policies)
@@ -87,13 +88,20 @@ class Scaler:
                 self._decide(now, version, seen, terms, rates)
             for function, flow in downstream(rates, self._callees, self._hold_s).items():
                 self._forward(function, flow, terms)
-        for version, more in (extra or {}).items():
-            terms.setdefault(version, []).extend(more)
-        asked: dict[str, list[Asked]] = {}
+        self._terms = {}
         for version, ones in terms.items():
-            one = Asked(version, self._shape.memory_mb(version), self._shape.bounds(version), tuple(ones))
-            asked.setdefault(tenant_of(VersionId(version)), []).append(one)
+            self._terms.setdefault(tenant_of(VersionId(version)), {})[version] = ones
+        asked = {tenant: self._asked(versions) for tenant, versions in _with(self._terms, extra or {}).items()}
         return by_tenant(asked, allowances or {})
+
+    def again(self, tenant: str, extra: Mapping[str, Sequence[Term]], allowance: Allowance) -> list[Wanted]:
+        """The reconciler once more over what traffic wanted in the last tick, with other `extra` terms. Of one tenant."""
+        found = _with({tenant: self._terms.get(tenant, {})}, extra)
+        return reconcile(self._asked(found[tenant]), allowance)
+
+    def _asked(self, versions: Mapping[str, Sequence[Term]]) -> list[Asked]:
+        shape = self._shape
+        return [Asked(one, shape.memory_mb(one), shape.bounds(one), tuple(terms)) for one, terms in versions.items()]
 
     def forget(self, version: str) -> None:
         self._policies.pop(version, None)
@@ -138,3 +146,14 @@ class Scaler:
         caller = flow.caller.rpartition("/")[2]
         reason = f"{flow.per_s:.3g} calls a second come down, most from {caller}, and each holds {flow.hold_s * 1000:.3g} ms"
         terms.setdefault(version, []).append(Term(Source.FEED_FORWARD, count, reason))
+
+
+def _with(
+    terms: Mapping[str, Mapping[str, Sequence[Term]]], extra: Mapping[str, Sequence[Term]]
+) -> dict[str, dict[str, Sequence[Term]]]:
+    """By tenant and version, what both say."""
+    found: dict[str, dict[str, Sequence[Term]]] = {tenant: dict(versions) for tenant, versions in terms.items()}
+    for version, more in extra.items():
+        versions = found.setdefault(tenant_of(VersionId(version)), {})
+        versions[version] = [*versions.get(version, ()), *more]
+    return found

@@ -3,6 +3,7 @@
 import asyncio
 import importlib.util
 import os
+import signal
 import time
 from pathlib import Path
 from typing import Any
@@ -309,6 +310,23 @@ async def test_an_original_that_is_killed_says_so_and_its_instances_live_on(made
     assert await (await (await made.template(ECHO)).run()).value(2) == 2
     await instance.clone.kill("over")
     assert instance.exits == ["over"]
+
+
+def children(pid: int) -> set[str]:
+    return set(Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
+
+
+@over("process")
+async def test_an_original_that_is_killed_with_requests_unread_takes_no_instance_with_it(made: Bench) -> None:
+    one = await made.template(ECHO)
+    instance = await one.run()
+    os.kill(one.template.original.pid, signal.SIGSTOP)
+    before = children(one.template.keeper_pid)
+    asked = [asyncio.ensure_future(one.run()) for _ in range(3)]
+    await until(lambda: len(children(one.template.keeper_pid) - before) == 3, "each has its shell, and two at least were told it")
+    os.kill(one.template.original.pid, signal.SIGKILL)
+    assert all(isinstance(answer, DriverError) for answer in await asyncio.gather(*asked, return_exceptions=True))
+    assert await instance.value(1) == 1
 
 
 @over("process")

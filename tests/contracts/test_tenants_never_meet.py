@@ -279,6 +279,27 @@ def _(world: Crossing) -> None:
     assert told["functions"]
 
 
+def scaled(answer: dict[str, Any]) -> set[str]:
+    return {one["version"].partition(":")[0] for one in answer["versions"]}
+
+
+@crosses("GET", "/v1/scaling")
+def _(world: Crossing) -> None:
+    def told(side: Any, name: str) -> bool:
+        assert side.invoke(name).status_code == 200
+        return name in scaled(side.get("/v1/scaling"))
+
+    eventually(lambda: told(world.alpha, ONLY), "alpha's traffic is counted")
+    eventually(lambda: told(world.beta, "shared"), "so is beta's")
+    assert scaled(world.clean(world.beta.control.get("/v1/scaling"))) <= {"shared", "front", "doomed"}
+
+
+@crosses("GET", "/v1/functions/{name}/scaling")
+def _(world: Crossing) -> None:
+    world.clean(world.beta.control.get(f"/v1/functions/{ONLY}/scaling"), 404)
+    assert scaled(world.clean(world.beta.control.get("/v1/functions/shared/scaling"))) <= {"shared"}
+
+
 @crosses("GET", "/v1/activity")
 def _(world: Crossing) -> None:
     assert "shared" in json.dumps(world.clean(world.beta.control.get("/v1/activity")))

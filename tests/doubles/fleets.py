@@ -33,6 +33,7 @@ class FakeNode:
         self.driver = "process"
         self.free_standbys: dict[tuple[str, int], int] = {}
         self.have: Counter[str] = Counter()  # idle or on their way
+        self.busy: Counter[str] = Counter()
         self.batches: list[list[PrepareItem]] = []
         self.revoked: list[tuple[str, str]] = []
         self.released: list[str] = []
@@ -49,7 +50,9 @@ class FakeNode:
 
     @property
     def counts(self) -> dict[str, VersionCount]:
-        return {version: VersionCount(version, count, 0, 0) for version, count in self.have.items()}
+        return {
+            version: VersionCount(version, self.have[version], self.busy[version], 0) for version in {**self.have, **self.busy}
+        }
 
     def hosts(self, tenant: str) -> bool:
         return True

@@ -2,6 +2,7 @@
 
 import asyncio
 import functools
+import os
 from collections.abc import Callable, Coroutine
 from typing import Any, ParamSpec
 
@@ -12,12 +13,16 @@ P = ParamSpec("P")
 LIMIT_S = 20.0
 SETTLE_S = 2.0
 
+abandoned: set[str] = set()
+"""Descriptors of loops that were not closed, because their tests had failed."""
+
 
 def in_loop(test: Callable[P, Coroutine[Any, Any, None]]) -> Callable[P, None]:
     """Runs a coroutine test on uvloop. Fails when a task outlives it or an error went to the loop instead of to a caller."""
 
     @functools.wraps(test)
     def run(*args: P.args, **kwargs: P.kwargs) -> None:
+        before = open_descriptors()
         loop = uvloop.new_event_loop()
         asyncio.set_event_loop(loop)
         try:
@@ -25,10 +30,18 @@ def in_loop(test: Callable[P, Coroutine[Any, Any, None]]) -> Callable[P, None]:
             loop.run_until_complete(loop.shutdown_asyncgens())
             loop.run_until_complete(loop.shutdown_default_executor())
             loop.close()  # not after a failure: with connections left in it this may never end
+        except BaseException:
+            abandoned.update(open_descriptors() - before)
+            raise
         finally:
             asyncio.set_event_loop(None)
 
     return run
+
+
+def open_descriptors() -> set[str]:
+    """Those of this process, without the one that lists them: its number is free again."""
+    return {descriptor for descriptor in os.listdir("/proc/self/fd") if os.path.lexists(f"/proc/self/fd/{descriptor}")}
 
 
 async def _watched(test: Coroutine[Any, Any, None]) -> None:

@@ -13,7 +13,8 @@ from typing import Any, TypeVar
 
 import pytest
 import uvloop
-from doubles.process_bench import Bench, command_of, descendants, groups_of
+from doubles.loop import open_descriptors
+from doubles.process_bench import Bench, command_of, descendants, descriptors_since, groups_of
 
 from workers.drivers.microvm.driver import MicroVmDriver
 from workers.drivers.microvm.image import GuestImage, build
@@ -38,7 +39,7 @@ def guest_image() -> GuestImage:
 @contextlib.asynccontextmanager
 async def microvms(folder: Path, image: GuestImage, **more: Any) -> AsyncIterator[Bench]:
     """A started driver. When it has stopped no process, descriptor or control group of it may be left."""
-    before, children, groups = set(os.listdir("/proc/self/fd")), descendants(), set(groups_of(os.getpid()))
+    before, children, groups = open_descriptors(), descendants(), set(groups_of(os.getpid()))
     made = MicroVmDriver(folder / "driver", image, ACCEL, **more)
     report = await made.start()
     try:
@@ -47,10 +48,8 @@ async def microvms(folder: Path, image: GuestImage, **more: Any) -> AsyncIterato
         await made.stop()
     left = descendants(children)
     assert not left, f"processes left: {[command_of(pid) for pid in left]}"
-    names = [
-        os.readlink(path) for fd in set(os.listdir("/proc/self/fd")) - before if os.path.lexists(path := f"/proc/self/fd/{fd}")
-    ]
-    assert not [name for name in names if "/fd" not in name], f"descriptors left: {names}"
+    names = descriptors_since(before)
+    assert not names, f"descriptors left: {names}"
     assert set(groups_of(os.getpid())) <= groups, "control groups left"
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+from doubles.loop import abandoned, open_descriptors
 
 from workers.drivers.frames import FromGuest, ToGuest
 from workers.drivers.process.driver import ProcessDriver
@@ -223,7 +224,7 @@ class Bench:
 async def bench(folder: Path, **driver: Any) -> AsyncIterator[Bench]:
     """A driver for one test. When it has stopped no process, descriptor or control group of it may be left."""
     folder.mkdir(exist_ok=True, parents=True)
-    before = set(os.listdir("/proc/self/fd"))
+    before = open_descriptors()
     children, groups = descendants(), set(groups_of(os.getpid()))
     made = ProcessDriver(folder / "driver", **driver)
     report = await made.start()
@@ -233,12 +234,8 @@ async def bench(folder: Path, **driver: Any) -> AsyncIterator[Bench]:
         await made.stop()
     left = descendants(children)
     assert not left, f"processes left: {[command_of(pid) for pid in left]}"
-    names = [
-        os.readlink(f"/proc/self/fd/{fd}")
-        for fd in set(os.listdir("/proc/self/fd")) - before
-        if os.path.lexists(f"/proc/self/fd/{fd}")
-    ]
-    assert not [name for name in names if "/fd" not in name], f"descriptors left: {names}"
+    names = descriptors_since(before)
+    assert not names, f"descriptors left: {names}"
     assert set(groups_of(os.getpid())) <= groups, "control groups left"
 
 
@@ -264,6 +261,12 @@ def target_of(descriptor: str) -> str:
     with contextlib.suppress(OSError):
         return os.readlink(f"/proc/self/fd/{descriptor}")
     return ""
+
+
+def descriptors_since(before: Set[str]) -> list[str]:
+    """What is open now and was not then, without what a test that failed has left behind: that one has been told already."""
+    names = map(target_of, open_descriptors() - before - abandoned)
+    return [name for name in names if name]
 
 
 def command_of(pid: int) -> str:

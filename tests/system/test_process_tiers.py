@@ -19,7 +19,7 @@ NO_NAMESPACES = """
 uid, gid = os.getuid(), os.getgid()
 syscalls.unshare(syscalls.NEWUSER)
 isolation.map_ids(os.open("/proc", os.O_PATH), 0, uid, 0, gid)
-open("/proc/sys/user/max_user_namespaces", "w").write("0")
+Path("/proc/sys/user/max_user_namespaces").write_text("0")
 syscalls.drop_bounding_set()
 syscalls.drop_capabilities()
 """

@@ -12,6 +12,14 @@ ROOT = Path(__file__).parents[2]
 PACKAGES = ("graph", "tracing", "workers", "orchestrator")
 DOTTED = re.compile(r"`((?:graph|tracing|workers|orchestrator)(?:\.[A-Za-z_]\w*)+)`")
 LINK = re.compile(r"\]\(([^)#:]+)\)")
+TOLD_AS_A_WHOLE = (
+    "tracing/formats",
+    "orchestrator/catalog/migrations",
+    "orchestrator/cli",
+    "orchestrator/control/schemas",
+    "orchestrator/page/views",
+)
+"""Folders of which the house's map names no rooms: one like the other, or a module per subject."""
 
 
 def named() -> list[str]:
@@ -52,3 +60,32 @@ def test_every_setting_is_in_the_table_of_settings_and_nothing_else_is() -> None
 
 def test_the_journeys_name_enough_to_be_followed() -> None:
     assert len(named()) > 25
+
+
+def rooms() -> dict[str, set[str]]:
+    """The words that the house's map says of each folder."""
+    house = (ROOT / "docs" / "design.md").read_text().partition("\n## The rooms")[2].partition("```\n")[2].partition("```")[0]
+    told: dict[str, set[str]] = {}
+    within: list[tuple[int, str]] = []  # folders, with their indent
+    for line in house.splitlines():
+        indent, first = len(line) - len(line.lstrip()), line.split()[0]
+        while within and within[-1][0] >= indent:
+            within.pop()
+        if first.endswith("/"):
+            within.append((indent, "/".join([*(folder for _, folder in within[-1:]), first[:-1]])))
+        told.setdefault(within[-1][1], set()).update(re.findall(r"\w+", line))
+    return told
+
+
+def test_every_module_has_its_place_in_the_map_of_the_house() -> None:
+    told = rooms()
+    missing = []
+    for module in sorted(path.relative_to(ROOT) for package in PACKAGES for path in (ROOT / package).rglob("*.py")):
+        folder = module.parent
+        if module.stem == "__init__" or str(folder).startswith(TOLD_AS_A_WHOLE):
+            continue
+        while str(folder) not in told:
+            folder = folder.parent
+        if module.stem not in told[str(folder)]:
+            missing.append(str(module))
+    assert missing == [], "the rooms in docs/design.md name them with their folder"

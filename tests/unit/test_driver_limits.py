@@ -145,6 +145,12 @@ def test_removing_what_is_in_use_gives_up(tmp_path: Path, monkeypatch: pytest.Mo
     assert remove(str(tmp_path / "group"))
 
 
+def test_what_is_not_ours_to_remove_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Groups a node of root left, when it was killed, are there for the nodes of everybody: each start would wait for each."""
+    monkeypatch.setattr(cells.time, "sleep", lambda _seconds: pytest.fail("it waits"))
+    assert not remove("/proc/sys")  # forbidden, for root too
+
+
 @pytest.mark.parametrize("every", [True, False])
 def test_sweep_takes_groups_of_the_dead_and_leaves_those_of_the_living(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, every: bool

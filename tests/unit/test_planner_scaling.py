@@ -51,8 +51,8 @@ class Scene:
         self.scaling.demand(self.gateway, Demand(versions, 1.0))
         self.scaling.tick(next(self._now))
 
-    def wanted(self, name: str) -> dict[str, Any]:
-        return next(one for one in self.scaling.told(ACME)["versions"] if one["version"] == f"{name}:1")
+    def wanted(self, name: str, number: int = 1) -> dict[str, Any]:
+        return next(one for one in self.scaling.told(ACME)["versions"] if one["version"] == f"{name}:{number}")
 
     def ordered(self) -> list[str]:
         return [name for node in self.bench.nodes for name in node.names]
@@ -109,7 +109,7 @@ def test_what_somebody_cooled_is_not_made_again() -> None:
     for node in scene.bench.nodes:
         node.have.clear()
     scene.scaling.cooled(["acme/echo"])
-    scene.scaling._heard._cooled["acme/echo"] = 1e9  # the test's clock is not the machine's
+    scene.scaling.heard._cooled["acme/echo"] = 1e9  # the test's clock is not the machine's
     scene.tick(echo=8)
     assert len(scene.ordered()) == 8
 
@@ -190,16 +190,56 @@ def test_orders_have_a_lifetime_and_leave_plans_their_budget() -> None:
     assert scene.bench.loop.means.left("acme")[1] == before
 
 
-def test_a_release_holds_its_version_until_it_says_otherwise() -> None:
+def test_a_release_holds_a_version_that_is_in_no_route_until_it_says_otherwise() -> None:
     scene = Scene()
-    scene.deploy("echo")
-    scene.scaling.hold("acme/echo:1", 3, 1e9, "a release to 30 %")
+    new = spec("echo", number=2)
+    ordered: list[str] = []
+    scene.scaling.hold(7, new, 3, "version 2 of echo gets 30 %", 1e9, ordered)
+    scene.scaling.again()
+    scene.scaling.again()
+    assert [item.version for node in scene.bench.nodes for item in node.ordered] == ["acme/echo:2"] * 3
+    assert all(item.probe for node in scene.bench.nodes for item in node.ordered)
+    assert len(ordered) == 3
     scene.tick()
-    assert scene.wanted("echo")["by"] == Source.RELEASE
+    assert scene.wanted("echo", 2)["by"] == Source.RELEASE
     assert len(scene.ordered()) == 3
-    scene.scaling.hold("acme/echo:1", 0, 0.0, "")
+    scene.scaling.let_go(7)
     scene.tick()
-    assert scene.wanted("echo")["wanted"] == 0
+    assert scene.wanted("echo", 2)["wanted"] == 0
+
+
+def test_a_release_takes_no_more_than_a_part_of_its_nodes_at_a_time() -> None:
+    scene = Scene(nodes=2)
+    scene.scaling.hold(7, spec("echo", number=2), 30, "", 1e9, [])
+    scene.scaling.again()
+    assert len(scene.ordered()) == 2, "nothing is ready: each node starts one"
+
+
+def test_a_release_is_bound_by_its_tenants_budget_and_says_so() -> None:
+    scene = Scene(allowance=Allowance(4))
+    scene.deploy("echo")
+    scene.tick(echo=3)
+    scene.scaling.hold(7, spec("echo", number=2), 3, "", 1e9, [])
+    scene.scaling.again()
+    assert len(scene.ordered()) == 4
+    assert "budget is 4 instances" in scene.scaling.lack("acme/echo:2")
+
+
+def test_a_release_that_is_not_heard_of_any_more_holds_nothing() -> None:
+    scene = Scene()
+    scene.scaling.hold(7, spec("echo", number=2), 3, "", -1.0, [])
+    scene.scaling.again()
+    scene.tick()
+    assert scene.ordered() == []
+
+
+def test_what_its_owner_set_is_ordered_also_while_traffic_wants_more_and_prewarm_is_off() -> None:
+    scene = Scene()
+    scene.bench.loop.policies["acme"] = "off"
+    scene.deploy("kept", told=Told(minimum=2))
+    scene.tick(kept=8)
+    assert scene.wanted("kept")["by"] == Source.REACTIVE
+    assert len(scene.ordered()) == 2
 
 
 def test_changes_are_kept_with_who_decided_and_why() -> None:

@@ -1,6 +1,7 @@
 """A cell: the control groups one sandbox lives in, with the limits of a memory shape in force."""
 
 import contextlib
+import errno
 import os
 import signal
 import time
@@ -8,6 +9,7 @@ import time
 PROCESSES = 128
 NORMAL_SHARES, YIELDING_SHARES = 1024, 128  # v1
 NORMAL_WEIGHT, YIELDING_WEIGHT = 100, 12  # v2
+IN_USE = (errno.EBUSY, errno.ENOTEMPTY)
 REMOVE_TRIES, REMOVE_PAUSE_S = 200, 0.01
 REUSABLE_SHARE = 0.25  # of the limit may still be charged when a cell is used again
 
@@ -26,13 +28,16 @@ def read(path: str) -> str:
 
 
 def remove(folder: str) -> bool:
-    """Removes an empty group, waiting up to two seconds for the kernel to let go of the dead. False: still in use."""
+    """Removes an empty group, waiting up to two seconds for the kernel to let go of the dead. False: still in use, or not ours
+    to remove, as what another user's node has left."""
     for _ in range(REMOVE_TRIES):
         try:
             os.rmdir(folder)
         except FileNotFoundError:
             return True
-        except OSError:
+        except OSError as error:
+            if error.errno not in IN_USE:
+                return False
             time.sleep(REMOVE_PAUSE_S)
         else:
             return True

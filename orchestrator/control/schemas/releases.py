@@ -87,6 +87,7 @@ class GateAnswer(BaseModel):
     version: str = Field(description="name:number; of the released function, or of one on its call path.")
     wanted: int = Field(ge=0)
     ready: int = Field(ge=0)
+    limit: str = Field("", description="Why fewer are made ready than the traffic needs: what `max_instances` allows.")
 
 
 class ReleaseAnswer(BaseModel):

@@ -26,7 +26,6 @@ from workers.drivers.process.cloning import LISTEN_LIMIT, QUIET_MS, SAFE, Cloner
 NODE = 3
 KEEPER_TMP_MB = 1
 ORIGINAL_PROCESSES = 512  # of the whole version, where no control group counts
-STRAY_ROUNDS = 200
 ENTRY_PID = 2  # of an instance in its own process namespace, after its shell
 
 
@@ -197,7 +196,10 @@ class Keeper(Cloner):
     def _born(self) -> None:
         """The original says how it went. What it says is worth its own instances, not more."""
         assert self._link is not None
-        message = self._link.recv(LISTEN_LIMIT)
+        try:
+            message = self._link.recv(LISTEN_LIMIT)
+        except OSError:  # it has gone with requests unread
+            message = b""
         if not message:
             self._lost_original()
             return
@@ -236,21 +238,11 @@ class Keeper(Cloner):
                     code = os.waitstatus_to_exitcode(status)
                     self._say({"exit": ident, "code": code} if code >= 0 else {"exit": ident, "signal": -code})
 
-    def _end_strays(self) -> None:
-        """What a hostile original has left behind is nobody's, and where no control group counts would be counted by nobody."""
-        for _ in range(STRAY_ROUNDS):
-            left = residue.strays()
-            if not left:
-                return
-            for pid in left:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
-        os._exit(1)  # they multiply: with its first process the whole namespace ends
-
     def _lost_original(self) -> None:
         """No more instances; those there are live on. Whoever waits is told."""
         self._original = 0
-        self._end_strays()
+        if not residue.end_strays():  # nobody's, and where no control group counts they would be counted by nobody
+            os._exit(1)  # with its first process the whole namespace ends
         if self._link is not None:
             self._poll.unregister(self._link)
             self._link.close()

@@ -6,8 +6,14 @@ shared and can be written. Standard library only; runs in the keeper.
 
 import contextlib
 import os
+import signal
+import time
+from collections.abc import Callable
 
 ACCESS_MODE = os.O_ACCMODE
+STRAY_ROUNDS = 200
+STRAYS_END_S = 10.0
+STRAYS_LOOK_S = 0.001
 CHARACTER_DEVICES = ("/dev/null", "/dev/zero", "/dev/urandom", "/dev/random")
 
 
@@ -35,6 +41,26 @@ def strays() -> list[int]:
                 if len(told["NSpid"].split()) == 1 and told["State"].split()[0] not in ("Z", "X"):
                     left.append(int(name))
     return left
+
+
+def end_strays(look: Callable[[], list[int]] = strays) -> bool:
+    """Kills whatever `look` finds until that is nothing. False: they multiply, new ones in each of many rounds, or do not die.
+
+    One that was killed is there until it had its turn at the CPU, however often one looks: that is no new round."""
+    killed: set[int] = set()
+    rounds, end = 0, time.monotonic() + STRAYS_END_S
+    while left := look():
+        fresh = not killed.issuperset(left)
+        rounds += fresh
+        if rounds > STRAY_ROUNDS or time.monotonic() > end:
+            return False
+        for pid in left:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        killed.update(left)
+        if not fresh:
+            time.sleep(STRAYS_LOOK_S)
+    return True
 
 
 def _read(path: str) -> str:
