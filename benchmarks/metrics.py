@@ -384,7 +384,8 @@ _ALL = (
         "tunnel.kernel.rtt_added_us",
         "tunnels",
         "us",
-        f"{_TUNNEL}, kernel: PING of Redis through the tunnel less over a direct veth, medians, turns; cores awake, and idle",
+        f"{_TUNNEL}, kernel: PING of Redis through the tunnel less over a direct veth, medians, turns; node and private network"
+        " on a core each, or anywhere; cores awake, or idle",
         30.0,
     ),
     Metric("tunnel.portable.rtt_added_us", "tunnels", "us", f"{_TUNNEL}, portable: the same", 80.0),

@@ -18,6 +18,9 @@ MAX_META = 1 << 20
 MAX_BODY = 16 << 20
 
 
+_unpack = HEADER.unpack_from
+
+
 class FrameError(ValueError):
     """The peer broke the framing; the connection cannot be used any more."""
 
@@ -43,6 +46,16 @@ class FrameParser:
         self._wanted = 0  # bytes the buffer must hold before it is worth looking at again
         self._max_meta = max_meta
         self._max_body = max_body
+
+    def lone(self, chunk: bytes, kind: int) -> int:
+        """The id of the only frame in `chunk`, when it is a whole one of this kind without meta, and nothing came before it; such
+        a chunk need not be fed. Else 0."""
+        if self._buffer or len(chunk) < HEADER.size:
+            return 0
+        found, _, reserved, ident, meta_length, body_length = _unpack(chunk)
+        if found != kind or reserved or meta_length or body_length > self._max_body or len(chunk) != HEADER.size + body_length:
+            return 0
+        return int(ident)
 
     def feed(self, chunk: bytes) -> Iterator[Frame]:
         """Yields the frames completed by `chunk`. Raises FrameError when a length is over its limit or reserved is set."""

@@ -7,13 +7,12 @@ done ahead: it opens the tunnel and wires the sandbox; it is measured in turns w
 import asyncio
 import contextlib
 import json
-import os
 import statistics
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -24,38 +23,16 @@ from benchmarks.report import Report
 sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
 
 from doubles.besieging import bait, besiege, tempted
-from doubles.private_networks import REDIS_PORT, SERVER, Host, redis, sandbox
+from doubles.private_networks import SERVER, Host, redis, sandbox
 from doubles.tunnel_planes import BACKENDS, Backend, Network, PlaneInHost, network, private_network
+
+from benchmarks.round_trips import round_trips
 
 VPC = "acme/main"
 IPERF_PORT = 5201
 PAIRS = 10
-PINGS = 1000
 A_SECOND = 50
 PATIENCE_S = 30.0
-
-_PINGS = """
-import socket, sys, time
-connection = socket.create_connection((sys.argv[1], int(sys.argv[2])), 5)
-connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-print("ready", flush=True)
-for line in sys.stdin:
-    found = []
-    for _ in range(int(line)):
-        began = time.perf_counter()
-        connection.send(b"PING\\r\\n")
-        connection.recv(99)
-        found.append(time.perf_counter() - began)
-    print(sorted(found)[len(found) // 2] * 1e6, flush=True)
-"""
-
-
-_SPINS = """
-import os
-os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
-while True:
-    pass
-"""
 
 
 def run(report: Report, full: bool) -> None:
@@ -188,13 +165,12 @@ def _packets(report: Report, running: Network, seconds: float) -> None:
     try:
         acme.plug(direct, "10.0.9.9/16")
         with running.planes[0].attached(VPC) as function:
-            for cores, held in (("awake", _awake), ("idle", contextlib.nullcontext)):
-                report.progress(f"round trips, by turns, cores {cores}")
-                with held():
-                    added, bare = _round_trips(function, direct)
-                median = bootstrap([added], lambda groups: float(np.median(groups[0])))
-                told = {"backend": name, "cores": cores, "direct_us": round(statistics.median(bare), 1)}
-                report.emit(f"tunnel.{name}.rtt_added_us", median, **told)
+            report.progress("round trips, by turns")
+            inside = [acme.redis.pid, *(proxy.process.pid for proxy in running.proxies["acme"] if proxy.process is not None)]
+            for found in round_trips(function, direct, inside):
+                median = bootstrap([found.added], lambda groups: float(np.median(groups[0])))
+                told = {"backend": name, "placed": found.placed, "cores": found.cores}
+                report.emit(f"tunnel.{name}.rtt_added_us", median, **told, direct_us=round(statistics.median(found.direct), 1))
             report.progress("throughput, by turns")
             pairs = [(_gbps(function, seconds), _gbps(direct, seconds)) for _ in range(PAIRS)]
             for system, values in (("foreglow", [pair[0] for pair in pairs]), ("direct veth", [pair[1] for pair in pairs])):
@@ -203,50 +179,6 @@ def _packets(report: Report, running: Network, seconds: float) -> None:
             report.emit(f"tunnel.{name}.throughput_share", share, backend=name)
     finally:
         direct.close()
-
-
-def _round_trips(function: Host, direct: Host) -> tuple[list[float], list[float]]:
-    """us by turns: what the tunnel adds, and the direct way."""
-    asking = [_pinging(host) for host in (function, direct)]
-    added, bare = list[float](), list[float]()
-    for turn in range(PAIRS + 1):
-        through, straight = (ask(PINGS) for ask in asking)
-        if turn:
-            added.append(through - straight)
-            bare.append(straight)
-    return added, bare
-
-
-@contextlib.contextmanager
-def _awake() -> Iterator[None]:
-    """No core goes idle, none is taken from anybody: waking a virtual machine's idle core takes longer than the way does."""
-    spinners = [
-        subprocess.Popen(["timeout", "120", "taskset", "-c", str(core), sys.executable, "-c", _SPINS])
-        for core in sorted(os.sched_getaffinity(0))
-    ]
-    try:
-        yield
-    finally:
-        for spinner in spinners:
-            spinner.terminate()
-            spinner.wait(10)
-
-
-def _pinging(host: Host) -> Callable[[int], float]:
-    process = host.start(sys.executable, "-c", _PINGS, SERVER, str(REDIS_PORT), stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-    assert process.stdin is not None
-    assert process.stdout is not None
-    if process.stdout.readline() != b"ready\n":
-        raise RuntimeError(f"{host.name} does not reach Redis")
-
-    def ask(times: int) -> float:
-        assert process.stdin is not None
-        assert process.stdout is not None
-        process.stdin.write(b"%d\n" % times)
-        process.stdin.flush()
-        return float(process.stdout.readline())
-
-    return ask
 
 
 def _gbps(host: Host, seconds: float) -> float:

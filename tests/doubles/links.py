@@ -13,11 +13,13 @@ from doubles.loop import until
 from orchestrator.authority import Authority
 from workers.framing import encode
 from workers.network.portable.credit import Budget
+from workers.network.portable.handshakes import connect, serve
 from workers.network.portable.legs import Leg
 from workers.network.portable.link import Link
 from workers.network.portable.streams import Stream
 from workers.network.portable.words import Kind, Open, Reason
-from workers.rpc.transport import HostPort, Identity, Peer, connect, serve
+from workers.rpc import transport
+from workers.rpc.transport import HostPort, Identity, Peer
 
 TO = Open("tcp", "10.0.1.5", 5432)
 
@@ -54,11 +56,7 @@ class End:
         self.far.append(far)
         link.send(Kind.ACCEPTED, ident)
 
-        async def join() -> None:
-            _, leg = await asyncio.get_running_loop().create_connection(Leg, sock=near)
-            stream.join(leg)
-
-        asyncio.get_running_loop().create_task(join())
+        stream.join(Leg(near))
 
     def on_lost(self, link: Link, why: str) -> None:
         self.lost.append(why)
@@ -77,7 +75,7 @@ class Pair:
     async def stream(self) -> tuple[socket.socket, socket.socket]:
         """A function's socket and its server's, joined through the link. Both non-blocking."""
         function, mine = socket.socketpair()
-        _, leg = await asyncio.get_running_loop().create_connection(Leg, sock=mine)
+        leg = Leg(mine)
         made: list[Stream] = []
         answers: list[Reason | None] = []
 
@@ -103,7 +101,7 @@ class Pair:
 async def pair(folder: Path, near: End | None = None, far: End | None = None) -> AsyncIterator[Pair]:
     own, other = near or End(True), far or End(False)
     authority = Authority(folder / "authority")
-    server = await serve(other.make, HostPort(LOOPBACK, 0), identity(authority, folder, "vpc-proxy", "p1"))
+    server = serve(other.make, HostPort(LOOPBACK, 0), identity(authority, folder, "vpc-proxy", "p1"))
     try:
         await connect(own.make, port_of(server), identity(authority, folder, "node", "n1"))
         await until(lambda: other.links and other.links[0].up and own.links[0].up)
@@ -149,7 +147,7 @@ async def hostile(at: HostPort, who: Identity) -> Raw:
         made.append(Raw())
         return made[0]
 
-    await connect(make, at, who)
+    await transport.connect(make, at, who)
     return made[0]
 
 

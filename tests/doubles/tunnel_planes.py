@@ -116,6 +116,8 @@ class PlaneInHost:
 
 
 class RunningProxy(Protocol):
+    process: "subprocess.Popen[bytes] | None"
+
     def heard(self) -> object:
         """It has begun, and serves what it was told first."""
 

@@ -45,6 +45,33 @@ def test_a_frame_comes_with_its_last_byte_and_not_before(sent: list[Frame]) -> N
         assert len(taken) == ends.count(place + 1)
 
 
+@given(st.lists(frames, max_size=2), st.lists(st.integers(0, 10_000), max_size=3), st.integers(0, 255))
+def test_a_lone_frame_is_one_that_feeding_would_have_given(sent: list[Frame], at: list[int], kind: int) -> None:
+    parser, plain = FrameParser(max_meta=30, max_body=150), FrameParser(max_meta=30, max_body=150)
+    kinds = [one.kind for one in sent] or [kind]
+    try:
+        for number, chunk in enumerate(cut(as_bytes(sent), at)):
+            wanted = kinds[number % len(kinds)]
+            ident = parser.lone(chunk, wanted)
+            fed = list(plain.feed(chunk))
+            if ident:
+                (frame,) = fed
+                assert (frame.kind, frame.id, frame.meta) == (wanted, ident, b"")
+                assert chunk[HEADER.size :] == frame.body
+            else:
+                assert list(parser.feed(chunk)) == fed
+    except FrameError:
+        with pytest.raises(FrameError):
+            list(parser.feed(chunk))
+
+
+@given(frames)
+def test_a_lone_frame_is_found(frame: Frame) -> None:
+    data = encode(frame.kind, frame.id, b"", frame.body, frame.flags)
+    assert FrameParser().lone(data, frame.kind) == frame.id
+    assert FrameParser().lone(data[:-1], frame.kind) == FrameParser().lone(data, frame.kind ^ 1) == 0
+
+
 def test_the_header_is_the_documented_one() -> None:
     assert encode(7, 0x01020304, b"meta", b"body!", 1) == bytes.fromhex("07 01 0000 01020304 00000004 00000005") + b"metabody!"
 

@@ -16,10 +16,11 @@ from hypothesis import strategies as st
 from orchestrator.authority import Authority
 from workers.framing import encode
 from workers.network.portable.credit import Budget
+from workers.network.portable.handshakes import Listener, serve
 from workers.network.portable.legs import WRITE_HIGH, Leg
 from workers.network.portable.streams import Full
 from workers.network.portable.words import CREDIT, FIRST_WINDOW, MAX_DATA, MAX_STREAMS, MAX_WINDOW, Kind, Open, Reason
-from workers.rpc.transport import HostPort, serve
+from workers.rpc.transport import HostPort
 
 KERNEL = 1 << 20  # what two socket pairs and a connection may hold beside our windows
 
@@ -168,16 +169,16 @@ async def test_a_silent_peer_is_suspected_and_what_waits_for_its_answer_is_given
     far.silent = True
     async with pair(tmp_path, far=far) as made:
         made.link.hurry(True)
-        transport = made.far.links[0]._transport
-        assert transport is not None
-        transport.pause_reading()  # nothing is heard any more, the connection stands
+        connection = made.far.links[0]._connection
+        assert connection is not None
+        connection.pause_reading()  # nothing is heard any more, the connection stands
         answers: list[Reason | None] = []
         made.link.open(TO, answers.append)
         await until(lambda: answers)
         assert made.link.suspect
         assert made.link.up
         assert answers == [Reason("closing", "the proxy is silent")]
-        transport.resume_reading()
+        connection.resume_reading()
         await until(lambda: not made.link.suspect, "it is trusted again")
         assert not made.near.lost
 
@@ -201,9 +202,9 @@ BREAKS = {
 }
 
 
-async def _at_proxy(folder: Path, far: End) -> tuple[asyncio.AbstractServer, Raw]:
+async def _at_proxy(folder: Path, far: End) -> tuple[Listener, Raw]:
     authority = Authority(folder / "authority")
-    server = await serve(far.make, HostPort(LOOPBACK, 0), identity(authority, folder, "vpc-proxy", "p1"))
+    server = serve(far.make, HostPort(LOOPBACK, 0), identity(authority, folder, "vpc-proxy", "p1"))
     raw = await hostile(port_of(server), identity(authority, folder, "node", "n1"))
     await until(lambda: far.links and far.links[0].up)
     return server, raw
@@ -267,9 +268,9 @@ def test_whatever_comes_ends_at_most_its_own_link(tmp_path: Path, frames: list[t
 async def test_a_function_that_begins_flow_after_flow_costs_nobody_the_link(tmp_path: Path) -> None:
     """As datagrams to ever new places do, while the proxy does not get on: they are lost, and nothing piles up."""
     async with pair(tmp_path) as made:
-        transport = made.far.links[0]._transport
-        assert transport is not None
-        transport.pause_reading()
+        connection = made.far.links[0]._connection
+        assert connection is not None
+        connection.pause_reading()
         lost = 0
         for number in range(100_000):
             try:
@@ -282,7 +283,7 @@ async def test_a_function_that_begins_flow_after_flow_costs_nobody_the_link(tmp_
                 break
         assert not made.near.lost
         assert lost > 1000
-        transport.resume_reading()
+        connection.resume_reading()
         await until(lambda: not made.link.congested, "it goes on")
         made.link.open_flow(TO, lambda _: None, lambda: None)
 
@@ -308,7 +309,7 @@ def test_a_leg_reads_no_more_than_its_way_takes() -> None:
     @in_loop
     async def run() -> None:
         function, mine = socket.socketpair()
-        transport, leg = await asyncio.get_running_loop().create_connection(Leg, sock=mine)
+        leg = Leg(mine)
         way = Narrow()
         leg.join(way)
         function.sendall(bytes(range(100)))
@@ -319,7 +320,7 @@ def test_a_leg_reads_no_more_than_its_way_takes() -> None:
         leg.go_on()
         await until(lambda: not way.left)
         assert way.got == bytes(range(60))
-        transport.abort()
+        leg.reset()
         function.close()
 
     run()

@@ -134,13 +134,18 @@ def prepare(transport: asyncio.Transport) -> Peer | None:
         if peer_uid(sock) != os.geteuid():
             raise NotTrusted("the peer runs as another user")
         return None
+    tune(sock)
+    return certified(secured)
+
+
+def tune(sock: Any) -> None:
+    """A connection between hosts: nothing waits for more to send, and a host that is gone is noticed."""
     with contextlib.suppress(OSError):  # gone already: that is noticed elsewhere
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, USER_TIMEOUT_MS)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         for option, value in KEEPALIVE:
             sock.setsockopt(socket.IPPROTO_TCP, option, value)
-    return certified(secured)
 
 
 def peer_uid(sock: socket.socket) -> int:

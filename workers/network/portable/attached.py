@@ -8,6 +8,7 @@ from collections.abc import Callable
 from ipaddress import IPv4Network
 from typing import Protocol
 
+from workers.network.portable.accepting import Accepting
 from workers.network.portable.destinations import allowed, exists, inside, public
 from workers.network.portable.legs import Direct, Leg
 from workers.network.portable.outward import Datagrams, NoWay, dial, idle_of, system_resolver
@@ -71,15 +72,12 @@ class _Carried:
 
 
 class _Accepted(Leg):
-    def __init__(self, owner: "Attached") -> None:
-        super().__init__()
+    def __init__(self, sock: socket.socket, owner: "Attached") -> None:
+        super().__init__(sock)
         self._owner = owner
 
-    def opened(self, transport: asyncio.Transport) -> None:
-        self._owner.accepted(self, transport.get_extra_info("sockname"))
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        super().connection_lost(exc)
+    def _on_end(self, error: Exception | None) -> None:
+        super()._on_end(error)
         self._owner.left(self)
 
 
@@ -91,16 +89,15 @@ class Attached:
         self.egress = egress
         self._wired = wired
         self._on_detached = on_detached
-        self._server: asyncio.AbstractServer | None = None
+        self._accepting: Accepting | None = None
         self._legs: set[Leg] = set()
         self._exchanges: OrderedDict[tuple[Place, Place], _Exchange] = OrderedDict()
         self._dialling: dict[Leg, asyncio.Task[None]] = {}
         self._detached = False
 
-    async def start(self) -> None:
-        loop = asyncio.get_running_loop()
-        self._server = await loop.create_server(lambda: _Accepted(self), sock=self._wired.streams)
-        loop.add_reader(self._wired.datagrams.fileno(), self._on_datagrams)
+    def start(self) -> None:
+        self._accepting = Accepting(self._wired.streams, self._on_stream)
+        asyncio.get_running_loop().add_reader(self._wired.datagrams.fileno(), self._on_datagrams)
 
     def follow(self) -> None:
         """The Vpc has changed. Raises OSError."""
@@ -111,10 +108,8 @@ class Attached:
             return
         self._detached = True
         asyncio.get_running_loop().remove_reader(self._wired.datagrams.fileno())
-        with contextlib.suppress(OSError):
-            self._wired.streams.shutdown(socket.SHUT_RDWR)  # at once; closing may take until the loop's next turn
-        if self._server is not None:
-            self._server.close()
+        if self._accepting is not None:
+            self._accepting.stop()
         for task in self._dialling.values():
             task.cancel()
         for leg in list(self._legs):
@@ -139,6 +134,14 @@ class Attached:
             return Open(protocol, address, port) if allowed(spec, address, protocol, port) else None
         return Open(protocol, address, port, True) if internet and exists(protocol, port) and public(address) else None
 
+    def _on_stream(self, sock: socket.socket) -> None:
+        try:
+            to = sock.getsockname()
+        except OSError:  # gone already
+            sock.close()
+            return
+        self.accepted(_Accepted(sock, self), to)
+
     def accepted(self, leg: Leg, to: Place) -> None:
         """A connection of the sandbox is here; it is carried there, or it is reset."""
         self._legs.add(leg)
@@ -157,9 +160,8 @@ class Attached:
             dialling.cancel()
 
     async def _dial(self, leg: Leg, to: Open) -> None:
-        far = Leg()
         try:
-            await dial(far, to.address or system_resolver(), to.port)
+            far = Leg(await dial(to.address or system_resolver(), to.port))
         except NoWay:
             leg.reset()
             return

@@ -51,9 +51,12 @@ class Receiving:
         """The bytes have gone on; the credit to give now, 0: later, with more. A stream that has carried a whole window gets
         twice the window while half of the budget is free, so that first windows always find room: a long way wants more bytes
         under way."""
-        amount = min(amount, self.waiting)
+        if amount > self.window - self._granted - self._taken:
+            amount = self.waiting
         self._taken += amount
         self._since_growth += amount
+        if self._taken < self.window // 2 and self._since_growth < self.window:
+            return 0
         grown = 0
         if self._since_growth >= self.window and self.window < MAX_WINDOW and self._budget.take(self.window, of=2):
             grown = self.window

@@ -4,8 +4,9 @@ import asyncio
 import contextlib
 import socket
 import struct
-from typing import Protocol, cast
+from typing import Protocol
 
+from workers.network.portable.duplex import Duplex
 from workers.network.portable.words import MAX_DATA
 
 WRITE_HIGH = 32 << 10  # bytes beside the window that may wait in a leg's own buffer
@@ -13,15 +14,13 @@ LINGER_S = 30.0
 """Both sides have said their last: so long may the rest wait to be read."""
 
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
-_buffer = bytearray(MAX_DATA)  # of this thread's loop: a read is copied out of it before the next one begins
-_view = memoryview(_buffer)
 
 
 class Way(Protocol):
     """What carries a leg's bytes on."""
 
     def room(self) -> int:
-        """How many bytes it takes now. 0: `Leg.go_on` will be called when that has changed."""
+        """How many bytes it takes now, twice MAX_DATA at most. 0: `Leg.go_on` will be called when that has changed."""
 
     def data(self, chunk: bytes) -> None:
         """No more than `room` said."""
@@ -39,65 +38,59 @@ class Way(Protocol):
         """The leg's connection is gone and holds no bytes any more. Called once, last."""
 
 
-class Leg(asyncio.BufferedProtocol):
+class Leg(Duplex):
     """Bounded by its way: it reads only what that has room for, and says what it has got rid of."""
 
-    def __init__(self) -> None:
+    def __init__(self, sock: socket.socket) -> None:
+        """Owns the socket. No more than one read is done before `join`."""
+        super().__init__(sock, WRITE_HIGH, WRITE_HIGH // 4)
+        with contextlib.suppress(OSError):
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.way: Way | None = None
-        self._transport: asyncio.Transport | None = None
         self._ended_in = self._ended_out = self._over = False
-        self._reading = True
-        self._writable = True
         self._untaken = 0
         self._early = b""
         self._linger: asyncio.TimerHandle | None = None
+        self._read(True)
 
-    # -- the transport
+    # -- the socket
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.Transport, transport)  # uvloop's are none by inheritance
-        self._transport.set_write_buffer_limits(high=WRITE_HIGH)
-        sock = transport.get_extra_info("socket")
-        with contextlib.suppress(OSError):  # asyncio sets it only for sockets that name their protocol
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self.opened(self._transport)
-
-    def opened(self, transport: asyncio.Transport) -> None:
-        """For whoever accepts: called once; no more than one read is done before `join`."""
-
-    def get_buffer(self, sizehint: int) -> memoryview:
-        return _view if self.way is None else _view[: max(1, min(self.way.room(), MAX_DATA))]
-
-    def buffer_updated(self, nbytes: int) -> None:
+    def _readable(self) -> None:
         way = self.way
-        if self._over:
+        room = way.room() if way is not None else 0 if self._early else MAX_DATA
+        if not room:
+            self._read(False)
             return
-        if way is None:  # loops begin to read whatever connection_made says: the first bytes wait here
-            self._early = bytes(_view[:nbytes])
-            self._pause()
+        try:
+            amount = self._sock.recv_into(self._into, room)
+        except (BlockingIOError, InterruptedError):
             return
-        way.data(bytes(_view[:nbytes]))
-        if self._reading and not way.room():
-            self._pause()
+        except OSError as error:
+            self._end(error)
+            return
+        if amount:
+            chunk = bytes(self._into[:amount])
+            if way is not None:
+                way.data(chunk)
+            else:
+                self._early = chunk
+        else:
+            self._ended_in = True
+            self._read(False)
+            if way is not None:
+                way.eof()
+                self._perhaps_done()
 
-    def eof_received(self) -> bool:
-        self._ended_in = True
-        if self.way is not None and not self._over:
-            self.way.eof()
-            self._perhaps_done()
-        return True
-
-    def pause_writing(self) -> None:
-        self._writable = False
-
-    def resume_writing(self) -> None:
-        self._writable = True
-        if self.way is not None and self._untaken:
+    def _on_behind(self, behind: bool) -> None:
+        if not behind and self.way is not None and self._untaken:
             amount, self._untaken = self._untaken, 0
             self.way.taken(amount)
 
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._transport = None
+    def _on_written(self) -> None:
+        if self._ended_out:
+            self._last()
+
+    def _on_end(self, error: Exception | None) -> None:
         if self._linger is not None:
             self._linger.cancel()
         if not self._over:
@@ -126,41 +119,40 @@ class Leg(asyncio.BufferedProtocol):
 
     def go_on(self) -> None:
         """The way has room again."""
-        if self._over or self._reading or self.way is None or not self.way.room():
-            return
-        self._reading = True
-        if self._transport is not None and not self._ended_in:
-            with contextlib.suppress(RuntimeError):  # it is closing
-                self._transport.resume_reading()
-
-    def _pause(self) -> None:
-        self._reading = False
-        if self._transport is not None and not self._ended_in:
-            with contextlib.suppress(RuntimeError):
-                self._transport.pause_reading()
+        if not (self._over or self._reading or self._ended_in or self.way is None) and self.way.room():
+            self._read(True)
 
     def write(self, chunk: bytes) -> None:
-        if self._transport is None or self._over:
+        if self._over:
             return
-        self._transport.write(chunk)
-        if self._writable and self.way is not None:
-            self.way.taken(len(chunk))
-        else:
+        self._send(chunk)
+        if self._behind or self.way is None:
             self._untaken += len(chunk)
+        else:
+            self.way.taken(len(chunk))
 
     def write_eof(self) -> None:
         self._ended_out = True
-        if self._transport is not None and not self._over:
-            with contextlib.suppress(RuntimeError, OSError):
-                self._transport.write_eof()
+        if not self._over:
+            if not self._waiting:
+                self._last()
             self._perhaps_done()
+
+    def _last(self) -> None:
+        """All is written: the other end is told."""
+        if self._over:
+            self._end(None)
+        elif not self._closed:
+            with contextlib.suppress(OSError):
+                self._sock.shutdown(socket.SHUT_WR)
 
     def _perhaps_done(self) -> None:
         if self._ended_in and self._ended_out and not self._over:
             self._over = True
-            if self._transport is not None:
-                self._transport.close()  # once what waits is written
-                self._linger = asyncio.get_running_loop().call_later(LINGER_S, self._cut)
+            if self._waiting:
+                self._linger = self._loop.call_later(LINGER_S, self._cut)
+            else:
+                self._end(None)
 
     def reset(self) -> None:
         """The other end sees a reset. The way hears nothing of it."""
@@ -168,12 +160,10 @@ class Leg(asyncio.BufferedProtocol):
         self._cut()
 
     def _cut(self) -> None:
-        if self._transport is None:
-            return
-        sock = self._transport.get_extra_info("socket")
-        with contextlib.suppress(OSError):
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
-        self._transport.abort()
+        if not self._closed:
+            with contextlib.suppress(OSError):
+                self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
+            self._end(None)
 
 
 class Direct:

@@ -8,7 +8,6 @@ from collections.abc import Callable
 from ipaddress import IPv4Network, ip_address
 from pathlib import Path
 
-from workers.network.portable.legs import Leg
 from workers.network.portable.words import MAX_DATA, Open, Reason
 from workers.networks import VpcSpec
 
@@ -30,8 +29,8 @@ class NoWay(Exception):
         self.reason = Reason(code, text)
 
 
-async def dial(leg: Leg, address: str, port: int, source: str = "") -> None:
-    """Connects the leg, from `source` when this host has that address. Raises NoWay."""
+async def dial(address: str, port: int, source: str = "") -> socket.socket:
+    """Connected, from `source` when this host has that address. Raises NoWay."""
     loop = asyncio.get_running_loop()
     sock = _socket(socket.SOCK_STREAM, source)
     try:
@@ -40,7 +39,7 @@ async def dial(leg: Leg, address: str, port: int, source: str = "") -> None:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         async with asyncio.timeout(CONNECT_TIMEOUT_S):
             await loop.sock_connect(sock, (address, port))
-            await loop.create_connection(lambda: leg, sock=sock)
+        return sock
     except TimeoutError as error:
         sock.close()
         raise NoWay("timeout", f"{address}:{port} does not answer") from error

@@ -129,7 +129,7 @@ class PortablePlane:
             self._released(tunnel)
             raise
         try:
-            await attached.start()
+            attached.start()
             if tunnel is not None and tunnel.spec is not before:  # it changed while the sandbox was being wired
                 attached.follow()
         except OSError as error:

@@ -6,11 +6,12 @@ from collections.abc import Callable, Coroutine, Sequence
 import msgspec
 
 from workers.network.portable.credit import Budget
+from workers.network.portable.handshakes import Listener, serve
 from workers.network.portable.link import Link
 from workers.network.portable.outward import has
 from workers.network.portable.served import Served
 from workers.networks import VpcSpec
-from workers.rpc.transport import HostPort, Identity, NotTrusted, Peer, serve
+from workers.rpc.transport import HostPort, Identity, NotTrusted, Peer
 
 WINDOWS = 256 << 20
 SHARES = 4
@@ -46,7 +47,7 @@ class PortableProxy:
         self._admit = admit
         self._specs: dict[str, VpcSpec] = {}
         self.budget = Budget(WINDOWS)
-        self._servers: list[asyncio.AbstractServer] = []
+        self._servers: list[Listener] = []
         self._served: set[Served] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._looking: asyncio.Task[None] | None = None
@@ -55,7 +56,7 @@ class PortableProxy:
         """Listens. Raises OSError."""
         try:
             for address in addresses:
-                self._servers.append(await serve(self._make, address, identity))
+                self._servers.append(serve(self._make, address, identity))
         except BaseException:
             await self.stop()
             raise
@@ -76,7 +77,7 @@ class PortableProxy:
     @property
     def ports(self) -> list[int]:
         """Where it listens, in the order of `start`'s addresses."""
-        return [int(server.sockets[0].getsockname()[1]) for server in self._servers]  # type: ignore[attr-defined]
+        return [int(server.sockets[0].getsockname()[1]) for server in self._servers]
 
     def use(self, specs: Sequence[VpcSpec]) -> None:
         """The Vpcs whose private network this is in. Links of others are closed once their streams have ended; streams that the

@@ -189,9 +189,8 @@ class Served:
         self._proxy.spawn(self, self._connect(link, stream, address, port, source))
 
     async def _connect(self, link: Link, stream: Stream, address: str, port: int, source: str) -> None:
-        leg = Leg()
         try:
-            await dial(leg, address, port, source)
+            leg = Leg(await dial(address, port, source))
         except NoWay as error:
             if not stream.over:
                 stream.refuse(error.reason)

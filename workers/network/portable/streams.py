@@ -56,12 +56,13 @@ class Stream:
         if self._link.congested:
             self._link.waiting[self.ident] = self
             return 0
-        return min(self._out.credit, MAX_DATA)
+        credit = self._out.credit
+        return credit if credit < MAX_DATA else MAX_DATA
 
     def data(self, chunk: bytes) -> None:
         if not self._over:
             self._out.spend(len(chunk))
-            self._link.send(Kind.DATA, self.ident, b"", chunk)
+            self._link.send_data(self.ident, chunk)
 
     def taken(self, amount: int) -> None:
         if self._over or self._got_eof:

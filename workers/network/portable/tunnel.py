@@ -10,12 +10,13 @@ import structlog
 
 from workers.network.portable.credit import Budget
 from workers.network.portable.destinations import allowed
+from workers.network.portable.handshakes import connect
 from workers.network.portable.legs import Leg
 from workers.network.portable.link import Link
 from workers.network.portable.streams import Flow, Full, Stream
 from workers.network.portable.words import PROTOCOL, Hello, Kind, LinkError, Open, Reason, Spec, Welcome, decode
 from workers.networks import Proxy, TunnelState, VpcSpec
-from workers.rpc.transport import HostPort, Identity, NotTrusted, Peer, connect, parse_address
+from workers.rpc.transport import HostPort, Identity, NotTrusted, Peer, parse_address
 
 FIRST_BACKOFF_S, LAST_BACKOFF_S = 0.05, 5.0
 STEADY_S = 5.0
@@ -219,11 +220,11 @@ class Tunnel:
         )
 
     def _sources(self, carrying: Line) -> str:
-        """With which address functions leave, for whoever allow-lists it; and the other proxy's, which may be next."""
+        """With which address functions leave, for whoever allow-lists it, and with which by others that may be next."""
         said = {line.proxy.name: line.link.source for line in self._lines if line.link is not None and line.link.source}
         own = said.pop(carrying.proxy.name, "")
-        others = [f"by {name} as {source}" for name, source in said.items() if source != own]
-        return ", ".join([f", leaving as {own}", *others]) if own else ""
+        others = ", ".join(sorted({*said.values()} - {own}))
+        return (f", leaving as {own}" + (f" (by others as {others})" if others else "")) if own else ""
 
     def _fresh(self, line: Line) -> bool:
         return line.well and line.link is not None and line.link.generation >= self.spec.generation
