@@ -87,10 +87,11 @@ class Scaling:
         make = maker(policy)
         self.heard, self._flows, self._places, self._book = Heard(), Flows(graph), dispatch.places, WantedBook()
         self._floors = Floors(right, make().releases if make is not None else False)
-        self._scaler = Scaler(self, make, self._flows.calls_of, self._flows.hold_s, always=lambda: list(self._kept))
+        self._scaler = Scaler(self, make, self._flows.calls_of, self._flows.hold_s, always=lambda: list(self._kept.values()))
         self._at = 0.0
         self._took_over = 0.0
-        self._kept: dict[str, FunctionId] = {}  # versions that want instances without traffic
+        self._kept: dict[FunctionId, str] = {}  # versions that want instances without traffic
+        self._gone: set[FunctionId] = set()
         self._holds = Holds()
         self._limits: dict[str, str] = {}  # of what is held: why it is less than was asked for
         self._bounds: dict[tuple[object, int], Bounds] = {}
@@ -107,14 +108,11 @@ class Scaling:
 
     def route_changed(self, function: FunctionId, spec: VersionSpec | None) -> None:
         """`spec`: the version that serves; None: none does."""
-        for version in [one for one, owner in self._kept.items() if owner == function]:
-            del self._kept[version]
-        if function not in self._table.routes:  # it is gone for good
-            self._scaler.forget_functions({function})
-            self._flows.forget(function)
-            self._book.forget(f"{function}:")
+        self._kept.pop(function, None)
+        if function not in self._table.routes:
+            self._gone.add(function)  # for good; many may go at once, and are forgotten together
         if spec is not None and (spec.scaling.minimum or spec.scaling.provisioned):
-            self._kept[spec.version] = function
+            self._kept[function] = spec.version
 
     # -- what releases ask for
 
@@ -169,10 +167,10 @@ class Scaling:
     def forget_tenant(self, tenant: str) -> None:
         self._scaler.forget_tenant(tenant)
         self._flows.forget_tenant(tenant)
-        self._book.forget(f"{tenant}/")
+        self._book.forget_tenant(tenant)
         self._holds.forget_tenant(tenant)
-        for version in [one for one in self._kept if tenant_of(VersionId(one)) == tenant]:
-            del self._kept[version]
+        for function in [one for one in self._kept if tenant_of(one) == tenant]:
+            del self._kept[function]
 
     # -- what the scaler asks
 
@@ -229,13 +227,14 @@ class Scaling:
 
     def _decide(self, now: float) -> Iterator[bool]:
         there = self._places.look()
+        self._forget_gone()
         yield True
         heard = self.heard.take(now, there.ready, TICK_S)
         # what still runs of a version that is not invocable any more, or of a tenant that was removed, asks for nothing
         observed = {version: one for version, one in heard.items() if version in self._table.versions or version in self._holds}
         self._holds.lapse(now)
         extra = self._holds.terms()
-        tenants = {tenant_of(VersionId(one)) for one in (*observed, *extra, *self._kept, *self._book.now)}
+        tenants = {tenant_of(VersionId(one)) for one in (*observed, *extra, *self._kept.values(), *self._book.now)}
         for tenant in tenants:
             self._planned(tenant, extra)
         yield True
@@ -248,6 +247,15 @@ class Scaling:
         self._floors.tell(wanted, there, now, self.heard.anything or now - self._took_over > HEARD_S)
         yield True
         self._book.put(wanted, there, time.time())
+
+    def _forget_gone(self) -> None:
+        gone = {one for one in self._gone if one not in self._table.routes}
+        self._gone.clear()
+        if gone:
+            self._scaler.forget_functions(gone)
+            self._book.forget_functions(gone)
+            for function in gone:
+                self._flows.forget(function)
 
     def _limited(self, one: Wanted) -> Wanted:
         """With why none of it is started now, where none is."""

@@ -1,11 +1,12 @@
 """What people see of scaling: what is wanted of each version and why, and every change of the last time. Bounded; no I/O."""
 
 from collections import OrderedDict, deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import msgspec
 
+from graph.ids import VersionId, function_of, tenant_of
 from orchestrator.planner.places import Inventory
 from orchestrator.scaling.terms import Source, Wanted
 
@@ -98,9 +99,15 @@ class WantedBook:
                 break
         return found[::-1]
 
-    def forget(self, prefix: str) -> None:
-        self._left = {one for one in self._left if not one.startswith(prefix)}
-        for version in [one for one in self.now if one.startswith(prefix)]:
+    def forget_tenant(self, tenant: str) -> None:
+        self._forget(lambda version: tenant_of(VersionId(version)) == tenant)
+
+    def forget_functions(self, functions: Collection[str]) -> None:
+        self._forget(lambda version: function_of(VersionId(version)) in functions)
+
+    def _forget(self, gone: Callable[[str], bool]) -> None:
+        self._left = {one for one in self._left if not gone(one)}
+        for version in [one for one in self.now if gone(one)]:
             del self.now[version]
-        for version in [one for one in self._points if one.startswith(prefix)]:
+        for version in [one for one in self._points if gone(one)]:
             self._kept -= len(self._points.pop(version))
