@@ -194,7 +194,7 @@ class Releases:
                 pointers.read(release.back),
                 release.sticky,
             )
-            release.flipped, release.since = step + 1, now
+            release.flipped, release.since, release.gate = step + 1, now, []
             if step + 1 == len(release.steps):
                 end(release, ReleasePhase.DONE, "", now)
             else:

@@ -246,12 +246,15 @@ class Releasing:
         watched_s = time.monotonic() - step.began
         ours = self._watching.seen(release.id, new)
         verdict = hold(ours, old, watched_s, release.hold_s, self._rules)
+        seen = [_row(new, ours), *(_row(one, old) for one in others[:1])]
         if verdict.next is Next.STOP:
+            step.told_at = 0.0  # what it is judged by is what is seen of it
+            await self._tell(release, step, seen, verdict.reason)
             await self._stop(release, step, verdict.reason)
         elif verdict.next is Next.ADVANCE:  # only what another step follows is watched
             await asyncio.to_thread(self._releases.advance, release.id, release.step, time.time())
         else:
-            await self._tell(release, step, [_row(new, ours), *(_row(one, old) for one in others[:1])], verdict.reason)
+            await self._tell(release, step, seen, verdict.reason)
 
     async def _stop(self, release: OpenRelease, step: _Step, reason: str) -> None:
         if await asyncio.to_thread(self._releases.stop, release.id, release.step, reason, time.time()):

@@ -6,7 +6,7 @@ A tick comes when every gateway has told its last second, at the latest TICK_S +
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Any
 
 import msgspec
@@ -340,9 +340,10 @@ class Scaling:
         """At the last tick, of all versions together."""
         return sum(one.count for one in self._book.now.values())
 
-    def told(self, tenant: TenantId, functions: Iterable[FunctionId] | None = None, after: float | None = None) -> dict[str, Any]:
+    def told(
+        self, tenant: TenantId, functions: Collection[FunctionId] | None = None, after: float | None = None
+    ) -> dict[str, Any]:
         """What is wanted now of each version, by whom, and what each policy asked for. `functions`: of these alone. `after` (Unix
         time): with what held then, and each change since."""
-        prefixes = (f"{tenant}/",) if functions is None else tuple(f"{function}:" for function in functions)
-        versions = self._book.told(prefixes, Inventory(self._fleet), self.short, after)
+        versions = self._book.told(f"{tenant}/", functions, Inventory(self._fleet), self.short, after)
         return {"policy": self.policy, "tick_s": TICK_S, "ticks": self.ticks, "at": time.time(), "versions": versions}

@@ -68,11 +68,13 @@ class WantedBook:
             self._kept -= len(dropped)
 
     def told(
-        self, prefixes: tuple[str, ...], there: Inventory, short: Mapping[str, int], after: float | None
+        self, prefix: str, functions: Collection[str] | None, there: Inventory, short: Mapping[str, int], after: float | None
     ) -> list[dict[str, Any]]:
-        """Of versions whose id begins so. `after` (Unix time): with the point that held then, and each since."""
+        """Of versions whose id begins so, and of these functions alone. `after` (Unix time): with the point that held then, and
+        each since."""
         found = []
-        for version in sorted(one for one in {**self.now, **self._points} if one.startswith(prefixes)):
+        of_tenant = (one for one in {**self.now, **self._points} if one.startswith(prefix))
+        for version in sorted(one for one in of_tenant if functions is None or one.rpartition(":")[0] in functions):
             one = self.now.get(version)
             entry: dict[str, Any] = {
                 "version": version.partition("/")[2],

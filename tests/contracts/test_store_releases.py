@@ -128,6 +128,23 @@ def test_of_many_runners_that_flip_a_step_at_once_one_does(store: Store) -> None
     assert latest(store) == Pointer(1)
 
 
+def test_what_was_seen_is_the_gate_until_it_opens_and_then_how_the_versions_do(store: Store) -> None:
+    deploy(store)
+    deploy(store, RAMP)
+    (release,) = store.releases.open()
+    need = {"version": "f:2", "wanted": 3, "ready": 1, "limit": ""}
+    store.releases.progress(release.id, 0, [need], "1 of 3 instances ready", 20)
+    assert (seen := store.releases.describe("acme", release.id)).gate == [need]
+    assert seen.watch == []
+    store.releases.flip(release.id, 0, 21)
+    assert (seen := store.releases.describe("acme", release.id)).gate == [], "it is open"
+    new = {"version": "f:2", "requests": 120, "errors": 9, "p95_ms": 12.5}
+    store.releases.progress(release.id, 0, [new, new | {"version": "f:1"}], "is watched", 22)
+    assert store.releases.stop(release.id, 0, "9 of its 120 requests failed", 23)
+    assert (seen := store.releases.describe("acme", release.id)).watch == [new, new | {"version": "f:1"}]
+    assert (seen.gate, seen.phase) == ([], "stopped")
+
+
 def test_a_gate_that_stays_shut_leaves_the_old_version_and_tells_why(store: Store) -> None:
     deploy(store)
     second = deploy(store, Plan())

@@ -112,7 +112,9 @@ def test_a_ramp_stops_by_itself_when_the_new_version_fails(live: Releaser) -> No
         eventually(lambda: {one.number for one in answers[-100:]} == {1}, "the gateway knows")
         since = time.monotonic()
         eventually(lambda: sum(one.sent > since for one in answers) > 50, "the first version goes on")
-    assert "requests failed" in stopped["reason"]
+    new, old = stopped["watch"]
+    assert (new["version"], old["version"]) == (f"fails:{number}", f"fails:{number - 1}")
+    assert f"{new['errors']} of its {new['requests']} requests failed" in stopped["reason"], "what it was judged by is shown"
     assert stopped["flipped"] == 1
     assert {one.number for one in answers if one.sent > since} == {1}
     assert live.ask("GET", "/v1/functions/fails")["latest"] != number
