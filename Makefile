@@ -17,7 +17,7 @@ help:
 	@echo "make test       everything; PYTEST_ARGS selects, TEST_WORKERS=0: one after the other"
 	@echo "make check      ruff, mypy, import rules"
 	@echo "make bench      all benchmarks; make bench-warm, bench-cold, bench-microvm, bench-chain, bench-page, bench-code,"
-	@echo "                bench-planner, bench-replay, bench-live, bench-burst, bench-release, bench-tunnels: one topic"
+	@echo "                bench-planner, bench-replay, bench-live, bench-burst, bench-release, bench-tunnels, bench-scaling, bench-keeping: one topic"
 	@echo "make picture    the README's picture of the page"
 	@echo "make soak       what takes long; make soak-traces: 10,000 spans a second for 10 minutes"
 	@echo "make clean      removes .venv and caches"

@@ -426,7 +426,8 @@ _ALL = (
     Metric("scale.step95_s", "scaling", "s", f"{_STEP}: until 95 % of 50 instances are ready", 2.0),
     Metric("scale.step.cold", "scaling", "requests", f"{_STEP}: cold requests sent after the first tick"),
     Metric("scale.step.p99_ms", "scaling", "ms", f"{_STEP}: 99th percentile of latency after the first tick"),
-    Metric("scale.replay.cold_ratio", "scaling", "share", f"{_KEPT}: calls that found no idle instance"),
+    Metric("scale.tick_ms", "scaling", "ms", "CPU of one tick of a planner's scaler, 10,000 versions with traffic on 100 nodes"),
+    Metric("keep.cold_ratio", "keeping", "share", f"{_KEPT}: calls that found no idle instance"),
 )
 
 METRICS: Mapping[str, Metric] = {metric.name: metric for metric in _ALL}
@@ -444,6 +445,7 @@ TOPICS = (
     "planner",
     "tunnels",
     "scaling",
+    "keeping",
 )
 
 

@@ -14,8 +14,8 @@ from graph.plans import Prices
 def worth_keeping_s(state: Arrivals, prices: Prices, memory_mb: int, start_s: float, longest_s: float) -> float | None:
     """Seconds, at most `longest_s`; None where too little is known to tell. 0: it is not worth keeping at all.
 
-    `state` counts the idle times of the whole function, those of its last instance. Of several idle ones the others are called
-    later, so for them this is more than they are worth. `start_s`: what a call waits for, when there is none.
+    `state` counts the idle times of one instance: of a function's last one, or of its n-th (graph.levels). `start_s`: what a call
+    waits for, when there is none.
     """
     known = samples_of(state)
     if known is None or known.kind is Kind.RARE:

@@ -203,6 +203,11 @@ class PlacementIndex:
         if spot.section is not None:
             self._set(spot, free_mb - spot.pending_mb)
 
+    def withdraw(self, spot: Spot, version: str, memory_mb: int) -> None:
+        """It was placed there, and takes nothing."""
+        self.accepted(spot, memory_mb)
+        self.ended(spot, version, memory_mb)
+
     def ended(self, spot: Spot, version: str, memory_mb: int) -> None:
         """An instance of it is gone."""
         self._drop(spot, version)

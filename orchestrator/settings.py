@@ -79,6 +79,7 @@ class Settings(BaseSettings):
     prewarm: PrewarmPolicy = PrewarmPolicy.PATH
     prewarm_instances: int = Field(default=64, ge=0)
     prewarm_memory_mb: int = Field(default=8192, ge=0)
+    keep_price: float = Field(default=1.0, gt=0, allow_inf_nan=False)  # of the policy priced: of a GB kept idle for a second
     prewarm_idle_s_per_busy_s: float = Field(default=1.0, ge=0, allow_inf_nan=False)  # of the policy priced, for each tenant
     prewarm_unused_s: float = Field(default=60.0, gt=0, allow_inf_nan=False)
 

@@ -5,6 +5,7 @@ skip is a failure, because there nothing may be missing; the tests of the other 
 """
 
 import os
+import sys
 from collections.abc import Generator, Iterator
 from pathlib import Path
 
@@ -13,6 +14,10 @@ from doubles import profiles
 from doubles.servers import Postgres, RedisServer
 
 profiles.load()
+
+# a hundred platforms of eight processes are started: without bytecode each would compile all of it anew, and so does pytest here
+sys.dont_write_bytecode = False
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 FIRST = ("faults", "system", "journeys", "input", "browser", "contracts", "unit")
 IN_CI = os.environ.get("CI") == "true"

@@ -41,7 +41,12 @@ class Idling:
         """Gives up what has been idle for `idle_s`, or for as long as it is worth keeping; those of an open decision have a
         lifetime of their own. As many stay as planners want here."""
         now = time.monotonic()
-        for instance in self._instances.table.idle():
+        idle = self._instances.table.idle()
+        numbers = Counter(one.spec.version for one in idle)
+        for version in numbers:  # what was used last is used next: the one idle longest, after all others
+            numbers[version] += sum(bool(one.live) for one in self._instances.table.of(version))
+        for instance in idle:
+            numbers[instance.spec.version] -= 1
             floor, only = self.keeps.floor(instance.spec.version, now)
             if floor and len(self._instances.table.of(instance.spec.version)) <= floor:
                 continue
@@ -49,7 +54,7 @@ class Idling:
                 self.ended["wanted"] += 1
                 self._instances.kill(instance, f"{floor} are wanted here")
                 continue
-            worth_s = self.keeps.of(instance.spec.version, now)
+            worth_s = self.keeps.of(instance.spec.version, now, numbers[instance.spec.version])
             by_price = worth_s is not None and worth_s < idle_s
             if now - instance.idle_since < (worth_s if by_price and worth_s is not None else idle_s):
                 continue

@@ -6,26 +6,39 @@ What is told holds for TOLD_FOR_S: a planner that is gone leaves nodes to their 
 
 import math
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from graph.ids import VersionId, tenant_of
 
 TOLD_FOR_S = 300.0
 MOST_VERSIONS = 10_000
+MOST_LEVELS = 64
+"""So many instances of one version are told apart."""
 
 
 class KeepTimes:
     """Of MOST_VERSIONS at most: what was told longest ago is forgotten first."""
 
     def __init__(self) -> None:
-        self._told: OrderedDict[str, tuple[float, dict[str, float]]] = OrderedDict()  # by tenant: until when, and for how long
+        self._told: OrderedDict[str, tuple[float, dict[str, list[float]]]] = OrderedDict()  # by tenant: until when, and how long
         self._needed: OrderedDict[str, float] = OrderedDict()  # by version: until when
         self._floors: OrderedDict[str, tuple[float, dict[str, int], bool]] = OrderedDict()  # by tenant, as with _told
 
-    def tell(self, tenant: str, keep_s: Mapping[str, float], now: float) -> None:
-        """Takes the place of what was said of the tenant before. What is no time, or of another's version, counts for nothing."""
+    def tell(
+        self,
+        tenant: str,
+        keep_s: Mapping[str, float],
+        now: float,
+        more_s: Mapping[str, Sequence[float]] = {},
+    ) -> None:
+        """Takes the place of what was said of the tenant before. What is no time, or of another's version, counts for nothing.
+        `more_s`: of the second instance here, the third, ..."""
         self._told.pop(tenant, None)
-        sound = {version: seconds for version, seconds in keep_s.items() if _sound(tenant, version, seconds)}
+        sound = {
+            version: [seconds, *(one for one in more_s.get(version, ())[:MOST_LEVELS] if 0.0 <= one < math.inf)]
+            for version, seconds in keep_s.items()
+            if _sound(tenant, version, seconds)
+        }
         if not sound or len(sound) > MOST_VERSIONS:
             return
         self._told[tenant] = (now + TOLD_FOR_S, sound)
@@ -63,9 +76,9 @@ class KeepTimes:
         count = told[1].get(version)
         return (0, False) if count is None else (count, told[2])
 
-    def of(self, version: str, now: float) -> float | None:
-        """Seconds that an idle instance is worth keeping; None where nothing is told, or a plan counts on it: the node's own
-        keep-alive holds."""
+    def of(self, version: str, now: float, number: int = 0) -> float | None:
+        """Seconds that an idle instance is worth keeping, the first here for 0 (graph.levels); None where nothing is told, or a
+        plan counts on it: the node's own keep-alive holds."""
         until = self._needed.get(version)
         if until is not None:
             if now < until:
@@ -77,7 +90,8 @@ class KeepTimes:
         if now >= told[0]:
             del self._told[_tenant(version)]
             return None
-        return told[1].get(version)
+        seconds = told[1].get(version)
+        return seconds[min(number, len(seconds) - 1)] if seconds else None
 
     def forget_tenant(self, tenant: str) -> None:
         self._told.pop(tenant, None)

@@ -170,7 +170,7 @@ class Orders:
         if self._standing.obeys(message.lease, message.epoch):
             now = time.monotonic()
             if message.keep_s is not None:
-                self._keeps.tell(message.tenant, message.keep_s, now)
+                self._keeps.tell(message.tenant, message.keep_s, now, message.more_s)
             self._keeps.need(message.tenant, message.needed_s, now)
             if message.floor is not None:
                 self._keeps.hold(message.tenant, message.floor, message.only, now)

@@ -11,7 +11,10 @@ from benchmarks.replay.load import MINUTE_S, Loaded
 from graph.arrivals import Arrivals
 from graph.keepalive import window
 from graph.keeping import worth_keeping_s
+from graph.levels import Levels, worths_keeping_s
 from graph.plans import Prices
+from orchestrator.planner.keeping import LOOK_S
+from orchestrator.planner.scaling import UNUSED_S
 from orchestrator.scaling.headroom import Headroom, HeadroomSettings
 from orchestrator.scaling.kpa import Kpa, KpaSettings
 from orchestrator.scaling.terms import Bounds, Observed, Reactive
@@ -25,17 +28,20 @@ SEED = 20261127
 Keep = Callable[[Arrivals], tuple[float, float]]
 """What was learned of a function -> seconds from when and until when an instance is held after its use."""
 
+Weigh = Callable[[Levels], list[float | None]]
+
 
 @dataclass(frozen=True)
 class Case:
     """`make`: a policy that ticks, or None; `keep`: how long idle ones above its floor stay, None: they go at its next tick.
-    `levels`: idle times are learned of the n-th instance by itself, not of the function as a whole."""
+    `weigh`: how long each further instance is worth keeping, weighed anew every LOOK_S as a planner does; None: `keep`, of the
+    function as a whole."""
 
     policy: str
     setting: str
     make: Callable[[], Reactive] | None
     keep: Keep | None
-    levels: bool = False
+    weigh: Weigh | None = None
 
 
 @dataclass
@@ -72,17 +78,21 @@ def kpa(settings: KpaSettings, told: str) -> Case:
     return Case("kpa", told, lambda: Kpa(settings), None)
 
 
-def ours(idle_gb_s: float, cooldown_s: float, headroom: float, levels: bool = False, unknown_s: float = LONGEST_S) -> Case:
+def ours(idle_gb_s: float, cooldown_s: float, levels: bool = True) -> Case:
+    """What nothing is known of is kept as long as a node keeps any."""
     prices = Prices(idle_gb_s=idle_gb_s)
 
     def keep(known: Arrivals) -> tuple[float, float]:
         worth = worth_keeping_s(known, prices, MEMORY_MB, START_S, LONGEST_S)
-        return 0.0, unknown_s if worth is None else worth
+        return 0.0, LONGEST_S if worth is None else worth
 
-    settings = HeadroomSettings(cooldown_s=cooldown_s, headroom=headroom)
-    name = "headroom by level" if levels else "headroom"
-    told = f", {unknown_s:g} s while nothing is known" if unknown_s != LONGEST_S else ""
-    return Case(name, f"c_w {idle_gb_s:g}, cool-down {cooldown_s:g} s{told}", lambda: Headroom(settings), keep, levels)
+    def weigh(known: Levels) -> list[float | None]:
+        return worths_keeping_s(known, prices, MEMORY_MB, START_S, LONGEST_S)
+
+    settings = HeadroomSettings(cooldown_s=cooldown_s)
+    name = "headroom" if levels else "headroom, of the function as a whole"
+    told = f"c_w {idle_gb_s:g}, cool-down {cooldown_s:g} s"
+    return Case(name, told, lambda: Headroom(settings), keep, weigh if levels else None)
 
 
 class _Instance:
@@ -100,7 +110,9 @@ CALL, READY, DONE, TICK, EXPIRE, AHEAD = range(6)
 def replayed(calls: Sequence[float], held_s: float, case: Case, until_s: float) -> Came:
     """One function. Instances are used last in, first out; what is left idle at `until_s` has been paid for until then."""
     came = Came(calls=len(calls))
-    learned: list[Arrivals] = [Arrivals()]
+    learned, whole = Levels(), Arrivals()
+    worths: list[float | None] = []
+    weighed = -math.inf
     policy: Reactive | None = None
     idle: list[_Instance] = []
     starting: list[bool] = []  # of those nobody waits for: True
@@ -133,12 +145,10 @@ def replayed(calls: Sequence[float], held_s: float, case: Case, until_s: float) 
         if kind == CALL:
             if number + 1 < len(calls):
                 heapq.heappush(events, (calls[number + 1], CALL, number + 1, None))
-            if case.levels:
-                while len(learned) <= busy:
-                    learned.append(Arrivals())
-                learned[busy].started(now)
+            if case.weigh is not None:
+                learned.started(now)
             elif not busy:
-                learned[0].started(now)
+                whole.started(now)
             area += busy * (now - since)
             since, busy, arrived = now, busy + 1, arrived + 1
             peak = max(peak, busy)
@@ -168,18 +178,24 @@ def replayed(calls: Sequence[float], held_s: float, case: Case, until_s: float) 
                 push(now + held_s, DONE, one)
             else:
                 starting.remove(True)
-                rest(one, now, math.inf if case.keep is None else max(1.0, case.keep(learned[0])[1]))
+                rest(one, now, math.inf if case.keep is None else UNUSED_S)
         elif kind == DONE:
             assert one is not None
             area += busy * (now - since)
             since, busy = now, busy - 1
-            if case.levels or not busy:
-                learned[busy if case.levels else 0].ended(now)
-            known = learned[busy if case.levels else 0]
+            if case.weigh is not None:
+                learned.ended(now)
+                if now - weighed >= LOOK_S:
+                    worths, weighed = case.weigh(learned), now
+                worth = worths[min(busy, len(worths) - 1)]
+                rest(one, now, LONGEST_S if worth is None else worth)
+                continue
+            if not busy:
+                whole.ended(now)
             if case.keep is None:
                 rest(one, now, math.inf)
                 continue
-            from_s, to_s = case.keep(known)
+            from_s, to_s = case.keep(whole)
             if from_s > 0.0 and not busy:
                 one.since = now
                 end(one, now)

@@ -1,21 +1,17 @@
-"""Topic scaling: how fast instances come when load steps up, what other policies pay for as few cold starts, and placement and
-scaling of ten thousand nodes under a virtual clock."""
+"""Topic scaling: how fast instances come when load steps up, what a tick takes, and placement and scaling of ten thousand nodes
+under a virtual clock."""
 
 import gc
 import time
 from pathlib import Path
 
 from benchmarks.estimates import Estimate, mean, quantile
-from benchmarks.replay import load
 from benchmarks.report import Report
 from benchmarks.scaling.fleet import fill, fleet, step, steps
-from benchmarks.scaling.replaying import START_S, Case, all_of, fixed, histogram, kpa, ours
 from benchmarks.scaling.stepping import step as stepped
-from orchestrator.scaling.kpa import KpaSettings
-from orchestrator.whatif.plot import frontier
+from benchmarks.scaling.ticking import ticks
 from orchestrator.whatif.scaleout import Fleet, ScaleOut
 
-PICTURES = Path("build/scaling")
 NODES, FUNCTIONS, REFUSED = 10_000, 1_000_000, 0.05
 PLACEMENTS = 50_000
 
@@ -24,7 +20,7 @@ def run(report: Report, full: bool) -> None:
     _step(report, 6 if full else 2)
     _place(report)
     _scale_out(report)
-    _replay(report, 480 if full else 60)
+    _tick(report)
 
 
 def _step(report: Report, rounds: int) -> None:
@@ -41,6 +37,12 @@ def _step(report: Report, rounds: int) -> None:
             report.emit("scale.step.cold", one(found.cold), system, round=number, requests=len(found.ms))
             if found.ms:
                 report.emit("scale.step.p99_ms", quantile(found.ms, 0.99), system, round=number)
+
+
+def _tick(report: Report) -> None:
+    report.progress("ticks over 10,000 versions on 100 nodes")
+    taken = [seconds * 1000 for seconds in ticks(10_000, 100, 12)][2:]
+    report.emit("scale.tick_ms", quantile(taken, 0.5), versions=10_000, nodes=100)
 
 
 def _place(report: Report) -> None:
@@ -86,45 +88,6 @@ def _scale_out(report: Report) -> None:
         report.emit("scale.fleet.decision_us", one(sum(found.ticks) / max(1, found.orders) * 1e6), **told, orders=found.orders)
         if at_once == 10_000:
             report.emit("scale.downstream_lag_ticks", one(found.lag_ticks), **told)
-
-
-def _replay(report: Report, minutes: int) -> None:
-    try:
-        functions = load.read()
-    except load.LoadMissing as missing:
-        report.note(f"without the replay: {missing}")
-        return
-    report.note(f"load: {load.SOURCE}; the first {minutes} minutes, a minute's calls spread over it uniformly at random")
-    report.note(
-        f"every policy on the same platform: a call that finds no idle instance starts one in {START_S * 1000:.0f} ms; 256 MB"
-    )
-    points: dict[str, list[tuple[float, float]]] = {}
-    for case in cases():
-        report.progress(f"{case.policy} {case.setting}")
-        came = all_of(functions, minutes, case)
-        ratio, waste = came.cold / came.calls, came.wasted_s / came.calls
-        points.setdefault(case.policy, []).append((waste, ratio * START_S * 1000))
-        system = "foreglow" if case.policy == "headroom" else case.policy
-        details = {"setting": case.setting, "cold": came.cold, "wasted_gb_s": round(came.wasted_s / 4)}
-        report.emit("scale.replay.cold_ratio", Estimate(ratio, ratio, ratio, came.calls), system, **details)
-    PICTURES.mkdir(parents=True, exist_ok=True)
-    frontier(PICTURES / "frontier.svg", f"250 functions of Azure, {minutes} minutes; a start takes 156 ms", points)
-    report.note(f"picture: {PICTURES}/frontier.svg, one call a run")
-
-
-def cases() -> list[Case]:
-    return [
-        *(fixed(seconds) for seconds in (30.0, 60.0, 120.0, 600.0)),
-        histogram(),
-        kpa(KpaSettings(), "as published"),
-        kpa(KpaSettings(stable_s=120.0), "stable window 120 s"),
-        kpa(KpaSettings(grace_s=0.0), "no grace"),
-        *(ours(price, 60.0, 1.0) for price in (3.0, 1.0, 0.3, 0.1, 0.03)),
-        *(ours(price, 10.0, 1.0) for price in (1.0, 0.1, 0.03)),
-        *(ours(price, 10.0, 1.0, unknown_s=60.0) for price in (1.0, 0.3, 0.1, 0.03)),
-        *(ours(price, 10.0, 1.0, levels=True) for price in (1.0, 0.3, 0.1, 0.03)),
-        ours(0.1, 10.0, 1.0, levels=True, unknown_s=60.0),
-    ]
 
 
 def one(value: float) -> Estimate:

@@ -399,7 +399,8 @@ class Release(Schema):
     """An alias on its way to another pointer. `steps`: the pointers it goes through, `step` the index of the one that is being
     prepared, or in force while it holds; `flipped`: how many are or were in force. `back`: the pointer it returns to.
 
-    `gate`: what the step in preparation needs and has, as the runner saw it last. One at most is open per function and alias.
+    `gate`: what the runner saw last: what the step in preparation needs and has, or how its versions do while a step holds. One
+    at most is open per function and alias.
     """
 
     __tablename__ = "releases"

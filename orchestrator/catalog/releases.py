@@ -64,7 +64,8 @@ class OpenRelease(msgspec.Struct, frozen=True):
 
 
 class ReleaseView(msgspec.Struct, frozen=True):
-    """`gate`: {version (name:number), wanted, ready, limit} of what the step needs, as seen last."""
+    """As seen last: `gate` is {version (name:number), wanted, ready, limit} of what the step needs, `watch` {version, requests,
+    errors, p95_ms} of a step in force."""
 
     id: int
     function: str
@@ -78,6 +79,7 @@ class ReleaseView(msgspec.Struct, frozen=True):
     hold_s: float
     reason: str
     gate: list[dict[str, Any]]
+    watch: list[dict[str, Any]]
     created_at: float
     since: float
     ended_at: float | None
@@ -163,13 +165,14 @@ class Releases:
             return _opened(session, [(release, function) for release, function in rows])
 
     @retried
-    def progress(self, number: int, step: int, gate: Sequence[Mapping[str, Any]], reason: str, now: float) -> None:
-        """What the step in preparation, or in force, waits for; whoever deployed the version sees it in its conditions."""
+    def progress(self, number: int, step: int, seen: Sequence[Mapping[str, Any]], reason: str, now: float) -> None:
+        """What the step in preparation, or in force, waits for; `seen` as ReleaseView has `gate`, or `watch`. Whoever deployed
+        the version sees the reason in its conditions."""
         with self._database.write() as session:
             release, function = _held(session, number, step)
             if release is None or function is None:
                 return
-            release.gate, release.reason = [dict(one) for one in gate], reason[: conditions.MAX_REASON]
+            release.gate, release.reason = [dict(one) for one in seen], reason[: conditions.MAX_REASON]
             version = session.get(Version, (function.id, release.target))
             if version is not None and version.state == VersionState.PENDING:
                 conditions.decide(session, version, ConditionName.ROUTE, ConditionStatus.UNKNOWN, reason, now)
@@ -346,7 +349,8 @@ def view_release(release: Release, function: Function) -> ReleaseView:
         back=pointers.read(release.back),
         hold_s=release.hold_s,
         reason=release.reason,
-        gate=release.gate,
+        gate=[one for one in release.gate if "wanted" in one],
+        watch=[one for one in release.gate if "requests" in one],
         created_at=release.created,
         since=release.since,
         ended_at=release.ended,

@@ -18,6 +18,7 @@ from orchestrator.cli import (
     pricing,
     processes,
     releasing,
+    scaling,
     seeing,
     status,
     teaching,
@@ -51,6 +52,7 @@ app.command("plan")(seeing.plan)
 app.command("decisions")(seeing.decisions)
 app.command("why")(pricing.why)
 app.command("calibration")(pricing.calibration)
+app.command("scaling")(scaling.scaling)
 app.command("prewarm")(pricing.prewarm)
 app.command("runs")(seeing.runs)
 app.command("warm")(invoking.warm)

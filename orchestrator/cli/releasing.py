@@ -191,7 +191,7 @@ def release_status(
     state: State = None,
     json: Json = False,
 ) -> None:
-    """Show releases: the step, what its gate waits for, and why one ended."""
+    """Show releases: the step, what its gate waits for, how a step in force does, and why one ended."""
     from orchestrator.cli import show
     from orchestrator.cli.client import Client
 
@@ -205,7 +205,7 @@ def release_status(
         show.as_json({"releases": found})
     else:
         show.console().print(
-            show.table("", ("release>", "function", "phase", "steps", "gate", "since", "why"), map(_line, found))
+            show.table("", ("release>", "function", "phase", "steps", "gate or requests", "since", "why"), map(_line, found))
         )
     failed = [one for one in found if one["id"] in awaited and one["phase"] not in ("done", "preparing", "holding")]
     if failed:
@@ -301,14 +301,17 @@ def _line(one: Mapping[str, Any]) -> tuple[object, ...]:
         text = meaning(step)
         here = one["ended_at"] is None and number == one["step"]
         steps.append(f"[bold]{text}[/]" if here else f"[green]{text}[/]" if number < one["flipped"] else f"[dim]{text}[/]")
-    gate = ", ".join(f"{need['version']} {need['ready']}/{need['wanted']}" for need in one["gate"])
+    seen = [f"{need['version']} {need['ready']}/{need['wanted']}" for need in one["gate"]]
+    seen += [
+        f"{of['version']} {of['requests']} requests, {of['errors']} failed, p95 {show.ms(of['p95_ms'])} ms" for of in one["watch"]
+    ]
     phase = f"[{PHASES.get(one['phase'], 'default')}]{one['phase']}[/]"
     return (
         one["id"],
         f"{one['function']}:{one['alias']}",
         phase,
         " > ".join(steps),
-        show.plain(gate),
+        show.plain("; ".join(seen)),
         show.ago(one["since"]),
         show.plain(one["reason"]),
     )

@@ -24,6 +24,13 @@ Observed = Annotated[str, Path(max_length=255, description="A function, deployed
 Limit = Annotated[int, Query(ge=1, le=1000)]
 Function = Annotated[str, Query(max_length=255, description="Only about this function.")]
 Run = Annotated[str, Query(max_length=64, description="Only of this run (trace id).")]
+Functions = Annotated[
+    str, Query(max_length=6400, pattern=r"^[^,]*(,[^,]*){0,99}$", description="Only of these, with commas between: 100 at most.")
+]
+After = Annotated[
+    float | None,
+    Query(ge=0, allow_inf_nan=False, description="With what held at this moment (Unix time) and each change since."),
+]
 GRAPH_TYPES = {"json": "application/json", "dot": "text/vnd.graphviz", "mermaid": "text/plain"}
 TEXT = {"schema": {"type": "string"}}
 GRAPH_CONTENT: dict[int | str, dict[str, Any]] = {200: {"content": {"text/vnd.graphviz": TEXT, "text/plain": TEXT}}}
@@ -82,14 +89,14 @@ def router(store: Store, planner: Planner, nodes: Roster, stream: DecisionStream
         return await planner_says(request, "calibration")
 
     @routes.get("/v1/scaling", response_model=ScalingAnswer)
-    async def scaling(request: Request) -> Response:
+    async def scaling(request: Request, functions: Functions = "", after: After = None) -> Response:
         """How many instances of each version are wanted, ready and busy, which term decided, and why."""
-        return await planner_says(request, "scaling")
+        return await planner_says(request, "scaling", functions=[one for one in functions.split(",") if one], after=after)
 
     @routes.get("/v1/functions/{name}/scaling", response_model=ScalingAnswer)
-    async def scaling_of(name: Name, request: Request) -> Response:
+    async def scaling_of(name: Name, request: Request, after: After = None) -> Response:
         """The same of one function, with each change of the last time: the planner keeps 600 of a version."""
-        return await planner_says(request, "scaling", name=name)
+        return await planner_says(request, "scaling", name=name, after=after)
 
     @routes.get("/v1/activity", response_model=ActivityAnswer)
     async def activity(request: Request) -> Response:

@@ -32,6 +32,21 @@ SIGNS = {
     "true": "✓",
     "false": "✕",
     "not needed": "–",
+    "min": "▁",
+    "provisioned": "■",
+    "reactive": "◆",
+    "feed-forward": "»",
+    "release": "⇪",
+    "plans": "✎",
+    "holding": "◷",
+    "done": "✓",
+    "stopped": "✕",
+    "aborted": "⊘",
+    "superseded": "↷",
+    "in force": "●",
+    "was in force": "✓",
+    "to come": "○",
+    "not reached": "–",
 }
 """Each state has a sign of its own: none is told by colour alone."""
 

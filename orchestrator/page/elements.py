@@ -1,4 +1,4 @@
-"""The page's own elements: a table, the drawn call graph, plain HTML with text. Their browser halves lie in components/."""
+"""The page's own elements: a table, drawn call graph, step charts, HTML with text. Their browser halves lie in components/."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -78,6 +78,28 @@ class CallGraphPicture(Element, component="components/callgraph.js", esm={"niceg
     def zoom(self, factor: float) -> None:
         """1: as it is; 0: all of it."""
         self.run_method("zoom", factor)
+
+
+class Courses(Element, component="components/courses.js"):
+    """Step charts. Points are sent once and not kept here; `large`: with axes, and a point in time that can be chosen."""
+
+    def __init__(self, label: str, on_choose: Callable[[str], Any] | None = None, large: bool = False) -> None:
+        super().__init__()
+        self._props["label"] = label
+        self._props["large"] = large
+        self._props["cards"] = []
+        if on_choose is not None:
+            self.on("choose", lambda event: on_choose(str(event.args)))
+
+    def show(self, cards: list[dict[str, Any]]) -> None:
+        """Sent only when something is different. The key of a card is that of its points."""
+        if cards != self._props["cards"]:
+            self._props["cards"] = cards
+            self.update()
+
+    def tell(self, now: float, span_s: float, gone: list[str], points: Mapping[str, list[list[Any]]]) -> None:
+        """What happened since: the time that is shown ends at `now` (Unix time); the points of `gone` are forgotten first."""
+        self.run_method("tell", now, span_s, gone, points)
 
 
 def pressed(handler: Callable[[], Any]) -> Callable[[GenericEventArguments], Any]:

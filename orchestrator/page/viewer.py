@@ -14,7 +14,9 @@ from orchestrator.page.elements import Plain
 from orchestrator.page.views.callgraph import CallGraphView
 from orchestrator.page.views.decisions import DecisionsView
 from orchestrator.page.views.platform import PlatformView
+from orchestrator.page.views.releases import ReleasesView
 from orchestrator.page.views.runs import RunsView
+from orchestrator.page.views.scaling import ScalingView
 from orchestrator.page.views.view import View
 
 PREFIX = "/page"
@@ -23,6 +25,8 @@ ROOMS: dict[str, tuple[str, str, type[View]]] = {
     "graph": ("Graph", "Call graph", CallGraphView),
     "decisions": ("Decisions", "Decisions", DecisionsView),
     "runs": ("Runs", "Runs", RunsView),
+    "scaling": ("Scaling", "Scaling", ScalingView),
+    "releases": ("Releases", "Releases", ReleasesView),
     "platform": ("Functions and nodes", "Functions and nodes", PlatformView),
 }
 """What the link to it says, its title, the view; by the first part of the path. The first one is also at the root."""

@@ -6,6 +6,7 @@ from graph.ids import FunctionId
 from graph.plans import Evidence, Level, PrewarmDecision, PrewarmPlan
 from orchestrator.planner.log import DecisionLog
 from orchestrator.planner.peers import Fleet, NodePeer
+from orchestrator.planner.places import Places
 from workers.rpc.messages import PrepareItem
 from workers.versions import VersionSpec
 
@@ -32,6 +33,7 @@ class Dispatch:
         tried: Callable[[str], None],
     ) -> None:
         self._fleet = fleet
+        self.places = Places(fleet)
         self._log = decisions
         self._latest = latest
         self._right = right
@@ -44,9 +46,10 @@ class Dispatch:
             return []
         sent: list[PrewarmDecision] = []
         orders: dict[NodePeer, list[PrepareItem]] = {}
+        nodes = self.places.current() if made.decisions else {}
         for decision in made.decisions:
             spec = self._latest(decision.function, made.trace_id or "")
-            node = self._fleet.choose(spec) if spec is not None else None
+            node = self.places.choose(spec, decision.level is Level.READY, nodes) if spec is not None else None
             if spec is None or node is None:
                 continue
             self._log.add(made, decision, spec.version, node.name)

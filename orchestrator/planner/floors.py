@@ -3,7 +3,7 @@
 Each node hears it where it changed, and again before it forgets.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from graph.ids import VersionId, tenant_of
 from orchestrator.planner.dispatch import Right
@@ -27,28 +27,38 @@ class Floors:
         self._right = right
         self._releases = releases
         self._told: dict[NodePeer, dict[str, tuple[float, dict[str, int]]]] = {}
+        self._unsure: set[NodePeer] = set()
 
     def node_came(self, node: NodePeer) -> None:
-        """It knows nothing of what was told before."""
+        """It may know nothing of what was told before, or what another planner has told it."""
         self._told.pop(node, None)
+        self._unsure.add(node)
 
-    def took_over(self) -> None:
+    def took_over(self, nodes: Iterable[NodePeer]) -> None:
+        """What the planner before has told these holds until they hear better."""
         self._told.clear()
+        self._unsure.update(nodes)
 
-    def tell(self, wanted: Sequence[Wanted], there: Inventory, now: float) -> None:
-        """Wanted instances stay where they are, on the nodes of the fleet in their order."""
+    def tell(self, wanted: Sequence[Wanted], there: Inventory, now: float, sure: bool = True) -> None:
+        """Wanted instances stay where they are, on the nodes of the fleet in their order. `sure`: it is known what traffic there
+        is, so that what is wanted of nothing can be taken back where somebody else may have said so."""
         floors = self._spread(wanted, there)
+        self._unsure &= floors.keys()
         for node in [one for one in self._told if one not in floors]:
             del self._told[node]
         for node, tables in floors.items():
             told = self._told.setdefault(node, {})
-            for tenant in {*tables, *told}:
+            unsure = sure and node in self._unsure and node.inventories > 0
+            others = {tenant_of(VersionId(version)) for version in node.counts} if unsure else ()
+            if unsure:
+                self._unsure.discard(node)
+            for tenant in {*tables, *told, *others}:
                 table = tables.get(tenant, {})
                 at, before = told.get(tenant, (0.0, {}))
                 right = self._right(tenant)
                 if right is None:
                     told.pop(tenant, None)
-                elif table != before or (table and now - at > REPEAT_S):
+                elif table != before or (table and now - at > REPEAT_S) or tenant in others:
                     node.hold(tenant, table, self._releases, *right)
                     if table:
                         told[tenant] = (now, table)

@@ -47,6 +47,11 @@ class Heard:
         heard.fresh.append(message)
         del heard.fresh[:-FRESH]
 
+    @property
+    def anything(self) -> bool:
+        """Some gateway that is there has told what traffic there is."""
+        return bool(self._gateways)
+
     def cool(self, functions: Iterable[str], now: float) -> None:
         """What gateways tell of these in the next moment is of the time before, and counts for nothing."""
         for function in functions:
@@ -59,7 +64,7 @@ class Heard:
         return bool(self._gateways) and all(one.fresh for one in self._gateways.values())
 
     def take(self, now: float, ready: Mapping[str, int], tick_s: float) -> dict[str, Observed]:
-        """Since the last time. `ready`: instances idle or busy, by version."""
+        """Since the last time, of versions with traffic or instances. `ready`: instances idle or busy, by version."""
         sums: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0, 0.0, 0.0])
         for heard in self._gateways.values():
             if now - heard.at > HEARD_S:
@@ -83,6 +88,8 @@ class Heard:
         while self._peaks[0][0] <= now - WINDOW_S:
             self._peaks.popleft()
         self._cooled = {function: until for function, until in self._cooled.items() if until > now}
+        for version in ready:
+            sums.setdefault(version, [0.0, 0.0, 0.0, 0.0])  # what is there is seen without traffic, too
         return {
             version: Observed(area, round(peak), round(arrivals), round(roots), ready.get(version, 0), tick_s)
             for version, (area, peak, arrivals, roots) in sums.items()

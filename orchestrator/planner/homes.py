@@ -23,7 +23,8 @@ class Calls(Protocol):
 
 class Homes:
     """`current(function)`: its serving version's spec. `right(tenant)`: by what lease and epoch orders for it go out, None while
-    another planner decides for it. What changes is told in the next turn of the loop, all of it at once."""
+    another planner decides for it. `choose(spec)`: the node for a tenant that has none yet. What changes is told in the next turn
+    of the loop, all of it at once."""
 
     def __init__(
         self,
@@ -31,7 +32,9 @@ class Homes:
         current: Callable[[FunctionId], VersionSpec | None],
         right: Callable[[str], tuple[str, int] | None],
         calls: Calls,
+        choose: Callable[[VersionSpec], NodePeer | None],
     ) -> None:
+        self._choose = choose
         self._fleet = fleet
         self._current = current
         self._right = right
@@ -103,7 +106,7 @@ class Homes:
     def _of(self, tenant: TenantId, specs: Sequence[VersionSpec], nodes: Sequence[NodePeer]) -> list[NodePeer]:
         homes = self._homes.get(tenant, set())
         found = [node for node in nodes if node.name in homes and node.hosts(tenant)]
-        if not found and specs and (first := self._fleet.choose(specs[0])) is not None:
+        if not found and specs and (first := self._choose(specs[0])) is not None:
             self._homes.setdefault(tenant, set()).add(first.name)
             found = [first]
         return found

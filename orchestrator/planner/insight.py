@@ -107,9 +107,11 @@ class Insight:
         return {"cooled": sum(one["cooled"] for one in answers)}
 
     async def scaling(self, args: Mapping[str, Any]) -> object:
+        tenant, after = TenantId(args["tenant"]), args.get("after")
         if args.get("name"):
-            return self._scaling.told(TenantId(args["tenant"]), self._known(args))
-        return self._scaling.told(TenantId(args["tenant"]))
+            return self._scaling.told(tenant, {self._known(args)}, float(after or 0.0))
+        only = {function_id(tenant, name) for name in args.get("functions") or ()}
+        return self._scaling.told(tenant, only or None, None if after is None else float(after))
 
     async def decisions(self, args: Mapping[str, Any]) -> object:
         after = args.get("after")

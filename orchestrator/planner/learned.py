@@ -10,9 +10,10 @@ from orchestrator.planner.reckoning import Books
 
 class Learned(msgspec.Struct):
     """`books`: how predictions held and what it cost. `spending`: by tenant. `arrivals`: when entries are called.
-    `idle_times`: how long functions stood idle."""
+    `idle_times`: how long functions stood idle, `further_idle_times` their second instance, their third, ..."""
 
     books: Books = msgspec.field(default_factory=Books)
     spending: dict[str, Spending] = {}
     arrivals: dict[FunctionId, Arrivals] = {}
     idle_times: dict[FunctionId, Arrivals] = {}
+    further_idle_times: dict[FunctionId, list[Arrivals]] = {}

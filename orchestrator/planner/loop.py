@@ -28,6 +28,7 @@ from orchestrator.planner.anticipation import Anticipation
 from orchestrator.planner.dispatch import Dispatch, Right
 from orchestrator.planner.forecasts import Forecasts
 from orchestrator.planner.foresight import Foresight
+from orchestrator.planner.idle_times import IdleTimes
 from orchestrator.planner.keeping import Keeping
 from orchestrator.planner.learned import Learned
 from orchestrator.planner.leftovers import leftovers
@@ -46,7 +47,8 @@ USED = (Outcome.HIT, Outcome.LATE)
 
 class PlannerLoop:
     """Holds no policy of its own. `policy_of(tenant)` is path, priced or off. `right(tenant)`: the lease and epoch under which
-    orders for a tenant go out now, None while another planner decides for it."""
+    orders for a tenant go out now, None while another planner decides for it. `keep_price`: of a GB kept idle
+    for a second after its use, in the unit of graph.plans.Prices."""
 
     def __init__(
         self,
@@ -59,6 +61,7 @@ class PlannerLoop:
         policies: dict[str, str],
         right: Right = lambda tenant: ("", 0),
         kept: Learned | None = None,
+        keep_price: float = 1.0,
     ) -> None:
         self._right = right
         self.policies = policies
@@ -77,10 +80,10 @@ class PlannerLoop:
             graph,
             fleet,
             self.forecasts,
-            self.means.prices,
+            msgspec.structs.replace(self.means.prices, idle_gb_s=keep_price),
             lambda tenant: self.policy_of(tenant) == "priced",
             right,
-            kept.idle_times,
+            IdleTimes(self._per, kept.idle_times, kept.further_idle_times),
             lambda: leftovers(table, fleet, self.released()),
         )
         self.ahead = Anticipation(
@@ -98,6 +101,10 @@ class PlannerLoop:
         self._numbers = 0
         self._boot = f"{time.time_ns() // 1_000_000:x}"
 
+    def _per(self, function: FunctionId) -> int:
+        spec = self.forecasts.latest(function)
+        return spec.concurrency if spec is not None else 1
+
     def policy_of(self, tenant: str) -> str:
         return self.policies.get(tenant, self._default_policy)
 
@@ -107,6 +114,8 @@ class PlannerLoop:
         """An invocation is about to start, or a run has ended."""
         function = function_of(VersionId(event.version))
         tenant = tenant_of(function)
+        if not event.ended:
+            self.keeping.started(event)
         if event.ended:
             self._ended(event.trace_id)
         elif not event.parent_id:
@@ -363,8 +372,10 @@ class PlannerLoop:
 
     def learned(self) -> Learned:
         """What is written down beside the graph and the log."""
-        accounts = self.accounts
-        return Learned(accounts.reckoning.books(), accounts.purses.all(), self.ahead.foresight.all(), self.keeping.all())
+        accounts, idle = self.accounts, self.keeping.idle_times
+        return Learned(
+            accounts.reckoning.books(), accounts.purses.all(), self.ahead.foresight.all(), idle.first(), idle.further()
+        )
 
     def forget_tenant(self, tenant: str) -> None:
         self.policies.pop(tenant, None)

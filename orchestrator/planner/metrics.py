@@ -35,6 +35,12 @@ class PlannerMetrics(Collector):
         yield one("foreglow_versions_resting", planner.loop.accounts.setbacks.count(time.monotonic()))
         yield one("foreglow_entries_foreseen", len(planner.loop.ahead.foresight))
         yield one("foreglow_functions_kept_by_price", planner.loop.keeping.count)
+        scaling = planner.scaling
+        yield one("foreglow_scaling_ticks", scaling.ticks)
+        yield one("foreglow_scaling_cpu_seconds", scaling.seconds)
+        yield one("foreglow_scaling_part_seconds", scaling.longest)
+        yield one("foreglow_instances_wanted", scaling.wanted)
+        yield one("foreglow_instances_short", scaling.short.total())
         functions, records = planner.graph.size()
         yield one("foreglow_graph_functions", functions)
         yield one("foreglow_graph_records", records)

@@ -11,7 +11,6 @@ import structlog
 
 from graph.ids import VersionId, function_of
 from orchestrator.heartbeat import SILENT_S, Pulse, until_lost
-from orchestrator.placement import in_reach, place
 from orchestrator.planner.vigil import Sight
 from orchestrator.zones import DEFAULT_ZONE
 from workers.networks import VpcSpec
@@ -179,6 +178,7 @@ class NodePeer(Peer):
     ) -> None:
         super().__init__(address, hello, identity, expected, epoch)
         self.free_mb = 0
+        self.inventories = 0  # heard so far
         self.zone = DEFAULT_ZONE
         self.standbys = 0
         self.tunnels: Collection[str] = frozenset()
@@ -248,6 +248,7 @@ class NodePeer(Peer):
         if kind == Rpc.OUTCOMES:
             self._listener.on_outcomes(self.name, message.updates)
         elif kind == Rpc.INVENTORY:
+            self.inventories += 1
             self.free_mb, self.standbys, self.driver = message.free_mb, message.standbys, message.driver
             if message.whole:
                 self.tunnels = frozenset(message.tunnels)
@@ -304,11 +305,18 @@ class NodePeer(Peer):
             self.connection.send(Rpc.REVOKE, 0, Revoke(decision_ids, why, epoch, lease, release))
 
     def keep(
-        self, tenant: str, keep_s: dict[str, float] | None, needed_s: dict[str, float], lease: str = "", epoch: int = 0
+        self,
+        tenant: str,
+        keep_s: dict[str, float] | None,
+        needed_s: dict[str, float],
+        lease: str = "",
+        epoch: int = 0,
+        more_s: dict[str, list[float]] | None = None,
     ) -> None:
-        """By version, how long what is idle is worth keeping (None: as said before), and how long a live plan counts on it."""
+        """By version, how long what is idle is worth keeping (None: as said before), and how long a live plan counts on it.
+        `more_s`: how long the second instance there, the third, ... is."""
         if self.connection is not None:
-            self.connection.send(Rpc.KEEP, 0, Keep(tenant, keep_s, needed_s, epoch, lease))
+            self.connection.send(Rpc.KEEP, 0, Keep(tenant, keep_s, needed_s, epoch, lease, more_s=more_s or {}))
 
     def hold(self, tenant: str, floor: dict[str, int], only: bool, lease: str = "", epoch: int = 0) -> None:
         """So many instances stay there; `only`: and what is idle above that goes."""
@@ -349,9 +357,6 @@ class Fleet:
     def driver_of(self, node: str) -> str:
         """Empty while nothing is known of it."""
         return next((one.driver for one in self.nodes if one.name == node), "")
-
-    def choose(self, spec: VersionSpec) -> NodePeer | None:
-        return next(iter(place(spec.version, spec.memory_mb, in_reach(spec, self.up()))), None)
 
     def forget_idle(self, functions: set[str]) -> None:
         """Their idle instances were just given up: do not count on them until the next inventory says what there is."""

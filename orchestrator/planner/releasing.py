@@ -24,7 +24,7 @@ from orchestrator.planner.log import DecisionLog
 from orchestrator.planner.peers import Fleet, GatewayPeer
 from orchestrator.planner.scaling import PLATFORM_MAXIMUM, Scaling
 from orchestrator.planner.watching import Watching
-from orchestrator.releases import Need, Next, Rules, gate, hold, needed
+from orchestrator.releases import Need, Next, Rules, Seen, gate, hold, needed
 from orchestrator.splitting import growing, shares
 from workers.versions import VersionSpec
 
@@ -145,7 +145,7 @@ class Releasing:
     async def _prepare(self, release: OpenRelease, step: _Step) -> None:
         shut_s = time.monotonic() - step.began
         if shut_s < HEARD_S and self._scaling.heard.unheard(self._gateways()):
-            await self._tell(release, step, (), (), "how much traffic there is has not been heard yet")
+            await self._tell(release, step, [], "how much traffic there is has not been heard yet")
             return
         parts, failure = self._wanted(release)
         failure = failure or self._failed(release, step)
@@ -159,7 +159,7 @@ class Releasing:
         elif verdict.next is Next.STOP:
             await self._stop(release, step, verdict.reason)
         else:
-            await self._tell(release, step, needs, parts, verdict.reason)
+            await self._tell(release, step, _needs(needs, parts), verdict.reason)
 
     def _wanted(self, release: OpenRelease) -> tuple[list[_Part], str]:
         """How many instances of which versions the step needs, those of its call path among them. And why it cannot be, when it
@@ -244,13 +244,14 @@ class Releasing:
         others = [version_id(release.function, one) for one in shares(release.next) if one != release.target]
         old = self._watching.seen(release.id, others[0]) if others else self._watching.seen(release.id, "")
         watched_s = time.monotonic() - step.began
-        verdict = hold(self._watching.seen(release.id, new), old, watched_s, release.hold_s, self._rules)
+        ours = self._watching.seen(release.id, new)
+        verdict = hold(ours, old, watched_s, release.hold_s, self._rules)
         if verdict.next is Next.STOP:
             await self._stop(release, step, verdict.reason)
         elif verdict.next is Next.ADVANCE:  # only what another step follows is watched
             await asyncio.to_thread(self._releases.advance, release.id, release.step, time.time())
         else:
-            await self._tell(release, step, (), (), verdict.reason)
+            await self._tell(release, step, [_row(new, ours), *(_row(one, old) for one in others[:1])], verdict.reason)
 
     async def _stop(self, release: OpenRelease, step: _Step, reason: str) -> None:
         if await asyncio.to_thread(self._releases.stop, release.id, release.step, reason, time.time()):
@@ -264,13 +265,7 @@ class Releasing:
             for node in self._fleet.up():
                 node.revoke(step.ordered, "the release was stopped", *right, release=True)
 
-    async def _tell(self, release: OpenRelease, step: _Step, needs: Sequence[Need], parts: Sequence[_Part], reason: str) -> None:
-        limits = {_short(one.spec.version): one.limit for one in parts}
-        document: list[dict[str, object]] = [
-            {"version": one.version, "wanted": one.wanted, "ready": one.ready, "limit": limits.get(one.version, "")}
-            for one in needs
-            if one.wanted
-        ]
+    async def _tell(self, release: OpenRelease, step: _Step, document: list[dict[str, object]], reason: str) -> None:
         now = time.monotonic()
         if (reason, document) == step.told or now - step.told_at < TELL_S:
             return
@@ -279,6 +274,21 @@ class Releasing:
 
     async def _wake(self) -> None:
         await asyncio.to_thread(self._nudge.give)
+
+
+def _needs(needs: Sequence[Need], parts: Sequence[_Part]) -> list[dict[str, object]]:
+    limits = {_short(one.spec.version): one.limit for one in parts}
+    return [
+        {"version": one.version, "wanted": one.wanted, "ready": one.ready, "limit": limits.get(one.version, "")}
+        for one in needs
+        if one.wanted
+    ]
+
+
+def _row(version: str, seen: Seen) -> dict[str, object]:
+    return {
+        "version": _short(version), "requests": seen.requests, "errors": seen.errors, "p95_ms": round(1000 * seen.p95_s, 3)
+    }  # fmt: skip
 
 
 def _short(version: str) -> str:

@@ -6,8 +6,10 @@ A tick comes when every gateway has told its last second, at the latest TICK_S +
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
+
+import msgspec
 
 from graph.callgraph import CallGraph
 from graph.ids import FunctionId, TenantId, VersionId, function_of, tenant_of
@@ -16,11 +18,11 @@ from orchestrator.catalog.watch import RouteTable
 from orchestrator.planner.dispatch import Dispatch, Right
 from orchestrator.planner.floors import Floors
 from orchestrator.planner.flows import Flows
-from orchestrator.planner.heard import Heard
+from orchestrator.planner.heard import HEARD_S, Heard
 from orchestrator.planner.holds import Hold, Holds
 from orchestrator.planner.log import DecisionLog
 from orchestrator.planner.peers import Fleet, GatewayPeer, NodePeer
-from orchestrator.planner.places import Inventory, Places
+from orchestrator.planner.places import Inventory
 from orchestrator.planner.wanted import WantedBook
 from orchestrator.scaling.ordering import Order, order
 from orchestrator.scaling.reconciling import Allowance
@@ -31,11 +33,16 @@ from workers.rpc.messages import Demand
 from workers.versions import VersionSpec
 
 TICK_S, SLACK_S, SOONEST_S = 1.0, 0.5, 0.5
-UNUSED_S = 600.0
+UNUSED_S, RELEASE_UNUSED_S = 60.0, 600.0
+"""How long what was ordered waits for its first use; it stays longer where it is still wanted then."""
+
 AT_ONCE = 500
 """Orders of one tick: what they take is well below a tick, and triggers wait no longer than that."""
 
 PLATFORM_MAXIMUM = 1000
+
+NOT_THERE = Bounds(maximum=0)
+KINDS_OF_BOUNDS = 1000
 
 GENTLE = 16
 """Releases are in no hurry: of what they miss a node starts one part in so many at a time, one at least. The cores belong to what
@@ -67,7 +74,7 @@ class Scaling:
     ) -> None:
         self.policy = policy
         self.ticks = 0
-        self.seconds = 0.0  # CPU of all ticks
+        self.seconds = self.longest = 0.0  # CPU of all ticks, and of the longest part of one
         self.short: Counter[str] = Counter()  # instances no node had room for, of the last tick
         self._table = table
         self._fleet = fleet
@@ -78,14 +85,16 @@ class Scaling:
         self._allowance = allowance
         self._resting = resting
         make = maker(policy)
-        self.heard, self._flows, self._places, self._book = Heard(), Flows(graph), Places(fleet), WantedBook()
+        self.heard, self._flows, self._places, self._book = Heard(), Flows(graph), dispatch.places, WantedBook()
         self._floors = Floors(right, make().releases if make is not None else False)
         self._scaler = Scaler(self, make, self._flows.calls_of, self._flows.hold_s, always=lambda: list(self._kept))
         self._at = 0.0
+        self._took_over = 0.0
         self._kept: dict[str, FunctionId] = {}  # versions that want instances without traffic
         self._holds = Holds()
         self._limits: dict[str, str] = {}  # of what is held: why it is less than was asked for
-        self._numbers = 0
+        self._bounds: dict[tuple[object, int], Bounds] = {}
+        self._numbers = self._first = 0
         self._boot = f"{time.time_ns() // 1_000_000:x}"
 
     # -- what is heard
@@ -100,6 +109,10 @@ class Scaling:
         """`spec`: the version that serves; None: none does."""
         for version in [one for one, owner in self._kept.items() if owner == function]:
             del self._kept[version]
+        if function not in self._table.routes:  # it is gone for good
+            self._scaler.forget_functions({function})
+            self._flows.forget(function)
+            self._book.forget(f"{function}:")
         if spec is not None and (spec.scaling.minimum or spec.scaling.provisioned):
             self._kept[spec.version] = function
 
@@ -143,7 +156,9 @@ class Scaling:
         self._floors.node_came(node)
 
     def took_over(self) -> None:
-        self._floors.took_over()
+        """Orders may go out for more tenants than before."""
+        self._floors.took_over(self._fleet.up())
+        self._took_over = time.monotonic()
 
     def cooled(self, functions: Iterable[str]) -> None:
         """Their idle instances were given up because somebody said so: what was wanted before is forgotten."""
@@ -164,10 +179,16 @@ class Scaling:
     def bounds(self, version: str) -> Bounds:
         spec = self._spec(version)
         if spec is None:
-            return Bounds(maximum=0)
-        told = spec.scaling
-        maximum = told.maximum or PLATFORM_MAXIMUM
-        return Bounds(told.minimum, maximum, told.provisioned, told.reserved, told.target, spec.concurrency)
+            return NOT_THERE
+        bounds = self._bounds.get((spec.scaling, spec.concurrency))
+        if bounds is None:
+            if len(self._bounds) >= KINDS_OF_BOUNDS:
+                self._bounds.clear()
+            told = spec.scaling
+            maximum = told.maximum or PLATFORM_MAXIMUM
+            bounds = Bounds(told.minimum, maximum, told.provisioned, told.reserved, told.target, spec.concurrency)
+            self._bounds[spec.scaling, spec.concurrency] = bounds
+        return bounds
 
     def memory_mb(self, version: str) -> int:
         spec = self._spec(version)
@@ -179,34 +200,59 @@ class Scaling:
         return spec.version if spec is not None and self._prewarms(tenant_of(function)) else None
 
     def _spec(self, version: str) -> VersionSpec | None:
-        return self._table.versions.get(VersionId(version)) or self._holds.spec(version)
+        spec = self._table.versions.get(version)
+        return spec if spec is not None else self._holds.spec(version)
 
     # -- ticks
 
     def tick(self, now: float) -> None:
         """`now`: monotonic. Does nothing before it is time."""
+        for _ in self.steps(now):
+            pass
+
+    def steps(self, now: float) -> Iterator[None]:
+        """A tick in parts, so that whatever else there is has its turn between them."""
         since, whole = now - self._at, self.heard.whole()
         if since < SOONEST_S or (since < TICK_S + SLACK_S and not whole):
             return
-        began = time.thread_time()
         self._at = now
-        self._decide(now)
+        parts, more = self._decide(now), True
+        while more:
+            began = time.thread_time()
+            more = next(parts, False)
+            took = time.thread_time() - began
+            self.seconds += took
+            self.longest = max(self.longest, took)
+            if more:
+                yield
         self.ticks += 1
-        self.seconds += time.thread_time() - began
 
-    def _decide(self, now: float) -> None:
+    def _decide(self, now: float) -> Iterator[bool]:
         there = self._places.look()
-        observed = self.heard.take(now, there.ready, TICK_S)
+        yield True
+        heard = self.heard.take(now, there.ready, TICK_S)
+        # what still runs of a version that is not invocable any more, or of a tenant that was removed, asks for nothing
+        observed = {version: one for version, one in heard.items() if version in self._table.versions or version in self._holds}
         self._holds.lapse(now)
         extra = self._holds.terms()
         tenants = {tenant_of(VersionId(one)) for one in (*observed, *extra, *self._kept, *self._book.now)}
         for tenant in tenants:
             self._planned(tenant, extra)
+        yield True
         found = self._scaler.tick(now, observed, extra, {tenant: self._allowance(tenant) for tenant in tenants})
-        wanted = [one for one in found if self._right(tenant_of(VersionId(one.version))) is not None]
+        yield True
+        rights = {tenant: self._right(tenant) is not None for tenant in tenants}
+        wanted = [self._limited(one) for one in found if rights.get(tenant_of(VersionId(one.version)))]
         self.short = Counter(self._order(wanted, there))
-        self._floors.tell(wanted, there, now)
+        yield True
+        self._floors.tell(wanted, there, now, self.heard.anything or now - self._took_over > HEARD_S)
+        yield True
         self._book.put(wanted, there, time.time())
+
+    def _limited(self, one: Wanted) -> Wanted:
+        """With why none of it is started now, where none is."""
+        resting = self._resting(one.version)
+        return msgspec.structs.replace(one, limit=resting) if resting else one
 
     def _planned(self, tenant: str, extra: dict[str, list[Term]]) -> None:
         """What plans hold now: they order it themselves, at its time."""
@@ -233,7 +279,7 @@ class Scaling:
         most = max(ours, key=lambda term: (term.count, -RANK[term.source]))
         count = min(one.count, most.count)
         if most.source is Source.RELEASE:
-            ready = there.ready[one.version]
+            ready = there.ready.get(one.version, 0)
             count = min(count, ready + len(there.up) * max(1, (count - ready) // GENTLE))
         return Wanted(one.version, count, most.source, most.reason)
 
@@ -248,6 +294,8 @@ class Scaling:
             return self._places.reached(self._spec(version))
 
         asked = [ours for one in wanted if (ours := self._asks(one, there)) is not None]
+        self._first = (self._first + AT_ONCE) % max(1, len(asked))
+        asked = asked[self._first :] + asked[: self._first]  # where a tick's orders are too few, nobody is last each time
         made = order(asked, there.have, self._places.index, self.memory_mb, code, reached, AT_ONCE)
         nodes = {node.name: node for node in there.up}
         by_version: dict[str, list[Order]] = {}
@@ -268,8 +316,9 @@ class Scaling:
         reason = f"{wanted.by}: {wanted.reason}; {wanted.count} are wanted"
         trigger, held = Trigger.RELEASE if wanted.by is Source.RELEASE else Trigger.WANTED, version in self._holds
         evidence = Evidence(EdgeSource.REQUESTED, 1.0, 1.0, 0, RELEASE_IN_S if trigger is Trigger.RELEASE else None)
+        unused_s = RELEASE_UNUSED_S if trigger is Trigger.RELEASE else UNUSED_S
         made = [
-            PrewarmDecision(f"{plan_id}-{number}", function, number, spec.memory_mb, 0.0, UNUSED_S, reason, evidence, Level.READY)
+            PrewarmDecision(f"{plan_id}-{number}", function, number, spec.memory_mb, 0.0, unused_s, reason, evidence, Level.READY)
             for number in range(1, len(nodes) + 1)
         ]
         plan = PrewarmPlan(plan_id, tenant_of(function), function, trigger, self.policy, time.time(), None, tuple(made))
@@ -278,8 +327,14 @@ class Scaling:
 
     # -- what people see
 
-    def told(self, tenant: TenantId, function: FunctionId | None = None) -> dict[str, Any]:
-        """What is wanted now of each version, by whom, and what each policy asked for; of one function with its history."""
-        prefix = f"{tenant}/" if function is None else f"{function}:"
-        versions = self._book.told(prefix, Inventory(self._fleet), self.short, function is not None)
-        return {"policy": self.policy, "tick_s": TICK_S, "ticks": self.ticks, "versions": versions}
+    @property
+    def wanted(self) -> int:
+        """At the last tick, of all versions together."""
+        return sum(one.count for one in self._book.now.values())
+
+    def told(self, tenant: TenantId, functions: Iterable[FunctionId] | None = None, after: float | None = None) -> dict[str, Any]:
+        """What is wanted now of each version, by whom, and what each policy asked for. `functions`: of these alone. `after` (Unix
+        time): with what held then, and each change since."""
+        prefixes = (f"{tenant}/",) if functions is None else tuple(f"{function}:" for function in functions)
+        versions = self._book.told(prefixes, Inventory(self._fleet), self.short, after)
+        return {"policy": self.policy, "tick_s": TICK_S, "ticks": self.ticks, "at": time.time(), "versions": versions}

@@ -120,7 +120,7 @@ class Planner:
 
         self.fleet = Fleet([])
         self.vpcs = VpcNews(self.table.vpcs, lambda: self.fleet.nodes)
-        self.homes = Homes(self.fleet, self._current, self.right, lambda: self.activity.calls(time.time()))
+        self.homes = Homes(self.fleet, self._current, self.right, lambda: self.activity.calls(time.time()), self._home)
         self.nodes = Members("node", node, self._nodes_changed, partial(_died, self))
         self.gateways = Members("gateway", gateway, lambda peers: None, partial(_died, self))
         self._local_nodes = [node(at, Peer("node", ""), 0) for at in settings.node_addresses]
@@ -138,6 +138,7 @@ class Planner:
             dict(stored.policies) if stored is not None else {},
             self.right,
             stored.learned if stored is not None else None,
+            settings.keep_price,
         )
         self.scaling = Scaling(
             settings.scaling,
@@ -225,7 +226,7 @@ class Planner:
         self.learner.add(known, records.dropped, steady())
         self.activity.add(known)
         self.loop.accounts.records(known)
-        self.loop.keeping.observe(known)
+        self.loop.keeping.observe(known, records.dropped)
         self.scaling.records(known)
         self.watching.observe(known)
         self.exporter.submit(known)
@@ -290,6 +291,9 @@ class Planner:
         for node in self.fleet.up():
             node.drain(version)
 
+    def _home(self, spec: VersionSpec) -> NodePeer | None:
+        return self.loop.dispatch.places.choose(spec, takes_memory=False)
+
     def _current(self, function: FunctionId) -> VersionSpec | None:
         route = self.table.routes.get(function)
         return self.table.version(route, "") if route is not None else None
@@ -334,7 +338,8 @@ class Planner:
         """All that is due, in small steps: whatever else there is has its turn between them."""
         self.loop.ahead.tick(time.time())
         self.loop.keeping.tick(time.time())
-        self.scaling.tick(time.monotonic())
+        for _ in self.scaling.steps(time.monotonic()):
+            await asyncio.sleep(0)
         more = self.tick(steady())
         while more:
             await asyncio.sleep(0)

@@ -36,6 +36,7 @@ class WantedBook:
         self.now: dict[str, Wanted] = {}
         self._points: OrderedDict[str, deque[Point]] = OrderedDict()  # by version, what changed longest ago first
         self._kept = 0
+        self._left: set[str] = set()  # wanted no more, and not all gone yet
 
     def __len__(self) -> int:
         return self._kept
@@ -45,12 +46,14 @@ class WantedBook:
         before, self.now = self.now, {one.version: one for one in wanted}
         for one in wanted:
             self._add(one, there, at)
-        for version in before.keys() - self.now.keys():
+        self._left = (self._left | before.keys()) - self.now.keys()
+        for version in self._left:
             self._add(Wanted(version, 0, Source.REACTIVE, "no demand any more"), there, at)
+        self._left = {version for version in self._left if there.have.get(version)}
 
     def _add(self, one: Wanted, there: Inventory, at: float) -> None:
         version = one.version
-        point = Point(at, one.count, there.ready[version], there.busy[version], one.by, one.reason, one.limit)
+        point = Point(at, one.count, there.ready.get(version, 0), there.busy.get(version, 0), one.by, one.reason, one.limit)
         points = self._points.get(version)
         if points is None:
             points = self._points[version] = deque(maxlen=POINTS_OF_ONE)
@@ -63,29 +66,40 @@ class WantedBook:
             _, dropped = self._points.popitem(last=False)
             self._kept -= len(dropped)
 
-    def told(self, prefix: str, there: Inventory, short: Mapping[str, int], history: bool) -> list[dict[str, Any]]:
-        """Of versions whose id begins so."""
+    def told(
+        self, prefixes: tuple[str, ...], there: Inventory, short: Mapping[str, int], after: float | None
+    ) -> list[dict[str, Any]]:
+        """Of versions whose id begins so. `after` (Unix time): with the point that held then, and each since."""
         found = []
-        for version in sorted(one for one in {**self.now, **self._points} if one.startswith(prefix)):
+        for version in sorted(one for one in {**self.now, **self._points} if one.startswith(prefixes)):
             one = self.now.get(version)
             entry: dict[str, Any] = {
                 "version": version.partition("/")[2],
                 "wanted": one.count if one is not None else 0,
-                "ready": there.ready[version],
-                "busy": there.busy[version],
-                "coming": there.have[version] - there.ready[version],
+                "ready": there.ready.get(version, 0),
+                "busy": there.busy.get(version, 0),
+                "coming": there.have.get(version, 0) - there.ready.get(version, 0),
                 "short": short.get(version, 0),
                 "by": one.by if one is not None else "",
                 "reason": one.reason if one is not None else "",
                 "limit": one.limit if one is not None else "",
                 "terms": [msgspec.to_builtins(term) for term in one.terms] if one is not None else [],
             }
-            if history:
-                entry["history"] = [msgspec.structs.asdict(point) for point in self._points.get(version, ())]
+            if after is not None:
+                entry["history"] = [msgspec.structs.asdict(point) for point in self._since(version, after)]
             found.append(entry)
         return found
 
+    def _since(self, version: str, after: float) -> list[Point]:
+        found: list[Point] = []
+        for point in reversed(self._points.get(version, ())):
+            found.append(point)
+            if point.at <= after:
+                break
+        return found[::-1]
+
     def forget(self, prefix: str) -> None:
+        self._left = {one for one in self._left if not one.startswith(prefix)}
         for version in [one for one in self.now if one.startswith(prefix)]:
             del self.now[version]
         for version in [one for one in self._points if one.startswith(prefix)]:

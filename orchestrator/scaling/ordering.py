@@ -37,7 +37,7 @@ def nowhere(version: str) -> Collection[str]:
     return ()
 
 
-def _near(code: Collection[str], reached: Collection[str]) -> Collection[str]:
+def near(code: Collection[str], reached: Collection[str]) -> Collection[str]:
     """Where to look beside the lists: where its code is, and its network is reached."""
     return [name for name in code if name in reached] or reached if reached else code
 
@@ -65,15 +65,15 @@ def order(
                 still += lacking[at:]
                 break
             version, size = one.version, memory_mb(one.version)
-            near, reached = going.get(version), tunnels(version)
-            if near is None:
-                near = going[version] = deque(_near(code(version), reached), maxlen=NEAR)
-            spot = index.place(version, size, tenant_of(VersionId(version)), near, reached)
+            close, reached = going.get(version), tunnels(version)
+            if close is None:
+                close = going[version] = deque(near(code(version), reached), maxlen=NEAR)
+            spot = index.place(version, size, tenant_of(VersionId(version)), close, reached)
             if spot is None:
                 short[version] = missing
                 continue
-            if spot.name not in near:
-                near.append(spot.name)  # its code comes there with this one
+            if spot.name not in close:
+                close.append(spot.name)  # its code comes there with this one
             orders.append(Order(one, spot, size))
             if missing > 1:
                 still.append((one, missing - 1))

@@ -133,6 +133,8 @@ class Scaler:
             del self._policies[version]
             return
         function = function_of(VersionId(version))
+        if not self._callees(function):
+            return
         share = seen.roots / seen.arrivals if seen.arrivals else 1.0
         rate = root_rate(policy.roots_per_s(), seen.concurrency * share, self._hold_s(function))
         if rate > 0.0:

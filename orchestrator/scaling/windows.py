@@ -11,10 +11,11 @@ MOST = 600
 class Windows:
     """Samples of the last `keep_s` seconds. `now` never goes back."""
 
-    __slots__ = ("_areas", "_arrivals", "_at", "_keep_s", "_lengths", "_peaks", "_roots")
+    __slots__ = ("_area", "_areas", "_arrivals", "_at", "_keep_s", "_length", "_lengths", "_peaks", "_roots")
 
     def __init__(self, keep_s: float) -> None:
         self._keep_s = keep_s
+        self._area = self._length = 0.0  # sums of those below; what their last bits lose is far below any bound
         self._at: deque[float] = deque()
         self._lengths: deque[float] = deque()
         self._areas: deque[float] = deque()
@@ -29,23 +30,27 @@ class Windows:
         """The tick that ends at `now`."""
         self._at.append(now)
         self._lengths.append(observed.tick_s)
-        self._areas.append(observed.concurrency * observed.tick_s)
+        area = observed.concurrency * observed.tick_s
+        self._areas.append(area)
+        self._area += area
+        self._length += observed.tick_s
         self._peaks.append(observed.peak)
         self._arrivals.append(observed.arrivals)
         self._roots.append(observed.roots)
         oldest = now - self._keep_s + 1e-6
         while self._at[0] <= oldest or len(self._at) > MOST:
+            self._area -= self._areas[0]
+            self._length -= self._lengths[0]
             for held in (self._at, self._lengths, self._areas, self._peaks, self._arrivals, self._roots):
                 held.popleft()
 
     def mean(self) -> float:
         """Concurrency, over all of what is kept."""
-        seconds = sum(self._lengths)
-        return sum(self._areas) / seconds if seconds > 0.0 else 0.0
+        return max(0.0, self._area) / self._length if self._length > 0.0 else 0.0
 
     def mean_over(self, seconds: float) -> float:
         """Concurrency of the last so many seconds, nothing having been there before what is kept."""
-        return sum(self._areas) / max(seconds, sum(self._lengths))
+        return max(0.0, self._area) / max(seconds, self._length)
 
     def mean_of(self, seconds: float) -> float:
         """Concurrency of the last so many seconds; of less where there is no more."""

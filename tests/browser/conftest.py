@@ -10,13 +10,17 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
 import pytest
+from doubles.releasing import Releaser
 from playwright.sync_api import Browser, BrowserContext, Page, expect
 
 from benchmarks.chromium import launched, program
+from orchestrator.catalog.store import Store
+from orchestrator.settings import Settings
 
 FOREGLOW = [sys.executable, "-P", "-m", "orchestrator.cli.main"]
 PORTS = ("--functions-port", "0", "--control-port", "0", "--otlp-port", "0")
@@ -36,7 +40,8 @@ class Shop:
         self.state = folder / "state"
         self._log = (folder / "up.log").open("wb")
         command = [*FOREGLOW, "up", "--state", str(self.state), *PORTS]
-        environment = os.environ | {"FOREGLOW_LOG_LEVEL": "warning"}
+        quiet = {"FOREGLOW_LOG_LEVEL": "warning", "FOREGLOW_RELEASE_SLOWDOWN": "50"}  # of a busy machine no version is to blame
+        environment = os.environ | quiet
         self.process = subprocess.Popen(command, stdout=self._log, stderr=subprocess.STDOUT, env=environment, process_group=0)
         try:
             self.eventually((self.state / "addresses.json").exists)
@@ -75,8 +80,23 @@ class Shop:
         url = f"{self.addresses['functions']}/function/{name}"
         return httpx.post(url, json=event, headers=self.key, timeout=60, trust_env=False)
 
-    def link(self) -> str:
-        return self.control + str(self.api.post("/v1/page/links").json()["path"])
+    def link(self, token: str = "") -> str:
+        """For the browser of whoever has the token; the shop's own."""
+        headers = {"Authorization": f"Bearer {token}"} if token else self.key
+        return self.control + str(self.api.post("/v1/page/links", headers=headers).json()["path"])
+
+    def tenant(self, name: str) -> str:
+        """Makes one that has nothing yet; its token."""
+        store = Store(Settings(state=self.state).effective_database_url)
+        try:
+            store.keys.create_tenant(name, 1)
+            return str(store.keys.make_key(name, "k", 1).token)
+        finally:
+            store.close()
+
+    def releaser(self, token: str) -> Releaser:
+        """Deploys and calls in the name of whoever has the token."""
+        return Releaser(SimpleNamespace(key=token, control=self.control, functions=self.addresses["functions"]))  # type: ignore[arg-type]
 
     def cool(self) -> None:
         self.api.post("/v1/cool", json={})
@@ -98,11 +118,16 @@ def chromium() -> Iterator[Browser]:
         yield browser
 
 
-@pytest.fixture(scope="module")
-def empty_shop(chromium: Browser) -> Iterator[Shop]:
+@pytest.fixture(scope="session")
+def shop() -> Iterator[Shop]:
+    """One for all files. Orders were placed: some cold, one that took the other branch, one function that fails and was released
+    twice. Who needs other functions makes a tenant."""
+    if program() is None:
+        pytest.skip("chromium is not installed (Debian: apt-get install chromium)")
     folder = Path(tempfile.mkdtemp(prefix="fg-browser-"))
     made = Shop(folder)
     try:
+        fill(made)
         yield made
     finally:
         made.api.close()
@@ -110,10 +135,7 @@ def empty_shop(chromium: Browser) -> Iterator[Shop]:
         shutil.rmtree(folder)
 
 
-@pytest.fixture(scope="module")
-def shop(empty_shop: Shop) -> Shop:
-    """Orders were placed: some cold, one that took the other branch, one function that fails."""
-    shop = empty_shop
+def fill(shop: Shop) -> None:
     shop("deploy", str(SHOP))
     for event in ({}, {}, {"gift": True}, {}):
         assert shop.invoke("checkout", event).status_code == 200
@@ -122,13 +144,16 @@ def shop(empty_shop: Shop) -> Shop:
     assert shop.invoke("checkout", {}).status_code == 200
     assert shop.invoke("report", {}).status_code == 502
     shop.eventually(lambda: len(shop.api.get("/v1/runs").json()["runs"]) == 6)
-    return shop
+    served = shop.api.get("/v1/functions/report").json()["versions"][0]
+    again = {name: served[name] for name in ("package", "handler", "timeout_s")}
+    assert shop.api.put("/v1/functions/report", json=again).status_code == 202
+    shop.eventually(lambda: [one["phase"] for one in shop.api.get("/v1/releases").json()["releases"]] == ["done"])
 
 
 class Visitor:
     """A browser context that is signed in. `requests`: every address it asked for; `complaints`: what its console said."""
 
-    def __init__(self, browser: Browser, shop: Shop, width: int, scheme: str) -> None:
+    def __init__(self, browser: Browser, shop: Shop, width: int, scheme: str, token: str) -> None:
         self.shop = shop
         self.requests: list[str] = []
         self.complaints: list[str] = []
@@ -143,7 +168,7 @@ class Visitor:
         self.page.on("console", lambda said: self.complaints.append(said.text) if said.type == "error" else None)
         self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
         self.shop.eventually(lambda: self.shop.api.get("/healthz").status_code == 200)
-        self.page.goto(shop.link())
+        self.page.goto(shop.link(token))
         # the page may still be starting: its notice reloads by itself
         expect(self.page.get_by_role("navigation", name="Views")).to_be_visible(timeout=60_000)
 
@@ -159,8 +184,8 @@ class Visitor:
 def visit(chromium: Browser) -> Iterator[Callable[..., Visitor]]:
     made: list[Visitor] = []
 
-    def visitor(shop: Shop, width: int = 1280, scheme: str = "light") -> Visitor:
-        made.append(Visitor(chromium, shop, width, scheme))
+    def visitor(shop: Shop, width: int = 1280, scheme: str = "light", token: str = "") -> Visitor:
+        made.append(Visitor(chromium, shop, width, scheme, token))
         return made[-1]
 
     yield visitor

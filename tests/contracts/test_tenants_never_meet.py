@@ -292,6 +292,8 @@ def _(world: Crossing) -> None:
     eventually(lambda: told(world.alpha, ONLY), "alpha's traffic is counted")
     eventually(lambda: told(world.beta, "shared"), "so is beta's")
     assert scaled(world.clean(world.beta.control.get("/v1/scaling"))) <= {"shared", "front", "doomed"}
+    named = world.clean(world.beta.control.get("/v1/scaling", params={"functions": f"{ONLY},shared", "after": 0}))
+    assert scaled(named) <= {"shared"}
 
 
 @crosses("GET", "/v1/functions/{name}/scaling")

@@ -39,7 +39,10 @@ class FakeNode:
         self.released: list[str] = []
         self.defined: list[str] = []
         self.keeps: list[tuple[str, dict[str, float] | None, dict[str, float], str, int]] = []
+        self.more_s: dict[str, list[float]] = {}  # as told last
         self.floors: list[tuple[str, dict[str, int], bool]] = []
+        self._inventories, self.silent = 0, False
+        self.tunnels = frozenset[str]()
         self.zone, self.tenants = "default", frozenset[str]()
 
     def hold(self, tenant: str, floor: dict[str, int], only: bool, lease: str = "", epoch: int = 0) -> None:
@@ -57,6 +60,12 @@ class FakeNode:
     def hosts(self, tenant: str) -> bool:
         return True
 
+    @property
+    def inventories(self) -> int:
+        """What it says of itself is always the newest, but when it is `silent`."""
+        self._inventories += not self.silent
+        return self._inventories
+
     def define(self, one: VersionSpec) -> None:
         self.defined.append(one.version)
 
@@ -72,8 +81,15 @@ class FakeNode:
         self.released += ids if release else []
 
     def keep(
-        self, tenant: str, keep_s: dict[str, float] | None, needed_s: dict[str, float], lease: str = "", epoch: int = 0
+        self,
+        tenant: str,
+        keep_s: dict[str, float] | None,
+        needed_s: dict[str, float],
+        lease: str = "",
+        epoch: int = 0,
+        more_s: dict[str, list[float]] | None = None,
     ) -> None:
+        self.more_s = more_s or {}
         self.keeps.append((tenant, keep_s, needed_s, lease, epoch))
 
     @property

@@ -90,7 +90,7 @@ class Networked(Bench):
         self._foreglow(host, self._state(host), "join", control, token, *role, "--name", host.name, *listen)
 
     def _begun(self, host: Host) -> "subprocess.Popen[bytes]":
-        words = [b"proxy.serving", *([b"role="] if self._backend == "kernel" else [])]
+        words = [b"proxy.serving", *([b'"role"'] if self._backend == "kernel" else [])]
         self._owed += [(host, word, self._said(host, word) + 1) for word in words]
         with self._state(host).with_suffix(".log").open("ab") as output:
             command = [FOREGLOW, "vpc", "proxy", "--state", str(self._state(host))]

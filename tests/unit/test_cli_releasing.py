@@ -86,6 +86,7 @@ OPEN = {
     "id": 7, "function": "shop", "alias": "live", "target": 4, "phase": "holding", "step": 0, "flipped": 1,
     "steps": [TWO, {"version": 4, "second": None, "share": 0.0}], "back": ONE, "hold_s": 60.0,
     "reason": "is [watched] for 60 s", "gate": [{"version": "shop:4", "wanted": 2, "ready": 1}],
+    "watch": [{"version": "shop:4", "requests": 26, "errors": 1, "p95_ms": 106.2}],
     "created_at": 1.0, "since": 1.0, "ended_at": None,
 }  # fmt: skip
 DONE = OPEN | {"phase": "done", "step": 1, "flipped": 2, "reason": "", "gate": [], "ended_at": 2.0}

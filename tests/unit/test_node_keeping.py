@@ -46,6 +46,24 @@ async def test_what_is_not_worth_keeping_goes_and_the_rest_stays(tmp_path: Path)
 
 
 @in_loop
+async def test_the_second_instance_is_kept_for_its_own_time(tmp_path: Path) -> None:
+    async with running_node(tmp_path) as rig:
+        planner = await rig.caller("planner")
+        await planner.subscribe()
+        planner.define(ECHO)
+        planner.prepare(*(PrepareItem(f"d{number}", VERSION, expires_s=0.05) for number in range(3)))
+        planner.connection.send(Rpc.KEEP, 0, Keep("acme", {VERSION: LONG_S}, floor={VERSION: 3}, more_s={VERSION: [LONG_S, 0.0]}))
+        for number in range(3):
+            await planner.outcome(f"d{number}", ["ready"])
+        await until(lambda: len(rig.node.decisions) == 0, "the decisions end with their lifetime")
+        newest = sorted(rig.node.instances.table, key=lambda one: one.idle_since)[1:]
+        planner.connection.send(Rpc.KEEP, 0, Keep("acme", floor={}))
+        await planner.caught_up()
+        rig.node.idling.sweep(2 * LONG_S)
+        assert set(rig.node.instances.table) == set(newest), "the one that is idle longest is the third"
+
+
+@in_loop
 async def test_as_many_stay_as_are_wanted_whatever_their_idle_time(tmp_path: Path) -> None:
     async with running_node(tmp_path) as rig:
         planner = await rig.caller("planner")

@@ -20,6 +20,7 @@ from orchestrator.catalog.store import Store
 from orchestrator.flow.process import _node_places, _zones
 from orchestrator.placement import place, spread
 from orchestrator.planner.peers import Fleet, NodePeer
+from orchestrator.planner.places import Places
 from orchestrator.settings import Settings
 from workers.rpc.messages import DecisionUpdate, Hello, Records, Rpc, Triggers, ZoneCaches
 from workers.rpc.transport import HostPort
@@ -169,9 +170,9 @@ async def test_the_planner_neither_prepares_nor_brings_code_there_and_tells_the_
         rig.node.on_caches = lambda addresses: heard.append(list(addresses))
         dialling = asyncio.create_task(peer.run())
         await until(lambda: peer.connection is not None)
-        assert fleet.choose(ACME) is peer
+        assert Places(fleet).choose(ACME) is peer
         peer.set_tenants(["other"])
-        assert fleet.choose(ACME) is None
+        assert Places(fleet).choose(ACME) is None
         peer.tell_caches("default", ["10.0.0.5:8705"])
         await until(lambda: heard == [["10.0.0.5:8705"]])
         assert ACME.version not in rig.node._specs, "what was sent before is there: nothing was"

@@ -48,6 +48,7 @@ class Scene:
             self.specs.get,
             lambda tenant: ("lease", 1) if self.mine else None,
             lambda: self.calls,
+            self.fleet.choose,  # type: ignore[arg-type]
         )
 
     def deploy(self, name: str, version: int = 1) -> None:

@@ -128,7 +128,7 @@ def test_a_version_or_tenant_that_is_gone_is_not_told(bench: Bench) -> None:
     bench.loop.keeping.tick(NOW + LOOK_S)
     assert tables(bench.node)[-1] == {}
     bench.loop.forget_tenant("acme")
-    assert bench.loop.keeping.all() == {}
+    assert bench.loop.keeping.idle_times.first() == {}
     assert bench.loop.keeping.count == 0
 
 
@@ -150,9 +150,9 @@ def test_calls_at_the_same_time_are_no_idle_times(bench: Bench) -> None:
     bench.deploy("busy")
     long = record("busy", NOW - 100.0, took_s=90.0)
     bench.loop.keeping.observe([long, *[record("busy", NOW - 50.0 + number) for number in range(5)]])
-    assert bench.loop.keeping.all()[fid("busy")].counted == 0
+    assert bench.loop.keeping.idle_times.first()[fid("busy")].counted == 0
     bench.loop.keeping.observe([record("busy", NOW - 5.0)])
-    assert bench.loop.keeping.all()[fid("busy")].gaps == (pytest.approx(5.0),)
+    assert bench.loop.keeping.idle_times.first()[fid("busy")].gaps == (pytest.approx(5.0),)
 
 
 @settings(max_examples=50, deadline=None)
@@ -170,7 +170,7 @@ def test_whatever_came_what_is_told_is_a_time_no_longer_than_the_longest(
     bench.loop.keeping.tick(NOW)
     for table in tables(bench.node):
         assert all(0.0 <= seconds <= LONGEST_S for seconds in table.values())
-    known = bench.loop.keeping.all()[fid("any")]
+    known = bench.loop.keeping.idle_times.first()[fid("any")]
     prices = bench.loop.means.prices
     told = worth_keeping_s(known, prices, 128, bench.loop.forecasts.start_s(fid("any")), LONGEST_S)
     assert bench.loop.keeping.of(fid("any")) == told

@@ -15,6 +15,7 @@ from graph.ids import FunctionId, TenantId
 from orchestrator.planner import learning, runs
 from orchestrator.planner.learning import GRACE_S, Learner
 from orchestrator.planner.peers import Fleet, NodePeer
+from orchestrator.planner.places import Places
 from orchestrator.planner.runs import RunBook
 from tracing.records import InvocationRecord, Timings
 from workers.rpc.connection import RpcError
@@ -160,12 +161,12 @@ async def test_asking_all_nodes_is_asking_those_that_are_there(tmp_path: Path) -
         fleet = Fleet([NodePeer(rig.path, hello, Quiet()), NodePeer(tmp_path / "gone.sock", hello, Quiet())])
         with pytest.raises(RpcError, match="no node is reachable"):
             await fleet.ask_all("isolation")
-        assert fleet.choose(spec("echo")) is None
+        assert Places(fleet).choose(spec("echo")) is None
         running = [asyncio.ensure_future(node.run()) for node in fleet.nodes]
         await until(fleet.up)
         (answer,) = await fleet.ask_all("isolation")
         assert answer["driver"] == "double"
-        assert fleet.choose(spec("echo")) is fleet.nodes[0]
+        assert Places(fleet).choose(spec("echo")) is fleet.nodes[0]
         for task in running:
             task.cancel()
         await asyncio.gather(*running, return_exceptions=True)

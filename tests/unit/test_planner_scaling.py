@@ -1,14 +1,17 @@
 """The scaler on a platform: demand of gateways and counts of nodes in, orders and floors out."""
 
 import itertools
+import time
 from typing import Any
 
 import msgspec
+import pytest
 from doubles.fleets import ACME, Bench, fid
 from doubles.gateways import route
 from doubles.nodes import spec
 
 from graph.calls import StartKind
+from orchestrator.planner import scaling
 from orchestrator.planner.scaling import UNUSED_S, Scaling
 from orchestrator.scaling.reconciling import Allowance
 from orchestrator.scaling.terms import Source
@@ -181,6 +184,17 @@ def test_kpa_lets_go_what_is_above() -> None:
     assert {only for node in scene.bench.nodes for _, _, only in node.floors} == {True}
 
 
+def test_instances_are_counted_also_while_nothing_calls() -> None:
+    scene = Scene("kpa")
+    scene.deploy("echo")
+    for _ in range(70):
+        scene.tick(echo=7)
+    assert scene.wanted("echo")["reason"].startswith("stable"), "ten are there, and the panic of the beginning is over"
+    for _ in range(4):
+        scene.tick()
+    assert scene.wanted("echo")["reason"].startswith("stable"), "what is left of its window is no panic of none"
+
+
 def test_orders_have_a_lifetime_and_leave_plans_their_budget() -> None:
     scene = Scene()
     scene.deploy("echo")
@@ -248,9 +262,37 @@ def test_changes_are_kept_with_who_decided_and_why() -> None:
     scene.tick(echo=2)
     scene.tick(echo=6)
     scene.tick(echo=6)
-    (version,) = scene.scaling.told(ACME, fid("echo"))["versions"]
+    (version,) = scene.scaling.told(ACME, {fid("echo")}, 0.0)["versions"]
     assert [point["wanted"] for point in version["history"]][:2] == [2, 6]
     assert all(point["by"] == "reactive" and point["reason"] for point in version["history"])
+
+
+def test_a_history_is_told_from_a_moment_on_and_of_the_functions_that_are_named() -> None:
+    scene = Scene()
+    for name in ("echo", "pay", "echoes"):
+        scene.deploy(name)
+    for many in (2, 6, 9):
+        scene.tick(echo=many, pay=1, echoes=1)
+    every = scene.scaling.told(ACME, {fid("echo")}, 0.0)["versions"][0]["history"]
+    told = scene.scaling.told(ACME, {fid("echo"), fid("pay")}, every[1]["at"])["versions"]
+    assert [one["version"] for one in told] == ["echo:1", "pay:1"]
+    assert told[0]["history"] == every[1:], "what held then, and what changed since"
+    assert scene.scaling.told(ACME, {fid("echo")}, every[-1]["at"] + 9)["versions"][0]["history"] == every[-1:]
+    assert all("history" not in one for one in scene.scaling.told(ACME)["versions"])
+
+
+def test_what_is_not_wanted_any_more_is_followed_until_its_instances_are_gone() -> None:
+    scene = Scene()
+    scene.deploy("kept", told=Told(minimum=1))
+    scene.tick()
+    node = next(one for one in scene.bench.nodes if one.names)
+    scene.tick()
+    scene.scaling.route_changed(fid("kept"), None)
+    scene.tick()
+    node.have.clear()
+    scene.tick()
+    history = scene.scaling.told(ACME, {fid("kept")}, 0.0)["versions"][0]["history"]
+    assert [(one["wanted"], one["ready"]) for one in history[-3:]] == [(1, 1), (0, 1), (0, 0)]
 
 
 def test_a_removed_tenant_leaves_nothing() -> None:
@@ -285,3 +327,102 @@ def record(name: str, run_ms: float) -> InvocationRecord:
         status="ok",
         timings=Timings(run=run_ms),
     )
+
+
+def test_plans_are_placed_by_what_was_ordered_since_a_node_last_spoke() -> None:
+    """One placement for plans and the scaler: what one has ordered the other sees at once."""
+    bench = Bench(nodes=2)
+    for node in bench.nodes:
+        node.free_mb, node.silent = 512, True
+    places = bench.loop.dispatch.places
+    large, small = spec("large", memory_mb=512), spec("small", memory_mb=128)
+    first = places.choose(large)
+    assert first is not None
+    assert {getattr(places.choose(small), "name", "") for _ in range(4)} == {"n1", "n2"} - {first.name}
+    assert places.choose(spec("code"), takes_memory=False) is not None
+
+
+def test_what_another_planner_told_nodes_is_taken_back_by_the_one_that_took_over() -> None:
+    scene = Scene(nodes=1)
+    scene.deploy("echo")
+    node = scene.bench.node
+    node.have["acme/echo:1"] = 5  # kept by a floor of the planner before
+    scene.scaling.took_over()
+    scene.scaling.tick(scene.scaling._took_over + 1.0)
+    assert node.floors == [], "what traffic there is is not known yet"
+    scene.scaling._at = 0.0
+    scene.tick(echo=1)
+    assert node.floors == [("acme", {}, False)]
+    scene.tick(echo=1)
+    assert len(node.floors) == 1
+
+
+def test_a_node_that_comes_again_hears_it_again() -> None:
+    scene = Scene(nodes=1)
+    scene.deploy("echo")
+    scene.tick(echo=4)
+    scene.tick(echo=4)
+    assert scene.bench.node.floors[-1] == ("acme", {"acme/echo:1": 4}, False)
+    before = len(scene.bench.node.floors)
+    scene.scaling.node_came(scene.bench.node)  # type: ignore[arg-type]
+    scene.tick(echo=4)
+    assert scene.bench.node.floors[before:] == [("acme", {"acme/echo:1": 4}, False)]
+
+
+def test_a_version_whose_init_keeps_failing_is_not_started_for_ever() -> None:
+    scene = Scene()
+    scene.deploy("breaks", told=Told(minimum=3))
+    scene.scaling._resting = lambda version: "its init failed 3 times in a row"
+    scene.tick()
+    assert scene.ordered() == []
+    assert scene.wanted("breaks")["limit"] == "its init failed 3 times in a row"
+
+
+def test_what_still_runs_of_a_function_that_is_gone_asks_for_nothing() -> None:
+    scene = Scene()
+    scene.deploy("echo")
+    scene.tick(echo=4)
+    scene.bench.table.put(fid("echo"), None)
+    scene.scaling.route_changed(fid("echo"), None)
+    scene.tick(echo=4)
+    assert len(scene.ordered()) == 4
+    assert scene.scaling.told(ACME)["versions"] == []
+
+
+def test_more_than_a_node_holds_is_short_and_said() -> None:
+    scene = Scene(nodes=1)
+    scene.bench.node.free_mb = 1024
+    scene.deploy("large", told=Told(minimum=3), memory_mb=2048)
+    scene.tick()
+    assert scene.ordered() == []
+    assert scene.wanted("large")["short"] == 3
+
+
+def test_nobody_waits_behind_the_same_others_when_a_ticks_orders_are_too_few(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scaling, "AT_ONCE", 2)
+    scene = Scene(nodes=1)
+    names = [f"f{number}" for number in range(6)]
+    for name in names:
+        scene.deploy(name, told=Told(minimum=1))
+    for _ in range(4):
+        scene.tick()
+        scene.bench.node.have.clear()  # none of them lasts
+    assert set(scene.ordered()) == set(names)
+
+
+def test_a_budget_of_nothing_orders_nothing() -> None:
+    scene = Scene(allowance=Allowance(0))
+    scene.deploy("echo")
+    scene.tick(echo=4)
+    assert scene.ordered() == []
+    assert "0 instances" in scene.wanted("echo")["limit"]
+
+
+def test_a_clock_that_is_set_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    scene = Scene()
+    scene.deploy("echo")
+    scene.tick(echo=4)
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now - 86_400.0)
+    scene.tick(echo=6)
+    assert (scene.wanted("echo")["wanted"], len(scene.ordered())) == (6, 6)

@@ -230,7 +230,8 @@ class Keep(msgspec.Struct, array_like=True, frozen=True):
     None leaves what was said. `needed_s`: for so long a live plan counts on what is idle of these versions. `epoch` and `lease`
     as with PrepareBatch. `floor`: so many instances of a version stay here whatever their idle time, as long as memory lasts; it
     takes the place of what was said before, for as long as `keep_s` does, None leaves it. `only`: what is idle above that goes
-    at once."""
+    at once. `more_s` goes with `keep_s`: by version, how long the second idle instance here is worth keeping, the third, ..., all
+    further ones as the last; those it does not name as the first."""
 
     tenant: str
     keep_s: dict[str, float] | None = None
@@ -239,6 +240,7 @@ class Keep(msgspec.Struct, array_like=True, frozen=True):
     lease: str = ""
     floor: dict[str, int] | None = None
     only: bool = False
+    more_s: dict[str, list[float]] = {}
 
 
 class DecisionUpdate(msgspec.Struct, array_like=True, frozen=True):

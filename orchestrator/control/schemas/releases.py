@@ -90,6 +90,15 @@ class GateAnswer(BaseModel):
     limit: str = Field("", description="Why fewer are made ready than the traffic needs: what `max_instances` allows.")
 
 
+class WatchAnswer(BaseModel):
+    """Requests of one version since the step is in force."""
+
+    version: str = Field(description="name:number.")
+    requests: int = Field(ge=0)
+    errors: int = Field(ge=0, description="Those of them that failed.")
+    p95_ms: float = Field(ge=0, description="Their 95th percentile, from being sent to the end; 0 without requests.")
+
+
 class ReleaseAnswer(BaseModel):
     """An alias on its way to another pointer."""
 
@@ -107,6 +116,9 @@ class ReleaseAnswer(BaseModel):
     hold_s: float
     reason: str = Field(description="What it waits for, or why it ended.")
     gate: list[GateAnswer] = Field(description="What the step needs ready before the route changes, as seen last.")
+    watch: list[WatchAnswer] = Field(
+        description="How the new version does in a step that holds, and the other one, as seen last."
+    )
     created_at: float = Field(description="Seconds since the Unix epoch, as all times here.")
     since: float = Field(description="When it came to its phase and step.")
     ended_at: float | None

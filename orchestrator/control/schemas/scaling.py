@@ -36,11 +36,12 @@ class ScalingVersion(BaseModel):
     reason: str
     limit: str
     terms: list[ScalingTerm]
-    history: list[ScalingPoint] = Field(default=[], description="Each change, oldest first; of one function only.")
+    history: list[ScalingPoint] = Field(default=[], description="Each change, oldest first; of one function, or with `after`.")
 
 
 class ScalingAnswer(BaseModel):
     policy: str = Field(description="headroom, kpa or off.")
     tick_s: float
     ticks: int
+    at: float = Field(description="When it was so. " + EPOCH)
     versions: list[ScalingVersion]

@@ -220,11 +220,11 @@ class Tunnel:
         )
 
     def _sources(self, carrying: Line) -> str:
-        """With which address functions leave, for whoever allow-lists it; and the other proxy's, which may be next."""
+        """With which address functions leave, for whoever allow-lists it, and with which by others that may be next."""
         said = {line.proxy.name: line.link.source for line in self._lines if line.link is not None and line.link.source}
         own = said.pop(carrying.proxy.name, "")
-        others = [f"by {name} as {source}" for name, source in said.items() if source != own]
-        return ", ".join([f", leaving as {own}", *others]) if own else ""
+        others = ", ".join(sorted({*said.values()} - {own}))
+        return (f", leaving as {own}" + (f" (by others as {others})" if others else "")) if own else ""
 
     def _fresh(self, line: Line) -> bool:
         return line.well and line.link is not None and line.link.generation >= self.spec.generation
