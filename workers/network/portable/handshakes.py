@@ -136,10 +136,10 @@ class Listener:
 
 
 def serve(make: Make, address: HostPort, identity: Identity | None) -> Listener:
-    """Raises OSError, NotTrusted as `connect` does."""
+    """At the first address that the host's name means. Raises OSError, NotTrusted as `connect` does."""
     if identity is None:
         raise NotTrusted("this process has not joined a cluster: it has no certificate")
-    family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
-    sock = socket.create_server((address.host, address.port), family=family, backlog=BACKLOG)
+    family, _, _, _, place = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+    sock = socket.create_server(place[:2], family=family, backlog=BACKLOG)
     sock.setblocking(False)
     return Listener(sock, make, identity)
