@@ -273,6 +273,7 @@ def work(folder):
     while True:
         try:
             if os.fork() == 0:
+                os.closerange(0, 256)  # else whoever reads its output waits for these, and the build for its limit of time
                 time.sleep(600)
         except OSError:
             time.sleep(1.5)
