@@ -61,3 +61,12 @@ def test_what_was_cooled_counts_for_nothing_for_a_moment() -> None:
     assert heard.take(10.1, {}, 1.0) == {}
     told(heard, gateway, 13.0, 2.0, 4)
     assert ECHO in heard.take(13.1, {}, 1.0)
+
+
+def test_without_traffic_only_what_is_remembered_is_seen() -> None:
+    heard, gateway = Heard(), Gateway()
+    told(heard, gateway, 10.0, 2.0, 4, 10)
+    assert heard.take(10.1, {ECHO: 3, "acme/rests:1": 1}, 1.0).keys() == {ECHO}
+    heard.told(gateway, Demand([], 1.0), 11.0)
+    seen = heard.take(11.1, {ECHO: 3, "acme/rests:1": 1}, 1.0, [ECHO])
+    assert {version: (one.peak, one.ready) for version, one in seen.items()} == {ECHO: (0, 3)}
