@@ -154,7 +154,7 @@ async def test_what_was_open_on_a_node_that_fell_silent_is_decided_again_on_anot
     for name in ("n1", "n2"):
         (tmp_path / name).mkdir()
     async with (
-        running_node(tmp_path / "n1", name="n1", memory_mb=4096) as rig,
+        running_node(tmp_path / "n1", name="n1", memory_mb=2048) as rig,
         running_node(tmp_path / "n2", name="n2", memory_mb=8192) as freer,
         running_gateway(rig) as gate,
         running_planner(gate, tmp_path, rig, freer) as mind,

@@ -32,7 +32,10 @@ class Puppet(Raw):
         super().__init__()
         self._house = house
         self._parser = FrameParser()
-        house.puppets.append(self)
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        self._house.puppets.append(self)
 
     def data_received(self, data: bytes) -> None:
         for frame in self._parser.feed(data):
