@@ -53,7 +53,7 @@ class Node:
 
 class Gateway:
     def __init__(self) -> None:
-        self.connection = self
+        self.connection = self.who = self
 
 
 def ticks(versions: int, nodes: int, count: int, busy: float = 1.0) -> Iterator[float]:

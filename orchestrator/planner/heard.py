@@ -28,9 +28,10 @@ NONE = (0.0, 0.0, 0.0)
 class _Gateway:
     """What it told since the last tick, and before."""
 
-    __slots__ = ("at", "fresh", "last")
+    __slots__ = ("at", "fresh", "last", "peer")
 
-    def __init__(self) -> None:
+    def __init__(self, peer: GatewayPeer) -> None:
+        self.peer = peer
         self.at = 0.0
         self.fresh: list[Demand] = []
         self.last: Demand | None = None
@@ -40,12 +41,14 @@ class Heard:
     """Demand of all gateways together, from one `take` to the next."""
 
     def __init__(self) -> None:
-        self._gateways: dict[GatewayPeer, _Gateway] = {}
+        self._gateways: dict[object, _Gateway] = {}  # by who they are
         self._cooled: dict[str, float] = {}
         self._peaks: deque[tuple[float, dict[str, int]]] = deque()  # the most at once by version, of each time it was taken
 
     def told(self, gateway: GatewayPeer, message: Demand, now: float) -> None:
-        heard = self._gateways.setdefault(gateway, _Gateway())
+        """Where two connections lead to one gateway, the same seconds are told twice: they are averaged, not added."""
+        heard = self._gateways.setdefault(gateway.who, _Gateway(gateway))
+        heard.peer = gateway
         heard.at = now
         heard.fresh.append(message)
         del heard.fresh[:-FRESH]
@@ -62,8 +65,8 @@ class Heard:
 
     def whole(self) -> bool:
         """Every gateway has told its last second; those that are gone are forgotten."""
-        for gateway in [one for one in self._gateways if one.connection is None]:
-            del self._gateways[gateway]
+        for who in [who for who, one in self._gateways.items() if one.peer.connection is None]:
+            del self._gateways[who]
         return bool(self._gateways) and all(one.fresh for one in self._gateways.values())
 
     def take(self, now: float, ready: Mapping[str, int], tick_s: float, remembered: Iterable[str] = ()) -> dict[str, Observed]:
@@ -123,4 +126,4 @@ class Heard:
     def unheard(self, gateways: Iterable[GatewayPeer]) -> bool:
         """One of these is connected and has told nothing yet, or there is none: what traffic there is is not known."""
         connected = [one for one in gateways if one.connection is not None]
-        return not connected or any(one not in self._gateways for one in connected)
+        return not connected or any(one.who not in self._gateways for one in connected)
