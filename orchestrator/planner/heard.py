@@ -21,7 +21,6 @@ WINDOW_S = 10.0
 FRESH = 3
 """Of a gateway so many seconds are kept between two ticks."""
 
-
 NONE = (0.0, 0.0, 0.0)
 
 
