@@ -427,6 +427,7 @@ _ALL = (
     Metric("scale.step.cold", "scaling", "requests", f"{_STEP}: cold requests sent after the first tick"),
     Metric("scale.step.p99_ms", "scaling", "ms", f"{_STEP}: 99th percentile of latency after the first tick"),
     Metric("scale.tick_ms", "scaling", "ms", "CPU of one tick of a planner's scaler, 10,000 versions with traffic on 100 nodes"),
+    Metric("scale.quiet_tick_ms", "scaling", "ms", "The same where 100 of the versions have traffic and the others instances"),
     Metric("keep.cold_ratio", "keeping", "share", f"{_KEPT}: calls that found no idle instance"),
 )
 

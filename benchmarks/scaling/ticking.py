@@ -53,11 +53,11 @@ class Node:
 
 class Gateway:
     def __init__(self) -> None:
-        self.connection = self
+        self.connection = self.who = self
 
 
-def ticks(versions: int, nodes: int, count: int) -> Iterator[float]:
-    """CPU seconds of each tick, while every version has two or three invocations at once."""
+def ticks(versions: int, nodes: int, count: int, busy: float = 1.0) -> Iterator[float]:
+    """CPU seconds of each tick, while this part of the versions has two or three invocations at once, and the others none."""
     fleet = [Node(f"node-{number}", f"zone-{number % 3}") for number in range(nodes)]
     table, graph, log = RouteTable(), CallGraph(), DecisionLog()
     names = [f"tenant{number % TENANTS}/f{number}" for number in range(versions)]
@@ -84,9 +84,10 @@ def ticks(versions: int, nodes: int, count: int) -> Iterator[float]:
         lambda tenant: True,
         lambda tenant: Allowance(),
     )
+    called = names[: round(versions * busy)]
     gateway: Any = Gateway()
     for number in range(count):
-        told = [VersionDemand(f"{name}:1", 2.0, 2 + (at + number) % 2, 5, 5) for at, name in enumerate(names)]
+        told = [VersionDemand(f"{name}:1", 2.0, 2 + (at + number) % 2, 5, 5) for at, name in enumerate(called)]
         scaling.demand(gateway, Demand(told, 1.0))
         before = scaling.seconds
         scaling._at = 0.0

@@ -43,6 +43,8 @@ def _tick(report: Report) -> None:
     report.progress("ticks over 10,000 versions on 100 nodes")
     taken = [seconds * 1000 for seconds in ticks(10_000, 100, 12)][2:]
     report.emit("scale.tick_ms", quantile(taken, 0.5), versions=10_000, nodes=100)
+    taken = [seconds * 1000 for seconds in ticks(10_000, 100, 12, busy=0.01)][2:]
+    report.emit("scale.quiet_tick_ms", quantile(taken, 0.5), versions=10_000, nodes=100, busy=100)
 
 
 def _place(report: Report) -> None:

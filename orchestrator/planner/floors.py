@@ -7,8 +7,8 @@ from collections.abc import Iterable, Sequence
 
 from graph.ids import VersionId, tenant_of
 from orchestrator.planner.dispatch import Right
+from orchestrator.planner.inventory import Inventory
 from orchestrator.planner.peers import NodePeer
-from orchestrator.planner.places import Inventory
 from orchestrator.scaling.terms import Source, Wanted
 from workers.keeping import TOLD_FOR_S
 
@@ -46,6 +46,7 @@ class Floors:
         self._unsure &= floors.keys()
         for node in [one for one in self._told if one not in floors]:
             del self._told[node]
+        rights: dict[str, tuple[str, int] | None] = {}
         for node, tables in floors.items():
             told = self._told.setdefault(node, {})
             unsure = sure and node in self._unsure and node.inventories > 0
@@ -55,7 +56,9 @@ class Floors:
             for tenant in {*tables, *told, *others}:
                 table = tables.get(tenant, {})
                 at, before = told.get(tenant, (0.0, {}))
-                right = self._right(tenant)
+                if tenant not in rights:
+                    rights[tenant] = self._right(tenant)
+                right = rights[tenant]
                 if right is None:
                     told.pop(tenant, None)
                 elif table != before or (table and now - at > REPEAT_S) or tenant in others:
@@ -67,15 +70,21 @@ class Floors:
 
     def _spread(self, wanted: Sequence[Wanted], there: Inventory) -> Tables:
         floors: Tables = {node: {} for node in there.up}
+        holders, releases = there.holders, self._releases
         for one in wanted:
             left = held(one)
-            if not left and not self._releases:
+            if not left and not releases:
                 continue
-            owner = tenant_of(VersionId(one.version))
-            for node, count in there.holders.get(one.version, ()):
-                here = min(left, count)
-                if here or self._releases:
-                    floors[node].setdefault(owner, {})[one.version] = here
+            version = one.version
+            owner = tenant_of(VersionId(version))
+            for node, count in holders.get(version, ()):
+                here = count if count < left else left
+                if here or releases:
+                    tables = floors[node]
+                    if owner in tables:
+                        tables[owner][version] = here
+                    else:
+                        tables[owner] = {version: here}
                 left -= here
         return floors
 
@@ -83,8 +92,11 @@ class Floors:
 def held(one: Wanted) -> int:
     """How many of them no idle time takes. The last one of a function is for keep-alive, unless it is there for a reason of its
     own; what plans made has a lifetime of its own."""
-    terms = [term.count for term in one.terms if term.source in OWN]
-    if one.by in OWN:
-        terms.append(one.count)
-    traffic = max((term.count for term in one.terms if term.source in TRAFFIC), default=0)
-    return min(one.count, max([*terms, traffic if traffic > 1 else 0]))
+    own = one.count if one.by in OWN else 0
+    traffic = 0
+    for term in one.terms:
+        if term.source in TRAFFIC:
+            traffic = max(traffic, term.count)
+        elif term.source in OWN:
+            own = max(own, term.count)
+    return min(one.count, max(own, traffic if traffic > 1 else 0))

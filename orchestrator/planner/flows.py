@@ -40,7 +40,7 @@ class Flows:
         now = time.monotonic()
         kept = self._calls.get(function)
         if kept is None or now - kept[0] > CALLS_S:
-            kept = self._calls[function] = (now, self._graph.calls_of(function))
+            kept = self._calls[function] = (now, tuple(self._graph.calls_of(function)))
             self._calls.move_to_end(function)
             if len(self._calls) > FUNCTIONS:
                 self._calls.popitem(last=False)

@@ -5,7 +5,7 @@ Each gateway tells its last second. What it told last counts for HEARD_S, so tha
 without traffic.
 """
 
-from collections import defaultdict, deque
+from collections import deque
 from collections.abc import Iterable, Mapping
 
 from graph.ids import VersionId, function_of
@@ -21,13 +21,16 @@ WINDOW_S = 10.0
 FRESH = 3
 """Of a gateway so many seconds are kept between two ticks."""
 
+NONE = (0.0, 0.0, 0.0)
+
 
 class _Gateway:
     """What it told since the last tick, and before."""
 
-    __slots__ = ("at", "fresh", "last")
+    __slots__ = ("at", "fresh", "last", "peer")
 
-    def __init__(self) -> None:
+    def __init__(self, peer: GatewayPeer) -> None:
+        self.peer = peer
         self.at = 0.0
         self.fresh: list[Demand] = []
         self.last: Demand | None = None
@@ -37,12 +40,14 @@ class Heard:
     """Demand of all gateways together, from one `take` to the next."""
 
     def __init__(self) -> None:
-        self._gateways: dict[GatewayPeer, _Gateway] = {}
+        self._gateways: dict[object, _Gateway] = {}  # by who they are
         self._cooled: dict[str, float] = {}
-        self._peaks: deque[tuple[float, dict[str, float]]] = deque()  # the most at once by version, of each time it was taken
+        self._peaks: deque[tuple[float, dict[str, int]]] = deque()  # the most at once by version, of each time it was taken
 
     def told(self, gateway: GatewayPeer, message: Demand, now: float) -> None:
-        heard = self._gateways.setdefault(gateway, _Gateway())
+        """Where two connections lead to one gateway, the same seconds are told twice: they are averaged, not added."""
+        heard = self._gateways.setdefault(gateway.who, _Gateway(gateway))
+        heard.peer = gateway
         heard.at = now
         heard.fresh.append(message)
         del heard.fresh[:-FRESH]
@@ -59,42 +64,55 @@ class Heard:
 
     def whole(self) -> bool:
         """Every gateway has told its last second; those that are gone are forgotten."""
-        for gateway in [one for one in self._gateways if one.connection is None]:
-            del self._gateways[gateway]
+        for who in [who for who, one in self._gateways.items() if one.peer.connection is None]:
+            del self._gateways[who]
         return bool(self._gateways) and all(one.fresh for one in self._gateways.values())
 
-    def take(self, now: float, ready: Mapping[str, int], tick_s: float) -> dict[str, Observed]:
-        """Since the last time, of versions with traffic or instances. `ready`: instances idle or busy, by version."""
-        sums: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0, 0.0, 0.0])
+    def take(self, now: float, ready: Mapping[str, int], tick_s: float, remembered: Iterable[str] = ()) -> dict[str, Observed]:
+        """Since the last time, of versions with traffic. `ready`: instances idle or busy, by version. `remembered`: these are
+        seen without traffic, too, where there are instances."""
+        sums: dict[str, tuple[float, float, float]] = {}  # tuples: unlike lists, the collector soon leaves them alone
+        peaks: dict[str, int] = {}
         for heard in self._gateways.values():
             if now - heard.at > HEARD_S:
                 continue
             fresh, heard.fresh = heard.fresh, []
             told = fresh or ([heard.last] if heard.last is not None else [])
             seconds = sum(one.tick_s for one in told)
-            peaks: dict[str, int] = {}
+            most: dict[str, int] = {}
             for message in told:
+                part = message.tick_s / seconds
+                arrived = tick_s / seconds if fresh else 0.0  # as many as in a tick, however many seconds were waiting here
                 for one in message.versions:
-                    into = sums[one.version]
-                    into[0] += one.concurrency * message.tick_s / seconds
-                    peaks[one.version] = max(peaks.get(one.version, 0), one.peak)
-                    if fresh:  # as many as in the length of a tick, however many seconds were waiting here
-                        into[2] += one.arrivals * tick_s / seconds
-                        into[3] += one.roots * tick_s / seconds
-            for version, peak in peaks.items():
-                sums[version][1] += peak
+                    version, peak = one.version, one.peak
+                    area, arrivals, roots = sums.get(version, NONE)
+                    sums[version] = (
+                        area + one.concurrency * part,
+                        arrivals + one.arrivals * arrived,
+                        roots + one.roots * arrived,
+                    )
+                    if peak > most.get(version, -1):
+                        most[version] = peak
+            if not peaks:
+                peaks = most
+            else:
+                for version, peak in most.items():
+                    peaks[version] = peaks.get(version, 0) + peak
             heard.last = told[-1] if told else None
-        self._peaks.append((now, {version: one[1] for version, one in sums.items()}))
+        self._peaks.append((now, peaks))
         while self._peaks[0][0] <= now - WINDOW_S:
             self._peaks.popleft()
-        self._cooled = {function: until for function, until in self._cooled.items() if until > now}
-        for version in ready:
-            sums.setdefault(version, [0.0, 0.0, 0.0, 0.0])  # what is there is seen without traffic, too
-        return {
-            version: Observed(area, round(peak), round(arrivals), round(roots), ready.get(version, 0), tick_s)
-            for version, (area, peak, arrivals, roots) in sums.items()
-            if function_of(VersionId(version)) not in self._cooled
+        found = {
+            version: Observed(area, peaks[version], round(arrivals), round(roots), ready.get(version, 0), tick_s)
+            for version, (area, arrivals, roots) in sums.items()
         }
+        for version in remembered:
+            if version not in found and version in ready:
+                found[version] = Observed(ready=ready[version], tick_s=tick_s)
+        self._cooled = {function: until for function, until in self._cooled.items() if until > now}
+        if not self._cooled:
+            return found
+        return {version: one for version, one in found.items() if function_of(VersionId(version)) not in self._cooled}
 
     def concurrency(self, version: str, now: float) -> float:
         """Invocations that waited and ran at once, at the most of the last WINDOW_S."""
@@ -102,9 +120,9 @@ class Heard:
             max((one.peak for message in heard.fresh for one in message.versions if one.version == version), default=0)
             for heard in self._gateways.values()
         )
-        return max(told, *(peaks.get(version, 0.0) for at, peaks in self._peaks if at > now - WINDOW_S), 0.0)
+        return max(told, *(peaks.get(version, 0) for at, peaks in self._peaks if at > now - WINDOW_S), 0)
 
     def unheard(self, gateways: Iterable[GatewayPeer]) -> bool:
         """One of these is connected and has told nothing yet, or there is none: what traffic there is is not known."""
         connected = [one for one in gateways if one.connection is not None]
-        return not connected or any(one not in self._gateways for one in connected)
+        return not connected or any(one.who not in self._gateways for one in connected)

@@ -34,7 +34,7 @@ from workers.rpc.messages import (
     Vpcs,
     ZoneCaches,
 )
-from workers.rpc.transport import Address, Identity, label
+from workers.rpc.transport import LOCAL, Address, Identity, label
 from workers.rpc.transport import Peer as Whom
 from workers.versions import VersionSpec
 
@@ -154,6 +154,12 @@ class GatewayPeer(Peer):
     ) -> None:
         super().__init__(address, hello, identity, expected)
         self._listener = listener
+
+    @property
+    def who(self) -> object:
+        """What tells it from other gateways: the name it joined under; one that is no member is known by how it is reached."""
+        welcome = self.connection.welcome if self.connection is not None else None
+        return welcome.name if welcome is not None and welcome.name and LOCAL not in welcome.name else self
 
     def on_message(self, connection: Connection, kind: int, ident: int, message: Any, body: bytes) -> None:
         if kind == Rpc.TRIGGERS:

@@ -3,39 +3,12 @@
 from collections.abc import Mapping, Sequence
 
 from orchestrator.placement_index import PlacementIndex
+from orchestrator.planner.inventory import Inventory
 from orchestrator.planner.peers import Fleet, NodePeer
 from orchestrator.scaling.ordering import near
 from workers.networks import Egress
 from workers.rpc.messages import VersionCount
 from workers.versions import VersionSpec
-
-
-class Inventory:
-    """What all nodes have at one moment. `holders`: by version, the nodes with any instance of it, in the order of the fleet;
-    `ready`: idle or busy, `have`: with what is on its way, `busy`: busy ones."""
-
-    __slots__ = ("busy", "have", "holders", "ready", "up")
-
-    def __init__(self, fleet: Fleet) -> None:
-        self.up = fleet.up()
-        self.ready: dict[str, int] = {}
-        self.have: dict[str, int] = {}
-        self.busy: dict[str, int] = {}
-        self.holders: dict[str, list[tuple[NodePeer, int]]] = {}
-        ready, have, busy, holders = self.ready, self.have, self.busy, self.holders
-        for node in self.up:
-            for version, count in node.counts.items():
-                there = count.idle + count.busy
-                here = there + count.preparing
-                if not here:
-                    continue
-                if version in have:
-                    ready[version] += there
-                    have[version] += here
-                    busy[version] += count.busy
-                    holders[version].append((node, here))
-                else:
-                    ready[version], have[version], busy[version], holders[version] = there, here, count.busy, [(node, here)]
 
 
 class Places:
@@ -45,23 +18,17 @@ class Places:
     def __init__(self, fleet: Fleet) -> None:
         self.index = PlacementIndex()
         self._fleet = fleet
+        self._inventory = Inventory()
         self._heard: dict[str, int] = {}  # by node: inventories that are in the index
 
     def look(self) -> Inventory:
-        """What nodes said of themselves since."""
-        found = Inventory(self._fleet)
-        self._forget_gone(found.up)
-        for node in found.up:
-            self._hear(node)
-        return found
+        """All there is by what nodes said of themselves. One object, which the next look brings up to date."""
+        self._inventory.follow(self._follow())
+        return self._inventory
 
     def current(self) -> dict[str, NodePeer]:
         """The nodes that are up, by name, with what they said last in the index."""
-        up = self._fleet.up()
-        self._forget_gone(up)
-        for node in up:
-            self._hear(node)
-        return {node.name: node for node in up}
+        return {node.name: node for node in self._follow()}
 
     def choose(
         self, spec: VersionSpec, takes_memory: bool = True, nodes: Mapping[str, NodePeer] | None = None
@@ -87,6 +54,13 @@ class Places:
             return frozenset()
         return frozenset(node.name for node in self._fleet.up() if spec.vpc in node.tunnels and node.hosts(spec.tenant))
 
+    def _follow(self) -> list[NodePeer]:
+        up = self._fleet.up()
+        self._forget_gone(up)
+        for node in up:
+            self._hear(node)
+        return up
+
     def _hear(self, node: NodePeer) -> None:
         """What it said last, once: what was placed there before that is in it."""
         spot = self.index.spot(node.name)
@@ -97,9 +71,13 @@ class Places:
         if self._heard.get(node.name) != heard:
             self._heard[node.name] = heard
             self.index.settled(spot, node.free_mb)
-            for version in {*node.counts, *spot.held}:
-                count = node.counts.get(version)
-                self.index.counted(spot, version, total(count) if count is not None else 0)
+            counts, held = node.counts, spot.held
+            for version, count in counts.items():
+                here = count.idle + count.busy + count.preparing
+                if here != held.get(version, 0):
+                    self.index.counted(spot, version, here)
+            for version in [one for one in held if one not in counts]:
+                self.index.counted(spot, version, 0)
 
     def _forget_gone(self, up: Sequence[NodePeer]) -> None:
         names = {node.name for node in up}

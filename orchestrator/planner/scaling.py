@@ -7,6 +7,7 @@ A tick comes when every gateway has told its last second, at the latest TICK_S +
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from itertools import chain
 from typing import Any
 
 import msgspec
@@ -20,14 +21,14 @@ from orchestrator.planner.floors import Floors
 from orchestrator.planner.flows import Flows
 from orchestrator.planner.heard import HEARD_S, Heard
 from orchestrator.planner.holds import Hold, Holds
+from orchestrator.planner.inventory import Inventory
 from orchestrator.planner.log import DecisionLog
 from orchestrator.planner.peers import Fleet, GatewayPeer, NodePeer
-from orchestrator.planner.places import Inventory
 from orchestrator.planner.wanted import WantedBook
 from orchestrator.scaling.ordering import Order, order
 from orchestrator.scaling.reconciling import Allowance
-from orchestrator.scaling.scaler import Scaler, maker
-from orchestrator.scaling.terms import RANK, Bounds, Source, Term, Wanted
+from orchestrator.scaling.scaler import VERSIONS, Scaler, maker
+from orchestrator.scaling.terms import RANK, Bounds, Observed, Source, Term, Wanted
 from tracing.records import InvocationRecord
 from workers.rpc.messages import Demand
 from workers.versions import VersionSpec
@@ -42,7 +43,7 @@ AT_ONCE = 500
 PLATFORM_MAXIMUM = 1000
 
 NOT_THERE = Bounds(maximum=0)
-KINDS_OF_BOUNDS = 1000
+BOUNDS = 2 * VERSIONS
 
 GENTLE = 16
 """Releases are in no hurry: of what they miss a node starts one part in so many at a time, one at least. The cores belong to what
@@ -94,7 +95,7 @@ class Scaling:
         self._gone: set[FunctionId] = set()
         self._holds = Holds()
         self._limits: dict[str, str] = {}  # of what is held: why it is less than was asked for
-        self._bounds: dict[tuple[object, int], Bounds] = {}
+        self._bounds: dict[str, tuple[VersionSpec, Bounds]] = {}
         self._numbers = self._first = 0
         self._boot = f"{time.time_ns() // 1_000_000:x}"
 
@@ -178,15 +179,15 @@ class Scaling:
         spec = self._spec(version)
         if spec is None:
             return NOT_THERE
-        bounds = self._bounds.get((spec.scaling, spec.concurrency))
-        if bounds is None:
-            if len(self._bounds) >= KINDS_OF_BOUNDS:
+        kept = self._bounds.get(version)
+        if kept is None or kept[0] is not spec:  # a setting changes with its spec
+            if len(self._bounds) >= BOUNDS:
                 self._bounds.clear()
             told = spec.scaling
             maximum = told.maximum or PLATFORM_MAXIMUM
             bounds = Bounds(told.minimum, maximum, told.provisioned, told.reserved, told.target, spec.concurrency)
-            self._bounds[spec.scaling, spec.concurrency] = bounds
-        return bounds
+            kept = self._bounds[version] = spec, bounds
+        return kept[1]
 
     def memory_mb(self, version: str) -> int:
         spec = self._spec(version)
@@ -229,19 +230,24 @@ class Scaling:
         there = self._places.look()
         self._forget_gone()
         yield True
-        heard = self.heard.take(now, there.ready, TICK_S)
+        heard = self.heard.take(now, there.ready, TICK_S, self._scaler.remembered)
         # what still runs of a version that is not invocable any more, or of a tenant that was removed, asks for nothing
-        observed = {version: one for version, one in heard.items() if version in self._table.versions or version in self._holds}
+        observed: dict[str, Observed] = {}
+        for version, one in heard.items():
+            spec = self._spec(version)
+            if spec is not None:
+                observed[spec.version] = one  # always the same object: its hash is known, and no lookup compares letters
         self._holds.lapse(now)
         extra = self._holds.terms()
-        tenants = {tenant_of(VersionId(one)) for one in (*observed, *extra, *self._kept.values(), *self._book.now)}
+        tenants = {one.partition("/")[0] for one in chain(observed, extra, self._kept.values(), self._book.now)}
+        tenants.update(tenant for tenant in there.tenants if self._plans(tenant))
         for tenant in tenants:
             self._planned(tenant, extra)
         yield True
         found = self._scaler.tick(now, observed, extra, {tenant: self._allowance(tenant) for tenant in tenants})
         yield True
-        rights = {tenant: self._right(tenant) is not None for tenant in tenants}
-        wanted = [self._limited(one) for one in found if rights.get(tenant_of(VersionId(one.version)))]
+        mine = {tenant for tenant in tenants if self._right(tenant) is not None}
+        wanted = [self._limited(one) for one in found if one.version.partition("/")[0] in mine]
         self.short = Counter(self._order(wanted, there))
         yield True
         self._floors.tell(wanted, there, now, self.heard.anything or now - self._took_over > HEARD_S)
@@ -261,6 +267,10 @@ class Scaling:
         """With why none of it is started now, where none is."""
         resting = self._resting(one.version)
         return msgspec.structs.replace(one, limit=resting) if resting else one
+
+    def _plans(self, tenant: str) -> bool:
+        """Whether a plan holds anything of it that is invocable."""
+        return any(one.level == Level.READY and self._spec(one.version) is not None for one in self._decisions.open_of(tenant))
 
     def _planned(self, tenant: str, extra: dict[str, list[Term]]) -> None:
         """What plans hold now: they order it themselves, at its time."""
@@ -301,11 +311,13 @@ class Scaling:
         def reached(version: str) -> frozenset[str]:
             return self._places.reached(self._spec(version))
 
-        asked = [ours for one in wanted if (ours := self._asks(one, there)) is not None]
+        have = there.have  # what is there already is not asked for, whoever asks
+        lacking = [one for one in wanted if one.count > have.get(one.version, 0)]
+        asked = [ours for one in lacking if (ours := self._asks(one, there)) is not None]
         self._first = (self._first + AT_ONCE) % max(1, len(asked))
         asked = asked[self._first :] + asked[: self._first]  # where a tick's orders are too few, nobody is last each time
-        made = order(asked, there.have, self._places.index, self.memory_mb, code, reached, AT_ONCE)
-        nodes = {node.name: node for node in there.up}
+        made = order(asked, have, self._places.index, self.memory_mb, code, reached, AT_ONCE)
+        nodes = self._places.current()
         by_version: dict[str, list[Order]] = {}
         for one in made.orders:
             by_version.setdefault(one.wanted.version, []).append(one)
@@ -345,5 +357,5 @@ class Scaling:
     ) -> dict[str, Any]:
         """What is wanted now of each version, by whom, and what each policy asked for. `functions`: of these alone. `after` (Unix
         time): with what held then, and each change since."""
-        versions = self._book.told(f"{tenant}/", functions, Inventory(self._fleet), self.short, after)
+        versions = self._book.told(f"{tenant}/", functions, self._places.look(), self.short, after)
         return {"policy": self.policy, "tick_s": TICK_S, "ticks": self.ticks, "at": time.time(), "versions": versions}

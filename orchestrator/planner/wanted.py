@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 
 from graph.ids import VersionId, function_of, tenant_of
-from orchestrator.planner.places import Inventory
+from orchestrator.planner.inventory import Inventory
 from orchestrator.scaling.terms import Source, Wanted
 
 POINTS_OF_ONE, POINTS = 600, 100_000
@@ -25,9 +25,15 @@ class Point(msgspec.Struct, array_like=True, frozen=True):
     reason: str
     limit: str
 
-    @property
-    def state(self) -> tuple[object, ...]:
-        return self.wanted, self.ready, self.busy, self.by, self.limit
+    def says(self, one: Wanted, ready: int, busy: int) -> bool:
+        """That it is still so, whatever the sentence is by now."""
+        return (
+            self.wanted == one.count
+            and self.ready == ready
+            and self.busy == busy
+            and self.by == one.by
+            and self.limit == one.limit
+        )
 
 
 class WantedBook:
@@ -54,12 +60,13 @@ class WantedBook:
 
     def _add(self, one: Wanted, there: Inventory, at: float) -> None:
         version = one.version
-        point = Point(at, one.count, there.ready.get(version, 0), there.busy.get(version, 0), one.by, one.reason, one.limit)
+        ready, busy = there.ready.get(version, 0), there.busy.get(version, 0)
         points = self._points.get(version)
         if points is None:
             points = self._points[version] = deque(maxlen=POINTS_OF_ONE)
-        elif points[-1].state == point.state:
+        elif points[-1].says(one, ready, busy):
             return
+        point = Point(at, one.count, ready, busy, one.by, one.reason, one.limit)
         self._kept += len(points) < POINTS_OF_ONE
         points.append(point)
         self._points.move_to_end(version)

@@ -55,15 +55,16 @@ class Headroom:
 
     def __init__(self, settings: HeadroomSettings = DEFAULT) -> None:
         self._settings = settings
-        self._windows = Windows(settings.stable_s)
+        self._windows = Windows(settings.stable_s, settings.panic_s)
         self._needs: deque[tuple[float, int]] = deque()  # falling counts, each with when it was needed last
         self._wanted = 0
+        self._said: tuple[tuple[int, ...], Term] | None = None  # of a burst, with what its sentence says
 
     def decide(self, now: float, observed: Observed, bounds: Bounds) -> Term:
         settings = self._settings
         self._windows.add(now, observed)
         each = per_instance(bounds)
-        mean, peak = self._windows.mean_over(settings.stable_s), self._windows.peak_of(settings.panic_s)
+        mean, peak = self._windows.mean_over(settings.stable_s), self._windows.peak_recent()
         steady = staffed(mean, each, settings.headroom)
         burst = math.ceil(peak / each - 1e-9)
         need = max(steady, burst)
@@ -71,8 +72,7 @@ class Headroom:
         if need >= self._wanted:
             self._wanted = need
             if burst > steady:
-                more = f", {observed.ready} are ready" if burst > observed.ready else ""
-                return self._term(f"{peak} at once in the last {settings.panic_s:g} s need {burst}{more}")
+                return self._burst(peak, burst, observed.ready)
             return self._term(f"{mean:.3g} at once on average need {steady} with headroom for {settings.headroom:g} deviations")
         if cooling >= self._wanted:
             return self._term(f"{need} are needed, {self._wanted} were in the last {settings.cooldown_s:g} s")
@@ -97,6 +97,14 @@ class Headroom:
             needs.popleft()
         most = needs[0][1]
         return most if most > 1 else need
+
+    def _burst(self, peak: int, burst: int, ready: int) -> Term:
+        """Most ticks say again what the one before has said: the sentence is made once."""
+        says = (peak, burst, min(ready, burst))
+        if self._said is None or self._said[0] != says:
+            more = f", {ready} are ready" if burst > ready else ""
+            self._said = says, self._term(f"{peak} at once in the last {self._settings.panic_s:g} s need {burst}{more}")
+        return self._said[1]
 
     def _term(self, reason: str) -> Term:
         return Term(Source.REACTIVE, self._wanted, reason)

@@ -38,8 +38,8 @@ class Kpa:
     def __init__(self, settings: KpaSettings = DEFAULT) -> None:
         self.tick_s = settings.tick_s
         self._settings = settings
-        self._windows = Windows(settings.stable_s)
         self._panic_s = max(1.0, round(settings.stable_s * settings.panic_share))
+        self._windows = Windows(settings.stable_s, self._panic_s)
         self._panics_since: float | None = None
         self._most = 0  # wanted in this panic
         self._decided: tuple[float, Term] | None = None
@@ -58,7 +58,7 @@ class Kpa:
         settings = self._settings
         pods = max(1, ready)
         target = (min(bounds.target, bounds.concurrency) if bounds.target > 0.0 else bounds.concurrency) * settings.utilisation
-        stable, panic = self._windows.mean(), self._windows.mean_of(self._panic_s)
+        stable, panic = self._windows.mean(), self._windows.mean_recent()
         most, least = math.ceil(settings.max_up * pods), math.floor(pods / settings.max_down)
         stable_raw, panic_raw = _ceil(stable / target), _ceil(panic / target)
         wanted, wanted_panic = min(max(stable_raw, least), most), min(max(panic_raw, least), most)

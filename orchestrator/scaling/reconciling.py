@@ -19,7 +19,7 @@ class Allowance(msgspec.Struct, frozen=True):
     memory_mb: int | None = None
 
 
-class Asked(msgspec.Struct, frozen=True):
+class Asked(msgspec.Struct, frozen=True, gc=False):
     """One version: what each policy asks for."""
 
     version: str
@@ -42,7 +42,8 @@ NONE = Term(Source.REACTIVE, 0, "nothing asks for one")
 
 def reconcile(asked: Sequence[Asked], allowance: Allowance = UNBOUNDED) -> list[Wanted]:
     """Of one tenant, in the order given."""
-    whole = [_largest(one) for one in asked]
+    terms = [_terms(one) for one in asked]
+    whole = [_largest(ones) for ones in terms]
     caps = [max(0, one.bounds.maximum) for one in asked]
     counts = [min(term.count, cap) for term, cap in zip(whole, caps, strict=True)]
     limits = [f"max is {cap}" if term.count > cap else "" for term, cap in zip(whole, caps, strict=True)]
@@ -53,24 +54,26 @@ def reconcile(asked: Sequence[Asked], allowance: Allowance = UNBOUNDED) -> list[
                 limits[at] = f"{wanted} are wanted; the tenant's budget is {_told(allowance)}"
         counts = given
     return [
-        Wanted(one.version, count, term.source, term.reason, limit, tuple(_terms(one)))
-        for one, count, term, limit in zip(asked, counts, whole, limits, strict=True)
+        Wanted(one.version, count, term.source, term.reason, limit, ones)
+        for one, count, term, limit, ones in zip(asked, counts, whole, limits, terms, strict=True)
     ]
 
 
-def _terms(one: Asked) -> list[Term]:
+def _terms(one: Asked) -> tuple[Term, ...]:
     """With what its owner set."""
-    terms = list(one.terms)
     bounds = one.bounds
+    if bounds.minimum <= 0 and bounds.provisioned <= 0:
+        return one.terms
+    terms = list(one.terms)
     if bounds.minimum > 0:
         terms.append(Term(Source.MINIMUM, bounds.minimum, f"min_instances is {bounds.minimum}"))
     if bounds.provisioned > 0:
         terms.append(Term(Source.PROVISIONED, bounds.provisioned, f"provisioned_instances is {bounds.provisioned}"))
-    return terms
+    return tuple(terms)
 
 
-def _largest(one: Asked) -> Term:
-    return max(_terms(one), key=lambda term: (term.count, -RANK[term.source]), default=NONE)
+def _largest(terms: Sequence[Term]) -> Term:
+    return terms[0] if len(terms) == 1 else max(terms, key=lambda term: (term.count, -RANK[term.source]), default=NONE)
 
 
 def _fits(asked: Sequence[Asked], counts: Sequence[int], allowance: Allowance) -> bool:

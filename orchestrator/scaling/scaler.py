@@ -22,6 +22,9 @@ POLICIES = ("headroom", "kpa", "off")
 
 Make = Callable[[], Reactive]
 
+Terms = dict[str, tuple[Term, ...]]
+"""By version. Tuples: unlike lists, the collector soon leaves them alone."""
+
 HEADROOM, KPA = HeadroomSettings(), KpaSettings()
 
 
@@ -66,10 +69,15 @@ class Scaler:
         self._headroom = headroom
         self._always = always
         self._policies: OrderedDict[str, Reactive] = OrderedDict()
-        self._terms: dict[str, dict[str, list[Term]]] = {}  # of the last tick but for extra ones, by tenant and version
+        self._terms: dict[str, Terms] = {}  # of the last tick but for extra ones, by tenant and version
 
     def __len__(self) -> int:
         return len(self._policies)
+
+    @property
+    def remembered(self) -> Collection[str]:
+        """Versions whose traffic is."""
+        return self._policies.keys()
 
     def tick(
         self,
@@ -78,8 +86,9 @@ class Scaler:
         extra: Mapping[str, Sequence[Term]] | None = None,
         allowances: Mapping[str, Allowance] | None = None,
     ) -> list[Wanted]:
-        """`observed`: versions with any traffic or instances; others count as silent. `extra`: terms of plans and releases."""
-        terms: dict[str, list[Term]] = {version: [] for version in self._always()}
+        """`observed`: versions with any traffic, and remembered ones with instances; others count as silent. `extra`:
+        terms of plans and releases."""
+        terms: Terms = dict.fromkeys(self._always(), ())
         rates: dict[FunctionId, float] = {}
         if self._make is not None:
             for version in [one for one in self._policies if one not in observed]:
@@ -99,9 +108,9 @@ class Scaler:
         found = _with({tenant: self._terms.get(tenant, {})}, extra)
         return reconcile(self._asked(found[tenant]), allowance)
 
-    def _asked(self, versions: Mapping[str, Sequence[Term]]) -> list[Asked]:
+    def _asked(self, versions: Terms) -> list[Asked]:
         shape = self._shape
-        return [Asked(one, shape.memory_mb(one), shape.bounds(one), tuple(terms)) for one, terms in versions.items()]
+        return [Asked(one, shape.memory_mb(one), shape.bounds(one), terms) for one, terms in versions.items()]
 
     def forget(self, version: str) -> None:
         self._policies.pop(version, None)
@@ -114,9 +123,7 @@ class Scaler:
         for version in [one for one in self._policies if tenant_of(VersionId(one)) == tenant]:
             del self._policies[version]
 
-    def _decide(
-        self, now: float, version: str, seen: Observed, terms: dict[str, list[Term]], rates: dict[FunctionId, float]
-    ) -> None:
+    def _decide(self, now: float, version: str, seen: Observed, terms: Terms, rates: dict[FunctionId, float]) -> None:
         policy = self._policies.get(version)
         if policy is None:
             if not seen.peak and not seen.arrivals and not seen.concurrency:
@@ -128,7 +135,7 @@ class Scaler:
         elif seen.peak:
             self._policies.move_to_end(version)
         term = policy.decide(now, seen, self._shape.bounds(version))
-        terms.setdefault(version, []).append(term)
+        terms[version] = (*terms.get(version, ()), term)
         if policy.rests():
             del self._policies[version]
             return
@@ -140,22 +147,20 @@ class Scaler:
         if rate > 0.0:
             rates[function] = rates.get(function, 0.0) + rate
 
-    def _forward(self, function: FunctionId, flow: Flow, terms: dict[str, list[Term]]) -> None:
+    def _forward(self, function: FunctionId, flow: Flow, terms: Terms) -> None:
         version = self._shape.version_of(function)
         if version is None or flow.demand < LEAST_FLOW:
             return
         count = staffed(flow.demand, per_instance(self._shape.bounds(version)), self._headroom)
         caller = flow.caller.rpartition("/")[2]
         reason = f"{flow.per_s:.3g} calls a second come down, most from {caller}, and each holds {flow.hold_s * 1000:.3g} ms"
-        terms.setdefault(version, []).append(Term(Source.FEED_FORWARD, count, reason))
+        terms[version] = (*terms.get(version, ()), Term(Source.FEED_FORWARD, count, reason))
 
 
-def _with(
-    terms: Mapping[str, Mapping[str, Sequence[Term]]], extra: Mapping[str, Sequence[Term]]
-) -> dict[str, dict[str, Sequence[Term]]]:
+def _with(terms: Mapping[str, Terms], extra: Mapping[str, Sequence[Term]]) -> dict[str, Terms]:
     """By tenant and version, what both say."""
-    found: dict[str, dict[str, Sequence[Term]]] = {tenant: dict(versions) for tenant, versions in terms.items()}
+    found = {tenant: dict(versions) for tenant, versions in terms.items()}
     for version, more in extra.items():
         versions = found.setdefault(tenant_of(VersionId(version)), {})
-        versions[version] = [*versions.get(version, ()), *more]
+        versions[version] = (*versions.get(version, ()), *more)
     return found

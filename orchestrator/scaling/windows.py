@@ -1,5 +1,6 @@
 """What the last seconds were like: samples of uneven length, averaged by their time. Bounded by time and by number."""
 
+import math
 from collections import deque
 
 from orchestrator.scaling.terms import Observed
@@ -9,40 +10,45 @@ MOST = 600
 
 
 class Windows:
-    """Samples of the last `keep_s` seconds. `now` never goes back."""
+    """Samples of the last `keep_s` seconds: of all of them their sum, and whole those of the last `recent_s`. `now` never goes
+    back."""
 
-    __slots__ = ("_area", "_areas", "_arrivals", "_at", "_keep_s", "_length", "_lengths", "_peaks", "_roots")
+    __slots__ = ("_area", "_areas", "_at", "_keep_s", "_length", "_lengths", "_recent", "_recent_length", "_recent_s", "_stirred")
 
-    def __init__(self, keep_s: float) -> None:
-        self._keep_s = keep_s
+    def __init__(self, keep_s: float, recent_s: float = 6.0) -> None:
+        self._keep_s, self._recent_s = keep_s, recent_s
         self._area = self._length = 0.0  # sums of those below; what their last bits lose is far below any bound
         self._at: deque[float] = deque()
         self._lengths: deque[float] = deque()
         self._areas: deque[float] = deque()
-        self._peaks: deque[int] = deque()
-        self._arrivals: deque[int] = deque()
-        self._roots: deque[int] = deque()
+        self._recent: deque[tuple[float, float, int, int]] = deque()  # length, area, peak, roots
+        self._recent_length = 0.0
+        self._stirred = -math.inf  # when something happened last
 
     def __len__(self) -> int:
         return len(self._at)
 
     def add(self, now: float, observed: Observed) -> None:
         """The tick that ends at `now`."""
-        self._at.append(now)
-        self._lengths.append(observed.tick_s)
-        area = observed.concurrency * observed.tick_s
-        self._areas.append(area)
+        tick_s, peak = observed.tick_s, observed.peak
+        area = observed.concurrency * tick_s
+        if peak or area or observed.arrivals:
+            self._stirred = now
+        at, lengths, areas, recent = self._at, self._lengths, self._areas, self._recent
+        at.append(now)
+        lengths.append(tick_s)
+        areas.append(area)
         self._area += area
-        self._length += observed.tick_s
-        self._peaks.append(observed.peak)
-        self._arrivals.append(observed.arrivals)
-        self._roots.append(observed.roots)
+        self._length += tick_s
         oldest = now - self._keep_s + 1e-6
-        while self._at[0] <= oldest or len(self._at) > MOST:
-            self._area -= self._areas[0]
-            self._length -= self._lengths[0]
-            for held in (self._at, self._lengths, self._areas, self._peaks, self._arrivals, self._roots):
-                held.popleft()
+        while at[0] <= oldest or len(at) > MOST:
+            at.popleft()
+            self._area -= areas.popleft()
+            self._length -= lengths.popleft()
+        recent.append((tick_s, area, peak, observed.roots))
+        self._recent_length += tick_s
+        while self._recent_length - recent[0][0] >= self._recent_s - 1e-6 or len(recent) > len(at):
+            self._recent_length -= recent.popleft()[0]
 
     def mean(self) -> float:
         """Concurrency, over all of what is kept."""
@@ -52,29 +58,18 @@ class Windows:
         """Concurrency of the last so many seconds, nothing having been there before what is kept."""
         return max(0.0, self._area) / max(seconds, self._length)
 
-    def mean_of(self, seconds: float) -> float:
-        """Concurrency of the last so many seconds; of less where there is no more."""
-        area = length = 0.0
-        for held, tick_s in zip(reversed(self._areas), reversed(self._lengths), strict=True):
-            area += held
-            length += tick_s
-            if length >= seconds - 1e-6:
-                break
-        return area / length if length > 0.0 else 0.0
+    def mean_recent(self) -> float:
+        """Concurrency of the last `recent_s`; of less where there is no more."""
+        length = sum([one[0] for one in self._recent])
+        return sum([one[1] for one in self._recent]) / length if length > 0.0 else 0.0
 
-    def peak_of(self, seconds: float) -> int:
-        most, length = 0, 0.0
-        for peak, tick_s in zip(reversed(self._peaks), reversed(self._lengths), strict=True):
-            most = max(most, peak)
-            length += tick_s
-            if length >= seconds - 1e-6:
-                break
-        return most
+    def peak_recent(self) -> int:
+        return max([one[2] for one in self._recent], default=0)
 
     def roots_per_s(self, seconds: float) -> float:
-        """Invocations from outside, of the last so many seconds."""
+        """Invocations from outside, of the last so many seconds, `recent_s` at most."""
         count, length = 0, 0.0
-        for roots, tick_s in zip(reversed(self._roots), reversed(self._lengths), strict=True):
+        for tick_s, _, _, roots in reversed(self._recent):
             count += roots
             length += tick_s
             if length >= seconds - 1e-6:
@@ -83,4 +78,4 @@ class Windows:
 
     def silent(self) -> bool:
         """Nothing happened in all that is kept."""
-        return not any(self._peaks) and not any(self._arrivals) and not any(self._areas)
+        return not self._at or self._stirred < self._at[0]

@@ -9,8 +9,9 @@ ECHO = "acme/echo:1"
 
 
 class Gateway:
-    def __init__(self) -> None:
+    def __init__(self, name: str = "") -> None:
         self.connection: object | None = self
+        self.who: object = name or self
 
 
 def told(heard: Heard, gateway: Any, at: float, concurrency: float, peak: int, arrivals: int = 0) -> None:
@@ -61,3 +62,26 @@ def test_what_was_cooled_counts_for_nothing_for_a_moment() -> None:
     assert heard.take(10.1, {}, 1.0) == {}
     told(heard, gateway, 13.0, 2.0, 4)
     assert ECHO in heard.take(13.1, {}, 1.0)
+
+
+def test_without_traffic_only_what_is_remembered_is_seen() -> None:
+    heard, gateway = Heard(), Gateway()
+    told(heard, gateway, 10.0, 2.0, 4, 10)
+    assert heard.take(10.1, {ECHO: 3, "acme/rests:1": 1}, 1.0).keys() == {ECHO}
+    heard.told(gateway, Demand([], 1.0), 11.0)
+    seen = heard.take(11.1, {ECHO: 3, "acme/rests:1": 1}, 1.0, [ECHO])
+    assert {version: (one.peak, one.ready) for version, one in seen.items()} == {ECHO: (0, 3)}
+
+
+def test_two_connections_to_one_gateway_count_once() -> None:
+    heard, first, second = Heard(), Gateway("gw-1"), Gateway("gw-1")
+    for at in (10.0, 11.0):
+        told(heard, first, at, 2.0, 4, 10)
+        told(heard, second, at, 2.0, 4, 10)
+        seen = heard.take(at + 0.1, {}, 1.0)[ECHO]
+        assert (seen.concurrency, seen.peak, seen.arrivals) == (2.0, 4, 10)
+    assert not heard.unheard([first, second])  # type: ignore[list-item]
+    first.connection = None
+    told(heard, second, 12.0, 3.0, 5, 10)
+    assert heard.whole()
+    assert heard.take(12.1, {}, 1.0)[ECHO].peak == 5

@@ -35,6 +35,7 @@ def told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 class Gateway:
     def __init__(self) -> None:
         self.connection: object | None = self
+        self.who: object = self
 
 
 class Catalog:

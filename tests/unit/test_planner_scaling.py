@@ -23,6 +23,7 @@ from workers.versions import Scaling as Told
 class Gateway:
     def __init__(self) -> None:
         self.connection: object | None = self
+        self.who: object = self
 
 
 class Scene:
@@ -426,3 +427,38 @@ def test_a_clock_that_is_set_changes_nothing(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(time, "time", lambda: now - 86_400.0)
     scene.tick(echo=6)
     assert (scene.wanted("echo")["wanted"], len(scene.ordered())) == (6, 6)
+
+
+def test_bounds_are_those_of_the_last_word_on_a_version() -> None:
+    scene = Scene()
+    scene.deploy("echo", told=Told(maximum=3))
+    scene.tick(echo=8)
+    assert scene.wanted("echo")["wanted"] == 3
+    scene.deploy("echo", told=Told(maximum=5))
+    scene.tick(echo=8)
+    assert scene.wanted("echo")["wanted"] == 5
+
+
+def test_what_rests_with_instances_is_seen_again_at_its_next_call() -> None:
+    scene = Scene()
+    scene.deploy("echo")
+    scene.deploy("other")
+    scene.tick(echo=2)
+    for _ in range(130):
+        scene.tick(other=1)  # echo's instances stay, its history goes
+    assert [one["wanted"] for one in scene.scaling.told(ACME)["versions"] if one["version"] == "echo:1"] == [0]
+    assert scene.wanted("echo")["ready"] == 2, "they are still there"
+    scene.tick(echo=6)
+    assert (scene.wanted("echo")["wanted"], scene.ordered().count("echo")) == (6, 6)
+
+
+def test_plans_of_a_tenant_that_is_silent_are_among_what_is_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
+    scene = Scene()
+    scene.deploy("echo")
+    scene.bench.node.have["acme/echo:1"] = 2
+    scene.tick()
+    assert scene.scaling.wanted == 0
+    planned = msgspec.defstruct("Planned", [("version", str), ("level", str)])("acme/echo:1", "ready")
+    monkeypatch.setattr(scene.bench.log, "open_of", lambda tenant: [planned])
+    scene.tick()
+    assert (scene.wanted("echo")["by"], scene.wanted("echo")["wanted"]) == (Source.PLANS, 1)

@@ -212,4 +212,37 @@ def test_windows_are_bounded_and_average_by_time(ticks: list[tuple[float, int]])
     assert len(windows) <= MOST
     levels = [level for _, level in ticks]
     assert min(levels) - 1e-6 <= windows.mean() <= max(levels) + 1e-6
-    assert windows.peak_of(1e9) <= max(levels)
+
+
+@given(ticks=st.lists(st.tuples(st.sampled_from([0.5, 1.0, 1.5]), st.sampled_from([0, 0, 0, 1, 7])), min_size=1, max_size=120))
+@settings(max_examples=50)
+def test_windows_know_what_their_samples_say(ticks: list[tuple[float, int]]) -> None:
+    """Kept sums against the samples themselves, counted anew at each tick."""
+    windows, now = Windows(20.0, 6.0), 0.0
+    samples: list[tuple[float, float, int]] = []
+    for length, level in ticks:
+        now += length
+        windows.add(now, steady(level, tick_s=length))
+        samples.append((now, length, level))
+        kept = [one for one in samples if one[0] > now - 20.0 + 1e-6]
+        recent: list[tuple[float, float, int]] = []
+        for one in reversed(kept):
+            recent.append(one)
+            if sum(each[1] for each in recent) >= 6.0 - 1e-6:
+                break
+        length_s = sum(one[1] for one in recent)
+        assert windows.silent() == (not any(one[2] for one in kept))
+        assert windows.peak_recent() == max(one[2] for one in recent)
+        assert windows.mean_recent() == pytest.approx(sum(one[1] * one[2] for one in recent) / length_s)
+        assert windows.roots_per_s(6.0) == pytest.approx(sum(one[2] for one in recent) / length_s)
+        assert windows.roots_per_s(1.0) == pytest.approx(level / length if length >= 1.0 else _last_second(recent))
+
+
+def _last_second(recent: list[tuple[float, float, int]]) -> float:
+    """Of samples, the newest first."""
+    taken: list[tuple[float, float, int]] = []
+    for one in recent:
+        taken.append(one)
+        if sum(each[1] for each in taken) >= 1.0 - 1e-6:
+            break
+    return sum(one[2] for one in taken) / sum(one[1] for one in taken)
