@@ -18,11 +18,11 @@ WAIT_S = 60.0
 RUNS = 10
 
 FLOW = """
-import time
+import time  # what a stage waits is well above what a start takes beside another test
 def entry(event, context):
-    time.sleep(0.3)
+    time.sleep(0.8)
     way = context.invoke(event["way"], 1)
-    time.sleep(0.3)
+    time.sleep(0.8)
     return [way, context.invoke("last", 2)]
 """
 SLOW_INIT = "import time\ntime.sleep(0.15)\ndef handle(event, context):\n    return event\n"
