@@ -73,7 +73,7 @@ class Headroom:
             self._wanted = need
             if burst > steady:
                 return self._burst(peak, burst, observed.ready)
-            return self._term(f"{mean:.3g} at once on average need {steady} with headroom for {settings.headroom:g} deviations")
+            return self._term(f"{mean:.2f} at once on average need {steady} with headroom")
         if cooling >= self._wanted:
             return self._term(f"{need} are needed, {self._wanted} were in the last {settings.cooldown_s:g} s")
         step = max(1, math.ceil(self._wanted * settings.shrink))

@@ -148,7 +148,7 @@ def test_it_says_what_it_stands_on() -> None:
     term = policy.decide(59.0, steady(8, ready=3), BOUNDS)
     assert term.source is Source.REACTIVE
     assert term.count == 11
-    assert "8 at once on average need 11" in term.reason
+    assert "8.00 at once on average need 11" in term.reason
     assert "50 at once in the last 6 s need 50, 11 are ready" in policy.decide(60.0, steady(9, 50, ready=11), BOUNDS).reason
 
 
