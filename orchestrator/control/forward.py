@@ -19,7 +19,7 @@ from orchestrator.control import notices
 
 PREFIX = "/page"
 SESSION_HEADER = "x-foreglow-session"
-CONNECT_S = 2.0
+CONNECT_S = 5.0
 ANSWER_S = 15.0
 WHOLE_S = 60.0  # a browser that does not read gives its connection back
 CONNECTIONS = 50

@@ -26,6 +26,7 @@ VIEWERS = 60
 NICE = 5  # the page yields to what serves invocations
 GRACE_S = 2
 RECONNECT_S = 20.0
+RELOADS = 5  # of a page whose parts did not all come, a second later each time
 HERE = Path(__file__).parent
 FAVICON = (
     '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 32 32"><circle cx="16" cy="18" r="9" fill="#c2570c"/>'
@@ -34,6 +35,18 @@ FAVICON = (
 HEAD = """<script>
 try { const kept = localStorage.getItem("foreglow-theme"); if (kept) document.documentElement.dataset.theme = kept; } catch { }
 addEventListener("popstate", () => emitEvent("went", location.pathname));
+{  // a script or a style that did not come leaves an empty page, which would stay: it is asked for again, a few times
+    const kept = "foreglow-tries", parts = [HTMLScriptElement, HTMLLinkElement, HTMLStyleElement];
+    let missing = false;
+    addEventListener("error", (event) => {
+        if (missing || !parts.some((kind) => event.target instanceof kind)) return;
+        missing = true;
+        const tries = Number(sessionStorage.getItem(kept)) + 1;
+        sessionStorage.setItem(kept, tries);
+        if (tries <= %d) setTimeout(() => location.reload(), 1000 * tries);
+    }, true);
+    addEventListener("load", () => missing || sessionStorage.removeItem(kept));
+}
 </script><style>%s</style>"""
 
 log = structlog.get_logger(__name__)
@@ -49,7 +62,7 @@ def build(address: str) -> FastAPI:
         await http.aclose()
 
     app = FastAPI(lifespan=lifespan, openapi_url=None, docs_url=None, redoc_url=None)
-    ui.add_head_html(HEAD % (HERE / "components" / "style.css").read_text(), shared=True)
+    ui.add_head_html(HEAD % (RELOADS, (HERE / "components" / "style.css").read_text()), shared=True)
 
     async def watch(request: Request, client: Client, room: str = "", argument: str = "") -> Response | None:
         path = f"{room}/{argument}"

@@ -391,6 +391,25 @@ def test_a_page_process_that_is_killed_comes_back_by_itself(shop: Any, visit: Ca
     drawn(page, 9)
 
 
+@pytest.mark.parametrize("part", ["**/quasar.umd.prod.js", "**/*vue*.js", "**/socket.io.min.js"])
+def test_a_part_that_did_not_come_is_asked_for_again(shop: Any, visit: Callable[..., Any], part: str) -> None:
+    page = visit(shop).page
+    lost: list[str] = []
+
+    def lose_twice(route: Any) -> None:
+        if len(lost) < 2:
+            lost.append(route.request.url)
+            route.abort()
+        else:
+            route.continue_()
+
+    page.route(part, lose_twice)
+    page.reload()
+    drawn(page, 9)
+    assert len(lost) == 2
+    assert page.evaluate("sessionStorage.getItem('foreglow-tries')") is None
+
+
 # -- whose page it is
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import time
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -48,14 +49,16 @@ class Traces:
 
     platform: Running
     processes: dict[int, int] = field(default_factory=dict)
-    namespaces: set[str] = field(default_factory=set)
+    namespaces: dict[str, int] = field(default_factory=dict)
+    """When each was last seen in use by the platform, as the kernel says when a process started."""
 
     def look(self) -> None:
         ours = _namespaces(os.getpid())
         found = below(self.platform.process.pid)
+        now = int(time.clock_gettime(time.CLOCK_BOOTTIME) * os.sysconf("SC_CLK_TCK"))
         self.processes |= found
         for pid in found:
-            self.namespaces |= _namespaces(pid) - ours
+            self.namespaces |= dict.fromkeys(_namespaces(pid) - ours, now)
 
     def left(self) -> list[str]:
         """After the platform was stopped. Waits a moment for what ends by itself."""
@@ -78,8 +81,11 @@ class Traces:
         for pid in below(run_of_tests()):  # the kernel gives a namespace's number again, perhaps to a test beside this one
             alive.pop(pid, None)
         left = [f"process {pid}" for pid in self._alive()]
-        # one that matches may be another run's by now; a sandbox that was left has several
-        left += [f"namespaces {held} of process {pid}" for pid in alive if len(held := _namespaces(pid) & self.namespaces) > 1]
+        for pid, (_, started) in alive.items():
+            # who started later has a number that was given again; so may one match, and a sandbox that was left has several
+            held = {name for name in _namespaces(pid) if self.namespaces.get(name, -1) >= started}
+            if len(held) > 1:
+                left.append(f"namespaces {held} of process {pid}")
         settings = self.platform.settings
         left += _mounts((str(self.platform.state), str(settings.runtime_folder)))
         for driver in ("process", "microvm"):

@@ -54,7 +54,7 @@ async def mounting(folder: Path, **more: object) -> AsyncIterator[LazyMounts]:
     finally:
         await lazy.close()
     assert not mounted_below(folder)
-    assert descendants() - processes == set()
+    assert descendants(processes) == set()
     assert len(os.listdir("/proc/self/fd")) <= descriptors + 1  # the event loop of the executor's threads
     assert [path for path in folder.rglob("*") if path.name not in ("acme", "other")] == []
 
@@ -227,7 +227,7 @@ async def test_what_is_closed_while_its_server_starts_leaves_no_server(tmp_path:
     async with mounting(tmp_path) as lazy:
         before = descendants()
         starting = asyncio.create_task(lazy.mount("acme", wanted.manifest.digest, wanted.manifest, wanted.read))
-        await until(lambda: descendants() - before, "its server is on its way")
+        await until(lambda: descendants(before), "its server is on its way")
         await lazy.close()
         with pytest.raises(LazyError):
             await starting

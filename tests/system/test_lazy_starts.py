@@ -83,7 +83,7 @@ async def tier_on(folder: Path, origin: Origin) -> AsyncIterator[Tier1]:
     finally:
         await tier.stop()
     assert not mounted_below(folder)
-    assert descendants() - processes == set()
+    assert descendants(processes) == set()
     assert list((folder / "code").glob("*/*.lazy-*")) == []
 
 
