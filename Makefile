@@ -2,7 +2,7 @@
 SHELL := /bin/sh
 BIN := .venv/bin
 PYTEST_ARGS ?=
-TEST_WORKERS ?= 2
+TEST_WORKERS ?= 3
 export PYTHON
 DRIVER ?= process
 # MicroVMs are emulated in all that is made here unless it says otherwise: a KVM device that opens promises nothing.

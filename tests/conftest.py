@@ -24,7 +24,7 @@ IN_CI = os.environ.get("CI") == "true"
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    # two workers share the files, those with real platforms first: while these wait, small ones run
+    # the workers share the files, those with real platforms first: while these wait, small ones run
     items.sort(key=lambda item: FIRST.index(place) if (place := item.path.parent.name) in FIRST else len(FIRST))
     foreign, why = ("needs_user", "must run as an ordinary user") if os.geteuid() == 0 else ("needs_root", "needs root")
     others = [item for item in items if item.get_closest_marker(foreign)]

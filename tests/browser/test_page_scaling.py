@@ -109,7 +109,7 @@ def test_a_gate_that_is_shut_a_step_that_holds_and_an_abort(
         shop.eventually(lambda: numbers(answers)[1] > 20)
         first = int(depot.ask("GET", "/v1/functions/quote")["latest"])
         slow = depot.put(
-            "quote", 2, calls=("stock",), work_s=0.03, release={"ramp": [0.3, 1.0], "hold_s": 600.0}, at_init="time.sleep(5)"
+            "quote", 2, calls=("stock",), work_s=0.03, release={"ramp": [0.3, 1.0], "hold_s": 600.0}, at_init="time.sleep(20)"
         )
         panel = page.get_by_role("region", name="Release ").filter(has_text=f"to version {slow}")
         expect(panel).to_contain_text(re.compile(r"The gate is shut: 0 of \d+ instances of quote:\d+ ready"))
@@ -121,7 +121,7 @@ def test_a_gate_that_is_shut_a_step_that_holds_and_an_abort(
         )
         expect(panel).to_contain_text(f"version {first}: 100 % of the runs")
         picture(page, "releases-gate-light")
-        expect(panel.get_by_role("listitem").filter(has_text="30 %").first).to_contain_text("in force")
+        expect(panel.get_by_role("listitem").filter(has_text="30 %").first).to_contain_text("in force", timeout=90_000)
         expect(panel).to_contain_text(f"version {slow}: 30 % of the runs")
         expect(panel.get_by_role("progressbar", name="How much of the hold has passed")).to_be_visible()
         expect(panel).to_contain_text(re.compile(r"Hold: [\d.]+ min of 10\.0 min left"))

@@ -247,7 +247,7 @@ async def test_what_an_import_started_goes_on_when_the_clone_is_somebody_of_its_
 def since_the_gap(draws: list[list[Any]]) -> list[list[Any]]:
     """What was drawn after it had stood still: the first column is monotonic time."""
     times = [float(draw[0]) for draw in draws]
-    gap = next(number for number in range(1, len(times)) if times[number] - times[number - 1] > 0.8)
+    gap = max(number for number in range(1, len(times)) if times[number] - times[number - 1] > 0.8)
     return draws[gap:]
 
 

@@ -10,8 +10,8 @@ import uvloop
 
 P = ParamSpec("P")
 
-LIMIT_S = 60.0
-SETTLE_S = 10.0
+LIMIT_S = 240.0
+SETTLE_S = 60.0
 
 abandoned: set[str] = set()
 """Descriptors of loops that were not closed, because their tests had failed."""
@@ -53,7 +53,7 @@ async def _watched(test: Coroutine[Any, Any, None]) -> None:
     assert not lost, f"errors nobody handled: {lost}"
 
 
-async def until(holds: Callable[[], object], what: str = "", limit_s: float = 15.0) -> None:
+async def until(holds: Callable[[], object], what: str = "", limit_s: float = 60.0) -> None:
     """Waits until `holds()` is true; bounded, and quick when it soon is."""
     loop = asyncio.get_running_loop()
     end = loop.time() + limit_s

@@ -147,15 +147,22 @@ class Bench:
         self.load.check_acknowledged()
         with self.platform.control(MANAGE_S) as control:  # each instance has descriptors, and what was checked last left many
             assert control.post("/v1/cool", json={}).status_code == 200
-        time.sleep(QUIET_S)
-        for name, before in self.open_before.items():
-            now = descriptors(self.pids(name)[0])
-            slack = 0 if name == "supervisor" else FD_SLACK
-            assert now.total() <= before.total() + slack, f"{name} has open {now}, had {before}"
+        with contextlib.suppress(AssertionError):
+            wait_for(lambda: not self._opened(), "descriptors are closed", SERVED_S)
+        assert not (opened := self._opened()), opened
         self.traces.look()
         assert self.platform.stop() == 0, self.platform.lines
         left = self.traces.left()
         assert left == [], left
+
+    def _opened(self) -> list[str]:
+        """Who has more open than at the beginning."""
+        found = []
+        for name, before in self.open_before.items():
+            now = descriptors(self.pids(name)[0])
+            if now.total() > before.total() + (0 if name == "supervisor" else FD_SLACK):
+                found.append(f"{name} has open {now}, had {before}")
+        return found
 
 
 @contextlib.contextmanager

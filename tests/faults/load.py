@@ -17,9 +17,9 @@ MANAGE_S = 25.0
 SERVED_S = 60.0
 WARM_CLIENTS = 2
 WARM_PAUSE_S = 0.02
-COLD_EVERY_S = 1.5
+COLD_EVERY_S = 3.0
 DEPLOY_EVERY_S = 0.7
-IDLE_S = 1.0  # the platform's, so that what is called every COLD_EVERY_S is cold each time
+IDLE_S = 1.0  # the platform's: nodes look once a second, so what is called every COLD_EVERY_S is cold each time
 
 # Three stages, the last one fanned out; each adds its name to what it got, so that a mixed-up or repeated answer shows.
 ENTRY = 'def handle(event, context):\n    return {"token": event["token"], "path": context.invoke("%s", event)}\n'

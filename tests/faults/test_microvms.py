@@ -1,5 +1,6 @@
 """A platform with microVMs: a QEMU that is killed or stands still costs its own invocations, a killed node leaves no QEMU."""
 
+import contextlib
 import os
 import signal
 import threading
@@ -37,8 +38,10 @@ def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
 
 
 def answer(running: Running, name: str, event: float) -> int:
-    with running.functions(30) as client:
+    """The status; 0: none in time."""
+    with running.functions(90) as client, contextlib.suppress(httpx.HTTPError):
         return client.post(f"/function/{name}", json=event).status_code
+    return 0
 
 
 def machines(running: Running) -> set[int]:
@@ -57,7 +60,16 @@ def machines(running: Running) -> set[int]:
 
 
 def busy(running: Running) -> int:
-    """The QEMU that computes now, as nothing else here does."""
+    """The QEMU that computes now, as nothing else here does for as long: a standby has its turn, too."""
+    last = _busiest(running)
+    for _ in range(5):
+        if (found := _busiest(running)) == last:
+            break
+        last = found
+    return last
+
+
+def _busiest(running: Running) -> int:
 
     def ticks() -> dict[int, int]:
         found = {}
@@ -108,7 +120,7 @@ def handle(event, context):
 def test_a_qemu_that_fails_costs_its_own_invocation(platform: Running, fault: str, number: signal.Signals) -> None:
     row = table.rows()["microVM", fault]
     with platform.control(30) as control:
-        assert put(control, "spin", SPIN, timeout_s=8).status_code == 202
+        assert put(control, "spin", SPIN, timeout_s=14).status_code == 202
     wait_for(lambda: _spins(platform), "it serves", READY_S)
 
     def meanwhile() -> None:
@@ -116,15 +128,14 @@ def test_a_qemu_that_fails_costs_its_own_invocation(platform: Running, fault: st
         os.kill(busy(platform), number)
         assert answer(platform, "echo", 1) == 200
 
-    status = statuses(platform, 6.5, meanwhile)
+    status = statuses(platform, 11.0, meanwhile)
     assert row.allows("invoke", str(status)), status
     wait_for(lambda: _spins(platform), "the next one is another", READY_S)
     assert answer(platform, "echo", 2) == 200
 
 
 def _spins(running: Running) -> bool:
-    with running.functions(30) as client:
-        return client.post("/function/spin", json=0.01).status_code == 200
+    return answer(running, "spin", 0.01) == 200
 
 
 def test_a_killed_node_leaves_no_machine_and_the_next_one_serves(platform: Running) -> None:
@@ -132,7 +143,7 @@ def test_a_killed_node_leaves_no_machine_and_the_next_one_serves(platform: Runni
     assert before
     assert old is not None
     os.kill(old, signal.SIGKILL)
-    wait_for(lambda: not any(_alive(pid) for pid in before), "every QEMU has ended", 10)
+    wait_for(lambda: not any(_alive(pid) for pid in before), "every QEMU has ended", 60)
     platform.new_pid("node", old)
     wait_for(lambda: answer(platform, "echo", 1) == 200, "it serves", READY_S)
 

@@ -21,13 +21,13 @@ LAST = b"GET /healthz HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n"
 """What may be said of any bytes: never 5xx of ours, but for methods and versions nobody knows."""
 
 
-def send(platform: Platform, data: bytes) -> bytes:
+def send(platform: Platform, data: bytes, silence_s: float = SILENCE_S) -> bytes:
     """What the gateway says until it closes, or is silent because it waits for more. Ends `data` with LAST, it closes soon."""
     address = urlsplit(platform.functions)
     heard = b""
     with socket.create_connection((address.hostname, address.port), timeout=ANSWER_S) as sock, contextlib.suppress(OSError):
         sock.sendall(data)
-        sock.settimeout(SILENCE_S)
+        sock.settimeout(silence_s)
         while chunk := sock.recv(65536):
             heard += chunk
     return heard
@@ -196,7 +196,7 @@ def test_a_request_that_two_readers_would_cut_differently_is_refused(
 
 def test_pipelined_requests_are_answered_in_their_order(platform: Platform) -> None:
     sent = b"".join(head(platform, b"content-type: application/json", b"content-length: 1") + b"%d" % n for n in range(9))
-    heard = send(platform, sent + LAST)
+    heard = send(platform, sent + LAST, 30.0)  # which closes it
     assert statuses(heard) == [200] * 10
     assert [part.partition(b"HTTP/1.1")[0] for part in heard.split(b"\r\n\r\n")[1:-1]] == [b"%d" % n for n in range(9)]
 

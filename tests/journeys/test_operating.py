@@ -174,7 +174,7 @@ def test_the_metrics_of_a_running_platform_are_the_documented_ones(platform: Pla
         allowed = set(FAMILIES[name].processes) if name != "foreglow_up" else set(PROCESSES)
         assert processes <= allowed, name
     for name in PROCESSES:  # a family without a sample yet is told all the same
-        with httpx.Client(transport=httpx.HTTPTransport(uds=str(platform.settings.ops_socket(name)))) as client:
+        with httpx.Client(transport=httpx.HTTPTransport(uds=str(platform.settings.ops_socket(name))), timeout=WAIT_S) as client:
             own = client.get("http://operations/metrics").text
         listed = {line.split()[2].removesuffix("_total") for line in own.splitlines() if line.startswith("# TYPE foreglow_")}
         assert listed == {one.name for one in FAMILIES.values() if name in one.processes and one.name != "foreglow_up"}, name
@@ -185,7 +185,7 @@ def test_what_happens_is_counted(platform: Platform) -> None:
     before = told(platform)
     assert platform.invoke("front").status_code == 200
     assert platform.invoke("fails").status_code == 502
-    assert httpx.post(f"{platform.addresses['functions']}/function/front").status_code == 401
+    assert httpx.post(f"{platform.addresses['functions']}/function/front", timeout=WAIT_S).status_code == 401
 
     def grown(*key: str) -> float:
         found = told(platform)
@@ -229,7 +229,7 @@ def test_starts_say_where_code_came_from_and_need_no_origin_when_it_is_here(plat
 
 
 def test_metrics_need_a_key(platform: Platform) -> None:
-    assert httpx.get(platform.addresses["control"] + "/metrics").status_code == 401
+    assert httpx.get(platform.addresses["control"] + "/metrics", timeout=WAIT_S).status_code == 401
 
 
 def test_a_failed_start_is_logged_with_its_run_and_without_the_functions_words(platform: Platform) -> None:
@@ -260,10 +260,10 @@ def test_no_secret_is_in_logs_metrics_status_errors_or_command_lines(platform: P
     wrong = {"Authorization": f"Bearer {WRONG_KEY}"}
     functions, control, otlp = (platform.addresses[name] for name in ("functions", "control", "otlp"))
     places = {
-        "bad key, gateway": httpx.post(f"{functions}/function/front", headers=wrong),
-        "bad key, control": httpx.get(f"{control}/v1/functions", headers=wrong),
-        "bad key, otlp": httpx.post(f"{otlp}/v1/traces", headers=wrong),
-        "bad key, metrics": httpx.get(f"{control}/metrics", headers=wrong),
+        "bad key, gateway": httpx.post(f"{functions}/function/front", headers=wrong, timeout=WAIT_S),
+        "bad key, control": httpx.get(f"{control}/v1/functions", headers=wrong, timeout=WAIT_S),
+        "bad key, otlp": httpx.post(f"{otlp}/v1/traces", headers=wrong, timeout=WAIT_S),
+        "bad key, metrics": httpx.get(f"{control}/metrics", headers=wrong, timeout=WAIT_S),
         "bad manifest": platform.http.post(f"{control}/v1/functions", json={"environment": {"A": VALUE}, "name": 7}),
         "failing": platform.invoke("fails"),
         "broken": platform.invoke("broken"),

@@ -16,6 +16,7 @@ pytestmark = pytest.mark.system
 
 WAIT_S = 60.0
 RUNS = 10
+SETTINGS = {"FOREGLOW_TEMPLATE_INIT_MS": "0", "FOREGLOW_STANDBYS": "1", "FOREGLOW_PREWARM_UNUSED_S": "20"}
 
 FLOW = """
 import time  # what a stage waits is well above what a start takes beside another test
@@ -96,7 +97,7 @@ def priced() -> Iterator[Priced]:
         for name, text in {"flow": FLOW, "left": SLOW_INIT, "right": SLOW_INIT, "last": SLOW_INIT, "broken": BROKEN}.items():
             (project / f"{name}.py").write_text(text)
         (project / "foreglow.toml").write_text(MANIFEST)
-        platform = Platform(Path(folder), FOREGLOW_PREWARM="priced", FOREGLOW_TEMPLATE_INIT_MS="0", FOREGLOW_STANDBYS="1")
+        platform = Platform(Path(folder), FOREGLOW_PREWARM="priced", **SETTINGS)
         try:
             found = Priced(platform, project)
             with found.api:

@@ -22,6 +22,7 @@ from orchestrator.flow.building import Builder
 from orchestrator.flow.dependencies import Busy
 from orchestrator.flow.filling import FILLS, Filling
 from orchestrator.flow.function_management import FunctionManagement
+from workers.code import breaker
 from workers.code.origin import Origin
 from workers.code.package import build_package
 
@@ -86,7 +87,7 @@ def test_a_version_is_in_every_zone_before_its_code_is_said_to_be_there(
 
 
 def test_a_zone_that_is_down_holds_nothing_up_and_the_condition_says_which_and_why(
-    store: Store, origin: Origin, zone: ZoneProcess, tmp_path: Path
+    store: Store, origin: Origin, zone: ZoneProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     zones = Zones(east=[str(zone.socket)], west=[str(tmp_path / "nobody.sock")])
     filling = Filling(origin, zones, lambda: False)
@@ -98,6 +99,7 @@ def test_a_zone_that_is_down_holds_nothing_up_and_the_condition_says_which_and_w
     assert reason.startswith("zone west: not filled, nobody.sock: FileNotFoundError")
     assert reason.endswith("its nodes are served from the origin")
     assert "east" not in reason
+    monkeypatch.setattr(breaker, "FIRST_S", 8.0)  # longer than a deploy takes
     zone.signal(signal.SIGSTOP)
     module.apply(deploy(store, origin, "def f(e, c): return 2\n"))
     status, reason = code_condition(store, 2)

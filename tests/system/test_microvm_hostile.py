@@ -409,7 +409,6 @@ def test_many_in_a_row_leave_nothing(vms: Shared) -> None:
             one = await _instance(vms)
             assert await one.value(number) == number
             await one.clone.kill("over")
-        await asyncio.sleep(0.5)
-        assert _descriptors() <= before + 2
+        await until(lambda: _descriptors() <= before + 2, "descriptors are closed")
 
     vms.run(check(), 60 + times * 2.0)

@@ -99,18 +99,25 @@ def test_one_that_floods_is_slowed_and_others_are_served(vms: Shared, folder: Pa
         other = await vms.bench.run(ECHO)
         behave(folder, how)
         hostile = await vms.bench.run(ECHO, tenant="hostile")
-        before, memory = len(os.listdir("/proc/self/fd")), _rss()
+        before, memory = await descriptors(), _rss()
         for number in range(20):
-            began = asyncio.get_running_loop().time()
             assert await other.value(number) == number
-            assert asyncio.get_running_loop().time() - began < 5
             await asyncio.sleep(0.03)
-        assert len(os.listdir("/proc/self/fd")) <= before
+        await until(lambda: len(os.listdir("/proc/self/fd")) <= before, "descriptors are closed")
         assert _rss() - memory < 64 << 20
         await asyncio.gather(other.clone.kill("over"), hostile.clone.kill("over"))
         assert left(vms) == []
 
     vms.run(check())
+
+
+async def descriptors() -> int:
+    """How many are open once that does not change: network namespaces are made ahead, in a thread."""
+    counts = [-1]
+    while len(counts) < 6 or len(set(counts[-6:])) > 1:
+        await asyncio.sleep(0.05)
+        counts.append(len(os.listdir("/proc/self/fd")))
+    return counts[-1]
 
 
 def _rss() -> int:
@@ -129,14 +136,15 @@ def _rss() -> int:
 def test_a_clone_that_does_not_come_up_is_an_error_and_leaves_nothing(
     vms: Shared, folder: Path, monkeypatch: pytest.MonkeyPatch, how: str, why: str
 ) -> None:
-    monkeypatch.setattr(machine, "RESUME_TIMEOUT_S", 0.5)
-
     async def check() -> None:
-        before = len(os.listdir("/proc/self/fd"))
+        before = await descriptors()
         behave(folder, how)
-        for _ in range(3):
-            with pytest.raises(DriverError, match=why):
-                await vms.bench.driver.clone("acme", 128)
+        with monkeypatch.context() as patched:
+            if why == "did not resume in time":
+                patched.setattr(machine, "RESUME_TIMEOUT_S", 0.5)
+            for _ in range(3):
+                with pytest.raises(DriverError, match=why):
+                    await vms.bench.driver.clone("acme", 128)
         assert left(vms) == []
         behave(folder, "")
         one = await vms.bench.run(ECHO)
@@ -155,7 +163,7 @@ def test_a_clone_that_does_not_take_its_code_is_an_error(
         behave(folder, how)
         clone = await vms.bench.driver.clone("acme", 128)
         with pytest.raises(error, match=why):
-            await clone.specialise(vms.bench.work(ECHO), 1)
+            await clone.specialise(vms.bench.work(ECHO), 1 if error is TimeoutError else 60)
         await clone.kill("over")
         assert left(vms) == []
 
@@ -174,7 +182,7 @@ def test_one_that_ends_as_it_begins_to_run_is_an_error_and_leaves_nothing(
 
     async def check() -> None:
         await (await vms.bench.driver.clone("acme", 128)).kill("a template is there")
-        before = len(os.listdir("/proc/self/fd"))
+        before = await descriptors()
         with monkeypatch.context() as patched:
             patched.setattr(machine.Machine, "incoming", slow)
             behave(folder, "dies as it runs")
@@ -193,8 +201,7 @@ def test_a_qemu_that_cannot_be_watched_is_ended(vms: Shared, monkeypatch: pytest
 
     async def check() -> None:
         await (await vms.bench.driver.clone("acme", 128)).kill("a template is there")
-        await asyncio.sleep(0.1)
-        children, before = descendants(), len(os.listdir("/proc/self/fd"))
+        before, children = await descriptors(), descendants()
         with monkeypatch.context() as patched:
             patched.setattr(os, "pidfd_open", refused)
             with pytest.raises(DriverError, match="Too many open files"):
@@ -210,7 +217,7 @@ def test_an_original_whose_qemu_says_nonsense_makes_no_template(vms: Shared, fol
     async def check() -> None:
         behave(folder, "tells its state in words")
         with pytest.raises(DriverError, match="nonsense"):
-            await vms.bench.driver.template("acme", vms.bench.work(ECHO), 5)
+            await vms.bench.driver.template("acme", vms.bench.work(ECHO), 60)
         assert left(vms) == []
 
     vms.run(check())

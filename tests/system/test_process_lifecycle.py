@@ -169,16 +169,17 @@ def parent_of(pid: int) -> int:
 
 @in_loop
 async def test_a_clone_nobody_waits_for_any_more_is_ended(tmp_path: Path) -> None:
+    others = descendants()
     async with bench(tmp_path) as made:
         await made.driver.clone("acme", 128)
-        count = len(descendants())
+        count = len(descendants(others))
         for _ in range(10):
             asking = asyncio.ensure_future(made.driver.clone("acme", 128))
             await asyncio.sleep(0)
             asking.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await asking
-        await until(lambda: len(descendants()) == count, "none of them is left")
+        await until(lambda: len(descendants(others)) == count, "none of them is left")
 
 
 @pytest.mark.parametrize("dead_for_s", [0.0, 0.1], ids=["dying", "dead"])

@@ -168,10 +168,10 @@ def store(tmp_path: Path) -> Iterator[Store]:
 def test_the_database_keeps_one_holder_and_its_clock_ends_it(store: Store) -> None:
     leases = store.leases
     began = int(time.time() * 1000) - 2
-    first = leases.acquire(LEASE, "p", "at-p", 0.3)
+    first = leases.acquire(LEASE, "p", "at-p", 30.0)
     assert began <= first <= time.time() * 1000 + 2
     assert leases.acquire(LEASE, "q", "at-q") == 0
-    assert leases.renew(LEASE, "p", first, 0.3)
+    assert leases.renew(LEASE, "p", first, 30.0)
     assert not leases.renew(LEASE, "q", first)
     found = leases.read(LEASE)
     assert found is not None

@@ -179,11 +179,11 @@ async def test_a_timeout_is_answered_and_ends_the_instance(tmp_path: Path) -> No
     async with running_node(tmp_path) as rig:
         rig.driver.handler = silent
         caller = await rig.caller()
-        result, _ = await caller.invoke(ECHO, deadline_s=0.03)
+        result, _ = await caller.invoke(ECHO, deadline_s=0.5)
         assert result.status == "timeout"
         assert result.error is not None
-        assert "0.03 s" in result.error.message
-        assert result.timings.run >= 30 - 5
+        assert "0.5 s" in result.error.message
+        assert result.timings.run >= 250
         await until(lambda: rig.driver.alive == [])
         assert len(rig.node.instances.table) == 0
         assert rig.node.instances.memory.used_mb == 0
@@ -195,7 +195,7 @@ async def test_an_answer_after_the_timeout_changes_nothing(tmp_path: Path) -> No
         rig.driver.handler = silent
         rig.driver.kill_turn.close()
         caller = await rig.caller()
-        running = caller.start(ECHO, deadline_s=0.03)
+        running = caller.start(ECHO, deadline_s=0.5)
         assert await running.status() == "timeout"
         rig.driver.clones[0].answer(1)
         await caller.caught_up()
