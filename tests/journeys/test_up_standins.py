@@ -262,7 +262,7 @@ def test_what_a_process_left_behind_ends_too(start: Callable[..., Up]) -> None:
     up = start(LEAVES="flow")
     up.lines_until("ready")
     log = up.settings.state / "logs" / "flow.log"
-    eventually(lambda: log.exists() and "left" in log.read_text())
+    eventually(lambda: log.exists() and "up flow" in log.read_text())  # the line before is whole then
     left = int(log.read_text().split()[1])
     os.kill(up.pids()["flow"], signal.SIGKILL)
     up.lines_until("flow was killed")
