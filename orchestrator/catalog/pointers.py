@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import msgspec
-from sqlalchemy import select
+from sqlalchemy import ColumnElement, or_, select
 from sqlalchemy.orm import Session
 
 from graph.ids import LATEST, function_id
@@ -109,6 +109,15 @@ def referred(session: Session, function: Function) -> set[int]:
         for step in (*release.steps, release.back):
             found.update(shares(read(step)))
     return {number for number in found if number is not None}
+
+
+def chosen() -> ColumnElement[bool]:
+    """Of a Version in a query: an alias means it now, or it was published, so it can be asked for whatever serves."""
+    meant = select(Alias.function).where(
+        Alias.function == Version.function, or_(Alias.version == Version.number, Alias.second == Version.number)
+    )
+    published = select(Publication.number).where(Publication.function == Version.function, Publication.number == Version.number)
+    return or_(meant.correlate(Version).exists(), published.correlate(Version).exists())
 
 
 def pointed(session: Session, function: Function) -> set[int]:

@@ -10,6 +10,7 @@ from sqlalchemy.orm import Session
 
 from graph.ids import LATEST, function_id, version_id
 from orchestrator.catalog.model import Alias, Condition, Function, Publication, Version, VersionState
+from orchestrator.catalog.pointers import chosen
 from orchestrator.catalog.routes import VERSIONS_PER_ROUTE, AliasRoute, Route
 from workers.versions import CodePackage, Kind, Scaling, VersionSpec
 
@@ -102,20 +103,7 @@ def view_functions(session: Session, functions: Sequence[Function]) -> list[Func
     kept: dict[tuple[int, int], Publication] = {
         (one.function, one.number): one for one in session.scalars(select(Publication).where(Publication.function.in_(ids)))
     }
-    meant = (
-        select(Alias.function)
-        .where(Alias.function == Version.function, or_(Alias.version == Version.number, Alias.second == Version.number))
-        .correlate(Version)
-    )
-    recent = or_(
-        Version.number > Function.latest - VERSIONS_SHOWN,
-        Version.number == Function.published,
-        meant.exists(),
-        select(Publication.number)
-        .where(Publication.function == Version.function, Publication.number == Version.number)
-        .correlate(Version)
-        .exists(),
-    )
+    recent = or_(Version.number > Function.latest - VERSIONS_SHOWN, Version.number == Function.published, chosen())
     versions: dict[int, list[Version]] = defaultdict(list)
     query = select(Version).join(Function, Function.id == Version.function).where(Function.id.in_(ids), recent)
     for version in session.scalars(query.order_by(Version.number.desc())):

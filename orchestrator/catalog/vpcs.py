@@ -10,6 +10,7 @@ from graph.ids import FunctionId, function_id
 from orchestrator.catalog.database import Database, retried
 from orchestrator.catalog.errors import Conflict, NotFound
 from orchestrator.catalog.model import Function, Node, NodeState, Version, Vpc
+from orchestrator.catalog.pointers import chosen
 from orchestrator.catalog.tenants import check_quota
 from orchestrator.catalog.vpc_rows import changed, end, find, last_generation, spec_of, tell
 from orchestrator.quotas import Quotas
@@ -29,7 +30,7 @@ class VpcSettings(msgspec.Struct, frozen=True):
 
 
 class VpcView(msgspec.Struct, frozen=True):
-    """`functions`: those whose newest or serving version is in it. `spec` as nodes know it."""
+    """`functions`: those with a version in it that can be asked for (see `users`). `spec` as nodes know it."""
 
     name: str
     cidrs: list[str]
@@ -42,7 +43,7 @@ class VpcView(msgspec.Struct, frozen=True):
 
 
 class VpcUser(msgspec.Struct, frozen=True):
-    """A version that is in a private network, and is the newest of its function or serves."""
+    """A version that is in a private network and can be asked for."""
 
     function: FunctionId
     number: int
@@ -107,7 +108,8 @@ class Vpcs:
             return _view(session, vpc)
 
     def users(self, vpc: str) -> list[VpcUser]:
-        """Of each function in it the newest version and the one that serves."""
+        """Of each function the versions in it that can be asked for: the newest, what serves, what aliases mean, what was
+        published."""
         tenant, _, name = vpc.partition("/")
         with self._database.read() as session:
             query = select(Function, Version.number).join(Version, Version.function == Function.id)
@@ -127,16 +129,16 @@ class Vpcs:
 
     @retried
     def remove(self, tenant: str, name: str, now: float) -> None:
-        """From now on no instance is attached; those that are keep it until they end. Raises NotFound, and Conflict while a
-        function's newest or serving version is in it."""
+        """From now on no instance is attached; those that are keep it until they end. Raises NotFound, and Conflict while it
+        has users."""
         with self._database.write() as session:
             vpc = _there(session, tenant, name, lock=True)
             users = _functions(session, vpc)
             if users:
                 some = ", ".join(users[:SHOWN]) + (", ..." if len(users) > SHOWN else "")
                 raise Conflict(
-                    f"private network {name!r} is used by {len(users)} functions ({some}); deploy them without it, "
-                    "or remove them, first"
+                    f"private network {name!r} is used by {len(users)} functions ({some}): deploy them without it, and "
+                    "leave none of their aliases and published versions in it, or remove them, first"
                 )
             end(session, vpc, now)
 
@@ -207,7 +209,12 @@ def _using(tenant: str, name: str) -> tuple[ColumnElement[bool], ...]:
         Function.tenant == tenant,
         Function.deleted.is_(None),
         Version.vpc == name,
-        or_(Version.number == Function.latest, Version.number == Function.serving, Version.number == Function.published),
+        or_(
+            Version.number == Function.latest,
+            Version.number == Function.serving,
+            Version.number == Function.published,
+            chosen(),
+        ),
     )
 
 

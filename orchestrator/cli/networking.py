@@ -138,7 +138,7 @@ def proxy(
 
 @vpc.command("remove")
 def remove(name: Name, state: State = None) -> None:
-    """Remove a private network that no function is in any more."""
+    """Remove a private network that no version is in which can still be asked for."""
     from orchestrator.cli.client import Client, segment
 
     with Client(state_folder(state)) as client:

@@ -74,7 +74,7 @@ def router(store: Store, nudge: Nudge, nodes: Roster) -> APIRouter:
 
     @routes.delete("/v1/vpcs/{name}", status_code=204, response_class=Response)
     def remove_vpc(name: VpcName, request: Request) -> None:
-        """Remove a private network that no function's newest or serving version is in. Instances of older versions keep it until
+        """Remove a private network that no version is in which can still be asked for. Instances of other versions keep it until
         they end."""
         store.vpcs.remove(tenant_of(request), name, time.time())
         nudge.give()

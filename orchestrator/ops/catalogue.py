@@ -262,7 +262,8 @@ FAMILIES: Mapping[str, Family] = {
             "foreglow_up",
             "gauge",
             (CONTROL,),
-            "1 for a process of this machine that answers, 0 for one that does not; only on control's own page.",
+            "1 for a process of this machine that answers, 0 for one that does not, or that runs elsewhere or tells operators at "
+            "an address of its own; only on control's own page.",
             ("process",),
         ),
     )

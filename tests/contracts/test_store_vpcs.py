@@ -12,6 +12,7 @@ from orchestrator.catalog.model import ConditionName, ConditionStatus, EventKind
 from orchestrator.catalog.store import Store
 from orchestrator.catalog.vpcs import VpcSettings, VpcUser
 from orchestrator.quotas import OwnQuotas, Quotas
+from orchestrator.splitting import Pointer
 from workers.networks import Rule, VpcSpec
 
 DIGEST = "sha256:" + "a" * 64
@@ -145,6 +146,27 @@ def test_one_that_is_used_stays_and_says_by_whom(store: Store) -> None:
     store.vpcs.remove("acme", "db", 3)
     with pytest.raises(NotFound):
         store.vpcs.remove("acme", "db", 4)
+
+
+def test_a_version_that_an_alias_means_or_that_was_published_uses_it_too(store: Store) -> None:
+    store.vpcs.create("acme", "db", TEN, 2)
+    for vpc in ("db", "db", ""):
+        number = deploy(store, vpc)
+        for name in (ConditionName.CODE, ConditionName.NETWORK, ConditionName.CAPACITY):
+            store.functions.set_condition(F, number, name, ConditionStatus.TRUE, "", 3)
+        route = store.functions.mark_serving(F, number, None, 4)
+        assert route is not None
+        store.functions.mark_published(route, 5)
+    assert store.vpcs.users("acme/db") == []
+    store.aliases.set("acme", "f", "live", Pointer(3, 1, 0.1), None, None, 6)
+    store.aliases.publish("acme", "f", 2, "", 7)
+    assert store.vpcs.users("acme/db") == [VpcUser(F, 1), VpcUser(F, 2)]
+    with pytest.raises(Conflict, match="aliases and published versions"):
+        store.vpcs.remove("acme", "db", 8)
+    store.aliases.set("acme", "f", "live", Pointer(3), None, None, 9)
+    assert store.vpcs.describe("acme", "db").functions == ["f"]
+    store.aliases.unpublish("acme", "f", 2, 10)
+    store.vpcs.remove("acme", "db", 11)
 
 
 def test_proxies_are_those_that_joined_for_it_and_every_change_of_one_is_a_change_of_it(store: Store) -> None:

@@ -177,8 +177,12 @@ def test_the_database_keeps_one_holder_and_its_clock_ends_it(store: Store) -> No
     assert found is not None
     assert (found.holder, found.address) == ("p", "at-p")
     assert leases.release(LEASE, "p", first)
-    assert leases.acquire(LEASE, "q", "at-q") > first
+    second = leases.acquire(LEASE, "q", "at-q", 0.05)
+    assert second > first
     assert not leases.renew(LEASE, "p", first)
+    time.sleep(0.1)
+    assert leases.acquire(LEASE, "p", "at-p") > second, "the one before has ended"
+    assert not leases.renew(LEASE, "q", second)
     assert leases.read("planner/7") is None
 
 

@@ -59,7 +59,9 @@ class VpcAnswer(BaseModel):
     generation: int = Field(description="Grows with every change, also of its proxies.")
     created: float = Field(description="Seconds since the Unix epoch.")
     proxies: list[ProxyAnswer]
-    functions: list[str] = Field(description="Whose newest or serving version is in it.")
+    functions: list[str] = Field(
+        description="With a version in it that can be asked for: the newest, what serves, what aliases mean, what was published."
+    )
 
 
 class VpcStateAnswer(VpcAnswer):
