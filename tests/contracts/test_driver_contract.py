@@ -209,7 +209,7 @@ def handler(event, context):
 async def test_speculative_work_goes_on_and_can_be_adopted(made: Bench) -> None:
     clone = await made.driver.clone("acme", 128)
     clone.speculative(True)
-    one = Running(clone, await clone.specialise(made.work(), 15))
+    one = Running(clone, await clone.specialise(made.work(), 60))
     clone.speculative(False)
     clone.speculative(False)
     assert await one.value("x") == "x"
@@ -240,7 +240,7 @@ async def test_a_template_that_dies_takes_its_clones_and_nobody_else(made: Bench
 async def test_concurrency_runs_invocations_side_by_side(made: Bench) -> None:
     source = """
 import threading
-together = threading.Barrier(3, timeout=10)
+together = threading.Barrier(3, timeout=60)
 def handler(event, context):
     print("I am", event)
     together.wait()
@@ -262,7 +262,7 @@ def handler(event, context):
 """
     one = await made.run(source)
     ident = one.begin({"sku": 7})
-    asked = [await asyncio.wait_for(one.calls.get(), 15) for _ in range(2)]
+    asked = [await asyncio.wait_for(one.calls.get(), 60) for _ in range(2)]
     assert [(meta["function"], meta["invocation"], json.loads(body)) for _, meta, body in asked] == [
         ("price", ident, {"sku": 7}),
         ("stock", ident, {"sku": 7}),
@@ -287,7 +287,7 @@ def handler(request, context):
     ident = one.begin(b"", http={"method": "GET", "path": "/tale", "query": "", "headers": []})
     seen = []
     for number in range(3):
-        call, _, _ = await asyncio.wait_for(one.calls.get(), 15)  # it waits here, its part is out
+        call, _, _ = await asyncio.wait_for(one.calls.get(), 60)  # it waits here, its part is out
         seen.append(number)
         one.answer(call)
     head, bodies = await one.end(ident)
@@ -313,7 +313,7 @@ async def test_many_clones_at_once(made: Bench) -> None:
     clones = await asyncio.gather(*(made.driver.clone(f"t{number % 3}", 128) for number in range(12)))
     assert len({clone.clone_id for clone in clones}) == 12
     work = made.work()
-    await asyncio.gather(*(clone.specialise(work, 15) for clone in clones))
+    await asyncio.gather(*(clone.specialise(work, 60) for clone in clones))
     await asyncio.gather(*(clone.kill("done") for clone in clones[:6]))
 
 

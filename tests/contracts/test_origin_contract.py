@@ -186,7 +186,8 @@ def test_turns_are_seen_by_others(bucket: object_stores.Bucket, origin: Origin) 
 
 @pytest.mark.usefixtures("origin")
 def test_the_doctor_reaches_it(bucket: object_stores.Bucket, tmp_path: Path) -> None:
-    assert services.of_origin(Settings(state=tmp_path, origin_url=bucket.url)).level is Level.OK
+    found = services.of_origin(Settings(state=tmp_path, origin_url=bucket.url))
+    assert found.level is not Level.FAIL, found  # a busy machine's answers may be slow, which is a warning
 
 
 def test_the_first_that_asks_owns_it(bucket: object_stores.Bucket, origin: Origin) -> None:

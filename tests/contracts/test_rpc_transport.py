@@ -196,7 +196,7 @@ async def _rejected(at: HostPort, context: ssl.SSLContext) -> None:
     try:
         reader, writer = await asyncio.open_connection(at.host, at.port, ssl=context)
         writer.write(hello_frame(HELLO))
-        assert await asyncio.wait_for(reader.read(), 5) == b""
+        assert await asyncio.wait_for(reader.read(), 30) == b""
         writer.close()
     except (OSError, ssl.SSLError):
         pass
@@ -261,7 +261,7 @@ async def test_plaintext_to_the_tls_port_gets_nothing_and_others_go_on(secured: 
             reader, writer = await asyncio.open_connection(at.host, at.port)
             writer.write(first)
             with contextlib.suppress(ConnectionError):
-                assert hello_frame(HELLO)[:4] not in await asyncio.wait_for(reader.read(), 5)
+                assert hello_frame(HELLO)[:4] not in await asyncio.wait_for(reader.read(), 30)
             writer.close()
         good = await secured.dial(at, Ear())
         good.close()
@@ -276,7 +276,7 @@ async def test_who_connects_and_says_nothing_is_not_waited_for(secured: Side, mo
         assert isinstance(at, HostPort)
         reader, writer = await asyncio.open_connection(at.host, at.port)
         with contextlib.suppress(ConnectionError):
-            assert await asyncio.wait_for(reader.read(), 5) == b""
+            assert await asyncio.wait_for(reader.read(), 30) == b""
         writer.close()
 
 
@@ -288,7 +288,7 @@ async def test_a_handshake_without_a_hello_is_not_waited_for(secured: Side, monk
         assert secured.dialler is not None
         reader, writer = await asyncio.open_connection(at.host, at.port, ssl=secured.dialler.client)
         with contextlib.suppress(ConnectionError):
-            assert await asyncio.wait_for(reader.read(), 5) == b""
+            assert await asyncio.wait_for(reader.read(), 30) == b""
         writer.close()
 
 

@@ -66,7 +66,7 @@ class Function:
         detach, self._detach = self._detach, lambda: None
         detach()
 
-    def at_home(self, timeout_s: float = 5.0) -> str:
+    def at_home(self, timeout_s: float = 30.0) -> str:
         """Whose server answers it; empty: nobody's."""
         return str(self.ask("greet", host=SERVER, port=ECHO_PORT, timeout_s=timeout_s))
 

@@ -100,9 +100,9 @@ def test_while_instances_come_and_go(running: Network) -> None:
             function = sandbox()
             try:
                 detach = plane.attach(f"{tenant}/main", function)
-                connection = function.run(lambda: socket.create_connection((SERVER, ECHO_PORT), 5))
+                connection = function.run(lambda: socket.create_connection((SERVER, ECHO_PORT), 30))
                 with connection:
-                    connection.settimeout(2)
+                    connection.settimeout(30)
                     if not connection.recv(100).startswith(tenant.encode()):
                         wrong.append(tenant)
                     detach()

@@ -210,7 +210,7 @@ def test_a_redis_that_is_there_stops_or_forgets(settings: Settings, redis_server
     url = redis_server("--maxmemory-policy", "allkeys-lru")
     chosen = settings.model_copy(update={"redis_url": url})
     found = list(services.of_redis(chosen, False))
-    assert level(found, "redis") is Level.OK
+    assert level(found, "redis") is not Level.FAIL
     assert level(found, "clock") is Level.OK
     assert level(found, "redis settings") is Level.FAIL
 

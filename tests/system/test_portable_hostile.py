@@ -242,7 +242,7 @@ def test_who_has_no_business_with_a_vpc_gets_no_link(world: World, role: str, vp
             raw = await hostile(HostPort(proxy.address, PORT), who)
             raw.say(Kind.HELLO, 0, msgspec.msgpack.encode(Hello(PROTOCOL, vpc, 2)))
             raw.say(Kind.OPEN, 1, msgspec.msgpack.encode(Open("tcp", SERVER, REDIS_PORT)))
-            await asyncio.wait_for(raw.closed, 5)
+            await asyncio.wait_for(raw.closed, 30)
             return bytes(raw.got)
         return b""
 

@@ -135,7 +135,7 @@ def test_who_begins_to_wait_for_a_layer_that_comes_ahead_waits_for_no_other(
         ahead = [asyncio.create_task(tier.bring_ahead(one)) for one in (*slow, wanted)]
         await asyncio.sleep(0)  # a node has two under way for plans, and one for the tenants it hosts
         try:
-            await asyncio.wait_for(tier.fetch(wanted), 5)
+            await asyncio.wait_for(tier.fetch(wanted), 30)
         finally:
             gate.set()
         await asyncio.gather(*ahead)

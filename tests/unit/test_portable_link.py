@@ -218,7 +218,7 @@ async def test_who_breaks_the_rules_is_cut_off(tmp_path: Path, what: str) -> Non
     raw.say(Kind.OPEN, 1, msgspec.msgpack.encode(TO))
     await until(lambda: far.links[0].carried)
     raw.transport.write(BREAKS[what])
-    await asyncio.wait_for(raw.closed, 5)
+    await asyncio.wait_for(raw.closed, 30)
     assert "protocol error" in far.lost[0]
     await until(lambda: far.budget.held == 0)
     for sock in far.far:

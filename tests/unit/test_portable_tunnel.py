@@ -220,7 +220,7 @@ async def test_a_hostile_proxy_costs_its_own_link_and_a_bounded_window(tmp_path:
         house.on_open = HOSTILE[what]  # type: ignore[assignment]
         function, leg = await made.function()  # which never reads
         made.tunnel.carry(leg, TO)
-        await asyncio.wait_for(house.puppets[0].closed, 5)
+        await asyncio.wait_for(house.puppets[0].closed, 30)
         assert len(await read(function, 8 << 20)) <= MAX_WINDOW
         function.close()
         await until(lambda: made.budget.held == 0)

@@ -122,7 +122,7 @@ async def test_anything_but_a_good_hello_closes_the_connection(tmp_path: Path, f
     async with listening(tmp_path / "s", ear), raw(tmp_path / "s") as (reader, writer):
         writer.write(first)
         with contextlib.suppress(ConnectionResetError):
-            assert await asyncio.wait_for(reader.read(), 5) == b""
+            assert await asyncio.wait_for(reader.read(), 30) == b""
     assert ear.opened == ear.messages == ear.losses == []
 
 
@@ -131,7 +131,7 @@ async def test_who_says_nothing_is_not_waited_for(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(connections, "HELLO_TIMEOUT_S", 0.02)
     async with listening(tmp_path / "s", Ear()), raw(tmp_path / "s") as (reader, _):
         with contextlib.suppress(ConnectionResetError):
-            assert await asyncio.wait_for(reader.read(), 5) == b""
+            assert await asyncio.wait_for(reader.read(), 30) == b""
 
 
 @in_loop
@@ -468,11 +468,11 @@ async def test_a_peer_that_dies_while_asked_ends_the_question_and_its_answering(
     async with listening(tmp_path / "s", ear, {"never": never}):
         connection = await dial(tmp_path / "s", own, HELLO)
         asking = asyncio.ensure_future(connection.ask("never"))
-        await asyncio.wait_for(began.wait(), 5)
+        await asyncio.wait_for(began.wait(), 30)
         (ear.opened[0] if side == "listener" else connection).close()
         with pytest.raises(RpcError):
             await asking
-        await asyncio.wait_for(cancelled.wait(), 5)
+        await asyncio.wait_for(cancelled.wait(), 30)
         await until(lambda: own.losses and ear.losses)
 
 

@@ -172,7 +172,7 @@ async def test_a_cache_of_an_earlier_release_sends_the_manifest_alone(tmp_path: 
 
 @in_loop
 async def test_who_does_not_read_a_parcel_loses_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(app, "PARCEL_S", 0.3)
+    monkeypatch.setattr(app, "PARCEL_S", 2.0)
     async with cluster(tmp_path) as made:
         one, node = big_layer(made.origin, "acme", PARCEL_CHUNKS), made.client(made.join("n1"))
         await asyncio.to_thread(read_all, node, "acme", one)
