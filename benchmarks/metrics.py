@@ -33,6 +33,7 @@ _FIRST = "from connecting to the last byte of the answer on a new connection, co
 _CSE = "N = 2, 3, 5, 7, 12 cold functions, first request, init a wait of 150 ms, work a sleep of 10 ms"
 
 _PAGE = "the live page in chromium with a graph of 1,000 functions and 5,000 calls, learned from imported traces"
+_SCALING = "the page's view Scaling with 1,000 functions that were each invoked in the last minutes"
 
 _BROUGHT = (
     "a package that nobody has here yet, layer and bytecode together of that size, to the point where a function may "
@@ -355,6 +356,8 @@ _ALL = (
     Metric(
         "page.filter_ms", "page", "ms", f"{_PAGE}: from a change of the filter until its picture is on the screen; median", 300.0
     ),
+    Metric("page.first_charts_s", "page", "s", f"{_SCALING}: the same until the first 24 charts are on the screen; median"),
+    Metric("page.filter_charts_ms", "page", "ms", f"{_SCALING}: from a change of the filter until its charts are; median"),
     Metric("tunnel.attach.p50_ms", "tunnels", "ms", f"{_TUNNEL}: a wired sandbox attached, nothing else going on: median", 0.5),
     Metric("tunnel.attach.p99_ms", "tunnels", "ms", f"{_TUNNEL}: the same, 99th percentile", 5.0),
     Metric(

@@ -1,4 +1,4 @@
-"""Topic page: how long the live page takes to show a large call graph in a browser, and to filter it."""
+"""Topic page: how long the live page takes to show many functions in a browser, and to filter them: calls, and scaling."""
 
 import random
 
@@ -6,7 +6,7 @@ from playwright.sync_api import Browser, Page
 
 from benchmarks.chromium import launched
 from benchmarks.estimates import quantile
-from benchmarks.platform import Platform
+from benchmarks.platform import Deployed, Platform
 from benchmarks.report import Report
 
 FUNCTIONS, CALLS, LAYERS = 1_000, 5_000, 9
@@ -27,10 +27,36 @@ FILTER = """(wanted) => new Promise((done) => {
     field.value = wanted;
     field.dispatchEvent(new Event("input", { bubbles: true }));
 })"""
+CHARTS = 24  # as many are drawn at first
+CHARTED = """([names, charts]) => {
+    const drawn = [...document.querySelectorAll(".course")].filter((one) => Number(one.dataset.points));
+    const said = document.querySelector(".rest")?.innerText ?? "";
+    return drawn.length === charts && said.includes(`of ${names.toLocaleString("en")} functions`);
+}"""
+NARROW = """(wanted) => new Promise((done) => {
+    const field = document.querySelector("main input[type=search]"), began = performance.now();
+    const drawn = () => [...document.querySelectorAll(".course")].filter((one) => Number(one.dataset.points));
+    const names = () => drawn().map((one) => one.dataset.key);
+    const before = names().join();
+    const look = () => {
+        const now = names();
+        const there = now.length && now.join() !== before && now.every((name) => name.includes(wanted));
+        if (there) done([performance.now() - began, now.length]);
+        else requestAnimationFrame(look);
+    };
+    field.value = wanted;
+    field.dispatchEvent(new Event("input", { bubbles: true }));
+    requestAnimationFrame(look);
+})"""
 
 
 def run(report: Report, full: bool) -> None:
     rounds = 15 if full else 5
+    calls_of(report, rounds)
+    scaling_of(report, rounds)
+
+
+def calls_of(report: Report, rounds: int) -> None:
     with Platform(standbys=0) as platform, launched() as browser:
         report.driver, report.tier = platform.driver, platform.tier
         report.progress(f"teaching {FUNCTIONS} functions and {CALLS} calls")
@@ -44,9 +70,9 @@ def run(report: Report, full: bool) -> None:
         narrowed: list[float] = []
         cleared: list[float] = []
         shown = 0
-        first_picture(platform, browser)  # the processes' own first time is not the page's
+        first_picture(platform, browser, "", DRAWN, FUNCTIONS)  # the processes' own first time is not the page's
         for number in range(rounds):
-            seconds, page = first_picture(platform, browser)
+            seconds, page = first_picture(platform, browser, "", DRAWN, FUNCTIONS)
             firsts.append(seconds)
             report.progress(f"first picture {number + 1} of {rounds}: {seconds:.2f} s")
             for wanted in (f"svc-{number * 37 % FUNCTIONS:04d}", f"svc-{number:02d}"):
@@ -60,15 +86,42 @@ def run(report: Report, full: bool) -> None:
     report.emit("page.filter_ms", quantile(cleared, 0.5), to="all again")
 
 
-def first_picture(platform: Platform, browser: Browser) -> tuple[float, Page]:
-    """Seconds from going to the page, signed in and with an empty cache, until all of the graph is on the screen."""
+def scaling_of(report: Report, rounds: int) -> None:
+    """Functions that were each invoked once: every one has instances in its last minutes."""
+    with Platform(standbys=8) as platform, launched() as browser:
+        report.driver, report.tier = platform.driver, platform.tier
+        names = [f"svc-{number:04d}" for number in range(FUNCTIONS)]
+        for first in range(0, FUNCTIONS, 100):
+            report.progress(f"deploying and invoking {first + 1} to {first + 100} of {FUNCTIONS}")
+            chosen = names[first : first + 100]
+            platform.deploy([Deployed(name, "echo", "echo:handler") for name in chosen])
+            for name in chosen:
+                platform.invoke(name)
+            platform.cool()
+        firsts: list[float] = []
+        narrowed: list[float] = []
+        first_picture(platform, browser, "scaling", CHARTED, [FUNCTIONS, CHARTS])
+        for number in range(rounds):
+            seconds, page = first_picture(platform, browser, "scaling", CHARTED, [FUNCTIONS, CHARTS])
+            firsts.append(seconds)
+            report.progress(f"first charts {number + 1} of {rounds}: {seconds:.2f} s")
+            for wanted in (f"svc-{number * 37 % FUNCTIONS:04d}", f"svc-{number:02d}"):
+                took, _ = page.evaluate(NARROW, wanted)
+                narrowed.append(took)
+            page.context.close()
+    report.emit("page.first_charts_s", quantile(firsts, 0.5), functions=FUNCTIONS, charts=CHARTS)
+    report.emit("page.filter_charts_ms", quantile(narrowed, 0.5), functions=FUNCTIONS)
+
+
+def first_picture(platform: Platform, browser: Browser, room: str, drawn: str, arg: object) -> tuple[float, Page]:
+    """Seconds from going to this room of the page, signed in and with an empty cache, until `drawn` holds in the browser."""
     context = browser.new_context(viewport={"width": 1280, "height": 900})
     page = context.new_page()
     base = str(platform.control.base_url).rstrip("/")
     link = platform.post("/v1/page/links")["path"]
     context.request.get(f"{base}{link}", max_redirects=0)
-    page.goto(f"{base}/page/", wait_until="commit")
-    page.wait_for_function(DRAWN, arg=FUNCTIONS, timeout=TIMEOUT_MS, polling="raf")
+    page.goto(f"{base}/page/{room}", wait_until="commit")
+    page.wait_for_function(drawn, arg=arg, timeout=TIMEOUT_MS, polling="raf")
     return float(page.evaluate("performance.now()")) / 1000, page
 
 

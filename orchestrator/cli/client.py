@@ -195,7 +195,8 @@ def _addresses(state: Path) -> dict[str, str]:
         return {name: named[name] or str(found[name]) for name in named}
     except FileNotFoundError:
         raise Failure(
-            f"no platform runs on {state}: start one with `foreglow up`, or name its folder with --state or FOREGLOW_HOME"
+            f"no platform runs on {state}: start one with `foreglow up`, or name its folder with --state or FOREGLOW_HOME, or on "
+            "another host its addresses with FOREGLOW_CONTROL_URL and FOREGLOW_FUNCTIONS_URL"
         ) from None
     except PermissionError:
         raise Failure(f"{state} belongs to another user: run as that user, or set FOREGLOW_HOME to a folder of yours") from None

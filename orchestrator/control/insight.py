@@ -96,6 +96,7 @@ def router(store: Store, planner: Planner, nodes: Roster, stream: DecisionStream
     @routes.get("/v1/functions/{name}/scaling", response_model=ScalingAnswer)
     async def scaling_of(name: Name, request: Request, after: After = None) -> Response:
         """The same of one function, with each change of the last time: the planner keeps 600 of a version."""
+        await run_in_threadpool(store.functions.describe, tenant_of(request), name)
         return await planner_says(request, "scaling", name=name, after=after)
 
     @routes.get("/v1/activity", response_model=ActivityAnswer)

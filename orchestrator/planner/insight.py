@@ -109,7 +109,7 @@ class Insight:
     async def scaling(self, args: Mapping[str, Any]) -> object:
         tenant, after = TenantId(args["tenant"]), args.get("after")
         if args.get("name"):
-            return self._scaling.told(tenant, {self._known(args)}, float(after or 0.0))
+            return self._scaling.told(tenant, {function_id(tenant, args["name"])}, float(after or 0.0))
         only = {function_id(tenant, name) for name in args.get("functions") or ()}
         return self._scaling.told(tenant, only or None, None if after is None else float(after))
 

@@ -512,6 +512,13 @@ def test_how_many_instances_is_set_with_a_version(api: Api) -> None:
     assert api.put("plain").json()["versions"][0]["scaling"] == {}
 
 
+def test_how_a_function_scales_is_asked_of_the_planner_while_it_is_there(api: Api) -> None:
+    api.put("brief")
+    assert "planner" in problem(api.client.get("/v1/functions/brief/scaling"), 503)
+    assert api.client.delete("/v1/functions/brief").status_code == 204
+    assert "brief" in problem(api.client.get("/v1/functions/brief/scaling"), 404)
+
+
 def test_events_are_listed_and_parked_ones_retried_by_their_tenant_only(api: Api) -> None:
     described = api.put("poison", initial_instances=3).json()
     assert described["versions"][0]["initial_instances"] == 3
