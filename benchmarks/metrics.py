@@ -33,7 +33,7 @@ _FIRST = "from connecting to the last byte of the answer on a new connection, co
 _CSE = "N = 2, 3, 5, 7, 12 cold functions, first request, init a wait of 150 ms, work a sleep of 10 ms"
 
 _PAGE = "the live page in chromium with a graph of 1,000 functions and 5,000 calls, learned from imported traces"
-_SCALING = "the page's view Scaling with 1,000 functions that were each invoked in the last minutes"
+_SCALING = "the page's view Scaling with 1,000 functions of which each has an instance"
 
 _BROUGHT = (
     "a package that nobody has here yet, layer and bytecode together of that size, to the point where a function may "

@@ -153,13 +153,18 @@ def router(store: Store, planner: Planner, nodes: Roster, stream: DecisionStream
             node.ask("logs", tenant=tenant, function=name, invocation=invocation, limit=limit) for node in await nodes.peers()
         ]
         answers = await asyncio.gather(*asked, return_exceptions=True)
-        failed = [answer for answer in answers if isinstance(answer, Problem)]
-        if answers and len(failed) == len(answers):
-            raise failed[0]
-        found = [entry for answer in answers if isinstance(answer, bytes) for entry in json.loads(answer)]
-        return {"logs": sorted(found, key=lambda entry: float(entry["at"]))[-limit:]}
+        return {"logs": _by_time(answers)[-limit:]}
 
     return routes
+
+
+def _by_time(answers: list[bytes | BaseException]) -> list[Any]:
+    """The entries of all nodes that answered. Raises Problem when none did."""
+    failed = [answer for answer in answers if isinstance(answer, Problem)]
+    if answers and len(failed) == len(answers):
+        raise failed[0]
+    found = [entry for answer in answers if isinstance(answer, bytes) for entry in json.loads(answer)]
+    return sorted(found, key=lambda entry: float(entry["at"]))
 
 
 def _json(answer: bytes) -> Response:

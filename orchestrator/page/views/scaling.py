@@ -177,10 +177,11 @@ class ScalingView:
 
     # -- what is pressed
 
-    def _filter(self, wanted: str) -> None:
+    async def _filter(self, wanted: str) -> None:
         self._wanted = wanted.strip()
         self._matching = self._found()
         self._show()
+        await self._draw()
 
     async def _choose_span(self, span: str) -> None:
         if span not in dict(SPANS):
