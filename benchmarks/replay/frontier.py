@@ -34,6 +34,9 @@ PRICES = (0.05, 0.2, 1.0)
 WEIGHED_PRICES = (0.02, 0.05, 0.2, 1.0)
 """Of a GB*s idle, with a late second at its default: what moves kappa."""
 
+KEEP_PRICES = (0.1, 0.3)
+"""The same of what is kept after its use alone, all else at its defaults (FOREGLOW_KEEP_PRICE)."""
+
 WEIGHED = "kept while worth it"
 """As nodes keep them (graph.keeping) where nobody has set anything."""
 
@@ -122,6 +125,7 @@ def cases(one: Workload) -> list[Case]:
         Case(OURS, f"{WEIGHED}, c_w {price:g}, no purse", Basis(KEEP_S, 0.0, Prices(idle_gb_s=price), UNBOUNDED, True))
         for price in WEIGHED_PRICES
     ]
+    found += [Case(OURS, f"{WEIGHED}, keep price {price:g}", Basis(keep_price=price)) for price in KEEP_PRICES]
     return found
 
 

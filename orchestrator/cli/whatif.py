@@ -50,6 +50,9 @@ def whatif(
     keep_alive: Annotated[float, typer.Option("--keep-alive", help="Seconds an instance waits after a call.")] = 600.0,
     late_price: Annotated[float, typer.Option("--late-price", help="Of a second that a run takes longer.")] = 19.0,
     idle_price: Annotated[float, typer.Option("--idle-price", help="Of a GB idle for a second.")] = 1.0,
+    keep_price: Annotated[
+        float | None, typer.Option("--keep-price", help="Of a GB kept idle for a second after its use; default: --idle-price.")
+    ] = None,
     seed: Annotated[int, typer.Option("--seed")] = 1,
     plot: Annotated[Path | None, typer.Option("--plot", help="Also a picture: FILE.png, .svg or .pdf.")] = None,
     json: Json = False,
@@ -64,6 +67,8 @@ def whatif(
     from tracing.formats import FORMS, FormatError
 
     _positive(("--runs", runs), ("--memory-mb", memory_mb), ("--late-price", late_price), ("--idle-price", idle_price))
+    if keep_price is not None:
+        _positive(("--keep-price", keep_price))
     if runs > MAX_RUNS:
         raise Failure(f"--runs: at most {MAX_RUNS:,}")
     if not 0.0 <= keep_alive < math.inf:
@@ -87,7 +92,8 @@ def whatif(
     settings = Settings(starts=starts, memory_mb=memory, default_memory_mb=memory_mb, seed=seed)
     used = {function for _, program in found.arrivals for function in program.functions}
     capacity_gb = sum(memory.get(function, memory_mb) for function in used) / 1024 / 2
-    basis = Basis(keep_s=keep_alive, capacity_gb=capacity_gb, prices=Prices(idle_gb_s=idle_price, late_s=late_price))
+    prices = Prices(idle_gb_s=idle_price, late_s=late_price)
+    basis = Basis(keep_s=keep_alive, capacity_gb=capacity_gb, prices=prices, keep_price=keep_price)
     skip = min(TEACHING, len(found.arrivals) // 2)
     results: list[Result] = []
     with progress.status("replaying") as status:

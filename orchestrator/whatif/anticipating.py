@@ -29,11 +29,20 @@ NO_RUN = -1
 
 class Anticipating(Planned):
     """`weighed`: an instance is kept after a use as long as that is worth it, or a run counts on it, `keep_s` at most
-    (graph.keeping), as the planner tells nodes. Else it is `keep_s` for all.
+    (graph.keeping), as the planner tells nodes. Else it is `keep_s` for all. `keep_price`: of a GB kept idle for a second after
+    its use; None: as of any that idles.
     """
 
-    def __init__(self, keep_s: float, prices: Prices | None = None, budget: Budget | None = None, weighed: bool = True) -> None:
+    def __init__(
+        self,
+        keep_s: float,
+        prices: Prices | None = None,
+        budget: Budget | None = None,
+        weighed: bool = True,
+        keep_price: float | None = None,
+    ) -> None:
         super().__init__("priced", keep_s, prices, budget)
+        self._keeping = self._prices if keep_price is None else msgspec.structs.replace(self._prices, idle_gb_s=keep_price)
         self._weighed = weighed
         self._idle_times: dict[FunctionId, Arrivals] = defaultdict(Arrivals)
         self._arrivals: dict[FunctionId, Arrivals] = defaultdict(Arrivals)
@@ -60,7 +69,7 @@ class Anticipating(Planned):
         known = self._idle_times[one.function]
         known.ended(self.world.now)
         start_s = self.graph.starts(one.function).expected_s(self._tier)
-        worth_s = worth_keeping_s(known, self._prices, self.world.memory_mb(one.function), start_s, longest_s)
+        worth_s = worth_keeping_s(known, self._keeping, self.world.memory_mb(one.function), start_s, longest_s)
         return longest_s if worth_s is None else worth_s
 
     def ended(self, run: Run, trace: Trace) -> None:

@@ -23,7 +23,8 @@ KEEP_S = 600.0
 class Basis(msgspec.Struct, frozen=True):
     """What the policies have in common. `keep_s`: of all that have no rule of their own for it. `capacity_gb`: greedy dual's.
 
-    `weighed`: priced keeps instances as long as that is worth it, `keep_s` at most, as nodes do.
+    `weighed`: priced keeps instances as long as that is worth it, `keep_s` at most, as nodes do; `keep_price`: of a GB that is
+    kept so for a second, None for that of `prices`.
     """
 
     keep_s: float = KEEP_S
@@ -31,6 +32,7 @@ class Basis(msgspec.Struct, frozen=True):
     prices: Prices = Prices()
     budget: Budget = Budget()
     weighed: bool = True
+    keep_price: float | None = None
 
 
 class Result(msgspec.Struct, frozen=True):
@@ -53,7 +55,7 @@ POLICIES: dict[str, tuple[str, Callable[[Basis], Policy]]] = {
     "path": ("foreglow: whole path at the entry's start", lambda basis: Planned("path", basis.keep_s, budget=basis.budget)),
     "priced": (
         "foreglow: each instance timed and priced, kept while worth it",
-        lambda basis: Anticipating(basis.keep_s, basis.prices, basis.budget, basis.weighed),
+        lambda basis: Anticipating(basis.keep_s, basis.prices, basis.budget, basis.weighed, basis.keep_price),
     ),
     "clairvoyant": ("knows every call: the bound", lambda basis: Clairvoyant()),
 }

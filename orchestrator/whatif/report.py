@@ -48,7 +48,7 @@ def document(
             "source": starts.driver.source,
         },
         "memory_mb": settings.default_memory_mb,
-        "prices": msgspec.structs.asdict(basis.prices),
+        "prices": msgspec.structs.asdict(basis.prices) | {"keep_gb_s": _keep_price(basis)},
         "keep_alive_s": basis.keep_s,
         "policies": [
             {
@@ -60,6 +60,10 @@ def document(
             for result in results
         ],
     }
+
+
+def _keep_price(basis: Basis) -> float:
+    return basis.prices.idle_gb_s if basis.keep_price is None else basis.keep_price
 
 
 def functions(recorded: Recorded) -> set[str]:
@@ -76,8 +80,9 @@ def assumptions(told: dict[str, Any]) -> list[str]:
         f"load     {load['runs']} runs: {load['told']}; the first {load['not_counted']} teach and are not counted",
         f"starts   {starts['driver']}: clone {_range(starts['clone_ms'])}, out of a standby {_range(starts['standby_ms'])}, "
         f"init {_range(starts['init_ms'])} (median - 99 %)",
-        f"prices   a second late {prices['late_s']:g}, a GB*s idle {prices['idle_gb_s']:g}; {told['memory_mb']} MB an instance, "
-        f"kept {told['keep_alive_s']:g} s after a call where a policy has no rule of its own",
+        f"prices   a second late {prices['late_s']:g}, a GB*s idle {prices['idle_gb_s']:g}, "
+        f"kept after a use {prices['keep_gb_s']:g}; "
+        f"{told['memory_mb']} MB an instance, kept {told['keep_alive_s']:g} s after a call where a policy has no rule of its own",
     ]
 
 

@@ -45,6 +45,17 @@ def test_json_holds_all_of_it(capsys: pytest.CaptureFixture[str], monkeypatch: p
     assert 0.0 <= path["calibration_error"] <= 1.0
 
 
+def test_what_is_kept_after_a_use_has_a_price_of_its_own(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+    wasted = {}
+    for price in (0.01, 1.0, 100.0):
+        given = (*EXACT, "--keep-alive", "600", "--json", "--policy", "priced", "--keep-price", price)
+        document = json.loads(told(TRACES, *given, capsys=capsys, monkeypatch=monkeypatch)[0])
+        assert document["prices"] == {**document["prices"], "idle_gb_s": 1.0, "keep_gb_s": price}
+        (priced,) = document["policies"]
+        wasted[price] = priced["keep_alive_s"]
+    assert wasted[0.01] > wasted[1.0] > wasted[100.0]
+
+
 @pytest.mark.parametrize("kind", [".png", ".svg"])
 def test_a_picture(tmp_path: Path, kind: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
     path = tmp_path / f"frontier{kind}"
@@ -82,6 +93,7 @@ def test_what_differs_between_functions_is_given_by_name(
         (("--runs", "0"), "--runs: 0 must be over 0"),
         (("--keep-alive", "-1"), "--keep-alive: -1 is not a number of seconds"),
         (("--idle-price", "0"), "--idle-price: 0 must be over 0"),
+        (("--keep-price", "0"), "--keep-price: 0 must be over 0"),
         (("--plot", "there.bmp"), "--plot: there.bmp must end with .png, .svg, .pdf"),
     ],
 )
