@@ -57,6 +57,7 @@ def run(report: Report, full: bool) -> None:
 
 
 def calls_of(report: Report, rounds: int) -> None:
+    """The call graph that imported traces taught."""
     with Platform(standbys=0) as platform, launched() as browser:
         report.driver, report.tier = platform.driver, platform.tier
         report.progress(f"teaching {FUNCTIONS} functions and {CALLS} calls")
@@ -87,7 +88,7 @@ def calls_of(report: Report, rounds: int) -> None:
 
 
 def scaling_of(report: Report, rounds: int) -> None:
-    """Functions that each have an instance."""
+    """The view Scaling, of functions that each have an instance."""
     memory = {"FOREGLOW_NODE_MEMORY_MB": str(2 * 128 * FUNCTIONS)}  # promised, not used: an idle one takes a few MB
     with Platform(standbys=8, environment=memory) as platform, launched() as browser:
         report.driver, report.tier = platform.driver, platform.tier

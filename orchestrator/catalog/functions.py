@@ -133,6 +133,11 @@ class Functions:
         with self._database.read() as session:
             return view_functions(session, [alive(session, tenant, name)])[0]
 
+    def check(self, tenant: str, name: str) -> None:
+        """Raises NotFound."""
+        with self._database.read() as session:
+            alive(session, tenant, name)
+
     def describe_version(self, tenant: str, name: str, number: int) -> VersionView:
         """Raises NotFound."""
         with self._database.read() as session:

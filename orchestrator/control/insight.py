@@ -96,7 +96,7 @@ def router(store: Store, planner: Planner, nodes: Roster, stream: DecisionStream
     @routes.get("/v1/functions/{name}/scaling", response_model=ScalingAnswer)
     async def scaling_of(name: Name, request: Request, after: After = None) -> Response:
         """The same of one function, with each change of the last time: the planner keeps 600 of a version."""
-        await run_in_threadpool(store.functions.describe, tenant_of(request), name)
+        await run_in_threadpool(store.functions.check, tenant_of(request), name)
         return await planner_says(request, "scaling", name=name, after=after)
 
     @routes.get("/v1/activity", response_model=ActivityAnswer)
@@ -148,7 +148,7 @@ def router(store: Store, planner: Planner, nodes: Roster, stream: DecisionStream
     ) -> dict[str, Any]:
         """What the function wrote, per invocation, newest last: 64 KiB each, kept for 24 hours."""
         tenant = tenant_of(request)
-        await run_in_threadpool(store.functions.describe, tenant, name)
+        await run_in_threadpool(store.functions.check, tenant, name)
         asked = [
             node.ask("logs", tenant=tenant, function=name, invocation=invocation, limit=limit) for node in await nodes.peers()
         ]

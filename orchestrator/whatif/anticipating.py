@@ -29,8 +29,7 @@ NO_RUN = -1
 
 class Anticipating(Planned):
     """`weighed`: an instance is kept after a use as long as that is worth it, or a run counts on it, `keep_s` at most
-    (graph.keeping), as the planner tells nodes. Else it is `keep_s` for all. `keep_price`: of a GB kept idle for a second after
-    its use; None: as of any that idles.
+    (graph.keeping), as the planner tells nodes. Else it is `keep_s` for all. `keeping`: the prices that goes by; None: `prices`.
     """
 
     def __init__(
@@ -39,10 +38,10 @@ class Anticipating(Planned):
         prices: Prices | None = None,
         budget: Budget | None = None,
         weighed: bool = True,
-        keep_price: float | None = None,
+        keeping: Prices | None = None,
     ) -> None:
         super().__init__("priced", keep_s, prices, budget)
-        self._keeping = self._prices if keep_price is None else msgspec.structs.replace(self._prices, idle_gb_s=keep_price)
+        self._keeping = keeping or self._prices
         self._weighed = weighed
         self._idle_times: dict[FunctionId, Arrivals] = defaultdict(Arrivals)
         self._arrivals: dict[FunctionId, Arrivals] = defaultdict(Arrivals)

@@ -34,6 +34,11 @@ class Basis(msgspec.Struct, frozen=True):
     weighed: bool = True
     keep_price: float | None = None
 
+    @property
+    def keeping(self) -> Prices:
+        """How long an instance is worth keeping goes by these."""
+        return self.prices if self.keep_price is None else msgspec.structs.replace(self.prices, idle_gb_s=self.keep_price)
+
 
 class Result(msgspec.Struct, frozen=True):
     """`rule`: in a few words what the policy does. `calibration`: of what it foretold, None when it foretells nothing."""
@@ -55,7 +60,7 @@ POLICIES: dict[str, tuple[str, Callable[[Basis], Policy]]] = {
     "path": ("foreglow: whole path at the entry's start", lambda basis: Planned("path", basis.keep_s, budget=basis.budget)),
     "priced": (
         "foreglow: each instance timed and priced, kept while worth it",
-        lambda basis: Anticipating(basis.keep_s, basis.prices, basis.budget, basis.weighed, basis.keep_price),
+        lambda basis: Anticipating(basis.keep_s, basis.prices, basis.budget, basis.weighed, basis.keeping),
     ),
     "clairvoyant": ("knows every call: the bound", lambda basis: Clairvoyant()),
 }

@@ -48,7 +48,7 @@ def document(
             "source": starts.driver.source,
         },
         "memory_mb": settings.default_memory_mb,
-        "prices": msgspec.structs.asdict(basis.prices) | {"keep_gb_s": _keep_price(basis)},
+        "prices": msgspec.structs.asdict(basis.prices) | {"keep_gb_s": basis.keeping.idle_gb_s},
         "keep_alive_s": basis.keep_s,
         "policies": [
             {
@@ -60,10 +60,6 @@ def document(
             for result in results
         ],
     }
-
-
-def _keep_price(basis: Basis) -> float:
-    return basis.prices.idle_gb_s if basis.keep_price is None else basis.keep_price
 
 
 def functions(recorded: Recorded) -> set[str]:

@@ -235,6 +235,7 @@ async def test_a_server_that_never_answers_is_given_up(tmp_path: Path, monkeypat
 @in_loop
 async def test_many_that_never_shake_hands_keep_nobody_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(handshakes, "UNDER_WAY", 4)
+    monkeypatch.setattr(handshakes, "HANDSHAKE_TIMEOUT_S", 300.0)
     async with place(tmp_path) as made:
         silent = [await asyncio.open_connection(LOOPBACK, port_of(made.server).port) for _ in range(20)]
         await made.both()

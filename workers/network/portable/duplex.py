@@ -4,6 +4,7 @@ takes it. For a small frame, what transports do besides takes longer than all th
 import asyncio
 import socket
 import threading
+from abc import ABC, abstractmethod
 
 AT_ONCE = 256 << 10
 """Bytes that one turn of the loop reads of a socket, or offers to it of those that wait."""
@@ -18,7 +19,7 @@ def shared(name: str, size: int = AT_ONCE) -> memoryview:
     return getattr(_buffers, name)  # type: ignore[no-any-return]
 
 
-class Duplex:
+class Duplex(ABC):
     """Owns the socket. Its heirs read (into `_into`), and say what happens when they are behind with writing, and at the end."""
 
     def __init__(self, sock: socket.socket, high: int, low: int) -> None:
@@ -32,16 +33,18 @@ class Duplex:
         self._waiting = bytearray()
         self._behind = self._reading = self._closed = False
 
+    @abstractmethod
     def _readable(self) -> None:
         """There is something to read, an end, or an error."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _on_behind(self, behind: bool) -> None:
         """It is behind now, or no more."""
 
-    def _on_written(self) -> None:
+    def _on_written(self) -> None:  # noqa: B027 - not all heirs need to know
         """What waited has been written."""
 
+    @abstractmethod
     def _on_end(self, error: Exception | None) -> None:
         """The socket failed (or the peer ended it) and is closed. Called once, in a turn of its own; not after `_close`."""
 
