@@ -307,6 +307,10 @@ def changes(running: Network) -> int:
     return sum(count for _, count in roles(running))
 
 
+def master(running: Network) -> int:
+    return [role for role, _ in roles(running)].index("master")
+
+
 def carried(running: Network) -> str:
     return running.planes[0].states()["acme/main"].reason
 
@@ -369,7 +373,7 @@ def test_the_backup_goes_on_under_steady_load(running: Network) -> None:
         for _ in range(2):  # there and back again
             eventually(lambda: settled(running))
             load.go_on()
-            place = [role for role, _ in roles(running)].index("master")
+            place = master(running)
             running.proxies["acme"][place].kill()
             load.go_on()
             running.proxies["acme"][place] = running.backend.proxy(running.bed, "acme", place, [running.specs["acme"]])
@@ -381,9 +385,8 @@ def test_a_change_over_without_a_fault_is_counted(running: Network) -> None:
     """keepalived does not come to its turn, as under too much load, and goes on when the other has taken over."""
     with running.planes[0].attached("acme/main") as function:
         eventually(lambda: settled(running))
-        eventually(lambda: "by acme-proxy-" in carried(running))
-        before = changes(running)
-        place = [role for role, _ in roles(running)].index("master")
+        eventually(lambda: f"by acme-proxy-{master(running)}" in carried(running), "the node sees the last change, too")
+        before, place = changes(running), master(running)
         held = [pid for pid in below(running.proxies["acme"][place].process.pid) if comm(pid) == "keepalived"]
         assert held
         for pid in held:
@@ -397,7 +400,7 @@ def test_a_change_over_without_a_fault_is_counted(running: Network) -> None:
         eventually(lambda: changes(running) >= before + 2, "both are counted")
         eventually(lambda: "changes of proxy: " in carried(running), "the node tells")
         assert function.run(lambda: redis("GET", "tenant")) == "acme"
-        place = [role for role, _ in roles(running)].index("master")
+        place = master(running)
         running.proxies["acme"][place].kill()
         eventually(lambda: function.run(lambda: reads("acme")), "one that stepped back takes over again")
         running.proxies["acme"][place] = running.backend.proxy(running.bed, "acme", place, [running.specs["acme"]])
