@@ -4,13 +4,14 @@
 skip is a failure, because there nothing may be missing; the tests of the other user are then left to that user's own run.
 """
 
+import contextlib
 import os
 import sys
 from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
-from doubles import profiles
+from doubles import profiles, shares
 from doubles.servers import Postgres, RedisServer
 
 profiles.load()
@@ -21,6 +22,13 @@ os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 FIRST = ("faults", "system", "journeys", "input", "browser", "contracts", "unit")
 IN_CI = os.environ.get("CI") == "true"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        share = contextlib.ExitStack()
+        share.enter_context(shares.own_share())
+        config.add_cleanup(share.close)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

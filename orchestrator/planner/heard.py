@@ -42,6 +42,7 @@ class Heard:
     def __init__(self) -> None:
         self._gateways: dict[object, _Gateway] = {}  # by who they are
         self._cooled: dict[str, float] = {}
+        self._called: dict[str, float] = {}  # by version: when last; those of the last HEARD_S, once a tick
         self._peaks: deque[tuple[float, dict[str, int]]] = deque()  # the most at once by version, of each time it was taken
 
     def told(self, gateway: GatewayPeer, message: Demand, now: float) -> None:
@@ -51,6 +52,10 @@ class Heard:
         heard.at = now
         heard.fresh.append(message)
         del heard.fresh[:-FRESH]
+
+    def called(self, version: str, now: float) -> None:
+        """An invocation of it is about to be sent, which gateways say at once."""
+        self._called[version] = now
 
     @property
     def anything(self) -> bool:
@@ -99,6 +104,7 @@ class Heard:
                 for version, peak in most.items():
                     peaks[version] = peaks.get(version, 0) + peak
             heard.last = told[-1] if told else None
+        self._called = {version: at for version, at in self._called.items() if now - at < HEARD_S}
         self._peaks.append((now, peaks))
         while self._peaks[0][0] <= now - WINDOW_S:
             self._peaks.popleft()
@@ -121,6 +127,10 @@ class Heard:
             for heard in self._gateways.values()
         )
         return max(told, *(peaks.get(version, 0) for at, peaks in self._peaks if at > now - WINDOW_S), 0)
+
+    def untold(self, version: str, now: float) -> bool:
+        """It is being called, and how many at once no gateway has told yet: its traffic has just begun, or gateways are late."""
+        return version in self._called and now - self._called[version] < HEARD_S and not self.concurrency(version, now)
 
     def unheard(self, gateways: Iterable[GatewayPeer]) -> bool:
         """One of these is connected and has told nothing yet, or there is none: what traffic there is is not known."""

@@ -144,7 +144,7 @@ class Releasing:
 
     async def _prepare(self, release: OpenRelease, step: _Step) -> None:
         shut_s = time.monotonic() - step.began
-        if shut_s < HEARD_S and self._scaling.heard.unheard(self._gateways()):
+        if shut_s < HEARD_S and self._unknown(release):
             await self._tell(release, step, [], "how much traffic there is has not been heard yet")
             return
         parts, failure = self._wanted(release)
@@ -160,6 +160,12 @@ class Releasing:
             await self._stop(release, step, verdict.reason)
         else:
             await self._tell(release, step, _needs(needs, parts), verdict.reason)
+
+    def _unknown(self, release: OpenRelease) -> bool:
+        """How much traffic there is: a moment between two requests would be taken for none, and the gate stand open."""
+        heard, now = self._scaling.heard, time.monotonic()
+        named = [version_id(release.function, one) for one in shares(release.now)]
+        return heard.unheard(self._gateways()) or any(heard.untold(one, now) for one in named)
 
     def _wanted(self, release: OpenRelease) -> tuple[list[_Part], str]:
         """How many instances of which versions the step needs, those of its call path among them. And why it cannot be, when it

@@ -30,7 +30,7 @@ from orchestrator.scaling.reconciling import Allowance
 from orchestrator.scaling.scaler import VERSIONS, Scaler, maker
 from orchestrator.scaling.terms import RANK, Bounds, Observed, Source, Term, Wanted
 from tracing.records import InvocationRecord
-from workers.rpc.messages import Demand
+from workers.rpc.messages import Demand, TriggerEvent
 from workers.versions import VersionSpec
 
 TICK_S, SLACK_S, SOONEST_S = 1.0, 0.5, 0.5
@@ -103,6 +103,10 @@ class Scaling:
 
     def demand(self, gateway: GatewayPeer, message: Demand) -> None:
         self.heard.told(gateway, message, time.monotonic())
+
+    def called(self, event: TriggerEvent) -> None:
+        if not event.ended:
+            self.heard.called(event.version, time.monotonic())
 
     def records(self, records: Iterable[InvocationRecord]) -> None:
         self._flows.observe(records)

@@ -218,6 +218,7 @@ class Planner:
         for event in triggers.events:
             if not self._removed or tenant_of(VersionId(event.version)) not in self._removed:
                 self.loop.on_event(event)
+                self.scaling.called(event)
 
     def on_records(self, records: Records) -> None:
         known = records.records

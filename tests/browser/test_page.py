@@ -67,12 +67,13 @@ FOCUSED = """() => {
 }"""
 
 
-def drawn(page: Page, nodes: int | None = None) -> None:
+def drawn(page: Page, nodes: int | None = None, timeout: float = 30_000) -> None:
     """Until a picture of that many functions is on the screen."""
     page.wait_for_function(
         "(nodes) => { const of = document.querySelector('.callgraph')?.dataset; "
         "return of?.drawn && (nodes === null || Number(of.nodes) === nodes) }",
         arg=nodes,
+        timeout=timeout,
     )
 
 
@@ -388,7 +389,7 @@ def test_a_page_process_that_is_killed_comes_back_by_itself(shop: Any, visit: Ca
     shop.eventually(lambda: process(shop, "page") not in (0, pid))
     assert shop.invoke("checkout", {}).status_code == 200
     page.goto(f"{shop.control}/page/")
-    drawn(page, 9)
+    drawn(page, 9, timeout=60_000)  # it has begun anew
 
 
 @pytest.mark.parametrize("part", ["**/quasar.umd.prod.js", "**/*vue*.js", "**/socket.io.min.js"])

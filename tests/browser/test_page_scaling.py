@@ -83,8 +83,12 @@ def test_each_change_of_a_function_is_told_and_a_moment_is_read_by_keyboard(
     page.keyboard.press("Home")
     first = moment.evaluate(READ)
     assert re.match(r"\d\d:\d\d:\d\d: \d+ wanted, \d+ ready, \d+ busy\. reactive \d", first), first
-    page.keyboard.press("ArrowRight")
-    second = moment.evaluate(READ)
+    second = first
+    for _ in range(3):  # two points in time may be of one second
+        page.keyboard.press("ArrowRight")
+        second = moment.evaluate(READ)
+        if second[:8] != first[:8]:
+            break
     assert len({now[:8], first[:8], second[:8]}) == 3
     expect(detail.locator(".readout").first).to_contain_text(second[:8])
     picture(page, "scaling-chosen-light")

@@ -1,5 +1,7 @@
 """A started driver of each kind: processes anew for each test, microVMs over one driver for all, since to boot takes seconds."""
 
+import asyncio
+import contextlib
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -9,6 +11,10 @@ from doubles.loop import in_loop
 from doubles.microvms import Shared, guest_image, shared
 from doubles.over_drivers import Test
 from doubles.process_bench import Bench, bench
+
+from workers.drivers.microvm import taps
+
+SETTLE_S = 10.0
 
 
 @pytest.fixture(scope="module")
@@ -41,5 +47,17 @@ def _over_microvms(vms: Shared, folder: Path, test: Test) -> None:
             await test(made)
         finally:
             await made.end()
+            await _at_rest(vms)
 
     vms.run(run())
+
+
+async def _at_rest(vms: Shared) -> None:
+    """The driver outlives the test, and the next one over processes looks for descriptors that are open since it began: what this
+    one opens and closes in the background is awaited. A namespace that could not be made is not made again before the next is
+    taken, so that nobody waits for it for ever."""
+    places = vms.bench.driver._places
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(SETTLE_S):
+            while places._background or (places._taps is not None and places._taps.ready < taps.AHEAD):  # noqa: ASYNC110
+                await asyncio.sleep(0.01)

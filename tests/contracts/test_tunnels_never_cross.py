@@ -13,7 +13,7 @@ from collections.abc import Iterator
 import pytest
 from doubles.besieging import WAIT_S, address_of, bait, besiege, forged, listening, neighbourhood, tempted
 from doubles.private_networks import ECHO_PORT, INTERNET, SERVER, greeting, redis, sandbox
-from doubles.tunnel_planes import BACKENDS, Backend, Network, private_network
+from doubles.tunnel_planes import BACKENDS, PATIENCE_S, Backend, Network, private_network
 
 pytestmark = [pytest.mark.system, pytest.mark.needs_root]
 
@@ -99,7 +99,7 @@ def test_while_instances_come_and_go(running: Network) -> None:
         for _ in range(rounds):
             function = sandbox()
             try:
-                detach = plane.attach(f"{tenant}/main", function)
+                detach = plane.attach(f"{tenant}/main", function, patience_s=PATIENCE_S)
                 connection = function.run(lambda: socket.create_connection((SERVER, ECHO_PORT), 30))
                 with connection:
                     connection.settimeout(30)

@@ -46,6 +46,14 @@ def main(folder: Path, project: Path) -> dict[str, Any]:
             raise SystemExit(f"{' '.join(arguments)}: {done.stdout}{done.stderr}\n{(folder / 'said.log').read_text()[-4000:]}")
         return done.stdout
 
+    def network() -> Any:
+        """As control tells of it; without the tunnel while the node does not answer it in time."""
+        return json.loads(foreglow("vpc", "describe", "shop", "--json"))
+
+    def with_its_tunnel() -> Any:
+        found = network()
+        return found if found["tunnels"] else None
+
     def redis(*words: str) -> bool:
         command = ["redis-cli", "-h", SERVER, *words]
         return "OK" in subprocess.run(command, capture_output=True, text=True, timeout=10, check=False).stdout
@@ -58,13 +66,13 @@ def main(folder: Path, project: Path) -> dict[str, Any]:
         eventually((state / "addresses.json").exists, "the platform is ready")
         foreglow("vpc", "create", "shop", "--cidr", "10.0.0.0/16", "--rule", f"tcp:{SERVER}/32:{PORT}")
         proxy = start(FOREGLOW, "vpc", "proxy", "--vpc", "default/shop", "--listen", "127.0.0.1:0", "--state", str(state))
-        eventually(lambda: json.loads(foreglow("vpc", "describe", "shop", "--json"))["tunnels"][0]["ready"], "the tunnel is open")
+        eventually(lambda: any(one["ready"] for one in network()["tunnels"]), "the tunnel is open")
         foreglow("deploy", str(project))
         invoked = json.loads(foreglow("invoke", "order", "--data", json.dumps({"customer": "7", "item": "tea"}), "--json"))
-        found = json.loads(foreglow("vpc", "describe", "shop", "--json"))
+        found = eventually(with_its_tunnel, "the node tells of its tunnel")
         proxy.terminate()
         left = proxy.wait(30)
-        after = json.loads(foreglow("vpc", "describe", "shop", "--json"))
+        after = network()
         platform.terminate()
         return {"invoked": invoked, "vpc": found, "after": after, "proxy": left, "platform": platform.wait(60)}
     finally:

@@ -12,7 +12,7 @@ from typing import Any
 
 import httpx
 import pytest
-from doubles.hosts import Hosts
+from doubles.hosts import DEPLOY_S, Hosts
 
 from orchestrator.settings import Settings
 
@@ -81,7 +81,7 @@ class Cluster:
         (project / "nap").mkdir(parents=True, exist_ok=True)
         (project / "nap" / "nap.py").write_text(code)
         (project / "foreglow.toml").write_text('[functions.nap]\npath = "nap"\nhandler = "nap:handle"\ntimeout_s = 60\n')
-        done = self.hosts.run("a", "deploy", str(project), "--state", str(self.state))
+        done = self.hosts.run("a", "deploy", str(project), "--state", str(self.state), timeout_s=DEPLOY_S)
         assert done.returncode == 0, done.stderr + done.stdout
 
     def invoke(self, seconds: float, host: str = "a") -> Any:

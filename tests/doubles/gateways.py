@@ -62,7 +62,7 @@ class Gate:
 async def running_gateway(
     *nodes: Rig | Path,
     max_waiting: int = 100,
-    max_wait_s: float = 5.0,
+    max_wait_s: float = 60.0,
     max_depth: int = 16,
     max_payload: int = 6 << 20,
 ) -> AsyncIterator[Gate]:

@@ -14,6 +14,7 @@ from typing import Any, Generic, TypeVar
 
 FOREGLOW = [sys.executable, "-P", "-m", "orchestrator.cli.main"]
 CLONE_NEWNET = 0x40000000
+DEPLOY_S = 240.0  # it waits for what is built and started, on a busy machine for long
 
 Found = TypeVar("Found")
 
@@ -74,10 +75,12 @@ class Hosts:
         self.processes.append(process)
         return process
 
-    def run(self, name: str, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    def run(self, name: str, *words: str, timeout_s: float = 60.0, **environment: str) -> subprocess.CompletedProcess[str]:
         """One command of the platform, to its end."""
         command = self.inside(name, [*FOREGLOW, *words])
-        return subprocess.run(command, env={**_clean(), **environment}, capture_output=True, text=True, timeout=60, check=False)
+        return subprocess.run(
+            command, env={**_clean(), **environment}, capture_output=True, text=True, timeout=timeout_s, check=False
+        )
 
     def call(self, name: str, function: Callable[..., Found], *arguments: Any) -> "Calling[Found]":
         """Runs `function` in a thread that is in the host's network."""

@@ -43,7 +43,7 @@ def spec(
     memory_mb: int = 128,
     concurrency: int = 1,
     kind: Kind = Kind.EVENT,
-    timeout_s: float = 5.0,
+    timeout_s: float = 60.0,
     environment: bytes = b"",
     vpc: str = "",
     egress: str = "none",
@@ -186,7 +186,7 @@ class Running:
         return self._future.done()
 
     async def result(self) -> tuple[InvokeResult, bytes]:
-        return await asyncio.wait_for(asyncio.shield(self._future), 5.0)
+        return await asyncio.wait_for(asyncio.shield(self._future), 60.0)
 
     async def status(self) -> str:
         return (await self.result())[0].status

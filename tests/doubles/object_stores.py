@@ -37,9 +37,8 @@ class Bucket:
 
 @contextlib.contextmanager
 def s3() -> Iterator[Bucket]:
-    port = _free_port()
-    address = f"http://127.0.0.1:{port}"
-    with _running([sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)], port):
+    with _held_port() as port, _running([sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)], port):
+        address = f"http://127.0.0.1:{port}"
         httpx.put(f"{address}/code-bucket", timeout=START_S).raise_for_status()
         yield Bucket(
             "s3://code-bucket/foreglow",
@@ -59,12 +58,11 @@ def azure() -> Iterator[Bucket]:
     program = shutil.which("azurite-blob")
     if program is None:
         pytest.skip("azurite-blob is missing: npm install --global azurite")
-    port = _free_port()
     folder = tempfile.mkdtemp(prefix="fg-azurite-")
-    address = f"http://127.0.0.1:{port}/{ACCOUNT}"
-    command = [program, "--blobPort", str(port), "--location", folder, "--silent", "--skipApiVersionCheck", "--disableTelemetry"]
+    command = [program, "--location", folder, "--silent", "--skipApiVersionCheck", "--disableTelemetry", "--blobPort"]
     try:
-        with _running(command, port):
+        with _held_port() as port, _running([*command, str(port)], port):
+            address = f"http://127.0.0.1:{port}/{ACCOUNT}"
             _make_container(address, "code")
             yield Bucket(
                 "az://code/foreglow",
@@ -110,7 +108,10 @@ def _wait(process: "subprocess.Popen[bytes]", port: int, what: str) -> None:
         time.sleep(0.05)
 
 
-def _free_port() -> int:
+@contextlib.contextmanager
+def _held_port() -> Iterator[int]:
+    """Bound here and never listening, so that nobody else is given it before the server binds it as well, by SO_REUSEADDR."""
     with socket.socket() as one:
+        one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         one.bind(("127.0.0.1", 0))
-        return int(one.getsockname()[1])
+        yield int(one.getsockname()[1])

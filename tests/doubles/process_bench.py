@@ -5,6 +5,7 @@ import contextlib
 import itertools
 import json
 import os
+import re
 import signal
 from collections.abc import AsyncIterator, Set
 from pathlib import Path
@@ -278,13 +279,14 @@ def command_of(pid: int) -> str:
 def groups_of(pid: int) -> list[str]:
     """Control groups a driver of process `pid` made and has not removed."""
     ours = (f"-{pid}", f"-{pid}-node")
+    below = re.compile(rf"-{pid}(-node)?(/|$)")  # not those of a process whose number only begins so
     found: list[str] = []
     for line in Path("/proc/self/mountinfo").read_text().splitlines():
         before, _, after = line.partition(" - ")
         if after.split()[0] in ("cgroup", "cgroup2"):
             for folder, names, _ in os.walk(before.split()[4]):  # groups come and go while we look: os.walk does not mind
                 found += [f"{folder}/{name}" for name in names if name.startswith("foreglow-") and name.endswith(ours)]
-                found += [f"{folder}/{name}" for name in names if f"-{pid}" in folder]
+                found += [f"{folder}/{name}" for name in names if below.search(folder)]
     return found
 
 

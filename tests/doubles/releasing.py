@@ -71,6 +71,8 @@ class Releaser:
     def deploy(self, name: str, number: int, **settings: Any) -> int:
         made = self.put(name, number, **settings)
         self.settled(name, made)
+        known = f"{self.platform.functions}/function/{name}:{made}"  # ready is what the catalog says; gateways hear of it later
+        eventually(lambda: self.functions.post(known).status_code != 404, f"the gateway knows {name}:{made}")
         return made
 
     def settled(self, name: str, number: int, state: str = "ready") -> dict[str, Any]:

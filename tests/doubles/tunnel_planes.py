@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -27,10 +28,11 @@ from workers.network.kernel.endpoint import NodePlace
 from workers.network.kernel.plane import KernelPlane
 from workers.network.portable.plane import PortablePlane
 from workers.networks import TunnelState, VpcSpec
-from workers.ports import Attachment, SandboxNetwork, TunnelPlane
+from workers.ports import Attachment, NetworkUnavailable, SandboxNetwork, TunnelPlane
 
 T = TypeVar("T")
 LIMIT_S = 30.0
+PATIENCE_S = 20.0  # of an attachment that is to come about: a proxy that has much to do is silent for moments, and carries nobody
 PROGRAM = Path(__file__).with_name("kernel_proxy.py")
 
 
@@ -86,21 +88,29 @@ class PlaneInHost:
     def wire(self, function: Host) -> None:
         self.loop.call(self.plane.wire(network(function)))
 
-    def attach(self, vpc: str, function: Host, egress: str = "none") -> Callable[[], None]:
-        """Returns what detaches."""
-        return self.join(vpc, network(function), egress)
+    def attach(self, vpc: str, function: Host, egress: str = "none", patience_s: float = 0.0) -> Callable[[], None]:
+        """Returns what detaches. `patience_s`: so long it is tried again where the network is unavailable."""
+        return self.join(vpc, network(function), egress, patience_s)
 
-    def join(self, vpc: str, there: SandboxNetwork, egress: str = "none") -> Callable[[], None]:
+    def join(self, vpc: str, there: SandboxNetwork, egress: str = "none", patience_s: float = 0.0) -> Callable[[], None]:
         """As `attach`, for a sandbox that a driver made."""
-        attachment: Attachment = self.loop.call(self.plane.attach(vpc, egress, there))
-        return lambda: self.loop.do(attachment.detach)
+        end = time.monotonic() + patience_s
+        while True:
+            try:
+                attachment: Attachment = self.loop.call(self.plane.attach(vpc, egress, there))
+            except NetworkUnavailable:
+                if time.monotonic() >= end:
+                    raise
+                time.sleep(0.05)
+            else:
+                return lambda: self.loop.do(attachment.detach)
 
     @contextlib.contextmanager
     def attached(self, vpc: str, egress: str = "none") -> Iterator[Host]:
         """A function in the Vpc."""
         function = sandbox()
         try:
-            detach = self.attach(vpc, function, egress)
+            detach = self.attach(vpc, function, egress, PATIENCE_S)
             try:
                 yield function
             finally:

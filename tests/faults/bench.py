@@ -11,11 +11,11 @@ from collections.abc import Iterator
 import redis
 from faults import table
 from faults.leaks import Traces, descriptors
-from faults.load import IDLE_S, MANAGE_S, SERVED_S, Acknowledged, Load
+from faults.load import CLIENT_S, IDLE_S, MANAGE_S, SERVED_S, Acknowledged, Load
 from faults.running import PROCESSES, READY_S, Running, stopped, wait_for
 
 FULL = bool(os.environ.get("FULL"))
-STOP_S = 10.0 if FULL else 4.0
+STOP_S = CLIENT_S if FULL else 4.0  # with FULL a request that hangs as long as its process stands still is a client's timeout
 SETTLED_S = 0.5  # after recovery: from here on no client may see anything
 QUIET_S = 1.5
 FD_SLACK = 12  # pools fill and connections of clients come and go; a leak of one per fault would be more
@@ -147,9 +147,10 @@ class Bench:
         self.load.check_acknowledged()
         with self.platform.control(MANAGE_S) as control:  # each instance has descriptors, and what was checked last left many
             assert control.post("/v1/cool", json={}).status_code == 200
-        with contextlib.suppress(AssertionError):
+        try:
             wait_for(lambda: not self._opened(), "descriptors are closed", SERVED_S)
-        assert not (opened := self._opened()), opened
+        except AssertionError as error:
+            raise AssertionError(f"{error}: {self._opened()}") from error
         self.traces.look()
         assert self.platform.stop() == 0, self.platform.lines
         left = self.traces.left()

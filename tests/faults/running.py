@@ -133,11 +133,15 @@ def wait_for(true: Callable[[], Any], what: str, seconds: float) -> Any:
 @contextlib.contextmanager
 def stopped(pids: list[int]) -> Iterator[None]:
     """SIGSTOP, and SIGCONT at the end whatever happens."""
-    for pid in pids:
-        os.kill(pid, signal.SIGSTOP)
+    held: list[int] = []
     try:
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):  # a database's worker may have ended since it was listed
+                os.kill(pid, signal.SIGSTOP)
+                held.append(pid)
+        assert held, f"none of {pids} is there"
         yield
     finally:
-        for pid in pids:
+        for pid in held:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGCONT)

@@ -1,6 +1,6 @@
 """Every process killed, stopped for a while, and in pairs, under load: what docs/failures.md allows is seen, and nothing else.
 
-CI takes every single fault and three seeded pairs; FULL=1 (`make soak`) all pairs, stops of 10 s, and writes what it measured to
+CI takes every single fault and three seeded pairs; FULL=1 (`make soak`) all pairs, stops of 16 s, and writes what it measured to
 benchmarks/results/faults.jsonl.
 """
 

@@ -8,9 +8,9 @@ import json
 import re
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from random import Random
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 import requests
@@ -35,6 +35,7 @@ ATTEMPTS = 200
 BENT = 2  # of each request that was made; making one costs several times what sending it does
 SETTLE_S, SETTLES = 2.0, 15
 SENT_AGAIN = 2
+BUSY_S, BUSY_TIMES = 1.0, 15  # control says 503 and Retry-After where another process did not answer it in time
 RANDOM_BYTES = "Invalid syntax: random bytes"
 WRONG_NO_MORE = re.compile(r"\s*- (header: violates `required` \(was Authorization\)|body: .*)$")
 AIMED = 0.5
@@ -56,6 +57,7 @@ RULES_BESIDE_THE_SCHEMA = {
 }
 
 schemathesis.openapi.media_type("application/zip", archives())
+Answer = TypeVar("Answer", requests.Response, schemathesis.Response)
 
 
 class Explorer:
@@ -64,25 +66,38 @@ class Explorer:
     def __init__(self, platform: Platform) -> None:
         self.platform = platform
         self.session = Keeping()
+        self.wrong: dict[tuple[str, str], str] = {}
         self.headers = {"Authorization": f"Bearer {platform.key}"}
         self.schema = schemathesis.openapi.from_dict(self._get("/openapi.json").json())
         self.operations = [found.ok() for found in self.schema.get_all_operations()]
         self.key_id = next(key["key_id"] for key in self._get("/v1/keys").json()["keys"] if key["name"] == "admin")
         self.sent = 0
         self.statuses: dict[str, Counter[int]] = {}
-        self.wrong: dict[tuple[str, str], str] = {}
         self._random = Random(SEED)
 
     def _get(self, path: str) -> requests.Response:
-        return self.session.get(self.platform.control + path, headers=self.headers, timeout=CALL_S)
+        return self._ask("GET", path)
+
+    def _ask(self, method: str, path: str, **how: Any) -> requests.Response:
+        how = {"headers": self.headers, "timeout": CALL_S, **how}
+        return self._patiently(lambda: self.session.request(method, self.platform.control + path, **how))
+
+    def _patiently(self, send: Callable[[], Answer]) -> Answer:
+        """What is answered once nobody is busy any more. Where that goes on it is a fault; after one there is no more waiting."""
+        answer = send()
+        for _ in range(BUSY_TIMES):
+            if answer.status_code != 503 or "retry-after" not in answer.headers or self.wrong:
+                break
+            time.sleep(BUSY_S)
+            answer = send()
+        return answer
 
     def prepare(self) -> None:
         """What the examples of the document name is there, and ran: `checkout`, of the package of the links."""
         zipped = {**self.headers, "Content-Type": "application/zip"}
-        made = self.session.post(self.platform.control + "/v1/packages", data=good(), headers=zipped, timeout=CALL_S)
+        made = self._ask("POST", "/v1/packages", data=good(), headers=zipped)
         wanted = {"package": made.json()["digest"], "handler": "shop:handle", "calls": ["checkout"]}
-        url = self.platform.control + "/v1/functions/checkout"
-        assert self.session.put(url, json=wanted, headers=self.headers, timeout=CALL_S).status_code == 202
+        assert self._ask("PUT", "/v1/functions/checkout", json=wanted).status_code == 202
         deadline = time.monotonic() + READY_S
         while self._invoke().status_code != 200:
             assert time.monotonic() < deadline, f"{self._invoke().text}\n{self.platform.logs()}"
@@ -107,10 +122,9 @@ class Explorer:
         """What the platform holds with `checkout` alone: the node has descriptors for each instance, and some asked for many that
         stay."""
         for function in self._get("/v1/functions?limit=1000").json()["functions"]:
-            url = f"{self.platform.control}/v1/functions/{function['name']}"
-            assert self.session.delete(url, headers=self.headers, timeout=CALL_S).status_code == 204
+            assert self._ask("DELETE", f"/v1/functions/{function['name']}").status_code == 204
         self.prepare()
-        self.session.post(self.platform.control + "/v1/cool", json={}, headers=self.headers, timeout=CALL_S)
+        self._ask("POST", "/v1/cool", json={})
         found = self.platform.held()
         for _ in range(SETTLES):
             before = found
@@ -124,7 +138,8 @@ class Explorer:
         self.sent += 1
         self.spare(case)
         try:
-            answer = case.call(base_url=self.platform.control, session=self.session, headers=self.headers, timeout=CALL_S)
+            how = {"session": self.session, "headers": self.headers, "timeout": CALL_S}
+            answer = self._patiently(lambda: case.call(base_url=self.platform.control, **how))
         except requests.RequestException as error:
             self._note(case.operation.label, f"no answer: {type(error).__name__}", f"{error}\n{_shown(case)}")
             return None
@@ -157,7 +172,7 @@ class Explorer:
         wrong = bent(request, self._random)
         for left in reversed(range(SENT_AGAIN + 1)):
             try:
-                answer = self.session.send(wrong, timeout=CALL_S, allow_redirects=False)
+                answer = self._patiently(lambda: self.session.send(wrong, timeout=CALL_S, allow_redirects=False))
                 break
             except requests.RequestException as error:
                 # who closes before all was read resets, and a reset that is quicker than the reader takes the answer with it

@@ -54,10 +54,12 @@ environment = {{SECRET_VALUE = "{VALUE}"}}
 """
 
 
-def free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return int(one.getsockname()[1])
+def held_port() -> socket.socket:
+    """Bound and never listening: nobody else is given its port before a server binds it as well, by SO_REUSEADDR."""
+    held = socket.socket()
+    held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    held.bind(("127.0.0.1", 0))
+    return held
 
 
 class Platform:
@@ -65,7 +67,8 @@ class Platform:
 
     def __init__(self, folder: Path) -> None:
         self.settings = Settings(state=folder / "state")
-        self.folder, port = folder, free_port()
+        self.folder, self.held = folder, held_port()
+        port = self.held.getsockname()[1]
         server = valkey.command(folder / "r.sock", folder / "valkey")
         words = [*server, "--port", str(port), "--bind", "127.0.0.1"]
         (folder / "r.conf").write_text(f"requirepass {PASSWORD}\n")
@@ -111,6 +114,7 @@ class Platform:
         for one in (self.up, self.redis):
             one.terminate()
             one.wait(WAIT_S)
+        self.held.close()
         self.said.close()
 
 

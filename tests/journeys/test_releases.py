@@ -74,7 +74,7 @@ def test_a_release_under_load_lets_no_request_wait_on_the_new_version(live: Rele
     live.deploy("busy", 1)
     with live.load("busy", CLIENTS) as answers:
         eventually(lambda: numbers(answers)[1] > 100, "the first version serves")
-        live.put("busy", 2, release={"ramp": [0.3, 1.0], "hold_s": 1.0}, at_init="time.sleep(0.3)")
+        live.put("busy", 2, release={"ramp": [0.3, 1.0], "hold_s": 4.0}, at_init="time.sleep(0.3)")
         held = live.release("busy", ("holding", "stopped"))
         assert held["phase"] == "holding", held
         ended = live.release("busy", ("done", "stopped"))
@@ -124,7 +124,7 @@ def test_a_ramp_goes_on_when_the_planner_is_killed_in_the_middle(live: Releaser)
     live.deploy("goes", 1)
     with live.load("goes", CLIENTS) as answers:
         eventually(lambda: numbers(answers)[1] > 50, "the first version serves")
-        live.put("goes", 2, release={"ramp": [0.2, 0.6, 1.0], "hold_s": 1.0})
+        live.put("goes", 2, release={"ramp": [0.2, 0.6, 1.0], "hold_s": 3.0})
         held = live.release("goes", ("holding",))
         os.kill(live.platform.pids()["planner"], signal.SIGKILL)
         ended = live.release("goes", ("done", "stopped", "aborted"))

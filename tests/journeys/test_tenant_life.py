@@ -92,7 +92,9 @@ def test_a_tenant_is_made_limited_and_removed(operator: Shell, tmp_path: Path) -
     with ThreadPoolExecutor(1) as pool:
         busy = pool.submit(naps, side, 300)
         eventually(lambda: side.get("/v1/tenant")["use"]["concurrency"] == 1, "one is in flight")
-        assert "quota concurrency of tenant acme is 1" in acme.refused("invoke", "nap", "--data", "0")
+        refused = "quota concurrency of tenant acme is 1"
+        eventually(lambda: refused in side.functions.post("/function/nap", json=0).text, "the gateway knows of the quota")
+        assert refused in acme.refused("invoke", "nap", "--data", "0")
         shown = operator.json("tenants", "quotas", "acme", "--concurrency", "default", "--invocations-per-s", "0")
         assert (shown["own"]["concurrency"], shown["own"]["functions"]) == (None, 1)
         eventually(lambda: "invocations_per_s" in side.functions.post("/function/nap", json=0).text, "the rate is in force")

@@ -5,12 +5,15 @@ import json
 import os
 import re
 import signal
+import sqlite3
 import time
 from collections.abc import Iterator
 
 import httpx
 import pytest
 from doubles.clusters import FUNCTIONS, RPC, Cluster, running_cluster
+
+from orchestrator.planner.vigil import AFTER_S
 
 pytestmark = [pytest.mark.system, pytest.mark.needs_root]
 
@@ -26,8 +29,8 @@ def test_a_node_that_is_cut_off_fails_at_once_leaves_comes_back_and_counts_again
     wrong = cluster.join("b", "gateway", "node-x", RPC, token)
     assert wrong.returncode == 1
     assert "this join token is for a node, not for a gateway" in wrong.stderr
-    for host in ("b", "c"):
-        cluster.node(host)
+    for host in ("b", "c"):  # as large as each other: the freest is chosen, and the machine has less by the second one's start
+        cluster.member(host, "node", f"node-{host}", RPC, FOREGLOW_NODE_MEMORY_MB="4096")
     cluster.wait(lambda: len(cluster.served_by()) == 2, "both nodes answer")
     cluster.deploy()
     assert cluster.invoke(0.0).result().json() == 0.0
@@ -42,10 +45,15 @@ def test_a_node_that_is_cut_off_fails_at_once_leaves_comes_back_and_counts_again
 
     cluster.wait(answered, "the second gateway serves")
 
+    def busy() -> int:
+        return sum(one["busy"] for one in cluster("scaling")["versions"])
+
     # in flight on both nodes; then one is gone without a word
     before = cluster.nodes()
-    flying = [cluster.invoke(30.0) for _ in range(6)]
-    time.sleep(6.0)
+    flying = []
+    for _ in range(6):
+        flying.append(cluster.invoke(45.0))
+        cluster.wait(lambda: busy() >= len(flying), "its node has told of it, so the next may go to the other")
     cut_at = time.monotonic()
     cluster.hosts.cut("b")
     answers = [one.result() for one in flying]
@@ -90,15 +98,6 @@ def test_a_planner_that_stands_still_or_dies_is_followed_by_the_next(cluster: Cl
     cluster.node("b")
     cluster.wait(lambda: len(cluster.served_by()) == 1, "the node answers")
     cluster.deploy()
-    second = cluster.member(
-        "c",
-        "planner",
-        "planner-c",
-        RPC,
-        FOREGLOW_DATABASE_URL=f"sqlite:///{cluster.state / 'foreglow.db'}",
-        FOREGLOW_GATEWAYS=str(cluster.settings.socket("gateway")),
-    )
-    cluster.wait(lambda: "planner" in cluster.nodes().get("planner-c", {}).get("role", ""), "the second planner has joined")
     first = json.loads((cluster.state / "processes.json").read_text())["processes"]["planner"]["pid"]
 
     said: list[str] = []
@@ -108,23 +107,43 @@ def test_a_planner_that_stands_still_or_dies_is_followed_by_the_next(cluster: Cl
         said.append(done.stderr)
         return done.returncode == 0
 
-    def holder() -> str:
-        import sqlite3
-
+    def lease() -> tuple[str, float]:
+        """Its holder, and until when."""
         with contextlib.closing(sqlite3.connect(cluster.state / "foreglow.db", timeout=10)) as database:
-            return str(database.execute("SELECT holder FROM leases WHERE name = 'planner/0'").fetchone()[0])
+            found = database.execute("SELECT holder, expires FROM leases WHERE name = 'planner/0'").fetchone()
+        return str(found[0]), float(found[1])
+
+    def holder() -> str:
+        return lease()[0]
 
     cluster.wait(warms, "the first planner decides")
     assert holder().startswith("planner@")
+    second = cluster.member(
+        "c",
+        "planner",
+        "planner-c",
+        RPC,
+        FOREGLOW_DATABASE_URL=f"sqlite:///{cluster.state / 'foreglow.db'}",
+        FOREGLOW_GATEWAYS=str(cluster.settings.socket("gateway")),
+    )
+    cluster.wait(lambda: "planner" in cluster.nodes().get("planner-c", {}).get("role", ""), "the second planner has joined")
     time.sleep(6.0)  # the second one is up by then
     os.kill(first, signal.SIGSTOP)
     try:
         cluster.wait(lambda: holder().startswith("planner-c"), "the second takes over", 60)
         cluster.wait(warms, f"the second decides: {said}", 60)
+        held_by, held_until = lease()
+        assert held_by.startswith("planner-c")
     finally:
         os.kill(first, signal.SIGCONT)
-    time.sleep(2.5)
-    assert holder().startswith("planner-c"), "who stood still does not take it back while it is held"
+    looked_until = time.monotonic() + 2.5
+    while time.monotonic() < looked_until:
+        now_held_by, ends = lease()
+        if now_held_by != held_by:  # so it ran out before, for the second one stood still too
+            assert time.time() >= held_until, "who stood still does not take it back while it is held"
+            break
+        held_until = ends
+        time.sleep(0.05)
     second.kill()
     cluster.wait(lambda: holder().startswith("planner@"), "the first takes over again", 60)
     cluster.wait(warms, "the first decides", 60)
@@ -135,7 +154,7 @@ def test_a_planner_that_stands_still_or_dies_is_followed_by_the_next(cluster: Cl
     cluster.wait(lambda: cluster.nodes()["node-b"]["state"] == "silent", "told as silent", 20)
     silent = cluster.nodes()["node-b"]
     assert silent["epoch"] == before["epoch"]
-    assert before["joined"] < silent["silent_since"] <= time.time() - 2.0
+    assert before["joined"] < silent["silent_since"] <= time.time() - AFTER_S  # it may have been noted right before
     shown = cluster.hosts.run("a", "nodes", "--state", str(cluster.state)).stdout
     assert "silent since" in " ".join(shown.split()), shown
     cluster.hosts.mend("b")

@@ -70,8 +70,13 @@ def tree(folder: Path) -> dict[str, tuple[int, int]]:
 
 def sound_machine(settings: Settings) -> None:
     before = tree(settings.state.parent)
-    code, found = doctor(settings)
-    troubles = [one for many in found.values() for one in many if one["level"] == "fail"]
+    troubles, deadline = [], time.monotonic() + WAIT_S
+    while True:
+        code, found = doctor(settings)
+        troubles = [one for many in found.values() for one in many if one["level"] == "fail"]
+        busy = [one["probe"] for one in troubles] == ["disk"] and "one fsync" in troubles[0]["found"]  # as neighbours leave it
+        if not busy or time.monotonic() > deadline:
+            break
     assert (code, troubles) == (0, [])
     assert {"isolation", "disk", "clock", "redis", "database", "schema", "origin", "files", "ports", "release"} - set(found) <= {
         "ports"
@@ -103,8 +108,6 @@ def test_beside_a_running_platform_it_knows_what_is_ours_and_after_kill_9_what_i
     monkeypatch.setenv("FOREGLOW_ZONE_CACHE", "1")
     held = preflight.reserve_ports(settings)
     ports = {name: str(bound.getsockname()[1]) for name, bound in held.items()}
-    for bound in held.values():
-        bound.close()
     words = [word for name, port in ports.items() for word in (f"--{name}-port", port)]
     running = subprocess.Popen([*FOREGLOW, "up", "--state", str(settings.state), *words], stdout=subprocess.PIPE, text=True)
     try:
@@ -128,11 +131,13 @@ def test_beside_a_running_platform_it_knows_what_is_ours_and_after_kill_9_what_i
         assert found["schema"][0]["level"] == "ok"
         stopped = json.loads((settings.state / "processes.json").read_text())["processes"]["planner"]["pid"]
         os.kill(stopped, signal.SIGSTOP)
+        left, deadline = list[str](), time.monotonic() + WAIT_S  # on a busy machine others too may not answer at once
         try:
-            left = list(installation.processes(settings, True))
+            while left != ["planner: does not answer"] and time.monotonic() < deadline:
+                left = [one.found for one in installation.processes(settings, True) if one.level is Level.FAIL]
         finally:
             os.kill(stopped, signal.SIGCONT)
-        assert [one.found for one in left if one.level is Level.FAIL] == ["planner: does not answer"]
+        assert left == ["planner: does not answer"]
         running.kill()
         running.wait(WAIT_S)
         assert installation.leftovers(settings, installation.is_running(settings)).level is Level.WARN
@@ -141,6 +146,8 @@ def test_beside_a_running_platform_it_knows_what_is_ours_and_after_kill_9_what_i
         running.wait(WAIT_S)
         assert running.stdout is not None
         running.stdout.close()
+        for bound in held.values():  # so long nobody else was given these ports
+            bound.close()
         deadline = time.monotonic() + WAIT_S  # the processes die with their supervisor
         while preflight.noted_processes(preflight.processes_file(settings)) and time.monotonic() < deadline:
             time.sleep(0.05)

@@ -711,7 +711,7 @@ def test_a_poison_event_is_parked_and_told_and_a_retry_ends_it(platform: Platfor
     assert status == "false"
     assert f"`foreglow events retry {event.id}`" in reason
     assert event.reason in reason
-    assert "event.parked" in platform.log.read_text()
+    platform.wait(lambda: "event.parked" in platform.log.read_text(), "it is told")  # after it was written down
     shutil.rmtree(platform.settings.origin_folder, ignore_errors=True)
     kept.rename(platform.settings.origin_folder)
     assert platform.store.outbox.redrive(time.time(), "acme") == [event.id]

@@ -1,6 +1,7 @@
 """Tier 2 before traffic: what a deploy's condition `code` says of zones that were filled, and of those that were not."""
 
 import io
+import os
 import signal
 import sys
 import threading
@@ -23,6 +24,7 @@ from orchestrator.flow.dependencies import Busy
 from orchestrator.flow.filling import FILLS, Filling
 from orchestrator.flow.function_management import FunctionManagement
 from workers.code import breaker
+from workers.code import zone as tier2
 from workers.code.origin import Origin
 from workers.code.package import build_package
 
@@ -73,8 +75,9 @@ def code_condition(store: Store, number: int) -> tuple[str, str]:
 
 
 def test_a_version_is_in_every_zone_before_its_code_is_said_to_be_there(
-    store: Store, origin: Origin, zone: ZoneProcess, tmp_path: Path
+    store: Store, origin: Origin, zone: ZoneProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(tier2, "FILL_READ_S", 30.0)  # a busy machine may let a cache stand still for longer than 3 s
     with ZoneProcess((tmp_path / "origin").as_uri()) as west:
         filling = Filling(origin, Zones(east=[str(zone.socket)], west=[str(west.socket)]), lambda: False)
         builder = Builder(store.packages, origin, b"key", sys.executable, tmp_path / "flow", NO_SOURCES)
@@ -89,6 +92,8 @@ def test_a_version_is_in_every_zone_before_its_code_is_said_to_be_there(
 def test_a_zone_that_is_down_holds_nothing_up_and_the_condition_says_which_and_why(
     store: Store, origin: Origin, zone: ZoneProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    stands_still_s = tier2.FILL_READ_S
+    monkeypatch.setattr(tier2, "FILL_READ_S", 30.0)  # as above
     zones = Zones(east=[str(zone.socket)], west=[str(tmp_path / "nobody.sock")])
     filling = Filling(origin, zones, lambda: False)
     builder = Builder(store.packages, origin, b"key", sys.executable, tmp_path / "flow", NO_SOURCES)
@@ -100,6 +105,7 @@ def test_a_zone_that_is_down_holds_nothing_up_and_the_condition_says_which_and_w
     assert reason.endswith("its nodes are served from the origin")
     assert "east" not in reason
     monkeypatch.setattr(breaker, "FIRST_S", 8.0)  # longer than a deploy takes
+    monkeypatch.setattr(tier2, "FILL_READ_S", stands_still_s)
     zone.signal(signal.SIGSTOP)
     module.apply(deploy(store, origin, "def f(e, c): return 2\n"))
     status, reason = code_condition(store, 2)
@@ -115,9 +121,14 @@ def test_a_zone_that_is_down_holds_nothing_up_and_the_condition_says_which_and_w
 
 
 def test_a_zone_killed_in_the_middle_is_told_of_and_without_zones_nothing_is_waited_for(
-    store: Store, origin: Origin, zone: ZoneProcess
+    store: Store, origin: Origin, zone: ZoneProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     layer = publish(origin, "acme", {f"{number}.bin": bytes([number]) * 300_000 for number in range(100)})
+    last = max(chunk.name for chunk in layer.chunks)
+    (path,) = (tmp_path / "origin").rglob(last)
+    path.unlink()
+    os.mkfifo(path)  # whoever reads it waits: the filling is not over before the kill
+    monkeypatch.setattr(tier2, "STALLED_ROUNDS", 1000)  # nor given up
     zones = Zones(east=[str(zone.socket)])
     filling = Filling(origin, zones, lambda: False)
     said: list[str] = []
@@ -126,7 +137,7 @@ def test_a_zone_killed_in_the_middle_is_told_of_and_without_zones_nothing_is_wai
     wait_for(lambda: len(zone.objects()) >= 3, "some of it is there")
     zone.kill()
     thread.join(30)
-    assert said[0].startswith("zone east: not filled")
+    assert said[0].startswith("zone east: not filled, zone-cache.sock: ")
     zones.told = {}
     assert filling("acme", [layer.digest]) == ""
     filling.close()

@@ -1,9 +1,11 @@
 """Several flow processes and several gateways on one Redis and one database: each event is handled, nothing twice, all agree."""
 
 import asyncio
+import contextlib
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -11,6 +13,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 import redis
 from doubles.servers import Postgres
@@ -20,6 +23,7 @@ from orchestrator.catalog.nudge import Nudge
 from orchestrator.catalog.routes import FUNCTIONS_KEY, SEQUENCE_KEY, STREAM_KEY, decode_route
 from orchestrator.catalog.store import Store
 from orchestrator.catalog.watch import RouteTable, RouteWatcher
+from orchestrator.settings import Settings
 from workers.code.origin import Origin
 from workers.code.package import build_package
 from workers.code.requirements import requirements_digest
@@ -70,6 +74,16 @@ def start_flows(folder: Path, redis_url: str, database_url: str) -> list["subpro
     return running
 
 
+def ready(folder: Path, number: int) -> bool:
+    path = str(Settings(state=folder / f"flow{number}").ops_socket("flow"))
+    with contextlib.suppress(httpx.HTTPError, OSError):
+        with socket.socket(socket.AF_UNIX) as probe:  # a client of HTTP leaves its own open when nobody listens yet
+            probe.connect(path)
+        with httpx.Client(transport=httpx.HTTPTransport(uds=path), timeout=10) as client:
+            return client.get("http://operations/readyz").status_code == 200
+    return False
+
+
 async def both_follow(url: str, wanted: dict[str, int]) -> list[dict[str, int]]:
     """What two gateways' tables end up with."""
     tables = [RouteTable(), RouteTable()]
@@ -97,6 +111,10 @@ def test_many_flows_handle_each_event_once_and_gateways_agree(folder: Path, redi
     origin = Origin((folder / "origin").as_uri())
     flows = start_flows(folder, redis_url, database_url)
     try:
+        deadline = time.monotonic() + PATIENCE_S
+        while not all(ready(folder, number) for number in range(FLOWS)):  # else one may have done it all by then
+            assert time.monotonic() < deadline, "flows do not become ready"
+            time.sleep(0.05)
         for number in range(DEPLOYS):
             settings = VersionSettings(upload(store, origin, number), "handler:f", "event", "python3.11", 128, 30.0, 1)
             store.functions.put("acme", f"f{number % FUNCTIONS}", settings, time.time())

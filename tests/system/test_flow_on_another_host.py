@@ -14,7 +14,7 @@ from typing import Any
 
 import httpx
 import pytest
-from doubles.hosts import Hosts
+from doubles.hosts import DEPLOY_S, Hosts
 from doubles.servers import Postgres
 
 from orchestrator import valkey
@@ -56,8 +56,8 @@ class TwoHosts:
         with (self.folder / "redis.log").open("ab") as log:
             self.hosts.processes.append(subprocess.Popen(self.hosts.inside("a", words), stdout=log, stderr=log, process_group=0))
 
-    def run(self, *words: str) -> "subprocess.CompletedProcess[str]":
-        return self.hosts.run("a", *words, **self.environment)
+    def run(self, *words: str, timeout_s: float = 60.0) -> "subprocess.CompletedProcess[str]":
+        return self.hosts.run("a", *words, timeout_s=timeout_s, **self.environment)
 
     def __call__(self, *words: str) -> Any:
         done = self.run(*words, "--json")
@@ -82,7 +82,7 @@ class TwoHosts:
         (project / "one" / "one.py").write_text(CODE.format(number=number))
         manifest = '[functions.one]\npath = "one"\nhandler = "one:handle"\ninitial_instances = 1\n'
         (project / "foreglow.toml").write_text(manifest)
-        done = self.run("deploy", str(project))
+        done = self.run("deploy", str(project), timeout_s=DEPLOY_S)
         assert done.returncode == 0, done.stderr + done.stdout + self.logs()
 
     def invoke(self) -> Any:

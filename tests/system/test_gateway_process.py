@@ -32,11 +32,12 @@ pytestmark = pytest.mark.system
 ECHO, SITE = spec("echo"), spec("site", kind=Kind.HTTP)
 
 
-def free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        port: int = one.getsockname()[1]
-        return port
+def free_port() -> socket.socket:
+    """Bound to it, and nobody else is given it while that is open; the gateway listens beside (preflight.reserve_ports)."""
+    held = socket.socket()
+    held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    held.bind(("127.0.0.1", 0))
+    return held
 
 
 class Gateway:
@@ -47,11 +48,13 @@ class Gateway:
         )
 
     async def ready(self) -> None:
-        for _ in range(1000):
-            with contextlib.suppress(httpx.TransportError):
-                if (await self.client.get("/readyz")).status_code == 200:
-                    return
-            await asyncio.sleep(0.02)
+        async with asyncio.timeout(60):
+            while self.process.returncode is None:
+                with contextlib.suppress(httpx.TransportError):
+                    if (await self.client.get("/readyz")).status_code == 200:
+                        return
+                await asyncio.sleep(0.02)
+        raise AssertionError(f"the gateway ended with code {self.process.returncode}")
 
     async def post(self, name: str, content: bytes = b"", **more: Any) -> httpx.Response:
         return await self.client.post(f"/function/{name}", content=content, **more)
@@ -73,7 +76,7 @@ class Gateway:
 @contextlib.asynccontextmanager
 async def running_gateway_process(**environment: str) -> AsyncIterator[Gateway]:
     valkey = Server(Path(tempfile.mkdtemp(prefix="fg-")))  # short: a socket's path holds 108 bytes
-    settings = Settings(state=valkey.folder / "state")
+    settings, held = Settings(state=valkey.folder / "state"), free_port()
     try:
         for made in (settings.state, settings.runtime_folder):
             made.mkdir(mode=0o700, parents=True)
@@ -83,7 +86,7 @@ async def running_gateway_process(**environment: str) -> AsyncIterator[Gateway]:
         await catalog.key(digest(TOKEN), encode(KEYS[digest(TOKEN)]))
         await catalog.put(route(ECHO), route(SITE))
         async with running_node(valkey.folder, secret=rpc_secret(load_key(settings.key_file))) as rig:
-            port = free_port()
+            port = held.getsockname()[1]
             more = {
                 "FOREGLOW_HOME": str(settings.state),
                 "FOREGLOW_NODES": str(rig.path),
@@ -108,6 +111,7 @@ async def running_gateway_process(**environment: str) -> AsyncIterator[Gateway]:
         await client.aclose()
         await valkey.kill()
     finally:
+        held.close()
         valkey.end()
         shutil.rmtree(settings.runtime_folder, ignore_errors=True)
 

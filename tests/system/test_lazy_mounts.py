@@ -18,8 +18,8 @@ from doubles.lazy_layers import Layer, mounted_below
 from doubles.loop import in_loop, until
 from doubles.process_bench import INIT_S, HandlerError, Running, bench, descendants
 
+from workers.code.lazy import fill, link
 from workers.code.lazy import layer as layers
-from workers.code.lazy import link
 from workers.code.lazy.link import LazyError
 from workers.code.lazy.mounts import LazyMounts
 from workers.code.lazy.starting import LazyStarts
@@ -162,9 +162,9 @@ async def test_a_chunk_of_another_size_is_never_served(tmp_path: Path) -> None:
 
 @in_loop
 async def test_an_origin_that_is_silent_ends_in_an_error_not_a_hang(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(layers, "READ_TIMEOUT_S", 0.5)
     wanted = package()
     async with mounting(tmp_path) as lazy:
+        monkeypatch.setattr(layers, "READ_TIMEOUT_S", 0.5)  # not for the probe before, which may take longer
         wanted.open.clear()
         made = await lazy.mount("acme", wanted.manifest.digest, wanted.manifest, wanted.read)
         with pytest.raises(OSError, match="Input/output"):
@@ -331,6 +331,8 @@ async def test_what_one_start_touched_comes_first_on_another_node(tmp_path: Path
     assert set(wanted.chunks_of(path)) <= set(touched)
     wanted.asked.clear()
     wanted.open.clear()
+    for wait in ("QUIET_S", "PATIENCE_S"):  # the rest does not begin, however long mounting takes
+        monkeypatch.setattr(fill, wait, 60.0)
     async with mounting(tmp_path / "two") as lazy:
         starts = LazyStarts(lazy, origin, from_bytes=1)
         await starts.start(*key, wanted.manifest, wanted.read)

@@ -64,7 +64,7 @@ def inode(tap: Tap) -> int:
 def holders(number: int) -> list[str]:
     """Descriptors, processes and mounts through which a network namespace is still there."""
     name = f"net:[{number}]"
-    found, others = list[str](), neighbours()
+    found, others = list[tuple[int, str]](), neighbours()
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit() and int(entry.name) not in others:
             try:
@@ -73,10 +73,19 @@ def holders(number: int) -> list[str]:
                     *(entry / "fd").iterdir(),
                     *(task / "ns" / "net" for task in (entry / "task").iterdir()),
                 ]
-                found += [str(link) for link in links if os.path.lexists(link) and os.readlink(link) == name]
+                found += [(int(entry.name), str(link)) for link in links if _leads_to(link, name)]
             except OSError:
                 continue
-    return found + [line for line in Path("/proc/self/mountinfo").read_text().splitlines() if name in line]
+    others |= neighbours()  # those too that came as we looked; and some have gone
+    held = [link for pid, link in found if pid not in others and _leads_to(Path(link), name)]
+    return held + [line for line in Path("/proc/self/mountinfo").read_text().splitlines() if name in line]
+
+
+def _leads_to(link: Path, name: str) -> bool:
+    try:
+        return os.readlink(link) == name
+    except OSError:  # gone
+        return False
 
 
 def say(tap: Tap, kind: int, payload: bytes, to: bytes = b"\xff" * 6) -> None:
@@ -206,9 +215,9 @@ async def test_one_who_gives_up_waiting_costs_nothing() -> None:
 
 async def take_all(pool: TapPool) -> None:
     """Those that are ready or on their way too. Raises NoTap: nothing can be made any more."""
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         while True:
-            (await pool.take()).close()
+            (await pool.take(60)).close()
 
 
 @in_loop
@@ -221,10 +230,10 @@ async def test_what_cannot_be_made_is_said_by_step_and_tried_again(monkeypatch: 
     with pytest.raises(NoTap, match="tap by /dev/net/none: No such file"):
         await take_all(pool)
     monkeypatch.undo()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         while True:
             try:
-                (await pool.take()).close()
+                (await pool.take(60)).close()
                 break
             except NoTap:
                 pass

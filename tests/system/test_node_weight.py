@@ -67,7 +67,7 @@ def test_it_weighs_more_than_all_sandboxes_and_steps_back(node: "subprocess.Pope
     assert int((group / "cpu.shares").read_text()) > int((sandboxes / "cpu.shares").read_text())
     out, _ = node.communicate("on\n", timeout=30)
     assert out == "back\n"
-    assert not [path for path in group.parent.iterdir() if str(node.pid) in path.name]
+    assert not [path for path in group.parent.iterdir() if path.name.split("-")[2:3] == [str(node.pid)]]
 
 
 def test_of_a_node_that_was_killed_the_next_one_removes_it(

@@ -61,8 +61,7 @@ def test_each_tenants_functions_reach_its_own_servers_at_the_same_address(world:
             assert function.run(lambda: redis("GET", "tenant")) == tenant
             assert function.run(postgres_tenant) == tenant
             assert function.run(lambda: datagram(b"x" * 1200)).split()[0] == tenant.encode()
-            name, seen = function.run(greeting)
-            assert (name, seen) == (tenant, "10.0.0.11")
+            eventually(lambda: leaves_as(function, tenant, "10.0.0.11"))  # noqa: B023
 
 
 def test_functions_leave_with_the_vpcs_fixed_address_when_the_proxy_has_it(world: World) -> None:
@@ -70,8 +69,8 @@ def test_functions_leave_with_the_vpcs_fixed_address_when_the_proxy_has_it(world
     holder.ip("address", "add", f"{VIRTUAL}/32", "dev", "lan0")
     try:
         with world.function("acme") as function:
-            assert function.run(greeting) == ("acme", VIRTUAL)
-            assert function.run(lambda: datagram(b"x")).split()[1] == VIRTUAL.encode()
+            eventually(lambda: leaves_as(function, "acme", VIRTUAL))
+            eventually(lambda: function.run(lambda: datagram(b"x")).split()[1] == VIRTUAL.encode())
     finally:
         holder.ip("address", "del", f"{VIRTUAL}/32", "dev", "lan0")
 
@@ -94,7 +93,7 @@ def test_a_tunnel_says_with_which_address_functions_leave_by_each_proxy(world: W
             holder.ip("address", "add", f"{VIRTUAL}/32", "dev", "lan0")
             try:
                 eventually(lambda words=words: said(words))  # type: ignore[misc]
-                assert function.run(greeting) == ("acme", seen)
+                eventually(lambda seen=seen: leaves_as(function, "acme", seen))  # type: ignore[misc]
             finally:
                 holder.ip("address", "del", f"{VIRTUAL}/32", "dev", "lan0")
         eventually(lambda: said("leaving as 10.0.0.11 (by others as 10.0.0.12)"))
@@ -105,6 +104,13 @@ def eventually(holds: Callable[[], bool], limit_s: float = 20.0) -> None:
     while not holds():
         assert time.monotonic() < end
         time.sleep(0.05)
+
+
+def leaves_as(function: Host, tenant: str, address: str) -> bool:
+    """Not at once, perhaps: what begins while a proxy gets no CPU for half a second leaves by the other."""
+    name, seen = function.run(greeting)
+    assert name == tenant
+    return bool(seen == address)
 
 
 def test_what_is_outside_is_unreachable_and_what_refuses_shows_as_reset(world: World) -> None:
@@ -199,11 +205,10 @@ def test_a_guest_behind_a_card_reaches_its_vpc(world: World) -> None:
 def test_a_node_without_leave_and_a_proxy_that_is_another_are_refused(world: World) -> None:
     spec = world.specs["acme"]
     stranger = identity(world.authority, world.folder, "node", REFUSED_NODE)
-    with (
-        plane_at(world.bed.nodes[1].namespace.descriptor, stranger, [spec]) as (node, plane),
-        pytest.raises(NetworkUnavailable, match="may not use acme/main"),
-    ):
-        node.do(plane.opened("acme/main", 1.0))
+    with plane_at(world.bed.nodes[1].namespace.descriptor, stranger, [spec]) as (node, plane):
+        _until(lambda: "may not use acme/main" in node.call(lambda: plane.state("acme/main")).reason, limit_s=30)
+        with pytest.raises(NetworkUnavailable, match="may not use acme/main"):
+            node.do(plane.opened("acme/main", 1.0))
     own = identity(world.authority, world.folder, "node", "n2")
     for proxies, why in (
         (tuple(Proxy("other", one.address) for one in spec.proxies), "is vpc-proxy acme-proxy-0, not vpc-proxy other"),
@@ -239,7 +244,7 @@ def test_the_internet_without_a_vpc_is_reached_from_the_node_itself(
         assert function.run(lambda: datagram(b"who", RESOLVER, 53)).split()[::2] == [b"names", b"who"]
         assert function.run(lambda: greeting(RESOLVER, 53))[0] == "names"
         for address in (node.address, "198.18.0.1", SERVER, "169.254.169.254", "10.1.1.1", "168.63.129.16", "100.64.0.1"):
-            function.run(lambda address=address: refused(lambda: greeting(address, timeout_s=2), "reset"))
+            function.run(lambda address=address: refused(lambda: greeting(address, timeout_s=20), "reset"))
             function.run(lambda address=address: refused(lambda: datagram(b"x", address, timeout_s=0.05), "timed out"))
         assert function.run(lambda: greeting(INTERNET))[0] == "underlay-internet"
 
@@ -276,7 +281,7 @@ def test_a_sandbox_that_the_kernel_backend_wired_ahead(world: World) -> None:
             kernel.loop.call(kernel.plane.wire(network))
             attached = world.attach("umbra", network, "internet")
             assert function.run(lambda function=function: redis("GET", "tenant")) == "umbra"
-            function.run(lambda: refused(lambda: greeting("192.168.1.1", timeout_s=2), "reset"))
+            function.run(lambda: refused(lambda: greeting("192.168.1.1", timeout_s=20), "reset"))
             world.node.call(attached.detach)
             for made in (guest, host):
                 made.close()
@@ -375,9 +380,15 @@ def test_a_vpc_that_is_removed_while_in_use_drains_first(world: World) -> None:
 def test_the_backup_serves_soon_when_the_primary_is_gone(world: World, how: signal.Signals) -> None:
     primary = world.proxies["acme"][0]
     assert primary.process is not None
+    end = time.monotonic() + 20
     with world.function("acme") as function, world.function("umbra") as other:
-        running = function.run(lambda: socket.create_connection((SERVER, ECHO_PORT), 5))
-        assert running.recv(100).split()[1] == b"10.0.0.11"
+        while True:  # until one goes by the primary, which is passed over while it gets no CPU
+            running = function.run(lambda: socket.create_connection((SERVER, ECHO_PORT), 5))
+            if running.recv(100).split()[1] == b"10.0.0.11":
+                break
+            running.close()
+            assert time.monotonic() < end
+            time.sleep(0.05)
         served: list[tuple[float, str]] = []
 
         def traffic() -> None:
@@ -396,7 +407,7 @@ def test_the_backup_serves_soon_when_the_primary_is_gone(world: World, how: sign
         worker.join(10)
         by_backup = [at for at, seen in served if seen == "10.0.0.12"]
         assert by_backup[0] - killed < 10, "the backup came late"  # a second is what make bench-tunnels measures
-        assert other.run(greeting) == ("umbra", "10.0.0.11")
+        eventually(lambda: leaves_as(other, "umbra", "10.0.0.11"))
         if how == signal.SIGKILL:
             refused(lambda: running.recv(1), "reset")
         else:
@@ -414,7 +425,7 @@ def _until_primary(world: World) -> None:
         assert time.monotonic() < end, "the primary is not back"
         time.sleep(0.05)
     with world.function("acme") as function:
-        assert function.run(greeting) == ("acme", "10.0.0.11")
+        eventually(lambda: leaves_as(function, "acme", "10.0.0.11"))
 
 
 def test_a_socket_that_asked_while_nobody_carried_is_answered_later(world: World) -> None:
@@ -430,6 +441,15 @@ def test_a_socket_that_asked_while_nobody_carried_is_answered_later(world: World
         for proxy in umbra:
             proxy.start([spec])
         world.opened("umbra")
-        sock.send(b"found")
-        assert sock.recv(100).split()[::2] == [b"umbra", b"found"]
+        heard: list[bytes] = []
+
+        def answered() -> bool:
+            """A datagram may be lost: it is sent again."""
+            sock.send(b"found")
+            with contextlib.suppress(TimeoutError):
+                heard.append(sock.recv(100))
+            return bool(heard)
+
+        _until(answered, limit_s=20)
+        assert heard[0].split()[::2] == [b"umbra", b"found"]
         sock.close()

@@ -137,7 +137,8 @@ def readiness(settings: Settings, name: str) -> dict[str, object]:
             time.sleep(0.05)
             continue
         transport = httpx.HTTPTransport(uds=str(settings.ops_socket(name)))
-        with contextlib.suppress(httpx.HTTPError), httpx.Client(transport=transport) as client:
+        # a 503 is plain text
+        with contextlib.suppress(httpx.HTTPError, ValueError), httpx.Client(transport=transport) as client:
             answer = json.loads(client.get("http://operations/readyz", timeout=10).text)
         time.sleep(0.05)
     return answer

@@ -1,5 +1,6 @@
 """Zone caches as real processes: killed, stopped, with damaged files, without their origin, two of them."""
 
+import os
 import shutil
 import signal
 import threading
@@ -168,7 +169,7 @@ def test_its_metrics_are_the_documented_ones(zone: ZoneProcess, client: ZoneClie
     listed = {line.split()[2] for line in zone.ops("/metrics").text.splitlines() if line.startswith("# TYPE foreglow_")}
     documented = {one.name for one in FAMILIES.values() if ZONE_CACHE in one.processes}
     assert {one.removesuffix("_total") for one in listed} == documented
-    assert zone.metric("foreglow_zone_fill_seconds_count") == 1
+    assert zone.metric("foreglow_zone_fill_seconds_count") >= 1, "one, or more where it takes more than a second"
     assert zone.metric("foreglow_zone_fetched_bytes_total") == zone.metric("foreglow_zone_bytes") > layer.size
 
 
@@ -176,17 +177,28 @@ def test_its_metrics_are_the_documented_ones(zone: ZoneProcess, client: ZoneClie
 
 
 def test_killed_in_the_middle_of_a_fill_it_goes_on_from_what_it_had(
-    zone: ZoneProcess, client: ZoneClient, origin: Origin, url: str
+    zone: ZoneProcess, client: ZoneClient, origin: Origin, url: str, tmp_path: Path
 ) -> None:
     layer = big_layer(origin, TENANT, 120)
+    last = max(names(layer))
+    path, aside = Path(url.removeprefix("file://"), "chunks", TENANT, last[:2], last), tmp_path / "aside"
+    path.rename(aside)
+    os.mkfifo(path)  # whoever reads it waits: no fill is over before the kill
     said: list[str] = []
-    filling = threading.Thread(target=lambda: said.append(client.fill(TENANT, layer.digest, names(layer), WAIT_S)))
+
+    def fill() -> None:
+        while not said or "are missing" in said[-1]:  # given up for the one that does not come
+            said.append(client.fill(TENANT, layer.digest, names(layer), WAIT_S))
+
+    filling = threading.Thread(target=fill)
     filling.start()
     wait_for(lambda: len(zone.objects()) >= 5, "some of it is there")
     zone.kill()
     had = zone.objects()
+    assert last not in had
     filling.join(WAIT_S)
-    assert "zone-cache.sock" in said[0], "who fills hears of it, and does not wait for ever"
+    aside.replace(path)
+    assert "zone-cache.sock" in said[-1], "who fills hears of it, and does not wait for ever"
     zone.start()
     assert had <= zone.objects(), "what was there is there"
     wait_for(lambda: not client.fill(TENANT, layer.digest, names(layer), WAIT_S), "it is filled in the end")

@@ -111,7 +111,7 @@ async def test_who_was_removed_or_has_no_certificate_is_given_none(control: Cont
 
 @in_loop
 async def test_who_comes_after_its_end_is_told_the_way_out_and_may_join_again_there(control: Control) -> None:
-    async with control.listening(days=3 / 86400):
+    async with control.listening(days=10 / 86400):
         state = await control.join(control.token())
         member = load_member(state)
         assert member is not None
@@ -138,7 +138,7 @@ async def test_who_comes_after_its_end_is_told_the_way_out_and_may_join_again_th
 async def test_a_running_member_renews_shows_it_and_says_so(control: Control, monkeypatch: pytest.MonkeyPatch) -> None:
     """One process of the cluster that listens, one that dials it by the routes; both certificates change under them."""
     monkeypatch.setattr(renewing, "SETTLE_S", 0.2)
-    days = 12 / 86400
+    days = 30 / 86400  # a third of it is time to renew in, whoever else runs
     async with control.listening(days=days):
         node = await control.join(control.token(), "n1")
         gateway = await control.join(control.token("gateway"), "g1", "gateway", "10.0.0.3:8703")

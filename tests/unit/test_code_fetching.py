@@ -90,10 +90,9 @@ async def test_without_the_zone_chunks_still_come_several_at_a_time(scene: Scene
 
 @in_loop
 async def test_a_zone_that_stands_still_is_left_alone_for_a_moment(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fetching, "ANSWER_S", 0.2)
+    monkeypatch.setattr(fetching, "REST_S", 60.0)
     tier = scene.tier()
-    for lane in tier.fetcher._lanes:
-        lane.answer_s = 0.2
+    tier.fetcher._lanes[0].answer_s = 0.2  # the origin may take its time
     first, second = scene.layer(3 * CHUNK), scene.layer(CHUNK, "g")
     scene.zone.turn.clear()
     assert (await tier.fetch(first)).source == "origin"
@@ -106,8 +105,7 @@ async def test_a_zone_that_stands_still_is_left_alone_for_a_moment(scene: Scene,
 @in_loop
 async def test_a_zone_that_stops_in_the_middle_of_a_layer_is_passed_by(scene: Scene) -> None:
     tier, one = scene.tier(), scene.layer(20 * CHUNK)
-    for lane in tier.fetcher._lanes:
-        lane.answer_s = 0.2
+    tier.fetcher._lanes[0].answer_s = 0.2
     scene.zone.on_chunk = lambda number: scene.zone.turn.clear() if number == 4 else None
     fetched = await tier.fetch(one)
     assert fetched.source == "origin"
@@ -206,7 +204,8 @@ async def test_forgetting_a_tenant_ends_what_is_on_its_way_and_it_never_comes_ba
 
 
 @in_loop
-async def test_what_was_evicted_is_deleted_when_nobody_waits(scene: Scene) -> None:
+async def test_what_was_evicted_is_deleted_when_nobody_waits(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sweeping, "PUT_OFF_S", 60.0)
     tier = scene.tier(Bounds(CHUNK, 1 << 30))
     await tier.fetch(scene.layer(CHUNK))
     behind = scene.layer(2 * CHUNK, "g")
@@ -224,7 +223,7 @@ async def test_what_was_evicted_is_deleted_when_nobody_waits(scene: Scene) -> No
 async def test_what_was_evicted_is_deleted_all_the_same_when_somebody_always_waits(
     scene: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sweeping, "PUT_OFF_S", 0.3)
+    monkeypatch.setattr(sweeping, "PUT_OFF_S", 2.0)
     tier = scene.tier(Bounds(CHUNK, 1 << 30))
     await tier.fetch(scene.layer(CHUNK))
     behind = scene.layer(2 * CHUNK, "g")
@@ -303,8 +302,7 @@ async def test_a_parcel_for_which_there_is_no_room_is_given_up(parcels: ParcelSc
 @in_loop
 async def test_a_parcel_that_comes_when_the_zone_was_left_alone_is_closed(parcels: ParcelScene) -> None:
     tier, one = parcels.tier(), parcels.layer(CHUNK)
-    for lane in tier.fetcher._lanes:
-        lane.answer_s = 0.2
+    tier.fetcher._lanes[0].answer_s = 0.2
     parcels.zone.turn.clear()
     assert (await tier.fetch(one)).source == "origin"
     parcels.zone.turn.set()

@@ -17,6 +17,7 @@ import pytest
 
 from graph.calls import Call, Trace
 from graph.ids import FunctionId, TenantId
+from orchestrator.control import peers
 from orchestrator.control.app import server
 from orchestrator.control.importing import BATCH_BYTES, batches
 from orchestrator.settings import Settings, rpc_secret
@@ -103,6 +104,11 @@ class Scene:
         self.node = Double(settings, "node")
         key = settings.admin_key_file.read_text().strip()
         self.client = httpx.Client(base_url=address, headers={"Authorization": f"Bearer {key}"}, trust_env=False, timeout=60)
+
+
+@pytest.fixture(autouse=True)
+def _patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(peers, "DIAL_TIMEOUT_S", 30.0)  # a busy machine is no process that is away
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from doubles.loop import in_loop, until
 from doubles.nodes import SECRET, Rig, running_node, spec
 
 from graph.plans import DeployDecision, deploy_decision
-from orchestrator.flow import starting
+from orchestrator.flow import links, starting
 from orchestrator.flow.dependencies import Busy
 from orchestrator.flow.starting import Starter, StartFailed, StartInterrupted
 from orchestrator.placement import spread
@@ -25,6 +25,8 @@ HELLO = Hello("flow", "flow-test", SECRET)
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(starting, "LOOK_S", 0.05)
+    for limit in ("DIAL_TIMEOUT_S", "HEARD_TIMEOUT_S"):  # a busy machine is no node that is away
+        monkeypatch.setattr(links, limit, 30.0)
 
 
 class Started:

@@ -272,6 +272,8 @@ async def test_requests_come_before_templates_where_memory_is_short(tmp_path: Pa
         rig.driver.template_mb = 120
         caller = await started(rig)
         await is_held(rig)
+        await until(lambda: not rig.node.templates._rests, "none is made until something new is known")
+        rig.driver.init_ms = 3.0  # which the other is not
         other = spec("other")
         assert (await caller.invoke(other))[0].status == "ok"
         assert rig.driver.templates[0].ended == "gave way to a request"

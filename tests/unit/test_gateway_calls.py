@@ -98,13 +98,13 @@ async def test_a_path_deeper_than_the_limit_ends_there(tmp_path: Path) -> None:
 @in_loop
 async def test_a_child_has_no_more_time_than_its_parent(tmp_path: Path) -> None:
     async with running_node(tmp_path) as rig, running_gateway(rig) as gate:
-        gate.serve(spec("entry", timeout_s=0.4), spec("leaf", timeout_s=60.0))
+        gate.serve(spec("entry", timeout_s=2.0), spec("leaf", timeout_s=60.0))
         story = Story(rig, entry=["leaf"])
         story.silent = {"leaf"}
         answer = await gate.post("entry")
         assert answer.status_code == 504
         told = [msgspec.json.decode(one.invocations()[0].meta)["deadline_s"] for one in rig.driver.clones]
-        assert 0.4 >= told[0] >= told[1] > 0
+        assert 2.0 >= told[0] >= told[1] > 0
         await until(lambda: len(gate.reports._records) == 2)
         assert {status for name, _, status in tree(gate) if name == "leaf"} <= {"timeout", "cancelled"}
         await until(lambda: rig.driver.instances == [])
@@ -238,7 +238,7 @@ async def test_a_node_that_came_back_counts_its_calls_from_one_and_confuses_nobo
 @in_loop
 async def test_parents_that_fill_the_node_leave_room_for_their_children(tmp_path: Path) -> None:
     """A tenth of the memory is for children only, so that parents who wait for them come to an end."""
-    async with running_node(tmp_path, memory_mb=1280) as rig, running_gateway(rig, max_wait_s=5.0) as gate:
+    async with running_node(tmp_path, memory_mb=1280) as rig, running_gateway(rig) as gate:
         gate.serve(ENTRY, LEAF)
         Story(rig, entry=["leaf"])
         answers = await asyncio.gather(*(gate.post("entry") for _ in range(20)))

@@ -45,14 +45,14 @@ async def test_over_its_concurrency_a_tenant_gets_429_with_the_reason_and_nobody
 async def test_a_run_that_was_admitted_is_never_stopped_by_its_own_quota(tmp_path: Path) -> None:
     async with running_node(tmp_path) as rig, running_gateway(rig) as gate:
         gate.serve(spec("entry"), spec("middle"), spec("leaf"))
-        gate.allow("acme", concurrency=1, invocations_per_s=1.0)
+        gate.allow("acme", concurrency=1, invocations_per_s=0.1)
         Story(rig, entry=["middle", "leaf"], middle=["leaf:1"])
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             assert (await gate.post("entry")).status_code == 200
         assert gate.allowances.in_flight() == {}
         late = await gate.post("entry")  # the children have taken the tokens of the next
         assert late.status_code == 429
-        assert 2 <= int(late.headers["retry-after"]) <= 4
+        assert 10 < int(late.headers["retry-after"]) <= 20, "its own would be there after ten seconds"
 
 
 @in_loop

@@ -322,11 +322,11 @@ async def test_a_module_that_cannot_be_imported_is_502_and_its_code_missing_503(
 @in_loop
 async def test_a_handler_that_takes_too_long_is_504(tmp_path: Path) -> None:
     async with running_node(tmp_path) as rig, running_gateway(rig) as gate:
-        gate.serve(spec("slow", timeout_s=0.05))
+        gate.serve(spec("slow", timeout_s=1.0))
         rig.driver.handler = silent
         answer = await gate.post("slow")
         assert answer.status_code == 504
-        assert "0.0" in answer.json()["detail"]
+        assert re.search(r"within (1|0\.\d+) s", answer.json()["detail"])
         always_there(answer.headers)
         assert records(gate)[0].status == "timeout"
 
@@ -359,7 +359,7 @@ async def test_a_node_that_does_not_answer_is_not_waited_for_much_beyond_the_dea
 ) -> None:
     monkeypatch.setattr("orchestrator.gateway.links.GRACE_S", 0.02)
     async with running_node(tmp_path) as rig, running_gateway(rig) as gate:
-        gate.serve(spec("slow", timeout_s=0.05))
+        gate.serve(spec("slow", timeout_s=1.0))
         monkeypatch.setattr(rig.node, "on_message", lambda *_: None)
         answer = await gate.post("slow")
         assert (answer.status_code, answer.json()["error"]["type"]) == (502, "NodeLost")

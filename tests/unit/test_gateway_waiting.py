@@ -81,7 +81,7 @@ async def test_places_are_bounded_and_children_have_their_own() -> None:
 
 @in_loop
 async def test_time_is_bounded_counted_from_the_beginning() -> None:
-    room, since = WaitingRoom(10, 0.03), time.monotonic()
+    room, since = WaitingRoom(10, 0.5), time.monotonic()
     tries = 0
 
     async def wait_until_refused() -> None:
@@ -90,16 +90,16 @@ async def test_time_is_bounded_counted_from_the_beginning() -> None:
             await room.wait(since, FAR, reserved=True)
             tries += 1
 
-    with pytest.raises(Overload, match=r"within 0\.03 s"):
-        await asyncio.wait_for(wait_until_refused(), 2.0)
+    with pytest.raises(Overload, match=r"within 0\.5 s"):
+        await asyncio.wait_for(wait_until_refused(), 30.0)
     assert tries >= 1, "there is a last try at the end of the time"
 
 
 @in_loop
 async def test_nobody_waits_beyond_the_deadline_of_the_invocation() -> None:
     room, now = WaitingRoom(10, 60.0), time.monotonic()
-    await asyncio.wait_for(room.wait(now, now + 0.01, reserved=False), 2.0)
-    await asyncio.wait_for(room.wait(now, now - 5.0, reserved=False), 2.0)
+    await asyncio.wait_for(room.wait(now, now + 0.01, reserved=False), 30.0)
+    await asyncio.wait_for(room.wait(now, now - 5.0, reserved=False), 30.0)
     assert len(room) == 0
 
 
@@ -119,7 +119,7 @@ async def test_a_waiter_that_gives_up_leaves_its_place_and_its_turn_to_others() 
 
 @in_loop
 async def test_by_the_clock_only_the_first_few_try_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(waiting, "POLL_S", 0.01)
+    monkeypatch.setattr(waiting, "POLL_S", 0.5)  # all have joined by then
     queue, now = Queue(WaitingRoom(1000, 60.0)), time.monotonic()
     for number in range(50):
         await queue.join(f"{number}", now + number / 1000)

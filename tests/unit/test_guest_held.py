@@ -24,7 +24,7 @@ other = random.Random()
 other.setstate(random.getstate())
 drawn = []
 def draw():
-    while len(drawn) < 200_000:
+    while len(drawn) < 2_000_000:
         drawn.append((random.random(), other.random(), {column}))
 for _ in range({threads}):
     threading.Thread(target=lambda: [sum(range(50_000)) for _ in range(1000)], daemon=True).start()

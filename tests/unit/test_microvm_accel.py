@@ -77,7 +77,7 @@ def test_a_guest_that_boots_decides_for_kvm(tmp_path: Path, device: Path, how: s
         ("dies", 20, "ended with signal 6: KVM internal error"),
         ("refuses", 20, "ended with exit 1: Could not access KVM kernel module"),
         ("nonsense", 20, "broke off"),
-        ("closes", 2, "closed its ports and did not end"),
+        ("closes", 5, "closed its ports and did not end"),
     ],
 )
 def test_a_guest_that_does_not_boot_decides_for_tcg_and_says_why(

@@ -80,10 +80,10 @@ async def test_what_nobody_used_within_its_lifetime_is_wasted_and_gone(tmp_path:
 async def test_the_lifetime_of_a_used_one_ends_nothing(tmp_path: Path) -> None:
     async with running_node(tmp_path) as rig:
         told = await planner(rig)
-        told.prepare(PrepareItem("d1", ECHO.version, expires_s=1.0))
+        told.prepare(PrepareItem("d1", ECHO.version, expires_s=3.0))
         await told.outcome("d1", ["ready"])
         await told.invoke(ECHO)
-        await asyncio.sleep(1.1)
+        await asyncio.sleep(3.1)
         assert len(rig.driver.alive) == 1
         assert told.outcomes("d1") == ["ready", "hit"]
 
@@ -238,7 +238,7 @@ async def test_cooling_gives_up_the_idle_and_the_coming_but_not_what_somebody_wa
 async def test_a_delayed_order_begins_after_its_delay_and_not_when_revoked_before(tmp_path: Path) -> None:
     async with running_node(tmp_path) as rig:
         told = await planner(rig)
-        told.prepare(PrepareItem("d1", ECHO.version, delay_s=1.0), PrepareItem("d2", ECHO.version, delay_s=1.0))
+        told.prepare(PrepareItem("d1", ECHO.version, delay_s=3.0), PrepareItem("d2", ECHO.version, delay_s=3.0))
         told.revoke("d2")
         await told.outcome("d2", ["cancelled"])
         assert rig.driver.tries == 0

@@ -112,7 +112,7 @@ async def test_a_call_is_taken_only_for_an_invocation_live_in_that_instance(tmp_
 async def test_what_it_called_is_cancelled_when_the_parent_ends_however_it_ends(tmp_path: Path, end: str) -> None:
     async with running_node(tmp_path) as rig:
         caller, other = await rig.caller(), await rig.caller()
-        running, clone, ident = await parent(rig, caller, deadline_s=1.0 if end == "timeout" else 10.0)
+        running, clone, ident = await parent(rig, caller, deadline_s=3.0 if end == "timeout" else 10.0)
         clone.say(FromGuest.CALL, 1, {**CHILD, "invocation": ident})
         clone.say(FromGuest.CALL, 2, {**CHILD, "invocation": ident})
         await until(lambda: len(caller.calls) == 2)

@@ -119,12 +119,13 @@ async def test_starts_go_first_at_the_cores_and_refills_wait_for_quiet() -> None
 
 
 @in_loop
-async def test_a_shape_that_fails_holds_no_core_and_holds_up_nobody() -> None:
+async def test_a_shape_that_fails_holds_no_core_and_holds_up_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(standbys, "RETRY_S", 600.0)
     async with pool_of(target=1, cores=1) as (pool, driver, gate):
         driver.clone_error = lambda tenant, _: DriverError("no") if tenant == "broken" else None
         pool.want("broken", 128)
         await until(lambda: driver.tries == 1)
-        await asyncio.wait_for(gate.enter(ON_DEMAND), 1.0)
+        await asyncio.wait_for(gate.enter(ON_DEMAND), 30.0)
         gate.leave(ON_DEMAND)
         pool.want("acme", 128)
         await until(lambda: len(pool) == 1)
@@ -182,7 +183,7 @@ async def test_one_is_handed_out_only_when_it_rests_and_yields_until_then() -> N
         await until(lambda: driver.rest_turn.waiting == 1)
         assert pool.take("acme", 128) is None
         assert driver.clones[0].speculations == [True]
-        await asyncio.wait_for(gate.enter(ON_DEMAND), 1.0)  # it holds up no start
+        await asyncio.wait_for(gate.enter(ON_DEMAND), 30.0)  # it holds up no start
         gate.leave(ON_DEMAND)
         driver.rest_turn.open()
         await until(lambda: len(pool) == 1)

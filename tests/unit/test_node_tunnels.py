@@ -38,7 +38,7 @@ def namespace() -> Iterator[int]:
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("workers.tunnelling.ATTACH_S", 1.0)
+    monkeypatch.setattr("workers.tunnelling.ATTACH_S", 5.0)
 
 
 def held(namespace: int) -> int:

@@ -168,7 +168,8 @@ def test_an_address_that_is_none_is_refused(address: str) -> None:
         Settings(ops_address=address)
 
 
-def test_a_process_whose_main_thread_blocks_answers_from_a_thread(settings: Settings) -> None:
+def test_a_process_whose_main_thread_blocks_answers_from_a_thread(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(listener, "GRACE_S", 20)
     subject = Subject()
     thread = OperationsThread(subject.operations, settings)
     thread.start()

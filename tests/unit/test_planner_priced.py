@@ -9,6 +9,7 @@ from doubles.fleets import ACME, Bench, fid
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from graph import backoff
 from graph.backoff import LONGEST_S
 from graph.calls import StartKind
 from graph.plans import Budget
@@ -162,7 +163,8 @@ def test_a_function_with_a_template_needs_no_standby(bench: Bench) -> None:
 # -- what goes wrong
 
 
-def test_a_function_whose_init_keeps_failing_rests_and_the_plan_says_so(bench: Bench) -> None:
+def test_a_function_whose_init_keeps_failing_rests_and_the_plan_says_so(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backoff, "FIRST_S", 60.0)
     chain(bench, "first")
     for number in range(2):
         bench.starts("entry", f"t{number}")

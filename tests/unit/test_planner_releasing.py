@@ -13,7 +13,7 @@ from doubles.nodes import spec
 
 from orchestrator.catalog.model import ReleasePhase
 from orchestrator.catalog.releases import OpenRelease
-from orchestrator.planner import releasing
+from orchestrator.planner import heard, releasing
 from orchestrator.planner.releasing import Releasing
 from orchestrator.planner.scaling import Scaling
 from orchestrator.planner.watching import Watching
@@ -21,7 +21,7 @@ from orchestrator.releases import Rules
 from orchestrator.scaling.reconciling import Allowance
 from orchestrator.scaling.terms import Source
 from orchestrator.splitting import Pointer
-from workers.rpc.messages import Demand, VersionDemand
+from workers.rpc.messages import Demand, TriggerEvent, VersionDemand
 from workers.versions import Scaling as Told
 from workers.versions import VersionSpec
 
@@ -147,6 +147,30 @@ def test_nothing_is_decided_before_the_traffic_is_known() -> None:
     scene.traffic(0)
     scene.look()
     assert scene.catalog.flips == 1, "without traffic a gate stands open"
+
+
+def test_traffic_that_has_just_begun_is_waited_for_also_between_two_requests(monkeypatch: pytest.MonkeyPatch) -> None:
+    scene = Scene()
+    scene.traffic(0)
+    scene.scaling.called(TriggerEvent("acme/echo:1", "t", "i", "", 0.0))
+    scene.look(2)
+    assert (scene.ordered(), scene.catalog.flips) == (0, 0)
+    assert "not been heard" in scene.catalog.reason
+    scene.traffic(10)
+    scene.look()
+    assert (scene.ordered(), scene.catalog.flips) == (10, 0)
+    silent = Scene()
+    silent.traffic(0)
+    silent.scaling.called(TriggerEvent("acme/echo:1", "t", "i", "", 0.0, ended=True))
+    silent.look()
+    assert silent.catalog.flips == 1, "the end of a run is no call"
+    late = Scene()
+    late.traffic(0)
+    late.scaling.called(TriggerEvent("acme/echo:1", "t", "i", "", 0.0))
+    for module in (heard, releasing):
+        monkeypatch.setattr(module, "HEARD_S", 0.0)
+    late.look()
+    assert late.catalog.flips == 1, "a gateway that never tells does not hold a release up"
 
 
 def test_a_version_that_may_have_fewer_gets_as_many_as_it_may_and_it_is_said_why() -> None:

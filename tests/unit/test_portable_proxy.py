@@ -82,7 +82,7 @@ async def test_a_node_that_is_removed_loses_its_link_and_others_keep_theirs(tmp_
 async def test_a_node_that_says_nothing_keeps_no_other_out(tmp_path: Path) -> None:
     async with cluster(tmp_path) as made:
         silent = [await made.node("n1", hello=False) for _ in range(MAX_UNSAID_PER_NODE + 3)]
-        await until(lambda: sum(one.closed.done() for one in silent) == 3, "it has no more than its own")
+        await until(lambda: sum(one.closed.done() for one in silent) >= 3, "it has no more than its own")
         await made.node("n2")
 
 

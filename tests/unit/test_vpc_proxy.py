@@ -38,6 +38,15 @@ def control(tmp_path: Path) -> Iterator[Control]:
     made.store.close()
 
 
+@pytest.fixture
+def free_port() -> Iterator[int]:
+    """Bound until the end and not listened on: nobody else is given it, and who reuses addresses may listen there."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        probe.bind(("127.0.0.1", 0))
+        yield int(probe.getsockname()[1])
+
+
 async def joined(control: Control, vpc: str = "acme/db", name: str = "p1") -> Path:
     return await control.join(control.token("vpc-proxy", vpc=vpc), name, "vpc-proxy", "10.0.0.9:8706")
 
@@ -132,9 +141,9 @@ def test_beside_control_a_pair_has_two_names_and_needs_to_be_told_where(tmp_path
 
 
 @in_loop
-async def test_a_proxy_serves_what_it_knew_last_and_says_what_it_lacks(control: Control) -> None:
+async def test_a_proxy_serves_what_it_knew_last_and_says_what_it_lacks(control: Control, free_port: int) -> None:
     async with control.listening():
-        state = await control.join(control.token("vpc-proxy", vpc="acme/db"), "p1", "vpc-proxy", f"127.0.0.1:{free_port()}")
+        state = await control.join(control.token("vpc-proxy", vpc="acme/db"), "p1", "vpc-proxy", f"127.0.0.1:{free_port}")
     place = Place(Settings(state=state), "", "", False)
     place.folder.mkdir()
     known = Known(place.folder / "news.json")
@@ -159,9 +168,3 @@ async def test_a_proxy_serves_what_it_knew_last_and_says_what_it_lacks(control: 
     finally:
         await proxy.stop()
     assert not proxy.serving
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

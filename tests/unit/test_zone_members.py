@@ -26,9 +26,11 @@ from orchestrator.zone_cache.app import ZoneApp
 from orchestrator.zone_cache.disk import ZoneDisk
 from orchestrator.zone_cache.holding import Holding
 from orchestrator.zone_cache.listener import MemberListener
+from workers.code import replica, zone
 from workers.code.chunks import chunk_key, unpack
 from workers.code.manifest import CHUNK_BYTES, PARCEL_CHUNKS, Manifest, hex_of
 from workers.code.origin import Origin, OriginError
+from workers.code.replica import Replica
 from workers.code.zone import ZoneClient
 from workers.rpc.transport import HostPort, Identity
 
@@ -90,6 +92,15 @@ async def said(call: Callable[..., Any], *arguments: Any) -> str:
 
 def layer(made: Cluster, tenant: str = "acme") -> Manifest:
     return publish(made.origin, tenant, {"a.py": b"print(1)\n"})
+
+
+@pytest.fixture(autouse=True)
+def _patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A busy machine is no cache that stands still."""
+    monkeypatch.setattr(replica, "CONNECT_S", 30.0)
+    monkeypatch.setattr(zone, "FILL_READ_S", 30.0)
+    monkeypatch.setattr(Replica.ask, "__defaults__", (b"", 30.0))  # where READ_S has gone
+    monkeypatch.setattr(Replica.open, "__defaults__", (30.0,))
 
 
 @in_loop
@@ -266,9 +277,10 @@ async def test_a_fill_says_how_far_it_is_while_the_origin_is_slow_and_each_chunk
         slow = Slow(made.origin)
         holding = Holding(ZoneDisk(tmp_path / "other", 1 << 30), slow)
         names = [chunk.name for chunk in one.chunks]
-        filled = await holding.fill("acme", one.digest, names, 0.05)
+        filling = asyncio.ensure_future(holding.fill("acme", one.digest, names, 2.0))
+        await until(lambda: slow.asked == 4)
+        filled = await filling
         assert (filled.missing, filled.reason) == (4, "")
-        assert slow.asked == 4
         slow.turn.set()
         await until(lambda: holding.disk.holds(("acme", "chunks", names[-1])) and not holding._flights)
         assert (await holding.fill("acme", one.digest, names, 5)).missing == 0
