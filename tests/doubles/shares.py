@@ -23,7 +23,7 @@ def own_share() -> Iterator[None]:
         yield
         return
     parent = Path(found)
-    group = parent / f"tests-{os.getpid()}"
+    group = parent / f"tests.{os.getpid()}"  # no `-PID`, by which the groups of drivers are known
     try:
         group.mkdir()
         (group / "cgroup.procs").write_text("0")
