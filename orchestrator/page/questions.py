@@ -3,17 +3,19 @@
 import time
 from typing import Any
 
-from orchestrator.page.api import Absent, Away, ControlApi
+from orchestrator.page.api import Absent, Away, ControlApi, SignedOut
 
 COST = 15
 """A question is asked again after this many times as long as its answer took."""
 
 
 class Questions:
-    """`troubles` holds, by path, why it could not be answered the last time. Raises SignedOut only."""
+    """`troubles` holds, by path, why it could not be answered the last time. `over`: the session is, so nothing is answered any
+    more; also who asks because something was pressed or typed need not know that, the page looks after each refresh."""
 
     def __init__(self, api: ControlApi) -> None:
         self.troubles: dict[str, str] = {}
+        self.over = False
         self._api = api
         self._due: dict[str, float] = {}
 
@@ -23,6 +25,9 @@ class Questions:
             answer = await self._api.get(path, **parameters)
         except (Away, Absent) as error:
             self.troubles[path] = str(error)
+            return None
+        except SignedOut:
+            self.over = True
             return None
         self.troubles.pop(path, None)
         return answer

@@ -9,7 +9,7 @@ from urllib.parse import quote, unquote
 from nicegui import ui
 from nicegui.client import Client
 
-from orchestrator.page.api import ControlApi, SignedOut
+from orchestrator.page.api import ControlApi
 from orchestrator.page.elements import Plain
 from orchestrator.page.views.callgraph import CallGraphView
 from orchestrator.page.views.decisions import DecisionsView
@@ -97,6 +97,8 @@ class Viewer:
             began = time.monotonic()
             if self._client.has_socket_connection and not self._paused and not self._over:
                 await self.refresh()
+            if self._view is not None and self._view.questions.over:  # a paused view hears of it by what is pressed
+                self._end()
             await asyncio.sleep(max(0.05, BEAT_S - (time.monotonic() - began)))
 
     async def refresh(self) -> None:
@@ -105,12 +107,8 @@ class Viewer:
             return
         async with self._refreshing:
             view = self._view
-            try:
-                await view.refresh()
-            except SignedOut:
-                self._end()
-                return
-            if view is self._view:
+            await view.refresh()
+            if view is self._view and not view.questions.over:
                 self._say(sorted(set(view.questions.troubles.values())))
 
     def close(self) -> None:

@@ -71,8 +71,8 @@ def assumptions(told: dict[str, Any]) -> list[str]:
     traces, load, starts, prices = told["traces"], told["load"], told["starts"], told["prices"]
     left = ", ".join(f"{count} {reason}" for reason, count in traces["left_out"].items())
     return [
-        f"traces   {traces['runs']} runs of {traces['entries']} entries, {traces['functions']} functions"
-        + (f"; spans left out: {left}" if left else ""),
+        f"traces   {_counted(traces['runs'], 'run')} of {_counted(traces['entries'], 'entry', 'entries')}, "
+        f"{_counted(traces['functions'], 'function')}" + (f"; spans left out: {left}" if left else ""),
         f"load     {load['runs']} runs: {load['told']}; the first {load['not_counted']} teach and are not counted",
         f"starts   {starts['driver']}: clone {_range(starts['clone_ms'])}, out of a standby {_range(starts['standby_ms'])}, "
         f"init {_range(starts['init_ms'])} (median - 99 %)",
@@ -80,6 +80,10 @@ def assumptions(told: dict[str, Any]) -> list[str]:
         f"kept after a use {prices['keep_gb_s']:g}; "
         f"{told['memory_mb']} MB an instance, kept {told['keep_alive_s']:g} s after a call where a policy has no rule of its own",
     ]
+
+
+def _counted(many: int, one: str, more: str = "") -> str:
+    return f"{many} {one if many == 1 else more or one + 's'}"
 
 
 def row(result: Result) -> list[str]:

@@ -435,6 +435,24 @@ def test_a_session_that_ended_elsewhere_empties_the_page(shop: Any, visit: Calla
     expect(visitor.page.get_by_role("table")).to_have_count(0)
 
 
+def test_a_filter_typed_after_the_session_has_ended_ends_the_page_too(shop: Any, visit: Callable[..., Any]) -> None:
+    visitor = visit(shop)
+    page = visitor.page
+    page.get_by_role("navigation", name="Views").get_by_role("link", name="Scaling").click()
+    field = page.get_by_role("searchbox").first
+    expect(field).to_be_visible()
+    page.get_by_role("button", name="Pause").click()  # so that it is not heard of by itself
+    expect(page.get_by_role("button", name="Go on")).to_be_visible()
+    second = visitor.context.new_page()
+    second.goto(f"{shop.control}/page/runs")
+    second.get_by_role("button", name="Sign out").click()
+    expect(second.get_by_role("heading", name="You are signed out")).to_be_visible()
+    field.press_sequentially("pay")
+    expect(page.get_by_role("alert")).to_contain_text("foreglow open")
+    log = shop.state / "logs" / "page.log"
+    assert not log.exists() or "Traceback" not in log.read_text()
+
+
 def test_another_tenant_sees_nothing_of_mine(shop: Any, chromium: Browser) -> None:
     link = shop.link(shop.tenant("rival"))
     context = chromium.new_context()

@@ -32,7 +32,6 @@ class DecisionsView:
         self._feed = Feed()
         self._changed = True
         self._known = False
-        self._over = False
         self._build()
         self._following = background_tasks.create(self._follow(), name="decisions")
 
@@ -64,8 +63,6 @@ class DecisionsView:
         self._table = Listing("Prewarm decisions, newest first", feed.COLUMNS, self._pressed)
 
     async def refresh(self) -> None:
-        if self._over:
-            raise SignedOut
         totals = await self.questions.ask_every(TOTALS_EVERY_S, "/v1/decisions/totals")
         if totals is not None:
             self._say(self._tiles[:4], feed.tiles(totals))
@@ -128,7 +125,7 @@ class DecisionsView:
             except (Away, Absent) as error:
                 self.questions.troubles[STREAM] = str(error)
             except SignedOut:
-                self._over = True
+                self.questions.over = True
                 return
             await asyncio.sleep(AGAIN_S)
 

@@ -11,7 +11,7 @@ Go = Callable[[str], None]
 
 
 class View(Protocol):
-    """Made inside the element it fills. `questions.troubles` is what the page says at its top."""
+    """Made inside the element it fills. `questions.troubles` is what the page says at its top, and `questions.over` ends it."""
 
     questions: Questions
 
@@ -19,7 +19,7 @@ class View(Protocol):
         """`argument`: what stands in the path behind the view's name."""
 
     async def refresh(self) -> None:
-        """Asks what is due and shows what changed; about once a second. Raises SignedOut."""
+        """Asks what is due and shows what changed; about once a second."""
 
     def close(self) -> None:
         """Stops what it started."""
