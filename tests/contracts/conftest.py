@@ -12,8 +12,6 @@ from doubles.microvms import Shared, guest_image, shared
 from doubles.over_drivers import Test
 from doubles.process_bench import Bench, bench
 
-from workers.drivers.microvm import taps
-
 SETTLE_S = 10.0
 
 
@@ -56,8 +54,7 @@ async def _at_rest(vms: Shared) -> None:
     """The driver outlives the test, and the next one over processes looks for descriptors that are open since it began: what this
     one opens and closes in the background is awaited. A namespace that could not be made is not made again before the next is
     taken, so that nobody waits for it for ever."""
-    places = vms.bench.driver._places
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(SETTLE_S):
-            while places._background or (places._taps is not None and places._taps.ready < taps.AHEAD):  # noqa: ASYNC110
+            while not vms.at_rest:  # noqa: ASYNC110
                 await asyncio.sleep(0.01)

@@ -16,6 +16,7 @@ import uvloop
 from doubles.loop import open_descriptors
 from doubles.process_bench import Bench, command_of, descendants, descriptors_since, groups_of
 
+from workers.drivers.microvm import taps
 from workers.drivers.microvm.driver import MicroVmDriver
 from workers.drivers.microvm.image import GuestImage, build
 
@@ -59,6 +60,12 @@ class Shared:
     def __init__(self, loop: asyncio.AbstractEventLoop, bench: Bench) -> None:
         self.loop = loop
         self.bench = bench
+
+    @property
+    def at_rest(self) -> bool:
+        """Nothing of the driver's own comes or goes: namespaces are made ahead, control groups given back, both in threads."""
+        places = self.bench.driver._places
+        return not places._background and (places._taps is None or places._taps.ready >= taps.AHEAD)
 
     def run(self, test: Coroutine[Any, Any, T], limit_s: float = LIMIT_S) -> T:
         return asyncio.run_coroutine_threadsafe(asyncio.wait_for(test, limit_s), self.loop).result()

@@ -20,6 +20,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+from doubles.ports import held_port
 
 START_S = 60.0
 ACCOUNT = "devstoreaccount1"
@@ -37,7 +38,7 @@ class Bucket:
 
 @contextlib.contextmanager
 def s3() -> Iterator[Bucket]:
-    with _held_port() as port, _running([sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)], port):
+    with held_port() as port, _running([sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)], port):
         address = f"http://127.0.0.1:{port}"
         httpx.put(f"{address}/code-bucket", timeout=START_S).raise_for_status()
         yield Bucket(
@@ -61,7 +62,7 @@ def azure() -> Iterator[Bucket]:
     folder = tempfile.mkdtemp(prefix="fg-azurite-")
     command = [program, "--location", folder, "--silent", "--skipApiVersionCheck", "--disableTelemetry", "--blobPort"]
     try:
-        with _held_port() as port, _running([*command, str(port)], port):
+        with held_port() as port, _running([*command, str(port)], port):
             address = f"http://127.0.0.1:{port}/{ACCOUNT}"
             _make_container(address, "code")
             yield Bucket(
@@ -106,12 +107,3 @@ def _wait(process: "subprocess.Popen[bytes]", port: int, what: str) -> None:
         if process.poll() is not None or time.monotonic() > deadline:
             raise AssertionError(f"{what} does not listen")
         time.sleep(0.05)
-
-
-@contextlib.contextmanager
-def _held_port() -> Iterator[int]:
-    """Bound here and never listening, so that nobody else is given it before the server binds it as well, by SO_REUSEADDR."""
-    with socket.socket() as one:
-        one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        one.bind(("127.0.0.1", 0))
-        yield int(one.getsockname()[1])

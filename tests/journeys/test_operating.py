@@ -5,7 +5,6 @@ import json
 import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -16,6 +15,7 @@ from typing import Any
 
 import httpx
 import pytest
+from doubles.ports import held_port
 from prometheus_client.parser import text_string_to_metric_families
 
 from orchestrator import valkey
@@ -54,21 +54,13 @@ environment = {{SECRET_VALUE = "{VALUE}"}}
 """
 
 
-def held_port() -> socket.socket:
-    """Bound and never listening: nobody else is given its port before a server binds it as well, by SO_REUSEADDR."""
-    held = socket.socket()
-    held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    held.bind(("127.0.0.1", 0))
-    return held
-
-
 class Platform:
     """`foreglow up` over a Redis of its own that asks for a password; what it says is kept."""
 
     def __init__(self, folder: Path) -> None:
         self.settings = Settings(state=folder / "state")
-        self.folder, self.held = folder, held_port()
-        port = self.held.getsockname()[1]
+        self.folder, self.held = folder, contextlib.ExitStack()
+        port = self.held.enter_context(held_port())
         server = valkey.command(folder / "r.sock", folder / "valkey")
         words = [*server, "--port", str(port), "--bind", "127.0.0.1"]
         (folder / "r.conf").write_text(f"requirepass {PASSWORD}\n")

@@ -5,7 +5,6 @@ import contextlib
 import os
 import shutil
 import signal
-import socket
 import sys
 import tempfile
 from collections.abc import AsyncIterator
@@ -18,6 +17,7 @@ import redis.asyncio as redis
 from doubles.gateways import KEYS, TOKEN, digest, route
 from doubles.loop import in_loop, until
 from doubles.nodes import Rig, running_node, spec
+from doubles.ports import held_port
 from doubles.sandboxes import silent
 from doubles.valkeys import Catalog, Server
 
@@ -30,14 +30,6 @@ from workers.versions import Kind
 pytestmark = pytest.mark.system
 
 ECHO, SITE = spec("echo"), spec("site", kind=Kind.HTTP)
-
-
-def free_port() -> socket.socket:
-    """Bound to it, and nobody else is given it while that is open; the gateway listens beside (preflight.reserve_ports)."""
-    held = socket.socket()
-    held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    held.bind(("127.0.0.1", 0))
-    return held
 
 
 class Gateway:
@@ -76,7 +68,7 @@ class Gateway:
 @contextlib.asynccontextmanager
 async def running_gateway_process(**environment: str) -> AsyncIterator[Gateway]:
     valkey = Server(Path(tempfile.mkdtemp(prefix="fg-")))  # short: a socket's path holds 108 bytes
-    settings, held = Settings(state=valkey.folder / "state"), free_port()
+    settings, held = Settings(state=valkey.folder / "state"), contextlib.ExitStack()
     try:
         for made in (settings.state, settings.runtime_folder):
             made.mkdir(mode=0o700, parents=True)
@@ -86,7 +78,7 @@ async def running_gateway_process(**environment: str) -> AsyncIterator[Gateway]:
         await catalog.key(digest(TOKEN), encode(KEYS[digest(TOKEN)]))
         await catalog.put(route(ECHO), route(SITE))
         async with running_node(valkey.folder, secret=rpc_secret(load_key(settings.key_file))) as rig:
-            port = held.getsockname()[1]
+            port = held.enter_context(held_port())
             more = {
                 "FOREGLOW_HOME": str(settings.state),
                 "FOREGLOW_NODES": str(rig.path),

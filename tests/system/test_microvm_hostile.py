@@ -17,7 +17,6 @@ from doubles.microvms import Shared, guest_image, shared
 from doubles.process_bench import ECHO, Running, target_of
 
 from workers.drivers.frames import FromGuest, ToGuest
-from workers.drivers.microvm import taps
 from workers.framing import MAX_BODY, MAX_META, encode
 
 pytestmark = pytest.mark.system
@@ -397,12 +396,6 @@ def _descriptors() -> int:
     return sum(not target_of(one).startswith("/sys/fs/cgroup") for one in os.listdir("/proc/self/fd"))
 
 
-def _settled(vms: Shared) -> bool:
-    """Nothing of the driver's own comes or goes: namespaces are made ahead, groups given back, both in threads."""
-    places = vms.bench.driver._places
-    return not places._background and (places._taps is None or places._taps.ready >= taps.AHEAD)
-
-
 def test_many_in_a_row_leave_nothing(vms: Shared) -> None:
     times = 1000 if os.environ.get("FULL") == "1" else 12
 
@@ -410,12 +403,12 @@ def test_many_in_a_row_leave_nothing(vms: Shared) -> None:
         (await _instance(vms)).clone  # noqa: B018
         for clone in list(vms.bench.driver._clones):
             await clone.kill("over")
-        await until(lambda: _settled(vms), "the pool is full")
+        await until(lambda: vms.at_rest, "the pool is full")
         before = _descriptors()
         for number in range(times):
             one = await _instance(vms)
             assert await one.value(number) == number
             await one.clone.kill("over")
-        await until(lambda: _settled(vms) and _descriptors() <= before + 2, "descriptors are closed")
+        await until(lambda: vms.at_rest and _descriptors() <= before + 2, "descriptors are closed")
 
     vms.run(check(), 60 + times * 2.0)

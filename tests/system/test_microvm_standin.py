@@ -13,7 +13,7 @@ from doubles.loop import in_loop, until
 from doubles.microvms import STANDIN, Shared, microvms, shared
 from doubles.process_bench import ECHO, descendants, target_of
 
-from workers.drivers.microvm import machine, taps
+from workers.drivers.microvm import machine
 from workers.drivers.microvm.clone import MicroVmClone
 from workers.drivers.microvm.image import GuestImage
 from workers.ports import DriverError
@@ -112,17 +112,13 @@ def test_one_that_floods_is_slowed_and_others_are_served(vms: Shared, folder: Pa
 
 
 async def descriptors(vms: Shared, at_most: int = 1 << 30) -> int:
-    """How many are open once nothing of the driver's own comes or goes: network namespaces are made ahead, in a thread, and
-    control groups given back in others. Those of the groups, which are kept for the next sandbox, are not counted."""
-    places = vms.bench.driver._places
-
-    def settled() -> bool:
-        return not places._background and (places._taps is None or places._taps.ready >= taps.AHEAD)
+    """How many are open once nothing of the driver's own comes or goes. Those of control groups, which are kept for the next
+    sandbox, are not counted."""
 
     def count() -> int:
         return sum(not target_of(one).startswith("/sys/fs/cgroup") for one in os.listdir("/proc/self/fd"))
 
-    await until(lambda: settled() and count() <= at_most, "descriptors are closed")
+    await until(lambda: vms.at_rest and count() <= at_most, "descriptors are closed")
     return count()
 
 

@@ -3,9 +3,8 @@
 import asyncio
 import contextlib
 import itertools
-import socket
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from doubles.cluster import LOOPBACK, identity, port_of
 from doubles.joining import Control
 from doubles.loop import in_loop, until
 from doubles.nodes import SECRET, Rig, running_node, spec
+from doubles.ports import held_port
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -80,15 +80,6 @@ class Ear:
         self.lost.append(why)
 
 
-@contextlib.contextmanager
-def free_port() -> Iterator[HostPort]:
-    """Bound until the end and not listened on: nobody else is given it, and who reuses addresses may listen there."""
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        probe.bind((LOOPBACK, 0))
-        yield HostPort(LOOPBACK, probe.getsockname()[1])
-
-
 class Site:
     """A control with its database, a node and gateways that joined it, in one loop."""
 
@@ -117,7 +108,8 @@ class Site:
 async def site(folder: Path) -> AsyncIterator[Site]:
     control = Control(folder / "c")
     try:
-        with free_port() as at:
+        with held_port() as port:
+            at = HostPort(LOOPBACK, port)
             async with control.listening():
                 state = await control.join(control.token(), NODE, "node", str(at))
                 own = Self(Settings(state=state), "node", "")

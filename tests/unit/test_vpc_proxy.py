@@ -1,7 +1,6 @@
 """What a proxy is told and keeps, whom it lets in, and what it says when it cannot be."""
 
 import asyncio
-import socket
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +9,7 @@ import msgspec
 import pytest
 from doubles.joining import Control
 from doubles.loop import in_loop, until
+from doubles.ports import held_port
 
 from orchestrator.catalog.vpcs import NodeOfVpc, ProxyNews, VpcSettings
 from orchestrator.joining import JoinFailed
@@ -40,11 +40,8 @@ def control(tmp_path: Path) -> Iterator[Control]:
 
 @pytest.fixture
 def free_port() -> Iterator[int]:
-    """Bound until the end and not listened on: nobody else is given it, and who reuses addresses may listen there."""
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        probe.bind(("127.0.0.1", 0))
-        yield int(probe.getsockname()[1])
+    with held_port() as port:
+        yield port
 
 
 async def joined(control: Control, vpc: str = "acme/db", name: str = "p1") -> Path:

@@ -30,7 +30,6 @@ from workers.code import replica, zone
 from workers.code.chunks import chunk_key, unpack
 from workers.code.manifest import CHUNK_BYTES, PARCEL_CHUNKS, Manifest, hex_of
 from workers.code.origin import Origin, OriginError
-from workers.code.replica import Replica
 from workers.code.zone import ZoneClient
 from workers.rpc.transport import HostPort, Identity
 
@@ -99,8 +98,7 @@ def _patient(monkeypatch: pytest.MonkeyPatch) -> None:
     """A busy machine is no cache that stands still."""
     monkeypatch.setattr(replica, "CONNECT_S", 30.0)
     monkeypatch.setattr(zone, "FILL_READ_S", 30.0)
-    monkeypatch.setattr(Replica.ask, "__defaults__", (b"", 30.0))  # where READ_S has gone
-    monkeypatch.setattr(Replica.open, "__defaults__", (30.0,))
+    monkeypatch.setattr(replica, "READ_S", 30.0)
 
 
 @in_loop

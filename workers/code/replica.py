@@ -106,19 +106,19 @@ class Replica:
         with self._lock:
             return self._breaker.admits(now)
 
-    def ask(self, method: str, path: str, at_most: int, body: bytes = b"", read_s: float = READ_S) -> bytes:
+    def ask(self, method: str, path: str, at_most: int, body: bytes = b"", read_s: float | None = None) -> bytes:
         """The body of a good answer. Raises ReplicaAway, ReplicaRefused; the breaker has heard of it then."""
         with self._heard():
-            status, answer = self._ask(method, path, at_most, body, read_s)
+            status, answer = self._ask(method, path, at_most, body, READ_S if read_s is None else read_s)
         _check(status, answer)
         return answer
 
-    def open(self, path: str, read_s: float = READ_S) -> "Body":
+    def open(self, path: str, read_s: float | None = None) -> "Body":
         """A good answer to a GET, to be read as it comes. Raises as `ask` does."""
         with self._heard():
             connection = self._take()
             try:
-                answer = self._begin(connection, "GET", path, b"", read_s)
+                answer = self._begin(connection, "GET", path, b"", READ_S if read_s is None else read_s)
                 refusal = _whole(answer, MAX_REFUSAL, time.monotonic() + WHOLE_S) if answer.status != 200 else b""
             except BaseException:
                 connection.close()
